@@ -1,0 +1,52 @@
+"""Long-tailed image recognition: decoupled training with SAMN on any timm backbone.
+
+The names below load on first use, so that `from ltlearn import SAMNLinear, pava` costs a plain PyTorch
+user neither fastai nor timm.
+"""
+
+from importlib import import_module
+
+from wrapt import register_post_import_hook
+
+__version__ = "0.1.0"
+
+# public name -> the module that defines it
+_LAZY = {
+    "pava": "ltlearn.isotonic",
+    "SAMNLinear": "ltlearn.models.heads",
+    "SAMN": "ltlearn.callbacks",
+    "LTDataLoaders": "ltlearn.data",
+    "InstanceSampler": "ltlearn.data",
+    "ClassBalancedSampler": "ltlearn.data",
+    "SquareRootSampler": "ltlearn.data",
+    "ProgressiveSampler": "ltlearn.data",
+    "FeatureBank": "ltlearn.features",
+    "LTLearner": "ltlearn.learner",
+    "lt_learner": "ltlearn.learner",
+    "shot_report": "ltlearn.metrics",
+    "ShotReport": "ltlearn.metrics",
+    "UserError": "ltlearn.errors",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ltlearn' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(__all__)
+
+
+def _register_models(_module) -> None:
+    import_module("ltlearn.models.cifar_resnet")
+
+
+# `timm.create_model("resnet32_cifar")` works from the moment that both ltlearn and timm are imported, in either
+# order; importing ltlearn alone does not import timm.
+register_post_import_hook(_register_models, "timm")

@@ -1,0 +1,64 @@
+"""Learning rates by the epoch, and loaders that know which epoch it is."""
+
+import math
+
+from fastai.callback.core import Callback
+
+from ltlearn.errors import UserError
+
+__all__ = ["SCHEDULES", "EpochCosine", "LoaderEpoch"]
+
+SCHEDULES = ("cosine", "constant")
+
+
+class EpochCosine(Callback):
+    """Set the learning rate once an epoch: lr / 2 * (1 + cos(pi * t / T)) in epoch t of T, after a linear warm-up.
+
+    Reads the learning rates that the fit begins with, one a parameter group. Writes them each epoch, and writes
+    the first ones back after the fit.
+
+    Args:
+        warmup_epochs: Epochs of linear warm-up, lr * (t + 1) / warmup_epochs, at least 0.
+    """
+
+    # Before anything that records the learning rate of the epoch.
+    order = -5
+
+    def __init__(self, warmup_epochs: int = 0):
+        if warmup_epochs < 0:
+            raise UserError(f"warmup_epochs must be at least 0, got {warmup_epochs}.")
+        self.warmup_epochs = warmup_epochs
+
+    def before_fit(self):
+        """Remember the learning rates."""
+        self.base = [h["lr"] for h in self.learn.opt.hypers]
+
+    def before_epoch(self):
+        """Set the learning rates of this epoch."""
+        t, total = self.learn.epoch, self.learn.n_epoch
+        if t < self.warmup_epochs:
+            factor = (t + 1) / self.warmup_epochs
+        else:
+            factor = (1 + math.cos(math.pi * t / total)) / 2
+        for h, lr in zip(self.learn.opt.hypers, self.base, strict=True):
+            h["lr"] = lr * factor
+
+    def after_fit(self):
+        """Put the first learning rates back."""
+        for h, lr in zip(self.learn.opt.hypers, self.base, strict=True):
+            h["lr"] = lr
+
+
+class LoaderEpoch(Callback):
+    """Tell an `LTDataLoader` the epoch before it is read, so that order and augmentation follow from the seed alone.
+
+    Reads `learn.epoch`. Writes the epoch of the training loader.
+    """
+
+    order = -5
+
+    def before_train(self):
+        """Set the epoch of the training loader."""
+        train = self.learn.dls.train
+        if hasattr(train, "set_epoch"):
+            train.set_epoch(self.learn.epoch, self.learn.n_epoch)

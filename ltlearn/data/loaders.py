@@ -1,0 +1,622 @@
+"""`LTDataLoaders`: long-tailed data as fastai `DataLoaders` that know their class counts and which split they are."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.data.core import DataLoaders, TfmdDL
+from fastai.torch_core import default_device
+from fasttransform import ItemTransform
+from torch import Tensor
+
+from ltlearn.data.counts import count_classes, imbalance_factor_of, long_tail_counts
+from ltlearn.data.samplers import make_sampler
+from ltlearn.data.sources import (
+    ImageSet,
+    list_class_folders,
+    load_cifar,
+    load_digits_pictures,
+    read_image,
+)
+from ltlearn.data.splits import carve_validation, select_long_tail
+from ltlearn.data.transforms import BatchCropFlip, ImageTransform, mix_seed
+from ltlearn.errors import UserError
+
+__all__ = ["DATASETS", "LTDataLoader", "LTDataLoaders", "PictureFiles", "PicturesInMemory", "SplitInfo"]
+
+IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+DATASETS = ("digits_lt", "cifar10_lt", "cifar100_lt")
+PROTOCOLS = ("clean", "paper")
+
+# Small pictures are kept decoded: at most this many bytes of them, and at most this side in pixels.
+_IN_MEMORY_BYTES = 1 << 30
+_IN_MEMORY_SIDE = 96
+
+_log = logging.getLogger("ltlearn")
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Which pictures these are, in the words a table needs."""
+
+    name: str  # "first_n", "shuffle_seed0", "folders", "carved", "arrays"
+    train: str  # fingerprint of all training pictures, before any is carved off for validation
+    valid: str  # fingerprint of the validation pictures
+    test: str | None
+    valid_from: str  # "training images", "valid folder", "test set" (paper protocol), ...
+    dataset: str = ""
+    profile: str | None = None
+    imbalance_factor: float | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        factor = f", imbalance factor {self.imbalance_factor:g}" if self.imbalance_factor else ""
+        return f"{self.dataset} split {self.name}{factor}, fingerprint {self.train}"
+
+    def to_dict(self) -> dict:
+        """Return the fields, ready for JSON."""
+        return asdict(self)
+
+
+class PicturesInMemory:
+    """Small pictures as one uint8 tensor, augmented as a batch.
+
+    Args:
+        data: Pictures with their targets, in memory.
+        transform: "crop_flip", "crop" or "none".
+        pad: Black border of the crop in pixels; None takes an eighth of the side.
+    """
+
+    n_inp = 1
+
+    def __init__(self, data: ImageSet, transform: str = "none", pad: int | None = None):
+        if transform not in ("crop_flip", "crop", "none"):
+            raise UserError(
+                f"pictures held in memory can be augmented with crop_flip, crop or none, got {transform!r}; "
+                "pass in_memory=False for the others."
+            )
+        self.targets, self.transform = torch.from_numpy(data.targets), transform
+        side = max(data.images.shape[1:3])
+        pad = 0 if transform == "none" else max(1, side // 8) if pad is None else pad
+        self.augment = BatchCropFlip(torch.from_numpy(data.images), pad, flip=transform == "crop_flip")
+        self.shape = tuple(data.images.shape[1:3])
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def get_batch(self, index: Sequence[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return pictures (B, 3, H, W) uint8 and targets (B,); augmented where a seed is given."""
+        index = torch.as_tensor(index)
+        generator = None
+        if seed is not None and self.transform != "none":
+            generator = torch.Generator().manual_seed(seed)
+        return self.augment(index, generator), self.targets[index]
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        x, y = self.get_batch([i])
+        return x[0], y[0]
+
+
+class PictureFiles:
+    """Pictures on disk, read and transformed one by one.
+
+    Args:
+        data: Pictures with their targets, on disk.
+        transform: A name of `ltlearn.data.transforms.TRANSFORMS`.
+        size: Side of the result in pixels.
+        pad: Black border of "crop" and "crop_flip" in pixels; None takes an eighth of `size`.
+    """
+
+    n_inp = 1
+
+    def __init__(self, data: ImageSet, transform: str = "none", size: int = 224, pad: int | None = None):
+        self.data, self.targets = data, torch.from_numpy(data.targets)
+        self.transform, self.shape = ImageTransform(transform, size, pad), (size, size)
+        self.plain = ImageTransform("none", size)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def get(self, i: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return picture i as (3, size, size) uint8 and its target; augmented where a seed is given."""
+        image = self.data.images[i] if self.data.images is not None else read_image(self.data.root / self.data.paths[i])
+        image = self.plain(image) if seed is None else self.transform(image, seed)
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), self.targets[i]
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.get(i)
+
+
+class NormalizeUint8(ItemTransform):
+    """Turn a uint8 batch into float32, channels last in memory, minus mean over standard deviation."""
+
+    parameters = ("mean", "std")
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        self.set(mean, std)
+
+    def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Use these statistics, per channel and for pixels in [0, 1], from now on."""
+        self.mean = torch.tensor(mean).view(1, 3, 1, 1) * 255
+        self.std = torch.tensor(std).view(1, 3, 1, 1) * 255
+
+    def encodes(self, batch):
+        """Normalise the pictures of a batch; targets and float pictures pass."""
+        x, *rest = batch
+        if x.dtype == torch.uint8:
+            x = x.to(torch.float32, memory_format=torch.channels_last)
+            x = x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
+        return (x, *rest)
+
+
+class LTDataLoader(TfmdDL):
+    """A fastai data loader whose order and augmentations depend on (seed, epoch, position) alone.
+
+    So the number of workers changes nothing, no two epochs or workers repeat a draw, and an epoch can be made again.
+
+    Args:
+        dataset: `PicturesInMemory`, `PictureFiles` or any dataset with `targets`.
+        bs: Images a batch.
+        training: Whether to draw the images with `sampler` instead of in their order. The last, partial batch is kept.
+        sampler: A name of `ltlearn.data.samplers.SAMPLERS` or a torch sampler; only for training.
+        augment: Whether to augment; None does so for training.
+        seed: Of order and augmentation.
+        num_workers: Processes that read pictures; 0 reads in this one.
+        **kwargs: For fastai's `TfmdDL`.
+    """
+
+    def __init__(
+        self, dataset, bs=64, training=False, sampler="instance", augment=None, seed=0, num_workers=0, **kwargs
+    ):
+        kwargs.pop("shuffle", None)
+        kwargs.pop("drop_last", None)
+        self.training, self.seed, self.epoch = training, seed, 0
+        self.augment = training if augment is None else augment
+        # A last batch of one picture would stop batch normalisation.
+        lone = training and len(dataset) % bs == 1 and len(dataset) > 1
+        super().__init__(dataset, bs=bs, shuffle=False, num_workers=num_workers, drop_last=lone, **kwargs)
+        self.set_sampler(sampler)
+
+    def set_sampler(self, sampler) -> None:
+        """Draw the images of an epoch with this sampler (a name or a torch sampler) from now on."""
+        if not self.training:
+            self.sampler_name, self.sampler = None, None
+            return
+        self.sampler_name = sampler if isinstance(sampler, str) else type(sampler).__name__
+        self.sampler = make_sampler(sampler, np.asarray(self.dataset.targets), self.seed)
+
+    def set_epoch(self, epoch: int, epochs: int | None = None) -> None:
+        """Make the next pass the one of this epoch (0-based), of how many."""
+        self.epoch = epoch
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch, epochs) if epochs is not None else self.sampler.set_epoch(epoch)
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        """Return a loader with the same settings but for those given (fastai's protocol)."""
+        shuffle = kwargs.pop("shuffle", None)
+        settings = {
+            "training": self.training if shuffle is None else bool(shuffle),
+            "seed": self.seed,
+            "sampler": self.sampler if self.sampler is not None and dataset is None else "instance",
+        }
+        if shuffle is None:
+            settings["augment"] = self.augment
+        return super().new(dataset, cls, **{**settings, **kwargs})
+
+    def get_idxs(self) -> list[int]:
+        """Return the epoch's images; with augmentation each number also carries its position in the epoch."""
+        order = self.sampler if self.training else range(self.n)
+        return [i + position * self.n for position, i in enumerate(order)] if self.augment else list(order)
+
+    def __iter__(self) -> Iterator:
+        self.set_epoch(self.epoch)
+        yield from super().__iter__()
+        # Whoever trains without an LTLearner gets another draw in the next epoch all the same.
+        self.epoch += 1
+
+    def _seed_at(self, number: int) -> int | None:
+        return mix_seed(self.seed, self.epoch, number // self.n) if self.augment else None
+
+    def create_item(self, s):
+        """Read one picture, augmented by its own seed."""
+        s = s or 0  # fastai tries the loader out with None
+        if hasattr(self.dataset, "get"):
+            return self.dataset.get(s % self.n, self._seed_at(s))
+        return self.dataset[s % self.n]
+
+    def create_batches(self, samps):
+        """Make batches: at once where the dataset can, else picture by picture."""
+        if not hasattr(self.dataset, "get_batch"):
+            yield from super().create_batches(samps)
+            return
+        for numbers in self.chunkify(samps):
+            yield self.dataset.get_batch([s % self.n for s in numbers], self._seed_at(numbers[0]))
+
+
+class LTDataLoaders(DataLoaders):
+    """Training, validation and test loaders of an imbalanced image set; `dls.test` is None where there is no test set.
+
+    Make one with `from_folder`, `from_arrays` or `from_dataset`. Attributes: `class_counts` (training images per
+    class, after validation was carved off), `shot_counts` (before: what many, medium and few are decided by), `vocab`
+    (class names), `c` (their number), `split` (`SplitInfo`).
+    """
+
+    @property
+    def test(self) -> LTDataLoader | None:
+        """The test loader."""
+        return self.loaders[2] if len(self.loaders) > 2 else None
+
+    @classmethod
+    def _build(
+        cls,
+        parts: dict[str, ImageSet],
+        classes: list[str],
+        *,
+        split: SplitInfo,
+        shot_counts: Tensor,
+        stats: tuple | None,
+        transform: str,
+        size: int | None,
+        pad: int | None,
+        in_memory: bool,
+        bs: int,
+        num_workers: int,
+        seed: int,
+        device,
+        path: Path,
+    ) -> "LTDataLoaders":
+        _check_positive("bs", bs)
+        normalize = NormalizeUint8(*(stats or IMAGENET_STATS))
+        loaders = []
+        for part in ("train", "valid", "test"):
+            if part not in parts:
+                continue
+            name = transform if part == "train" else "none"
+            if in_memory:
+                dataset, workers = PicturesInMemory(parts[part], name, pad), 0
+            else:
+                dataset, workers = PictureFiles(parts[part], name, size, pad), num_workers
+            training = part == "train"
+            loaders.append(
+                LTDataLoader(
+                    dataset,
+                    bs=bs if training else max(bs, 256 if in_memory else bs),
+                    training=training,
+                    seed=seed,
+                    num_workers=workers,
+                    after_batch=[normalize],
+                )
+            )
+        dls = cls(*loaders, path=path, device=torch.device(device) if device else default_device())
+        dls.vocab, dls.c = list(classes), len(classes)
+        dls.class_counts = count_classes(parts["train"].targets, len(classes))
+        dls.shot_counts, dls.split = shot_counts, split
+        dls.size, dls.normalize, dls.stats_given = loaders[0].dataset.shape, normalize, stats is not None
+        dls.skipped = [p for data in parts.values() for p in data.skipped]
+        _warn_about_counts(dls.class_counts, classes)
+        _log.info("%s: %d training, %d validation images", split, len(parts["train"]), len(parts["valid"]))
+        return dls
+
+    @classmethod
+    def from_dataset(
+        cls,
+        name: str,
+        data_path: str | Path = "data",
+        imbalance_factor: float = 100,
+        split: str = "first_n",
+        profile: str = "exponential",
+        protocol: str = "clean",
+        valid_pct: float = 0.1,
+        bs: int = 64,
+        seed: int = 0,
+        num_workers: int = 0,
+        skip_bad: bool = False,
+        device=None,
+    ) -> "LTDataLoaders":
+        """Make a long-tailed version of a known balanced set.
+
+        Args:
+            name: "digits_lt" (scikit-learn's, always there), "cifar10_lt" or "cifar100_lt".
+            data_path: Where CIFAR is: class folders or torchvision's pickles. Nothing is downloaded.
+            imbalance_factor: Images of the largest class over those of the smallest, at least 1.
+            split: Which images are kept: "first_n" (SAMN) or "shuffle_seed0" (LDAM-DRW and most others).
+            profile: "exponential" or "step".
+            protocol: "clean" carves validation images off the training images. "paper" keeps all of them and
+                validates on the test set, as the published code does.
+            valid_pct: Share of each class that "clean" carves off, in (0, 1).
+            bs: Images a training batch.
+            seed: Of the carved split, order and augmentation.
+            num_workers: Not used: these sets are held in memory.
+            skip_bad: Leave unreadable pictures out instead of stopping.
+            device: Where batches go; None takes fastai's default.
+
+        Raises:
+            UserError: If a value is outside its range, or the pictures are not there.
+        """
+        _check_choice("dataset", name, DATASETS)
+        _check_choice("protocol", protocol, PROTOCOLS)
+        data_path = Path(data_path).expanduser()
+        if name == "digits_lt":
+            train, classes = load_digits_pictures("train")
+            test, _ = load_digits_pictures("test")
+            n_max, stats, transform, pad = 124, _pixel_stats(train.images), "crop", 1
+        else:
+            classes_n = 10 if name == "cifar10_lt" else 100
+            train, classes = load_cifar(classes_n, data_path, "train")
+            test, _ = load_cifar(classes_n, data_path, "test")
+            n_max, stats, transform, pad = 50_000 // classes_n, CIFAR_STATS, "crop_flip", 4
+        counts = long_tail_counts(n_max, len(classes), imbalance_factor, profile)
+        train = train.take(select_long_tail(train.targets, counts, split)).load(32, skip_bad, "reading training pictures")
+        test = test.load(32, skip_bad, "reading test pictures")
+        return cls._from_parts(
+            {"train": train, "test": test},
+            classes,
+            protocol=protocol,
+            valid_pct=valid_pct,
+            split_name=split,
+            dataset=name,
+            profile=profile,
+            imbalance_factor=imbalance_factor,
+            stats=stats,
+            transform=transform,
+            size=None,
+            pad=pad,
+            in_memory=True,
+            bs=bs,
+            num_workers=num_workers,
+            seed=seed,
+            device=device,
+            path=Path("."),
+        )
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        size: int | None = None,
+        transform: str | None = None,
+        valid_pct: float = 0.2,
+        protocol: str = "clean",
+        bs: int = 64,
+        seed: int = 0,
+        num_workers: int = 0,
+        in_memory: bool | None = None,
+        skip_bad: bool = False,
+        stats: tuple[Sequence[float], Sequence[float]] | None = None,
+        device=None,
+    ) -> "LTDataLoaders":
+        """Read any imbalanced folder of class folders.
+
+        `path` holds either a folder per class, or `train/` (or `training/`) and any of `valid/`, `val/`, `validation/` and
+        `test/`, each with a folder per class. Without a validation folder, validation images are carved off the training
+        images, class by class, emptying no class.
+
+        Args:
+            path: The folder.
+            size: Side in pixels that pictures are brought to; None keeps small pictures of one size as they are
+                and takes 224 otherwise.
+            transform: A name of `ltlearn.data.transforms.TRANSFORMS`; None takes "crop_flip" for pictures held in memory
+                and "resized_crop_flip" for others.
+            valid_pct: Share of each class to carve off where there is no validation folder, in (0, 1).
+            protocol: "clean", or "paper": keep all training images and choose epochs on the test folder.
+            bs: Images a training batch.
+            seed: Of the carved split, order and augmentation.
+            num_workers: Processes that read pictures from disk; 0 reads in this one.
+            in_memory: Whether to hold all pictures decoded; None does so up to 96 pixels and one GiB.
+            skip_bad: Leave unreadable pictures out (each is checked first) instead of stopping at one.
+            stats: Mean and standard deviation per channel for pixels in [0, 1]; None takes those that the model was
+                pre-trained with, or ImageNet's.
+            device: Where batches go; None takes fastai's default.
+
+        Raises:
+            UserError: If the folder is missing or has no class folders, a class of a later split is not in training, no
+                class has two images to carve from, or a picture held in memory cannot be read.
+        """
+        root = Path(path).expanduser()
+        _check_choice("protocol", protocol, PROTOCOLS)
+        if not root.is_dir():
+            raise UserError(f"there is no folder {root}; give the folder that holds a folder of pictures per class.")
+        folders = {}
+        for part, names in {
+            "train": ("train", "training"),
+            "valid": ("valid", "val", "validation"),
+            "test": ("test",),
+        }.items():
+            folders[part] = next((root / n for n in names if (root / n).is_dir()), None)
+        if folders["train"]:
+            train, classes = list_class_folders(folders["train"])
+            parts = {"train": train}
+            parts |= {p: list_class_folders(folders[p], classes)[0] for p in ("valid", "test") if folders[p]}
+        else:
+            train, classes = list_class_folders(root)
+            parts = {"train": train}
+        if len(classes) < 2:
+            raise UserError(f"{root} has only the class {classes[0]!r}; a classifier needs two class folders or more.")
+        total = sum(len(p) for p in parts.values())
+        if size is None:
+            size = _common_side(train) or 224
+        if in_memory is None:
+            in_memory = size <= _IN_MEMORY_SIDE and total * size * size * 4 <= _IN_MEMORY_BYTES
+            in_memory &= transform in (None, "crop_flip", "crop", "none")
+        if in_memory:
+            parts = {p: data.load(size, skip_bad) for p, data in parts.items()}
+        elif skip_bad:
+            parts = {p: data.without_bad() for p, data in parts.items()}
+        return cls._from_parts(
+            parts,
+            classes,
+            protocol=protocol,
+            valid_pct=valid_pct,
+            split_name="folders" if folders["train"] else "one folder",
+            dataset=root.resolve().name,
+            stats=stats,
+            transform=transform or ("crop_flip" if in_memory else "resized_crop_flip"),
+            size=size,
+            pad=None,
+            in_memory=in_memory,
+            bs=bs,
+            num_workers=num_workers,
+            seed=seed,
+            device=device,
+            path=root,
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: np.ndarray | Tensor,
+        targets: Sequence[int] | np.ndarray | Tensor,
+        valid: tuple | None = None,
+        test: tuple | None = None,
+        classes: Sequence[str] | None = None,
+        transform: str = "crop_flip",
+        pad: int | None = None,
+        valid_pct: float = 0.2,
+        protocol: str = "clean",
+        bs: int = 64,
+        seed: int = 0,
+        stats: tuple[Sequence[float], Sequence[float]] | None = None,
+        device=None,
+    ) -> "LTDataLoaders":
+        """Use pictures that are in memory already.
+
+        Args:
+            images: The training pictures.
+            targets: Their class indices.
+            valid: Validation (images, targets); None carves them off the training images.
+            test: Test (images, targets).
+            classes: Class names; None numbers them.
+            transform: "crop_flip", "crop" or "none".
+            pad: Black border of the crop in pixels; None takes an eighth of the side.
+            valid_pct: Share of each class to carve off, in (0, 1).
+            protocol: "clean", or "paper": keep all training images and choose epochs on the test set.
+            bs: Images a training batch.
+            seed: Of the carved split, order and augmentation.
+            stats: Mean and standard deviation per channel for pixels in [0, 1]; None takes those that the model was
+                pre-trained with, or ImageNet's.
+            device: Where batches go; None takes fastai's default.
+
+        Shape:
+            images is (N, H, W, 3) or (N, H, W), uint8; targets is (N,), integers from 0 to C - 1.
+
+        Raises:
+            UserError: If shapes, types or labels do not fit.
+        """
+        _check_choice("protocol", protocol, PROTOCOLS)
+        parts = {"train": _array_set("training", images, targets)}
+        parts |= {p: _array_set(p, *given) for p, given in (("valid", valid), ("test", test)) if given is not None}
+        num_classes = len(classes) if classes is not None else int(max(p.targets.max() for p in parts.values())) + 1
+        for p, data in parts.items():
+            if data.targets.max() >= num_classes:
+                raise UserError(f"{p} targets go up to {data.targets.max()}, but there are {num_classes} classes.")
+        return cls._from_parts(
+            parts,
+            list(classes) if classes is not None else [str(c) for c in range(num_classes)],
+            protocol=protocol,
+            valid_pct=valid_pct,
+            split_name="arrays",
+            dataset="arrays",
+            stats=stats,
+            transform=transform,
+            size=None,
+            pad=pad,
+            in_memory=True,
+            bs=bs,
+            num_workers=0,
+            seed=seed,
+            device=device,
+            path=Path("."),
+        )
+
+    @classmethod
+    def _from_parts(
+        cls, parts, classes, *, protocol, valid_pct, split_name, dataset, seed, profile=None, imbalance_factor=None, **kw
+    ) -> "LTDataLoaders":
+        """Decide what validation is, take fingerprints, and build."""
+        shot_counts = count_classes(parts["train"].targets, len(classes))
+        whole = parts["train"].fingerprint()
+        if protocol == "paper":
+            if "test" not in parts:
+                raise UserError("the paper protocol chooses epochs on the test set, but there is no test folder or set.")
+            # Published code looks at all of the training images, and at the test set after every epoch.
+            parts = {"train": parts["train"], "valid": parts["test"], "test": parts["test"]}
+            valid_from = "test set"
+        elif "valid" in parts:
+            valid_from = "validation set"
+        else:
+            train, valid = carve_validation(parts["train"].targets, valid_pct, seed)
+            parts = {**parts, "train": parts["train"].take(train), "valid": parts["train"].take(valid)}
+            valid_from = "training images"
+        split = SplitInfo(
+            name=split_name,
+            train=whole,
+            valid=parts["valid"].fingerprint(),
+            test=parts["test"].fingerprint() if "test" in parts else None,
+            valid_from=valid_from,
+            dataset=dataset,
+            profile=profile,
+            imbalance_factor=imbalance_factor or imbalance_factor_of(shot_counts),
+            seed=seed,
+        )
+        return cls._build(parts, classes, split=split, shot_counts=shot_counts, seed=seed, **kw)
+
+
+def _array_set(part: str, images, targets) -> ImageSet:
+    images, targets = np.asarray(images), np.asarray(targets)
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, axis=3)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(
+            f"{part} images must be uint8 of shape (N, H, W, 3) or (N, H, W), got {images.dtype} {images.shape}."
+        )
+    if targets.shape != images.shape[:1] or not np.issubdtype(targets.dtype, np.integer):
+        raise UserError(f"{part} targets must be {len(images)} integers, got {targets.dtype} {targets.shape}.")
+    if not len(targets) or targets.min() < 0:
+        raise UserError(f"{part} targets must be class indices from 0 up, and at least one.")
+    return ImageSet(targets.astype(np.int64), images=np.ascontiguousarray(images))
+
+
+def _common_side(data: ImageSet, looks: int = 32) -> int | None:
+    """Return the side of the pictures if they are small squares of one size, judged by some of them."""
+    from PIL import Image
+
+    sides = set()
+    for i in np.linspace(0, len(data) - 1, min(looks, len(data))).astype(int):
+        try:
+            with Image.open(data.root / data.paths[i]) as image:
+                sides.add(image.size)
+        except OSError:
+            continue
+    if len(sides) != 1:
+        return None
+    width, height = sides.pop()
+    return width if width == height and width <= _IN_MEMORY_SIDE else None
+
+
+def _pixel_stats(images: np.ndarray) -> tuple[list[float], list[float]]:
+    pixels = images.reshape(-1, 3) / 255
+    return pixels.mean(0).tolist(), pixels.std(0).tolist()
+
+
+def _warn_about_counts(class_counts: Tensor, classes: list[str]) -> None:
+    for what, mask in (("no training image", class_counts == 0), ("a single training image", class_counts == 1)):
+        names = [classes[c] for c in mask.nonzero().flatten().tolist()]
+        if names:
+            _log.warning(
+                "%d class%s %s: %s%s", len(names), " has" if len(names) == 1 else "es have", what,
+                ", ".join(names[:5]), " ..." if len(names) > 5 else "",
+            )  # fmt: skip
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def _check_positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")

@@ -1,0 +1,136 @@
+"""Augmentation: albumentations for pictures one by one, plain tensor code for a batch of small ones.
+
+The rest of the library knows only `ImageTransform` and `BatchCropFlip`, so another augmentation library can take
+albumentations' place here.
+"""
+
+import os
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltlearn.errors import UserError
+
+__all__ = ["TRANSFORMS", "BatchCropFlip", "ImageTransform", "mix_seed"]
+
+TRANSFORMS = ("crop_flip", "crop", "resized_crop_flip", "resized_crop_flip_jitter", "none")
+
+
+def mix_seed(*parts: int) -> int:
+    """Mix integers into one 32-bit seed (splitmix64), so that neighbouring epochs or positions share nothing."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state & 0xFFFFFFFF
+
+
+class ImageTransform:
+    """Transform one picture with albumentations, repeatably.
+
+    albumentations 2.0.8 keeps a generator of its own that forked workers copy, so that each worker and each
+    epoch would repeat the same draws. Here every call is given its seed, and the result depends on nothing else.
+
+    Args:
+        name: "crop_flip": pad with black, crop at random, flip (CIFAR). "crop": the same without the flip.
+            "resized_crop_flip": random resized crop and flip; "..._jitter" adds colour jitter (.4, .4, .4, 0), the
+            usual augmentation at 224 pixels. "none": resize the shorter side by 256 / 224 and crop the centre, as
+            for evaluation.
+        size: Side of the result in pixels, at least 1.
+        pad: Black border for "crop" and "crop_flip" in pixels; None takes an eighth of `size`.
+
+    Raises:
+        UserError: If the name is unknown.
+    """
+
+    def __init__(self, name: str, size: int, pad: int | None = None):
+        if name not in TRANSFORMS:
+            raise UserError(f"transform must be one of {', '.join(TRANSFORMS)}, got {name!r}.")
+        # albumentations asks the network for its newest version when it is imported.
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        import albumentations as A
+        import cv2
+
+        self.name, self.size, self.pad = name, size, max(1, size // 8) if pad is None else pad
+        flip = [A.HorizontalFlip(p=0.5)]
+        if name == "none":
+            steps = [A.SmallestMaxSize(round(size * 256 / 224)), A.CenterCrop(size, size)]
+        elif name in ("crop", "crop_flip"):
+            side = size + 2 * self.pad
+            steps = [
+                A.PadIfNeeded(side, side, border_mode=cv2.BORDER_CONSTANT, fill=0),
+                A.RandomCrop(size, size),
+            ]
+            steps += flip if name == "crop_flip" else []
+        else:
+            steps = [A.RandomResizedCrop(size=(size, size)), *flip]
+            if name.endswith("jitter"):
+                steps.append(A.ColorJitter(0.4, 0.4, 0.4, 0.0, p=1.0))
+        self._compose = A.Compose(steps)
+        self._resize = A.Resize(size, size)
+
+    def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
+        """Transform an (H, W, 3) uint8 picture into (size, size, 3) uint8."""
+        if self.name in ("crop", "crop_flip") or (self.name == "none" and self.size < 96):
+            # These presets are for small pictures of one size: others are brought to it first.
+            if image.shape[:2] != (self.size, self.size):
+                image = self._resize(image=image)["image"]
+            if self.name == "none":
+                return image
+        if seed is not None:
+            self._compose.set_random_seed(seed)
+        return self._compose(image=image)["image"]
+
+
+class BatchCropFlip:
+    """Pad, crop and flip a whole batch of small pictures at once; the same distribution as "crop_flip".
+
+    Args:
+        images: All the pictures.
+        pad: Black border on each side in pixels, 0 or more. The crop is equally likely at each of its
+            (2 * pad + 1) ** 2 places.
+        flip: Whether half of the pictures are mirrored.
+
+    Shape:
+        images is (N, H, W, 3), uint8. A call gives (B, 3, H, W), uint8, in channels-last memory.
+    """
+
+    def __init__(self, images: Tensor, pad: int = 4, flip: bool = True):
+        n, self.height, self.width, chans = images.shape
+        self.pad, self.flip = pad, flip
+        self._rows, self._cols = self.height + 2 * pad, self.width + 2 * pad
+        # Four bytes a pixel, so that a pixel is one gathered integer.
+        store = torch.zeros(n, self._rows, self._cols, 4, dtype=torch.uint8)
+        store[:, pad : pad + self.height, pad : pad + self.width, :chans] = images
+        self._pixels = store.view(torch.int32).view(-1)
+        self._row_index = torch.arange(self.height)
+        self._col_index = torch.arange(self.width)
+
+    def __len__(self) -> int:
+        return len(self._pixels) // (self._rows * self._cols)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw the top and left of n crops and whether each is mirrored."""
+        top, left = torch.randint(2 * self.pad + 1, (2, n), generator=generator)
+        mirrored = torch.rand(n, generator=generator) < 0.5
+        return top, left, mirrored if self.flip else torch.zeros_like(mirrored)
+
+    def __call__(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the pictures at `index`, augmented with `generator`, or as they are without one."""
+        n = len(index)
+        if generator is None:
+            top = left = torch.full((n,), self.pad)
+            mirrored = torch.zeros(n, dtype=torch.bool)
+        else:
+            top, left, mirrored = self.draw(n, generator)
+        rows = (index * self._rows + top)[:, None] + self._row_index
+        cols = torch.where(mirrored[:, None], self.width - 1 - self._col_index, self._col_index)
+        cols = cols + left[:, None]
+        places = rows[:, :, None] * self._cols + cols[:, None, :]
+        out = self._pixels[places].view(torch.uint8).view(n, self.height, self.width, 4)
+        return out[..., :3].permute(0, 3, 1, 2)
+
+

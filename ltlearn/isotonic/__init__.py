@@ -1,0 +1,5 @@
+"""Isotonic regression that gradients flow through."""
+
+from ltlearn.isotonic.api import pava
+
+__all__ = ["pava"]

@@ -1,0 +1,78 @@
+"""Isotonic regression on the CPU: SciPy solves the rows, NumPy averages inside the blocks."""
+
+import numpy as np
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+__all__ = ["block_means", "blocks", "solve"]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    if tensor.dtype is torch.bfloat16:  # unknown to NumPy
+        tensor = tensor.float()
+    return tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
+
+
+def solve(y: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Solve every row of `y` for an increasing fit.
+
+    Args:
+        y: Finite values, of any float dtype.
+        weights: Positive weights, or None for 1 everywhere.
+
+    Shape:
+        y is (..., N) with N >= 1, weights (..., N) or (N,). The result is (..., N), float64.
+    """
+    values = _array(y)
+    if values.ndim == 1:
+        w = None if weights is None else _array(weights)
+        return torch.from_numpy(isotonic_regression(values, weights=w)["x"])
+    x = np.empty(values.shape)
+    w = None if weights is None else np.broadcast_to(_array(weights), values.shape)
+    for row in np.ndindex(values.shape[:-1]):
+        x[row] = isotonic_regression(values[row], weights=None if w is None else w[row])["x"]
+    return torch.from_numpy(x)
+
+
+def blocks(x: Tensor) -> np.ndarray:
+    """Find where the blocks of a solution begin, all rows end to end.
+
+    Args:
+        x: A solution.
+
+    Shape:
+        x is (..., N). The result is (B + 1,) for B blocks in all; its last entry is x's size.
+    """
+    values = x.numpy()
+    size = values.size
+    bounds = np.empty(size + 1, dtype=bool)
+    flat = values.reshape(-1)
+    np.not_equal(flat[1:], flat[:-1], out=bounds[1:-1])
+    bounds[:: values.shape[-1]] = True  # a row begins a block, whatever the row before it ends on
+    return bounds.nonzero()[0]
+
+
+def block_means(grad: Tensor, bounds: np.ndarray, weights: Tensor | None = None) -> Tensor:
+    """Divide the sum of `grad` over each block by the weight of the block.
+
+    Args:
+        grad: Incoming gradient.
+        bounds: What `blocks` returned.
+        weights: Positive weights, or None for 1 everywhere.
+
+    Shape:
+        grad is (..., N), weights (..., N) or (N,). The result is (..., N), the same value all over
+        a block, and float64 (no weights: no narrower than grad).
+    """
+    values = _array(grad)
+    lengths = bounds[1:] - bounds[:-1]
+    starts = bounds[:-1]
+    means = np.add.reduceat(values.reshape(-1), starts, dtype=np.float64)
+    if weights is None:
+        means /= lengths
+        means = means.astype(values.dtype, copy=False)  # here, and not when it is N long
+    else:
+        w = np.broadcast_to(_array(weights), values.shape).reshape(-1)
+        means /= np.add.reduceat(w, starts, dtype=np.float64)
+    return torch.from_numpy(means.repeat(lengths).reshape(values.shape))

@@ -1,0 +1,109 @@
+"""Isotonic regression in plain tensor operations: any device, no host synchronisation.
+
+Divide and conquer in log2(N) levels. At each one, two neighbouring halves that are already
+isotonic become one: a suffix of the left half and a prefix of the right half are pooled to their
+common mean. Which elements join is found for all of them at once, by binary search and prefix
+sums, so a level costs O(N log N) and no input needs more levels than another of its length.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+__all__ = ["block_means", "blocks", "solve"]
+
+
+def _wide_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def solve(y: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Solve every row of `y` for an increasing fit.
+
+    Args:
+        y: Finite values, of any float dtype.
+        weights: Positive weights, or None for 1 everywhere.
+
+    Shape:
+        y is (..., N) with N >= 1, weights (..., N) or (N,). The result is (..., N), float64
+        (float32 on MPS, which has no float64).
+    """
+    n = y.shape[-1]
+    rows = y.numel() // n
+    size = 1 << (n - 1).bit_length()
+    dtype = _wide_dtype(y.device)
+    # Padded with the row's maximum, which no pooled mean exceeds: the padding is never pooled.
+    x = torch.empty(rows, size, dtype=dtype, device=y.device)
+    x[:, :n] = y.reshape(rows, n)
+    x[:, n:] = x[:, :n].amax(-1, keepdim=True)
+    w = torch.ones(rows, size, dtype=dtype, device=y.device)
+    if weights is not None:
+        w[:, :n] = weights.expand(y.shape).reshape(rows, n)
+    half = 1
+    while half < size:
+        x = _merge(x.view(rows, -1, 2, half), w.view(rows, -1, 2, half))
+        half *= 2
+    return x.view(rows, size)[:, :n].clone().view(y.shape)
+
+
+def _merge(x: Tensor, w: Tensor) -> Tensor:
+    """Make each pair of isotonic halves one isotonic sequence; x and w are (rows, pairs, 2, s)."""
+    left, right = x.unbind(-2)
+    low, high = right[..., :1], left[..., -1:]
+    # v: both halves as distances outward from the cut, ascending, so that one formula serves both.
+    # Measured from `low` they are as small as the violation, and so are the rounding errors.
+    v = torch.stack((low - left.flip(-1), right - low), dim=-2)
+    mass = torch.stack((w[..., 0, :].flip(-1), w[..., 1, :]), dim=-2).cumsum(-1)
+    # moment[k] = sum_{i<=k} w_i (v_k - v_i), from terms of one sign: nothing cancels
+    moment = pad((mass[..., :-1] * v.diff(dim=-1)).cumsum(-1), (1, 0))
+    # The pooled mean m is the root of
+    #   g(m) = sum_{L_i > m} w_i (L_i - m) - sum_{R_j < m} w_j (m - R_j),
+    # which decreases. L_i is pooled if g(L_i) < 0, R_j if g(R_j) > 0: if the moment of its own
+    # half up to it is less than that of the other half up to the same height.
+    height = -v.flip(-2)  # of the other half's elements, in the coordinates of v
+    index = (torch.searchsorted(v, height) - 1).clamp_(min=0)
+    reach = (height - v.gather(-1, index)).clamp_(min=0)  # 0 where no element lies below
+    opposite = moment.gather(-1, index) + mass.gather(-1, index) * reach
+    last = ((opposite.flip(-2) > moment).sum(-1, keepdim=True) - 1).clamp_(min=0)
+    mass = mass.gather(-1, last)
+    total = mass * v.gather(-1, last) - moment.gather(-1, last)  # sum of w_i v_i over the pooled
+    mean = low + (total[..., 1, :] - total[..., 0, :]) / mass.sum(-2)
+    level = torch.where(high > low, torch.minimum(mean, high), high)
+    # Clipping at the mean writes it into both runs, splits no block and is monotone to the bit.
+    return torch.stack((left.minimum(level), right.maximum(level)), dim=-2)
+
+
+def blocks(x: Tensor) -> Tensor:
+    """Number the blocks of a solution, all rows end to end.
+
+    Args:
+        x: A solution.
+
+    Shape:
+        x is (..., N). The result is (numel,), int64: 0, 0, 1, 2, 2, ...
+    """
+    first = torch.ones(x.shape, dtype=torch.bool, device=x.device)
+    first[..., 1:] = x[..., 1:] != x[..., :-1]
+    return first.view(-1).cumsum(0) - 1
+
+
+def block_means(grad: Tensor, ids: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Divide the sum of `grad` over each block by the weight of the block.
+
+    Args:
+        grad: Incoming gradient.
+        ids: What `blocks` returned.
+        weights: Positive weights, or None for 1 everywhere.
+
+    Shape:
+        grad is (..., N), weights (..., N) or (N,). The result is (..., N), float64 (float32 on
+        MPS), and the same value all over a block.
+    """
+    flat = grad.reshape(-1).to(_wide_dtype(grad.device))
+    if weights is None:
+        w = torch.ones_like(flat)
+    else:
+        w = weights.expand(grad.shape).reshape(-1).to(flat.dtype)
+    total = torch.zeros_like(flat).scatter_add_(0, ids, flat)
+    mass = torch.zeros_like(flat).scatter_add_(0, ids, w)
+    return (total[ids] / mass[ids]).view(grad.shape)

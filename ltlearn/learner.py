@@ -1,0 +1,617 @@
+"""`LTLearner`: a fastai Learner in two stages, backbone first, then the classifier on frozen features."""
+
+import copy
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.callback.progress import ProgressCallback
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.optimizer import OptimWrapper
+from fastcore.basics import noop
+from torch import Tensor, nn
+
+from ltlearn.callbacks.history import EpochProgress, FlipAverage, Trajectory, head_norms
+from ltlearn.callbacks.schedule import SCHEDULES, EpochCosine, LoaderEpoch
+from ltlearn.data.loaders import IMAGENET_STATS, LTDataLoader, LTDataLoaders, PicturesInMemory
+from ltlearn.data.sources import ImageSet, read_image
+from ltlearn.data.transforms import ImageTransform
+from ltlearn.errors import UserError
+from ltlearn.features import FeatureBank
+from ltlearn.metrics import ShotReport, shot_report
+from ltlearn.models.cut import LTModel, create_lt_model
+from ltlearn.models.heads import SAMNLinear
+
+__all__ = ["LTLearner", "lt_learner", "sgd"]
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+_log = logging.getLogger("ltlearn")
+
+
+def sgd(momentum: float = 0.9, nesterov: bool = False):
+    """Return torch's SGD as fastai's `opt_func`: weight decay is added to the gradient, as all published code does."""
+    return partial(OptimWrapper, opt=torch.optim.SGD, momentum=momentum, nesterov=nesterov)
+
+
+def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameter groups [backbone, head]."""
+    return [list(model.backbone.parameters()), list(model.head.parameters())]
+
+
+def _bf16_pays(device: torch.device, side: int) -> bool:
+    """Tell whether bfloat16 is faster here: on CUDA from sm_80, on a CPU with bf16 instructions from 16 pixels."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return side >= 16 and any(getattr(torch.cpu, p, lambda: False)() for p in probes)
+
+
+class _Quiet(Learner):
+    """A fastai Learner that neither prints nor draws, and whose callbacks clean up however a fit ends."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.remove_cb(ProgressCallback)
+        self.logger, self.create_mbar = noop, False
+
+    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+        cbs = [] if cbs is None else list(cbs) if isinstance(cbs, Sequence) else [cbs]
+        cbs = [cb() if isinstance(cb, type) else cb for cb in cbs]
+        try:
+            super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+        finally:
+            for cb in [*self.cbs, *cbs]:
+                if hasattr(type(cb), "close"):
+                    cb.close()
+
+
+class _HeadModel(nn.Module):
+    """The head alone, over features."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+class LTLearner(_Quiet):
+    """A fastai Learner for long-tailed recognition; make one with `lt_learner`.
+
+    Attributes: `stages` (what each stage trained, a dict each, for the manifest), `trajectory` (of the last stage),
+    `bank` (the `FeatureBank`). Parameter groups are [backbone, head]; `freeze()` freezes all of the backbone.
+
+    Args:
+        dls: Long-tailed data.
+        model: Backbone and head.
+        precision: "auto" (bfloat16 where it is faster), "fp32", "bf16", or "fp16" (CUDA only).
+        channels_last: Keep convolution weights channels-last in memory.
+        cache_path: Folder for features; None keeps them in memory.
+        few: Rule for the few-shot group, "<20" or "<=20".
+        **kwargs: For fastai's `Learner`.
+
+    Raises:
+        UserError: If the precision is unknown or the device does not have it.
+    """
+
+    def __init__(
+        self,
+        dls: LTDataLoaders,
+        model: LTModel,
+        precision: str = "auto",
+        channels_last: bool = True,
+        cache_path: str | Path | None = None,
+        few: str = "<20",
+        **kwargs,
+    ):
+        device = torch.device(getattr(dls, "device", None) or "cpu")
+        if precision not in PRECISIONS:
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+        if precision == "fp16" and device.type != "cuda":
+            raise UserError(f"precision fp16 needs a CUDA device, the data is on {device}; use bf16 or fp32.")
+        if precision == "auto":
+            side = max(getattr(dls, "size", (224, 224)))
+            precision = "bf16" if _bf16_pays(device, side) else "fp32"
+        self.precision, self.few = precision, few
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        model = model.to(device)
+        self.channels_last = channels_last
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.bank = FeatureBank(cache_path, "float32" if self._dtype is None else "float16")
+        kwargs = {
+            "loss_func": CrossEntropyLossFlat(),
+            "opt_func": sgd(),
+            "splitter": _split_groups,
+            # Freezing means freezing: fastai would go on training the batch normalisation of frozen layers.
+            "train_bn": False,
+            # The published recipes decay every parameter.
+            "wd_bn_bias": True,
+            **kwargs,
+        }
+        if precision == "fp16":
+            from fastai.callback.fp16 import MixedPrecision
+
+            kwargs["cbs"] = [*(kwargs.get("cbs") or []), MixedPrecision()]
+        self.stages: list[dict] = []
+        self.trajectory: dict | None = None
+        super().__init__(dls, model, **kwargs)
+
+    # ------------------------------------------------------------ the loop
+
+    def autocast(self):
+        """Return the context that the model runs in."""
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self.dls.device.type, dtype=self._dtype)
+
+    def _autocast_or_none(self):
+        if self._dtype is None:
+            return None
+        context = partial(torch.autocast, self.dls.device.type, dtype=self._dtype)
+        context.dtype = self._dtype
+        return context
+
+    def _do_one_batch(self):
+        # Autocast covers the model alone and ends with it, however the batch ends; the loss is computed in float32.
+        with self.autocast():
+            self.pred = self.model(*self.xb)
+        if self.pred.dtype != torch.float32:
+            self.pred = self.pred.float()
+        self("after_pred")
+        if len(self.yb):
+            self.loss_grad = self.loss_func(self.pred, *self.yb)
+            self.loss = self.loss_grad.clone()
+        self("after_loss")
+        if self.training and len(self.yb):
+            self._do_grad_opt()
+
+    # ------------------------------------------------------------ stage 1
+
+    def fit_stage1(
+        self,
+        epochs: int,
+        lr: float | None = None,
+        *,
+        wd: float = 5e-4,
+        sampler="instance",
+        loss=None,
+        schedule: str = "cosine",
+        warmup_epochs: int = 0,
+        opt_func=None,
+        select: str = "last",
+        flip: bool = False,
+        cbs=None,
+    ) -> dict:
+        """Train backbone and head together: the representation.
+
+        Args:
+            epochs: Passes over the training images, at least 0.
+            lr: Learning rate of the head, and of the backbone unless a slice or list is given; None takes 0.1 a 256 images
+                for random weights, a tenth of that for pre-trained ones.
+            wd: Weight decay of every parameter, 1 / lr per step, at least 0.
+            sampler: Name of a sampler, or a torch sampler.
+            loss: Takes (logits, targets) to a scalar; None takes cross-entropy.
+            schedule: "cosine" (to zero, once an epoch) or "constant".
+            warmup_epochs: Epochs of linear warm-up.
+            opt_func: fastai optimiser; None takes torch's SGD with momentum 0.9.
+            select: "last" keeps the weights of the last epoch, which no data chose; "best" those of the epoch with the best
+                class-balanced accuracy on the validation loader.
+            flip: Validate on the mean logits of each picture and its mirror image.
+            cbs: fastai callbacks.
+
+        Returns:
+            The trajectory: a list per figure, one entry an epoch.
+
+        Raises:
+            UserError: If an argument is outside its range.
+        """
+        self._check(epochs, schedule, select)
+        if lr is None:
+            lr = 0.1 * self.dls.train.bs / 256 * (0.1 if getattr(self, "pretrained", False) else 1)
+        self.unfreeze_all()
+        with self._borrowed(sampler, loss, opt_func):
+            trajectory = self._trajectory(select, start=False)
+            own = [trajectory, LoaderEpoch(), EpochProgress("stage 1")]
+            own += [EpochCosine(warmup_epochs)] if schedule == "cosine" else []
+            own += [FlipAverage()] if flip else []
+            began = time.perf_counter()
+            self.fit(epochs, lr, wd, [*own, *_listed(cbs)], reset_opt=True)
+            self._finish(self, trajectory)
+            self._note_stage(
+                "stage 1", "backbone and head", "train", epochs, lr, wd, schedule, trajectory, cbs, began,
+                on=f"images, {self.dls.train.bs} a batch",
+            )  # fmt: skip
+        return self.trajectory
+
+    # ------------------------------------------------------------ stage 2
+
+    def retrain_classifier(
+        self,
+        epochs: int = 20,
+        lr: float = 5e-4,
+        *,
+        wd: float = 0.0,
+        bs: int = 64,
+        sampler="instance",
+        loss=None,
+        reset: bool = False,
+        views: int | None = None,
+        bn: str = "frozen",
+        schedule: str = "cosine",
+        opt_func=None,
+        select: str = "best",
+        flip: bool = False,
+        seed: int = 0,
+        cbs=None,
+    ) -> dict:
+        """Freeze the backbone and train the classifier again.
+
+        Args:
+            epochs: Passes over the training images, at least 0. With 0 and `SAMN()` the classifier gets SAMN's starting norms.
+            lr: Learning rate of the head.
+            wd: Weight decay of the head.
+            bs: Images a batch, on cached features (on images the loader's own batch size stays).
+            sampler: Name of a sampler, or a torch sampler.
+            loss: Takes (logits, targets) to a scalar; None takes cross-entropy.
+            reset: Begin with a new head instead of the trained one.
+            views: Augmented passes to cache features of; each time an image is drawn, one of its views is. 0 caches nothing
+                and runs the frozen backbone over the images in each epoch. None: 1.
+            bn: "frozen" keeps the backbone in evaluation mode. "train" lets batch normalisation use and update batch
+                statistics, as the authors' code does; it needs the images in each epoch.
+            schedule: "cosine" (to zero, once an epoch) or "constant".
+            opt_func: fastai optimiser; None takes torch's SGD with momentum 0.9.
+            select: "best" keeps the epoch with the best class-balanced accuracy on the validation loader, the one before the
+                first step included; "last" the last.
+            flip: Validate on the mean logits of each picture and its mirror image; only on images.
+            seed: Of order and augmentation.
+            cbs: fastai callbacks, such as `SAMN()`.
+
+        Returns:
+            The trajectory: a list per figure, the first entry before the first step.
+
+        Raises:
+            UserError: If an argument is outside its range.
+        """
+        self._check(epochs, schedule, select)
+        if bn not in ("frozen", "train"):
+            raise UserError(f"bn must be 'frozen' or 'train', got {bn!r}.")
+        if views is None:
+            views = 1 if bn == "frozen" and not flip else 0
+        if views < 0 or (bn == "train" and views):
+            raise UserError(f"views must be at least 0, and 0 with bn='train', got views={views} with bn={bn!r}.")
+        if views and flip:
+            raise UserError("flip=True averages over images, so it cannot use cached features; pass views=0.")
+        began = time.perf_counter()
+        if reset:
+            old = find_linear(self.model.head)
+            self.model.head = nn.Linear(old.in_features, old.out_features, old.bias is not None).to(self.dls.device)
+        cosine = [EpochCosine()] if schedule == "cosine" else []
+        cbs = [*cosine, LoaderEpoch(), EpochProgress("stage 2"), *_listed(cbs)]
+        if views:
+            learn = self._head_learner(views, bs, sampler, seed)
+            learn.opt_func, learn.loss_func = opt_func or sgd(), loss or self.loss_func
+            trajectory = Trajectory(
+                self.dls.shot_counts, self.few, select, self._select_on, predict=lambda: _predict(learn, learn.dls.valid)
+            )
+            try:
+                learn.fit(epochs, lr, wd, [trajectory, *cbs], reset_opt=True)
+                self._finish(learn, trajectory)
+            finally:
+                # Also after an interruption the head is what the fit made of it.
+                self.model.head = learn.model.head
+                self.opt = None
+            on = f"features, {views} view{'s' if views > 1 else ''}, {bs} a batch"
+        else:
+            trajectory = self._trajectory(select, start=True, flip=flip)
+            with self._borrowed(sampler, loss, opt_func, seed), self._frozen_backbone(bn):
+                self.fit(epochs, lr, wd, [trajectory, *cbs, *([FlipAverage()] if flip else [])], reset_opt=True)
+                self._finish(self, trajectory)
+            on = f"images, {self.dls.train.bs} a batch"
+        self.trajectory = trajectory.record
+        self._note_stage(
+            "stage 2", f"head ({type(self.model.head).__name__})", bn, epochs, lr, wd, schedule, trajectory, cbs, began,
+            on=on, sampler=sampler, loss=loss, reset=reset,
+        )  # fmt: skip
+        return self.trajectory
+
+    def _head_learner(self, views: int, bs: int, sampler, seed: int) -> Learner:
+        """Make a Learner of the head alone, over cached features."""
+        train = LTDataLoader(
+            self.features("train", views, seed), bs, training=True, sampler=sampler, augment=views > 1, seed=seed
+        )
+        valid = LTDataLoader(self.features("valid"), 4096)
+        dls = DataLoaders(train, valid, device=self.dls.device)
+        dls.class_counts, dls.vocab, dls.c = self.dls.class_counts, self.dls.vocab, self.dls.c
+        learn = _Quiet(
+            dls, _HeadModel(self.model.head), CrossEntropyLossFlat(), path=self.path,
+            splitter=lambda m: [list(m.parameters())], train_bn=False, wd_bn_bias=True,
+        )  # fmt: skip
+        return learn
+
+    def features(self, part: str, views: int = 0, seed: int = 0):
+        """Return the backbone's features of "train", "valid" or "test", from the bank where it has them.
+
+        Args:
+            part: Which loader.
+            views: Augmented passes; 0 makes one without augmentation.
+            seed: Of the augmentation.
+        """
+        split = self.dls.split
+        data = f"{split.train} {split.valid} {split.test} {split.valid_from} {part}"
+        loader = self._loader(part)
+        if isinstance(loader.dataset, PicturesInMemory) and loader.bs < 256:
+            loader = loader.new(bs=256, shuffle=False, augment=loader.augment)
+        return self.bank.features(self.model.backbone, loader, data, views, seed, self._autocast_or_none())
+
+    # ------------------------------------------------------------ results
+
+    def predict_logits(self, part: str = "valid", flip: bool = False, cached: bool = True) -> tuple[Tensor, Tensor]:
+        """Return logits and targets of a loader, in the order of its dataset.
+
+        Args:
+            part: "train", "valid" or "test".
+            flip: Average the logits of each picture and of its mirror image.
+            cached: Use the feature bank, where `flip` allows it.
+
+        Shape:
+            Logits (N, C), float32; targets (N,). On the CPU.
+        """
+        if cached and not flip:
+            features = self.features(part)
+            loader = LTDataLoader(features, 4096, device=self.dls.device)
+            head = _HeadModel(self.model.head)
+            return tuple(t.cpu() for t in _run(head, loader, nullcontext))
+        loader = self._loader(part).new(shuffle=False)
+        return tuple(t.cpu() for t in _run(self.model, loader, self.autocast, flip))
+
+    def shot_report(self, part: str | None = None, flip: bool = False) -> ShotReport:
+        """Report many / medium / few / all, per class, and calibration.
+
+        Args:
+            part: "test" or "valid"; None takes the test set, or the validation set where there is no test set.
+            flip: Average the logits of each picture and of its mirror image.
+        """
+        if part is None:
+            part = "test" if self.dls.test is not None else "valid"
+            if part == "valid":
+                _log.warning("there is no test set: these figures are of the images that epochs are chosen on")
+        logits, targets = self.predict_logits(part, flip)
+        return shot_report(logits, targets, self.dls.shot_counts, classes=self.dls.vocab, few=self.few)
+
+    def predict(self, images) -> tuple[list[str], Tensor]:
+        """Classify pictures: a path, a PIL image or an (H, W, 3) uint8 array, or a list of them.
+
+        Returns:
+            Class names, one a picture, and probabilities (N, C), float32 on the CPU.
+
+        Raises:
+            UserError: If a picture cannot be read.
+        """
+        images = images if isinstance(images, list | tuple) else [images]
+        side = max(self.dls.size)
+        transform = ImageTransform("none", side)
+        pixels = []
+        for image in images:
+            if isinstance(image, str | Path):
+                image = read_image(Path(image))
+            image = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+            if image.ndim == 2:
+                image = np.repeat(image[..., None], 3, axis=2)
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise UserError(f"predict takes (H, W, 3) uint8 pictures, got {image.dtype} {image.shape}.")
+            pixels.append(transform(image))
+        data = ImageSet(np.zeros(len(pixels), dtype=np.int64), images=np.stack(pixels))
+        loader = self.dls.valid.new(PicturesInMemory(data), shuffle=False)
+        loader.n = len(pixels)
+        probs = _run(self.model, loader, self.autocast)[0].softmax(1).cpu()
+        return [self.dls.vocab[c] for c in probs.argmax(1).tolist()], probs
+
+    def head_norms(self) -> Tensor:
+        """Return the norm of each class's classifier weights, (C,), float32 on the CPU."""
+        return head_norms(self.model)
+
+    def load(self, file, device=None, with_opt=True, strict=True):
+        """Load what `save` wrote; the head becomes the one that was saved, `nn.Linear` or `SAMNLinear`."""
+        # The optimiser is made again, over the parameters of the head that the file brings.
+        path = Path(file)
+        path = path if path.is_absolute() else self.path / self.model_dir / path
+        path = path.with_suffix(".pth") if path.suffix != ".pth" else path
+        if not path.is_file():
+            raise UserError(f"there is no saved model {path}.")
+        had = type(self.model.head)
+        super().load(file, device=device, with_opt=False, strict=strict)
+        if with_opt:
+            self.opt = None if type(self.model.head) is not had else self.opt
+            super().load(file, device=device, with_opt=True, strict=strict)
+        return self
+
+    # ------------------------------------------------------------ helpers
+
+    @property
+    def _select_on(self) -> str:
+        split = getattr(self.dls, "split", None)
+        return "test" if split is not None and split.valid_from == "test set" else "validation"
+
+    def _loader(self, part: str):
+        loader = {"train": self.dls.train, "valid": self.dls.valid, "test": self.dls.test}.get(part)
+        if loader is None:
+            raise UserError(f"these dataloaders have no {part!r} part; there is train, valid and, if given, test.")
+        return loader
+
+    def _check(self, epochs: int, schedule: str, select: str) -> None:
+        if not isinstance(epochs, int) or epochs < 0:
+            raise UserError(f"epochs must be a whole number of at least 0, got {epochs!r}.")
+        if schedule not in SCHEDULES:
+            raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
+        if select not in ("best", "last"):
+            raise UserError(f"select must be 'best' or 'last', got {select!r}.")
+
+    def _trajectory(self, select: str, start: bool, flip: bool = False) -> Trajectory:
+        def predict():
+            return _run(self.model, self.dls.valid, self.autocast, flip)
+
+        return Trajectory(self.dls.shot_counts, self.few, select, self._select_on, start=start, predict=predict)
+
+    @contextmanager
+    def _borrowed(self, sampler, loss, opt_func, seed=None):
+        """Use another sampler, loss, optimiser and seed for a while, and put the old ones back however it ends."""
+        train = self.dls.train
+        old = (train.sampler_name, train.sampler, train.seed, self.loss_func, self.opt_func)
+        try:
+            train.seed = train.seed if seed is None else seed
+            train.set_sampler(sampler)
+            self.loss_func, self.opt_func = loss or self.loss_func, opt_func or self.opt_func
+            yield
+        finally:
+            train.sampler_name, train.sampler, train.seed, self.loss_func, self.opt_func = old
+            self.opt = None
+
+    @contextmanager
+    def _frozen_backbone(self, bn: str):
+        """Freeze the backbone for a while; with `bn="frozen"` keep it in evaluation mode as well."""
+        backbone = self.model.backbone
+        flags = [(p, p.requires_grad) for p in backbone.parameters()]
+        train = backbone.train
+        try:
+            for p, _ in flags:
+                p.requires_grad_(False)
+            if bn == "frozen":
+                backbone.eval()
+                backbone.train = lambda mode=True: backbone
+            yield
+        finally:
+            if bn == "frozen":
+                del backbone.train
+            for p, flag in flags:
+                p.requires_grad_(flag)
+
+    def unfreeze_all(self) -> None:
+        """Let every parameter train."""
+        self.model.requires_grad_(True)
+        self.opt = None
+
+    def _finish(self, learn: Learner, trajectory: Trajectory) -> None:
+        """Take up the weights of the chosen epoch."""
+        if trajectory.best_state is not None:
+            learn.model.load_state_dict(trajectory.best_state)
+        trajectory.best_state = None
+        self.trajectory = trajectory.record
+
+    def _note_stage(
+        self, name, trained, mode, epochs, lr, wd, schedule, trajectory, cbs, began, on, sampler=None, loss=None, reset=False
+    ) -> None:
+        counted = sum(p.numel() for p in (self.model if name == "stage 1" else self.model.head).parameters())
+        self.stages.append(
+            {
+                "stage": name,
+                "trained": trained,
+                "parameters": counted,
+                "bn": mode,
+                "on": on,
+                "sampler": self.dls.train.sampler_name if sampler is None else getattr(sampler, "__name__", str(sampler)),
+                "loss": type(loss or self.loss_func).__name__,
+                "callbacks": [type(cb).__name__ for cb in _listed(cbs)],
+                "head": "new" if reset else "kept",
+                "epochs": epochs,
+                "lr": lr,
+                "weight_decay": wd,
+                "schedule": schedule,
+                "precision": self.precision,
+                "chosen_epoch": trajectory.record["chosen"],
+                "chosen_on": trajectory.select_on if trajectory.select == "best" else "not chosen: the last",
+                "seconds": round(time.perf_counter() - began, 2),
+            }
+        )
+        _log.info("%s", self.stages[-1])
+
+
+def find_linear(head: nn.Module) -> nn.Module:
+    """Check that a head has the sizes of a linear layer."""
+    if not isinstance(head, nn.Linear | SAMNLinear):
+        raise UserError(f"the head must be an nn.Linear or a SAMNLinear to be made anew, it is {type(head).__name__}.")
+    return head
+
+
+def _listed(cbs) -> list:
+    if cbs is None:
+        return []
+    cbs = list(cbs) if isinstance(cbs, Sequence) else [cbs]
+    return [cb() if isinstance(cb, type) else cb for cb in cbs]
+
+
+def _predict(learn: Learner, dl) -> tuple[Tensor, Tensor]:
+    return _run(learn.model, dl, nullcontext)
+
+
+@torch.no_grad()
+def _run(model: nn.Module, dl, context, flip: bool = False) -> tuple[Tensor, Tensor]:
+    """Run a model in evaluation mode over a loader; it is left in the mode it was found in."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    device = next(model.parameters()).device
+    logits, targets = [], []
+    try:
+        for x, y in dl:
+            x = x.to(device)
+            with context():
+                out = model(x)
+                if flip:
+                    out = (out.float() + model(x.flip(-1)).float()) / 2
+            logits.append(out.float())
+            targets.append(y)
+    finally:
+        for m, mode in modes:
+            m.training = mode
+    return torch.cat(logits), torch.cat(targets)
+
+
+def lt_learner(
+    dls: LTDataLoaders,
+    arch: str = "resnet50",
+    pretrained: bool | str | Path = True,
+    *,
+    precision: str = "auto",
+    channels_last: bool = True,
+    cache_path: str | Path | None = None,
+    few: str = "<20",
+    cbs=None,
+    **model_kwargs,
+) -> LTLearner:
+    """Make a learner of any timm model: pooled backbone features, one linear head.
+
+    Args:
+        dls: Long-tailed data; its class counts go with it.
+        arch: A name of `timm.list_models()`, or `resnet20/32/44/56_cifar`.
+        pretrained: True fetches timm's weights; a path loads a file of them; False starts at random. The data is
+            normalised as the weights expect, unless it was given statistics of its own.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        channels_last: Keep convolution weights channels-last in memory.
+        cache_path: Folder for features; None keeps them in memory.
+        few: Rule for the few-shot group, "<20" or "<=20".
+        cbs: fastai callbacks that stay on the learner.
+        **model_kwargs: For `timm.create_model`, such as `width=64` of the CIFAR ResNets.
+
+    Raises:
+        UserError: If timm does not know `arch` or its arguments, the weights cannot be had, or the precision does not fit.
+    """
+    model = create_lt_model(arch, dls.c, pretrained, max(dls.size), **model_kwargs)
+    config = getattr(model.backbone, "pretrained_cfg", None) or {}
+    starts_trained = bool(pretrained) and (not isinstance(pretrained, bool) or bool(config.get("hf_hub_id") or config.get("url")))
+    if starts_trained and not dls.stats_given:
+        mean, std = config.get("mean", IMAGENET_STATS[0]), config.get("std", IMAGENET_STATS[1])
+        dls.normalize.set(mean, std)
+    learn = LTLearner(dls, model, precision, channels_last, cache_path, few, cbs=copy.copy(_listed(cbs)))
+    learn.pretrained, learn.arch = starts_trained, arch
+    return learn

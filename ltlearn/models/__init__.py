@@ -1,0 +1,18 @@
+"""Classifier heads, CIFAR ResNets registered with timm, and how a timm model is cut in two.
+
+Only the heads load at once (torch alone); the rest loads on first use, because it needs timm.
+"""
+
+from importlib import import_module
+
+from ltlearn.models.heads import SAMNLinear
+
+_LAZY = {"CifarResNet": "cifar_resnet", "LTModel": "cut", "create_lt_model": "cut", "find_head": "cut"}
+
+__all__ = ["SAMNLinear", *_LAZY]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ltlearn.models' has no attribute {name!r}")
+    return getattr(import_module(f"ltlearn.models.{_LAZY[name]}"), name)

@@ -1,0 +1,458 @@
+"""Tables of results and the report of a run, as terminal output, plain text and Markdown."""
+
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+from urllib.parse import quote
+
+from ltlearn.errors import UserError
+from ltlearn.metrics import (
+    FEW_RULES,
+    SHOTS,
+    ShotReport,
+    mean_and_sd,
+    shot_groups,
+    shot_thresholds_text,
+)
+
+__all__ = ["PROTOCOLS", "ResultRow", "ResultTable", "render_report_md"]
+
+# What each protocol means: every table says it in these words.
+PROTOCOLS = {
+    "clean": ("clean: chosen on validation images carved from the training set; test read once"),
+    "paper": "paper: best epoch selected on test, flip-averaged logits",
+}
+_DASH = "–"
+# field of ShotReport -> heading; all in %
+_COLUMNS = {
+    "all": "all",
+    "many": "many",
+    "medium": "medium",
+    "few": "few",
+    "balanced": "balanced",
+    "ece": "ECE",
+}
+
+
+@dataclass
+class ResultRow:
+    """Hold what one method reached.
+
+    Args:
+        method: Its name in the method table, e.g. "samn".
+        label: What to print, e.g. "CE + SAMN"; the method's name if empty.
+        reports: One report per seed, at least one.
+        selected: Which weights were tested, e.g. "last epoch" or "epoch 7 on validation".
+        seconds: Training time, the mean over seeds; None if unknown.
+    """
+
+    method: str
+    label: str
+    reports: list[ShotReport]
+    selected: str
+    seconds: float | None = None
+
+
+@dataclass
+class ResultTable:
+    """Compare methods on one test set, and say under which protocol.
+
+    Args:
+        rows: One per method, in printing order.
+        protocol: "clean" or "paper".
+        split_name: The name of the data split.
+        fingerprint: Its fingerprint.
+        few_rule: The few-shot convention, "<20" or "<=20".
+        seeds: The seeds the rows were run with.
+        dataset: The dataset's name.
+        note: A remark to print below the table.
+
+    Raises:
+        UserError: If `protocol` or `few_rule` is not allowed, a row has no report, or a row was
+            evaluated with another few-shot convention.
+    """
+
+    rows: list[ResultRow]
+    protocol: str
+    split_name: str
+    fingerprint: str
+    few_rule: str
+    seeds: Sequence[int]
+    dataset: str
+    note: str = ""
+    _values: list[dict] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        """Check the arguments and average each row once."""
+        if self.protocol not in PROTOCOLS:
+            allowed = " or ".join(f'"{name}"' for name in PROTOCOLS)
+            raise UserError(f"`protocol` is {self.protocol!r}; it must be {allowed}.")
+        if self.few_rule not in FEW_RULES:
+            allowed = " or ".join(f'"{rule}"' for rule in FEW_RULES)
+            raise UserError(f"`few_rule` is {self.few_rule!r}; it must be {allowed}.")
+        for row in self.rows:
+            if not row.reports:
+                raise UserError(f"The row {_label(row)!r} has no report.")
+            rule = row.reports[0].few_rule
+            if rule != self.few_rule:
+                raise UserError(
+                    f"The row {_label(row)!r} was evaluated with few {rule} but the table says "
+                    f"few {self.few_rule}."
+                )
+        self._values = [mean_and_sd(row.reports) for row in self.rows]
+
+    def render(
+        self,
+        console_width: int | None = None,
+        file: TextIO | None = None,
+        plain: bool | None = None,
+    ) -> None:
+        """Write the table: boxes and colour on a terminal, aligned plain lines elsewhere.
+
+        Args:
+            console_width: Columns of the terminal; asked from it if None.
+            file: Where to write; standard output if None.
+            plain: Whether to write plain lines; if None, when file is not a terminal. A terminal
+                too narrow for the numbers gets plain lines too.
+        """
+        file = sys.stdout if file is None else file
+        encoding = getattr(file, "encoding", None) or "utf-8"
+        text = self.to_text()
+        encodable = _can_encode(text, encoding)
+        if plain is None:
+            plain = not (hasattr(file, "isatty") and file.isatty())
+        if plain or not encodable or not self._render_rich(console_width, file):
+            if not encodable:
+                text = text.replace(_DASH, "-").replace("±", "+-")
+                text = text.encode(encoding, "replace").decode(encoding)
+            file.write(text + "\n")
+
+    def to_text(self) -> str:
+        """Return the table as plain aligned lines, without a trailing newline."""
+        head = ["method", *_COLUMNS.values()]
+        body = [[_label(row), *cells] for row, cells in zip(self.rows, self._cells(), strict=True)]
+        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+        lines = [self._title()]
+        for line in [head, *body]:
+            first = line[0].ljust(widths[0])
+            rest = (cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))
+            lines.append("  ".join([first, *rest]).rstrip())
+        return "\n".join([*lines, *self._footer()])
+
+    def to_markdown(self) -> str:
+        """Return a Markdown table with its protocol lines, for report.md.
+
+        It has two more columns than the terminal's: which weights were tested, and the time.
+        """
+        timed = any(row.seconds is not None for row in self.rows)
+        head = ["method", *(f"{h} %" for h in _COLUMNS.values()), "tested"]
+        align = ["---", *["---:"] * len(_COLUMNS), "---"]
+        if timed:
+            head.append("seconds")
+            align.append("---:")
+        lines = []
+        for row, cells in zip(self.rows, self._cells(), strict=True):
+            line = [_label(row), *cells, row.selected]
+            if timed:
+                line.append(_DASH if row.seconds is None else _seconds(row.seconds))
+            lines.append(line)
+        about = [self._title(), *self._about()]
+        return _markdown_table(head, align, lines) + "\n\n" + _markdown_list(about)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain numbers, lists and None, as `json.dump` wants them."""
+        rows = []
+        for row, values in zip(self.rows, self._values, strict=True):
+            summary = {
+                name: None if value is None else {"mean": value[0], "sd": value[1]}
+                for name, value in values.items()
+            }
+            rows.append(
+                {
+                    "method": row.method,
+                    "label": _label(row),
+                    "selected": row.selected,
+                    "seconds": row.seconds,
+                    "summary": summary,
+                    "reports": [report.to_dict() for report in row.reports],
+                }
+            )
+        return {
+            "dataset": self.dataset,
+            "protocol": self.protocol,
+            "protocol_text": PROTOCOLS[self.protocol],
+            "split": self.split_name,
+            "fingerprint": self.fingerprint,
+            "few_rule": self.few_rule,
+            "shots": shot_thresholds_text(self.few_rule),
+            "seeds": [int(s) for s in self.seeds],
+            "note": self.note,
+            "rows": rows,
+        }
+
+    def __str__(self) -> str:
+        """Return the plain text table."""
+        return self.to_text()
+
+    def _render_rich(self, width: int | None, file: TextIO) -> bool:
+        """Write a rich table; return False, and write nothing, if it does not fit."""
+        from rich import box
+        from rich.console import Console
+        from rich.measure import Measurement
+        from rich.table import Table
+        from rich.text import Text
+
+        console = Console(file=file, width=width, highlight=False)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left")
+        table.add_column("method", overflow="fold", min_width=8)
+        for heading in _COLUMNS.values():
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row, cells in zip(self.rows, self._cells(), strict=True):
+            # Text, not str: rich would read a label such as "[x]" as markup.
+            table.add_row(Text(_label(row)), *(Text(cell) for cell in cells))
+        # Measured without the console's width: with it, rich cuts the answer off at that width.
+        unbounded = console.options.update(max_width=10_000)
+        if Measurement.get(console, unbounded, table).minimum > console.width:
+            return False
+        console.print(Text(self._title(), style="bold"))
+        console.print(table)
+        for line in self._footer():
+            console.print(Text(line, style="dim"))
+        return True
+
+    def _cells(self) -> list[list[str]]:
+        return [[_mean_sd(values[name]) for name in _COLUMNS] for values in self._values]
+
+    def _title(self) -> str:
+        plus_minus = ", mean ± standard deviation over seeds" if self._several_seeds() else ""
+        return f"{self.dataset}: test accuracy in %{plus_minus}"
+
+    def _several_seeds(self) -> bool:
+        return any(len(row.reports) > 1 for row in self.rows)
+
+    def _about(self) -> list[str]:
+        sizes = self.rows[0].reports[0].group_sizes if self.rows else None
+        counts = {len(row.reports) for row in self.rows}
+        seeds = ", ".join(str(s) for s in self.seeds)
+        lines = [
+            f"protocol: {PROTOCOLS[self.protocol]}",
+            f"split: {self.split_name} ({self.fingerprint})",
+            f"training images per class: {shot_thresholds_text(self.few_rule, sizes)}",
+            f"{'seed' if len(self.seeds) == 1 else 'seeds'}: {seeds}",
+        ]
+        if len(counts) > 1:
+            # A row with fewer runs than seeds must not pass for a mean over all of them.
+            runs = ", ".join(f"{_label(row)} {len(row.reports)}" for row in self.rows)
+            lines.append(f"runs: {runs}")
+        if self.note:
+            lines.append(self.note)
+        return lines
+
+    def _footer(self) -> list[str]:
+        chosen: dict[str, list[str]] = {}
+        for row in self.rows:
+            chosen.setdefault(row.selected, []).append(_label(row))
+        if len(chosen) == 1:
+            tested = [f"tested: {next(iter(chosen))}"]
+        else:
+            tested = [f"tested: {which} ({', '.join(who)})" for which, who in chosen.items()]
+        times = [
+            f"{_label(row)} {_seconds(row.seconds)} s"
+            for row in self.rows
+            if row.seconds is not None
+        ]
+        return [*self._about(), *tested, *([f"time: {', '.join(times)}"] if times else [])]
+
+
+def render_report_md(
+    table: ResultTable,
+    manifest: Mapping[str, Any],
+    plots: Sequence[tuple[str, str]],
+    trajectory: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+) -> str:
+    """Write a run's report.md: what was run, what came out, and how it was measured.
+
+    Args:
+        table: The results.
+        manifest: What the run recorded. Read, where present: title (else name, else recipe),
+            command (a string or a list of words), class_counts, versions (a mapping) and hardware
+            (a mapping or a string).
+        plots: Title and path of each image; the path relative to the report.
+        trajectory: Stage 2 epoch by epoch, as `ltlearn.plots.plot_trajectory` takes it: one, a list
+            with one per seed, or None.
+
+    Raises:
+        UserError: If a trajectory's lists differ in length or its chosen epoch is not among them.
+    """
+    title = next((manifest[k] for k in ("title", "name", "recipe") if manifest.get(k)), None)
+    parts = [f"# {_one_line(title if title is not None else table.dataset)}"]
+    command = manifest.get("command")
+    if command:
+        if not isinstance(command, str):
+            command = shlex.join(str(word) for word in command)
+        parts += ["Produced by:", f"```\n{command}\n```"]
+    parts += ["## Results", table.to_markdown()]
+    parts += ["## Protocol", _protocol_paragraph(table)]
+    counts = manifest.get("class_counts")
+    if counts is None and table.rows:
+        counts = table.rows[0].reports[0].class_counts
+    if counts is not None and len(counts):
+        parts += ["## Training images", _counts_paragraph(counts, table.few_rule)]
+    trajectories = _as_list(trajectory)
+    if trajectories:
+        parts.append("## Stage 2, epoch by epoch")
+        parts.append(
+            "Epoch 0 is the model before the first step. The chosen epoch is in bold. Norms are "
+            "those of the classifier's rows."
+        )
+        for i, one in enumerate(trajectories):
+            if len(trajectories) > 1:
+                seed = table.seeds[i] if len(table.seeds) == len(trajectories) else i
+                parts.append(f"### Seed {seed}")
+            parts.append(_trajectory_table(one))
+    if plots:
+        parts.append("## Plots")
+        for name, path in plots:
+            url = quote(str(path).replace("\\", "/"))
+            parts += [f"### {_one_line(name)}", f"![{_escape(name)}]({url})"]
+    facts = _facts("versions", manifest.get("versions")) + _facts(
+        "hardware", manifest.get("hardware")
+    )
+    if facts:
+        parts += ["## Versions and hardware", _markdown_list(facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _protocol_paragraph(table: ResultTable) -> str:
+    how = {
+        "clean": (
+            "Before stage 1 a validation split was carved from the training images. Every choice, "
+            "the epoch included, was made on it by class-balanced accuracy. The test set was read "
+            "once, at the end."
+        ),
+        "paper": (
+            "The epoch was selected on test, as the published figures were, and the logits of each "
+            "image and its mirror image were averaged. Accuracy selected on test is optimistic: "
+            "it is comparable with published figures, not with the clean protocol."
+        ),
+    }[table.protocol]
+    return (
+        f"{_sentence(PROTOCOLS[table.protocol])} {how} A group's accuracy is the mean of its "
+        "per-class accuracies; a dash means that no class of the group has test images. "
+        "ECE is the expected calibration error over 15 bins."
+    )
+
+
+def _counts_paragraph(counts: Sequence[int], few_rule: str) -> str:
+    sizes = {name: int(mask.sum()) for name, mask in shot_groups(counts, few_rule).items()}
+    counts = [int(n) for n in counts]
+    least, most = min(counts), max(counts)
+    factor = f"imbalance factor {most / least:.4g}" if least else "some class has none"
+    return (
+        f"{sum(counts):,} training images in {len(counts):,} classes, {least:,} to {most:,} per "
+        f"class ({factor}). Shots: {shot_thresholds_text(few_rule, sizes)}."
+    )
+
+
+def _trajectory_table(trajectory: Mapping[str, Any]) -> str:
+    epochs = list(trajectory["epoch"])
+    for name in ("balanced", "all", *SHOTS, "norms"):
+        if len(trajectory[name]) != len(epochs):
+            raise UserError(
+                f"The trajectory has {len(epochs)} epochs but {len(trajectory[name])} values of "
+                f"{name!r}."
+            )
+    if trajectory["chosen"] not in epochs:
+        raise UserError(
+            f"The trajectory's chosen epoch {trajectory['chosen']} is not among its epochs "
+            f"{epochs[0]} to {epochs[-1]}."
+            if epochs
+            else "The trajectory has no epochs."
+        )
+    where = trajectory["select_on"]
+    names = ("balanced", "all", *SHOTS)
+    head = ["epoch", *(f"{where} {n} %" for n in names), "smallest norm", "largest norm"]
+    lines = []
+    for i, epoch in enumerate(epochs):
+        norms = [float(n) for n in trajectory["norms"][i]]
+        cells = [str(epoch), *(_percent(trajectory[n][i]) for n in names)]
+        cells += [f"{min(norms):.3f}", f"{max(norms):.3f}"] if norms else [_DASH, _DASH]
+        if epoch == trajectory["chosen"]:
+            cells = [f"**{cell}**" for cell in cells]
+            cells[0] += f" (chosen on {where})"
+        lines.append(cells)
+    return _markdown_table(head, ["---", *["---:"] * (len(head) - 1)], lines)
+
+
+def _as_list(trajectory: Any) -> list[Mapping[str, Any]]:
+    if trajectory is None:
+        return []
+    return [trajectory] if isinstance(trajectory, Mapping) else list(trajectory)
+
+
+def _facts(title: str, facts: Any) -> list[str]:
+    if not facts:
+        return []
+    if isinstance(facts, Mapping):
+        return [f"{name}: {value}" for name, value in facts.items()]
+    return [f"{title}: {facts}"]
+
+
+def _label(row: ResultRow) -> str:
+    return _one_line(row.label or row.method)
+
+
+def _percent(value: float | None) -> str:
+    return _DASH if value is None else f"{100 * value:.1f}"
+
+
+def _mean_sd(value: tuple[float, float | None] | None) -> str:
+    if value is None:
+        return _DASH
+    mean, sd = value
+    return _percent(mean) if sd is None else f"{_percent(mean)} ± {_percent(sd)}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.1f}"
+
+
+def _can_encode(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _escape(text: Any) -> str:
+    """Keep Markdown from reading a name as a table border, a link or an emphasis."""
+    text = _one_line(text).replace("\\", "\\\\")
+    for mark in "|*_`[]<>":
+        text = text.replace(mark, "\\" + mark)
+    return text
+
+
+def _markdown_table(head: list[str], align: list[str], lines: list[list[str]]) -> str:
+    rows = [head, align, *([_escape_cell(cell) for cell in line] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _escape_cell(cell: str) -> str:
+    return _one_line(cell).replace("|", "\\|")
+
+
+def _markdown_list(lines: Sequence[str]) -> str:
+    # "<" before a letter would open an HTML tag; "<20" stays as it is.
+    return "\n".join(f"- {re.sub('<(?=[A-Za-z/!?])', '&lt;', _one_line(line))}" for line in lines)
