@@ -18,7 +18,15 @@ from ltlearn.metrics import (
     shot_thresholds_text,
 )
 
-__all__ = ["PROTOCOLS", "ResultRow", "ResultTable", "render_report_md"]
+__all__ = [
+    "PROTOCOLS",
+    "ResultRow",
+    "ResultTable",
+    "render_recipes",
+    "render_report_md",
+    "render_rows",
+    "render_stages",
+]
 
 # What each protocol means: every table says it in these words.
 PROTOCOLS = {
@@ -324,6 +332,66 @@ def render_report_md(
     if facts:
         parts += ["## Versions and hardware", _markdown_list(facts)]
     return "\n\n".join(parts) + "\n"
+
+
+def render_rows(
+    head: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None, title: str = ""
+) -> None:
+    """Write rows under headings: a rich table on a terminal, tab-separated lines elsewhere.
+
+    Args:
+        head: One heading a column.
+        rows: The cells; anything `str` takes.
+        file: Where to write; standard output if None.
+        title: Printed above.
+    """
+    file = sys.stdout if file is None else file
+    cells = [[_one_line(cell) for cell in row] for row in rows]
+    if not (hasattr(file, "isatty") and file.isatty()):
+        lines = [title] if title else []
+        lines += ["\t".join(row) for row in [list(head), *cells]]
+        file.write("\n".join(lines) + "\n")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for heading in head:
+        table.add_column(heading, overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(file=file, highlight=False)
+    if title:
+        console.print(Text(title, style="bold"))
+    console.print(table)
+
+
+def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
+    """Write what each stage trained, in which mode and with which sampler: a line for all seeds that did alike.
+
+    Args:
+        stages: The manifest's "stages".
+        file: Where to write; standard output if None.
+    """
+    keys = ("method", "stage", "trained", "bn", "on", "sampler", "loss", "epochs", "lr", "weight_decay", "precision")
+    rows = list(dict.fromkeys(tuple(str(stage.get(key, "")) for key in keys) for stage in stages))
+    render_rows([key.replace("_", " ") for key in keys], rows, file, "what was trained")
+
+
+def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
+    """Write the list of recipes: dataset, methods, protocol, what was published.
+
+    Args:
+        recipes: `Recipe` objects.
+        file: Where to write; standard output if None.
+    """
+    rows = []
+    for recipe in recipes:
+        expected = "; ".join(f"{e.method} {e.all:g} ({e.protocol})" for e in recipe.expected)
+        rows.append((recipe.name, recipe.data.dataset, ", ".join(recipe.methods), expected or "not published; ours", recipe.title))
+    render_rows(("recipe", "dataset", "methods", "expected top-1 in %", "what it is"), rows, file)
 
 
 def _protocol_paragraph(table: ResultTable) -> str:

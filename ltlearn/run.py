@@ -122,6 +122,12 @@ class Run:
             ) from error
         return run
 
+    def remove_if_empty(self) -> None:
+        """Take the folder away again if nothing but a manifest was written: nothing of worth is lost."""
+        if {p.name for p in self.path.iterdir()} <= {"manifest.json"}:
+            (self.path / "manifest.json").unlink(missing_ok=True)
+            self.path.rmdir()
+
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file in UTF-8."""
         # A file name that is not UTF-8 (a lone surrogate here) must not end a run: it is escaped.
@@ -324,10 +330,9 @@ class Run:
                 os.replace(temporary, target)
             except BaseException as error:
                 _remove(temporary)
-                cause = _disk_error(error)
-                if cause is None:
-                    raise
-                raise UserError(_sentence(cause, target)) from error
+                if isinstance(error, OSError) and error.errno in _CAUSES:
+                    raise UserError(_sentence(error, target)) from error
+                raise
             _sync_folder(target.parent)
 
     def _remove_temporaries(self) -> None:
@@ -457,15 +462,6 @@ _CAUSES = {
 def _sentence(error: OSError, target: Path) -> str:
     text = _CAUSES[error.errno].format(target)
     return text[0].upper() + text[1:]
-
-
-def _disk_error(error: BaseException | None) -> OSError | None:
-    # Closing an archive on a full disk raises errors of its own over the first one: search all.
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _CAUSES:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _cell(value: object) -> object:

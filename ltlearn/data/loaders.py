@@ -313,8 +313,9 @@ class LTDataLoaders(DataLoaders):
         valid_pct: float = 0.1,
         bs: int = 64,
         seed: int = 0,
-        num_workers: int = 0,
         skip_bad: bool = False,
+        n_max: int | None = None,
+        test_per_class: int | None = None,
         device=None,
     ) -> "LTDataLoaders":
         """Make a long-tailed version of a known balanced set.
@@ -330,8 +331,9 @@ class LTDataLoaders(DataLoaders):
             valid_pct: Share of each class that "clean" carves off, in (0, 1).
             bs: Images a training batch.
             seed: Of the carved split, order and augmentation.
-            num_workers: Not used: these sets are held in memory.
             skip_bad: Leave unreadable pictures out instead of stopping.
+            n_max: Images of the largest class; None takes all there are.
+            test_per_class: Test images of each class, the first in file order; None takes all there are.
             device: Where batches go; None takes fastai's default.
 
         Raises:
@@ -343,13 +345,15 @@ class LTDataLoaders(DataLoaders):
         if name == "digits_lt":
             train, classes = load_digits_pictures("train")
             test, _ = load_digits_pictures("test")
-            n_max, stats, transform, pad = 124, _pixel_stats(train.images), "crop", 1
+            most, stats, transform, pad = 124, _pixel_stats(train.images), "crop", 1
         else:
             classes_n = 10 if name == "cifar10_lt" else 100
             train, classes = load_cifar(classes_n, data_path, "train")
             test, _ = load_cifar(classes_n, data_path, "test")
-            n_max, stats, transform, pad = 50_000 // classes_n, CIFAR_STATS, "crop_flip", 4
-        counts = long_tail_counts(n_max, len(classes), imbalance_factor, profile)
+            most, stats, transform, pad = 50_000 // classes_n, CIFAR_STATS, "crop_flip", 4
+        if test_per_class is not None:
+            test = test.take(select_long_tail(test.targets, [test_per_class] * len(classes)))
+        counts = long_tail_counts(n_max or most, len(classes), imbalance_factor, profile)
         train = train.take(select_long_tail(train.targets, counts, split)).load(32, skip_bad, "reading training pictures")
         test = test.load(32, skip_bad, "reading test pictures")
         return cls._from_parts(
@@ -367,7 +371,7 @@ class LTDataLoaders(DataLoaders):
             pad=pad,
             in_memory=True,
             bs=bs,
-            num_workers=num_workers,
+            num_workers=0,
             seed=seed,
             device=device,
             path=Path("."),

@@ -1,12 +1,14 @@
 """The one public function, what it accepts, and its gradient."""
 
-import math
 from collections.abc import Callable
+from math import inf, isfinite
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from scipy.linalg.blas import dasum  # the quickest pass over a short row, and it never warns
 from scipy.optimize import isotonic_regression
-from torch import Tensor
+from torch import Tensor, from_numpy
 
 from ltlearn.isotonic import scipy_engine, tensor_ops
 
@@ -26,6 +28,7 @@ _ENGINES = {
 _DEVICE_ENGINE = {"cpu": "scipy"}  # a device that is not named: "tensor_ops"
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FLOAT64, _FLOAT32 = _DTYPES[:2]
+_NUMPY_FLOAT32 = np.dtype("float32")
 _PLAIN = (Tensor, torch.nn.Parameter)  # no subclass with a `numpy` of its own
 
 
@@ -72,12 +75,12 @@ def pava(
             needs_grad = y.requires_grad
             fit = isotonic_regression((y.detach() if needs_grad else y).numpy())
             row = fit["x"]
-            # A value that is not finite leaves its block so, and with it the sum of squares.
-            if math.isfinite(row.dot(row)) and row.size:
+            # A value that is not finite leaves its block so, and with it the sum of magnitudes.
+            if row.size and isfinite(dasum(row)):
                 if needs_grad and torch.is_grad_enabled():
-                    x = torch.from_numpy(row)
+                    x = from_numpy(row)
                     return _Pava.apply(y, None, (x, fit["blocks"], scipy_engine.block_means))
-                return torch.from_numpy(row if dtype is _FLOAT64 else row.astype("float32"))
+                return from_numpy(row if dtype is _FLOAT64 else row.astype(_NUMPY_FLOAT32))
 
     _check_y(y)
     chosen = _choose_engine(engine, y)
@@ -174,7 +177,7 @@ def _check_finite(y: Tensor) -> None:
     if _is_capturing(y):
         return
     # The sum is finite for all but non-finite and huge values: one cheap pass for nearly every y.
-    if math.isfinite(y.detach().sum().item()):
+    if isfinite(y.detach().sum().item()):
         return
     bad = ~torch.isfinite(y)
     if bad.any():
@@ -190,7 +193,7 @@ def _check_weights(weights: Tensor, y: Tensor) -> None:
         raise ValueError(f"weights must be on y's device {y.device}, got {weights.device}.")
     if _is_capturing(y):
         return
-    good = (weights > 0) & (weights < math.inf)
+    good = (weights > 0) & (weights < inf)
     if not good.all():
         raise ValueError(f"weights must be positive and finite, got {_first(weights, ~good)}.")
 

@@ -1,0 +1,194 @@
+"""The command line. Heavy imports wait until a command needs them, so that help answers at once."""
+
+import json
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ltlearn.errors import UserError
+
+__all__ = ["app", "main"]
+
+EXIT_OURS, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="ltlearn",
+    help="Long-tailed image recognition: train, retrain the classifier, and tell many, medium and few apart.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; exit with 0, 2 for a user's mistake, 1 for our own, 130 after Ctrl-C."""
+    try:
+        app(prog_name="ltlearn")
+    except UserError as e:
+        _stop(str(e), EXIT_USER)
+    except (KeyboardInterrupt, EOFError):
+        _stop("stopped.", EXIT_INTERRUPTED)
+    except Exception as e:
+        if os.environ.get("LTLEARN_DEBUG"):
+            raise
+        _stop(f"a mistake of ours: {type(e).__name__}: {e}. LTLEARN_DEBUG=1 shows where it happened.", EXIT_OURS)
+
+
+def _stop(sentence: str, code: int) -> None:
+    print(f"ltlearn: {sentence}", file=sys.stderr)  # noqa: T201
+    raise SystemExit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import ltlearn
+
+        typer.echo(f"ltlearn {ltlearn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _voice(quiet: bool) -> Iterator[None]:
+    """Send the library's warnings to standard error, one line each, and keep third parties' warnings out of sight."""
+    from ltlearn.progress import quiet as silence
+
+    warnings.filterwarnings("ignore")
+    log = logging.getLogger("ltlearn")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("ltlearn: %(message)s"))
+    level = os.environ.get("LTLEARN_LOG", "ERROR" if quiet else "WARNING").upper()
+    log.addHandler(handler)
+    log.setLevel(level if level in ("DEBUG", "INFO", "WARNING", "ERROR") else "WARNING")
+    try:
+        with silence(quiet):
+            yield
+    finally:
+        log.removeHandler(handler)
+
+
+@app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(help="A name of `ltlearn recipes`, or a TOML file.", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as stage1.epochs=2.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="clean: choose on carved validation images. paper: on the test set, as published.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds to run.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Shrink everything to seconds, to see that it runs.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; made under runs_path if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the results alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Run a benchmark: stage 1, stage 2, report."""
+    from ltlearn.recipe import load_recipe
+    from ltlearn.run import Run
+    from ltlearn.settings import load_settings
+
+    settings = load_settings(data_path=data, device=device, precision=precision)
+    overrides = list(set_ or [])
+    overrides += [f"protocol={json.dumps(protocol)}"] if protocol is not None else []
+    overrides += [f"seeds={seeds}"] if seeds is not None else []
+    wanted = load_recipe(name, overrides)
+    if smoke:
+        wanted = wanted.smoke()
+    run = Run.create(settings.runs_path, wanted.name + ("-smoke" if smoke else ""), out, resume)
+    command = shlex.join(["ltlearn", *sys.argv[1:]])
+    quiet = quiet or as_json
+    with _voice(quiet):
+        try:
+            # fastai takes seconds to import: everything that can be refused has been by now.
+            from ltlearn.runner import run_recipe
+
+            result = run_recipe(
+                wanted,
+                run,
+                data_path=settings.data_path,
+                cache_path=settings.cache_path / "features",
+                device=settings.device,
+                precision=settings.precision,
+                skip_bad=skip_bad,
+                command=command,
+                say=(lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr)),  # noqa: T201
+            )
+        except KeyboardInterrupt:
+            again = shlex.join(["ltlearn", *_without_out(sys.argv[1:]), "--out", str(run.path), "--resume"])
+            _stop(f"stopped; what is finished is in {run.path}. Go on with: {again}", EXIT_INTERRUPTED)
+        except UserError:
+            run.remove_if_empty()
+            raise
+    if as_json:
+        typer.echo(json.dumps({"run": str(run.path), **result.table.to_dict()}, indent=1))
+        return
+    if not quiet:
+        from ltlearn.report import render_stages
+
+        render_stages(result.manifest["stages"], file=sys.stderr)
+    result.table.render()
+    if not quiet:
+        print(f"report: {run.path / 'report.md'}", file=sys.stderr)  # noqa: T201
+
+
+def _without_out(words: list[str]) -> list[str]:
+    """Drop --out and --resume from a command line, to give them anew."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word == "--out":
+            skip = True
+        elif not word.startswith("--out=") and word != "--resume":
+            kept.append(word)
+    return kept
+
+
+@app.command()
+def recipes(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the benchmarks that come with the library."""
+    from ltlearn.recipe import load_recipe, recipe_names
+    from ltlearn.report import render_recipes
+
+    found = [load_recipe(name) for name in recipe_names()]
+    if as_json:
+        typer.echo(json.dumps([r.model_dump(mode="json") for r in found], indent=1))
+    else:
+        render_recipes(found)
+
+
+@app.command()
+def settings(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the defaults in force, and where each comes from."""
+    from ltlearn.report import render_rows
+    from ltlearn.settings import load_settings
+
+    rows = load_settings().describe()
+    if as_json:
+        typer.echo(json.dumps([dict(zip(("key", "value", "from"), r, strict=True)) for r in rows], indent=1))
+    else:
+        render_rows(("key", "value", "from"), rows)

@@ -1,0 +1,324 @@
+"""Runs a recipe: data, stage 1, each method's stage 2, the test set once at the end, and what is left on disk."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastai.torch_core import set_seed
+
+from ltlearn.data import LTDataLoaders
+from ltlearn.errors import UserError
+from ltlearn.learner import LTLearner, lt_learner, sgd
+from ltlearn.methods import METHODS
+from ltlearn.metrics import shot_report
+from ltlearn.plots import (
+    plot_class_counts,
+    plot_norms,
+    plot_per_class_accuracy,
+    plot_trajectory,
+)
+from ltlearn.recipe import Recipe
+from ltlearn.report import ResultRow, ResultTable, render_report_md
+from ltlearn.run import Run, environment_info
+
+__all__ = ["RecipeResult", "pick_device", "run_recipe"]
+
+_log = logging.getLogger("ltlearn")
+
+
+@dataclass
+class RecipeResult:
+    """What a recipe gave."""
+
+    run: Run
+    table: ResultTable
+    manifest: dict[str, Any]
+
+
+@dataclass
+class _Seed:
+    """What one seed gave: per method logits, norms, stage 2's trajectory, seconds and words on the chosen epoch."""
+
+    targets: torch.Tensor | None = None
+    logits: dict[str, torch.Tensor] = field(default_factory=dict)
+    norms: dict[str, list[float]] = field(default_factory=dict)
+    trajectories: dict[str, dict] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    selected: dict[str, str] = field(default_factory=dict)
+    stages: list[dict] = field(default_factory=list)
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn a device setting into a device; "auto" takes CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if not there[device.type]() or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"there is no device {name} here; use --device cpu or auto.")
+    return device
+
+
+def run_recipe(
+    recipe: Recipe,
+    run: Run,
+    *,
+    data_path: str | Path = "data",
+    cache_path: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    skip_bad: bool = False,
+    command: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> RecipeResult:
+    """Run a recipe and write its folder.
+
+    What is finished already in the folder (a stage of a seed) is taken from there, so a run that was stopped goes on.
+
+    Args:
+        recipe: What to run.
+        run: The folder to write.
+        data_path: Where the pictures are.
+        cache_path: Folder of cached features; None keeps them in memory.
+        device: "auto" or a torch device.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        skip_bad: Leave unreadable pictures out.
+        command: The command line, for the record.
+        say: Called with a line of text at each step.
+
+    Raises:
+        UserError: If the data is missing, a value does not fit, or the folder belongs to another recipe.
+    """
+    recipe = recipe.settled()
+    where = pick_device(device)
+    effective = recipe.model_dump(mode="json")
+    manifest = {
+        "recipe": recipe.name,
+        "title": recipe.title,
+        "status": "running",
+        "command": command,
+        "protocol": recipe.protocol,
+        "values": effective,
+        "run_device": str(where),
+        **environment_info(),
+    }
+    if (run.path / "manifest.json").is_file():
+        before = run.read_json("manifest.json").get("values")
+        # The number of seeds may grow; everything else decides what the finished stages hold.
+        if {**(before or {}), "seeds": 0, "provenance": 0} != {**effective, "seeds": 0, "provenance": 0}:
+            raise UserError(f"{run.path} holds a run with other values; give another --out, or the values of its manifest.json.")
+    run.write_json("manifest.json", manifest)
+    began = time.perf_counter()
+    seeds, dls = [], None
+    for seed in range(recipe.seeds):
+        dls = LTDataLoaders.from_dataset(
+            recipe.data.dataset,
+            data_path,
+            **recipe.data.model_dump(exclude={"dataset", "few"}),
+            protocol=recipe.protocol,
+            bs=recipe.stage1.batch_size,
+            seed=seed,
+            skip_bad=skip_bad,
+            device=where,
+        )
+        if seed == 0:
+            manifest |= {
+                "split": dls.split.to_dict(),
+                "classes": dls.vocab,
+                "class_counts": dls.shot_counts.tolist(),
+                "training_images": dls.train.n,
+                "validation_images": dls.valid.n,
+                "test_images": dls.test.n,
+                "skipped_pictures": dls.skipped,
+            }
+            run.write_json("manifest.json", manifest)
+            say(f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation ({dls.split.valid_from}), {dls.test.n} test images")
+            if dls.skipped:
+                say(f"{len(dls.skipped)} unreadable pictures were left out")
+        seeds.append(_run_seed(recipe, run, dls, seed, precision, cache_path, say))
+    table = _table(recipe, dls, seeds)
+    _write_results(recipe, run, dls, seeds, table, manifest, time.perf_counter() - began)
+    return RecipeResult(run, table, manifest)
+
+
+def _learner(recipe: Recipe, dls: LTDataLoaders, precision: str, cache_path) -> LTLearner:
+    model = recipe.model.model_dump(exclude={"arch"}, exclude_none=True)
+    return lt_learner(dls, recipe.model.arch, precision=precision, cache_path=cache_path, few=recipe.data.few, **model)
+
+
+def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, say) -> _Seed:
+    set_seed(seed)
+    learn = _learner(recipe, dls, precision, cache_path)
+    paper = recipe.protocol == "paper"
+    result = _Seed()
+    s1 = recipe.stage1
+    name = f"checkpoints/seed{seed}-stage1"
+    record = _finished(run, name, learn)
+    if record is None:
+        say(f"seed {seed}: stage 1, {s1.epochs} epochs of {recipe.model.arch}")
+        began = time.perf_counter()
+        trajectory = learn.fit_stage1(
+            s1.epochs,
+            s1.lr,
+            wd=s1.weight_decay,
+            sampler=s1.sampler,
+            schedule=s1.schedule,
+            warmup_epochs=s1.warmup_epochs,
+            opt_func=sgd(s1.momentum),
+            select=s1.select,
+            flip=paper,
+        )
+        record = {"trajectory": trajectory, "stage": learn.stages[-1], "seconds": time.perf_counter() - began}
+        _save(run, name, learn, record, say)
+    stage1 = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
+    heads = {}
+    for method_name in recipe.methods:
+        method = METHODS[method_name]
+        learn.model.load_state_dict(stage1)
+        if method.stage == 1:
+            done = record
+        else:
+            done = _stage2(recipe, run, learn, seed, method_name, paper, say)
+        result.stages.append({"seed": seed, "method": method_name, **done["stage"]})
+        result.norms[method_name] = learn.head_norms().tolist()
+        result.seconds[method_name] = done["seconds"]
+        result.selected[method_name] = _chosen(done["trajectory"])
+        result.trajectories[method_name] = done["trajectory"]
+        heads[method_name] = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
+    # Only now, when nothing is left to choose, is the test set read (under `paper` it has been, after each epoch).
+    for method_name, state in heads.items():
+        learn.model.load_state_dict(state)
+        result.logits[method_name], result.targets = learn.predict_logits("test", flip=paper)
+    return result
+
+
+def _stage2(recipe: Recipe, run: Run, learn: LTLearner, seed: int, method_name: str, paper: bool, say) -> dict:
+    s2, method = recipe.stage2, METHODS[method_name]
+    name = f"checkpoints/seed{seed}-{method_name}"
+    done = _finished(run, name, learn)
+    if done is None:
+        say(f"seed {seed}: stage 2, {method.label}, {s2.epochs} epochs on {'features' if s2.views else 'images'}")
+        began = time.perf_counter()
+        trajectory = learn.retrain_classifier(
+            s2.epochs,
+            s2.lr,
+            wd=s2.weight_decay,
+            bs=s2.batch_size,
+            sampler=method.sampler,
+            reset=method.reset,
+            views=s2.views,
+            bn=s2.bn,
+            schedule=s2.schedule,
+            opt_func=sgd(s2.momentum),
+            select=s2.select,
+            flip=paper,
+            seed=seed,
+            cbs=method.callbacks(),
+        )
+        done = {"trajectory": trajectory, "stage": learn.stages[-1], "seconds": time.perf_counter() - began}
+        _save(run, name, learn, done, say)
+    return done
+
+
+def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
+    """Load a finished stage into the learner and return its record; None where there is none."""
+    if not (run.path / f"{name}.json").is_file() or not (run.path / f"{name}.safetensors").is_file():
+        return None
+    learn.model.load_state_dict(run.load_tensors(f"{name}.safetensors"))
+    learn.opt = None
+    return run.read_json(f"{name}.json")
+
+
+def _save(run: Run, name: str, learn: LTLearner, record: dict, say) -> None:
+    """Write weights first, then the record that says they are complete."""
+    run.save_tensors(f"{name}.safetensors", learn.model.state_dict(), {"arch": learn.arch})
+    run.write_json(f"{name}.json", record)
+    stage = record["stage"]
+    say(f"  {stage['stage']} done in {record['seconds']:.0f} s, kept: {_chosen(record['trajectory'])}")
+
+
+def _chosen(trajectory: dict) -> str:
+    epoch = trajectory["chosen"]
+    if trajectory["select"] == "last" or epoch is None:
+        return "last epoch"
+    where = "selected on test" if trajectory["select_on"] == "test" else "on validation"
+    return f"epoch {epoch} {where}"
+
+
+def _table(recipe: Recipe, dls: LTDataLoaders, seeds: list[_Seed]) -> ResultTable:
+    rows = []
+    for name in recipe.methods:
+        reports = [
+            shot_report(s.logits[name], s.targets, dls.shot_counts, classes=dls.vocab, few=recipe.data.few) for s in seeds
+        ]
+        selected = list(dict.fromkeys(s.selected[name] for s in seeds))
+        seconds = sum(s.seconds[name] for s in seeds) / len(seeds)
+        rows.append(ResultRow(name, METHODS[name].label, reports, "; ".join(selected), seconds))
+    published = [
+        f"{METHODS[e.method].label} {e.all} ({e.protocol} protocol; {e.source})"
+        for e in recipe.expected
+        if e.method in recipe.methods
+    ]
+    return ResultTable(
+        rows,
+        recipe.protocol,
+        f"{dls.split.name}, {dls.split.profile}, imbalance factor {dls.split.imbalance_factor:g}",
+        dls.split.train,
+        recipe.data.few,
+        list(range(recipe.seeds)),
+        recipe.data.dataset,
+        note=f"Published, for the recipe as it stands: {'; '.join(published)}." if published else "",
+    )
+
+
+def _write_results(recipe, run: Run, dls, seeds: list[_Seed], table: ResultTable, manifest: dict, seconds: float) -> None:
+    arrays = {"targets": seeds[0].targets}
+    rows = []
+    for seed, result in enumerate(seeds):
+        for name, logits in result.logits.items():
+            arrays[f"seed{seed}/{name}"] = logits
+        for name, trajectory in result.trajectories.items():
+            keys = ("epoch", "loss", "all", "balanced", "many", "medium", "few", "seconds")
+            for values in zip(*(trajectory[k] for k in keys), strict=True):
+                rows.append(
+                    {"seed": seed, "method": name, "stage": METHODS[name].stage, **dict(zip(keys, values, strict=True)),
+                     "evaluated_on": trajectory["select_on"]}
+                )  # fmt: skip
+    run.save_npz("predictions.npz", **{k: v.numpy() for k, v in arrays.items()})
+    run.write_csv("metrics.csv", rows)
+    second = [name for name in recipe.methods if METHODS[name].stage == 2]
+    trajectories = [s.trajectories[second[-1]] for s in seeds] if second else None
+    plots = [("Training images per class", plot_class_counts(dls.shot_counts, dls.vocab, recipe.data.few), "class_counts")]
+    if len(recipe.methods) > 1:
+        before, after = recipe.methods[0], recipe.methods[-1]
+        labels = (METHODS[before].label, METHODS[after].label)
+        accuracy = [
+            [next(r for r in table.rows if r.method == m).reports[s].per_class for s in range(len(seeds))]
+            for m in (before, after)
+        ]
+        mean = [torch.tensor([list(p) for p in per_seed]).mean(0).tolist() for per_seed in accuracy]
+        norms = [torch.tensor([s.norms[m] for s in seeds]).mean(0).tolist() for m in (before, after)]
+        counts = dls.shot_counts
+        plots += [
+            ("Accuracy per class on the test set, before and after",
+             plot_per_class_accuracy(*mean, counts, dls.vocab, labels, recipe.data.few), "per_class_accuracy"),
+            ("Norm of each class's weights, before and after", plot_norms(*norms, counts, labels), "norms"),
+        ]  # fmt: skip
+    if trajectories:
+        plots.append(("Stage 2, epoch by epoch", plot_trajectory(trajectories), "trajectory"))
+    for _, figure, name in plots:
+        run.save_figure(f"plots/{name}.png", figure)
+    manifest |= {
+        "status": "finished",
+        "seconds": round(seconds, 1),
+        "stages": [stage for s in seeds for stage in s.stages],
+        "results": table.to_dict(),
+    }
+    run.write_json("trajectories.json", [s.trajectories for s in seeds])
+    report = render_report_md(table, manifest, [(title, f"plots/{name}.png") for title, _, name in plots], trajectories)
+    run.write_text("report.md", report)
+    run.write_json("manifest.json", manifest)
