@@ -1,12 +1,12 @@
 """Long-tailed image recognition: decoupled training with SAMN on any timm backbone.
 
-The names below load on first use, so that `from ltlearn import SAMNLinear, pava` costs a plain PyTorch
-user neither fastai nor timm.
+The names below load on first use, so that `from ltlearn import SAMNLinear, pava` costs a plain
+PyTorch user neither fastai nor timm.
 """
 
+import sys
 from importlib import import_module
-
-from wrapt import register_post_import_hook
+from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
@@ -43,10 +43,28 @@ def __dir__():
     return sorted(__all__)
 
 
-def _register_models(_module) -> None:
+class _AfterTimm:
+    """Registers the CIFAR ResNets at the moment that timm has been imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "timm":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec("timm")
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_register(module) -> None:
+                run(module)
+                import_module("ltlearn.models.cifar_resnet")
+
+            spec.loader.exec_module = run_and_register
+        return spec
+
+
+# `timm.create_model("resnet32_cifar")` works from the moment that both ltlearn and timm are
+# imported, in either order; importing ltlearn alone does not import timm, which takes seconds.
+if "timm" in sys.modules:
     import_module("ltlearn.models.cifar_resnet")
-
-
-# `timm.create_model("resnet32_cifar")` works from the moment that both ltlearn and timm are imported, in either
-# order; importing ltlearn alone does not import timm.
-register_post_import_hook(_register_models, "timm")
+else:
+    sys.meta_path.insert(0, _AfterTimm())

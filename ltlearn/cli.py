@@ -21,14 +21,16 @@ EXIT_OURS, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="ltlearn",
-    help="Long-tailed image recognition: train, retrain the classifier, and tell many, medium and few apart.",
+    help="Long-tailed image recognition: train, retrain the classifier, and tell many, medium and "
+    "few apart.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 
 def main() -> None:
-    """Run the command line; exit with 0, 2 for a user's mistake, 1 for our own, 130 after Ctrl-C."""
+    """Run the command line; exit with 0, 2 (a user's mistake), 1 (our own) or 130 (Ctrl-C)."""
     try:
         app(prog_name="ltlearn")
     except UserError as e:
@@ -38,7 +40,10 @@ def main() -> None:
     except Exception as e:
         if os.environ.get("LTLEARN_DEBUG"):
             raise
-        _stop(f"a mistake of ours: {type(e).__name__}: {e}. LTLEARN_DEBUG=1 shows where it happened.", EXIT_OURS)
+        _stop(
+            f"a mistake of ours: {type(e).__name__}: {e}. LTLEARN_DEBUG=1 shows where it happened.",
+            EXIT_OURS,
+        )
 
 
 def _stop(sentence: str, code: int) -> None:
@@ -65,10 +70,9 @@ def _root(
 
 @contextmanager
 def _voice(quiet: bool) -> Iterator[None]:
-    """Send the library's warnings to standard error, one line each, and keep third parties' warnings out of sight."""
+    """Send the library's warnings to standard error, a line each, and hide third parties' ones."""
     from ltlearn.progress import quiet as silence
 
-    warnings.filterwarnings("ignore")
     log = logging.getLogger("ltlearn")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("ltlearn: %(message)s"))
@@ -76,7 +80,8 @@ def _voice(quiet: bool) -> Iterator[None]:
     log.addHandler(handler)
     log.setLevel(level if level in ("DEBUG", "INFO", "WARNING", "ERROR") else "WARNING")
     try:
-        with silence(quiet):
+        with silence(quiet), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         log.removeHandler(handler)
@@ -84,21 +89,35 @@ def _voice(quiet: bool) -> Iterator[None]:
 
 @app.command()
 def recipe(
-    name: Annotated[str, typer.Argument(help="A name of `ltlearn recipes`, or a TOML file.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="A name of `ltlearn recipes`, or a TOML file.", show_default=False)
+    ],
     data: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as stage1.epochs=2.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as stage1.epochs=2."),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="clean: choose on carved validation images. paper: on the test set, as published.")
+        str | None,
+        typer.Option(
+            help="clean: choose on carved validation images. paper: on the test set, as published."
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds to run.")] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Shrink everything to seconds, to see that it runs.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; made under runs_path if not given.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Shrink everything to seconds, to see that it runs.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; made under runs_path if not given.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the results alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -134,8 +153,12 @@ def recipe(
                 say=(lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr)),  # noqa: T201
             )
         except KeyboardInterrupt:
-            again = shlex.join(["ltlearn", *_without_out(sys.argv[1:]), "--out", str(run.path), "--resume"])
-            _stop(f"stopped; what is finished is in {run.path}. Go on with: {again}", EXIT_INTERRUPTED)
+            again = shlex.join(
+                ["ltlearn", *_without_out(sys.argv[1:]), "--out", str(run.path), "--resume"]
+            )
+            _stop(
+                f"stopped; what is finished is in {run.path}. Go on with: {again}", EXIT_INTERRUPTED
+            )
         except UserError:
             run.remove_if_empty()
             raise
@@ -189,6 +212,10 @@ def settings(
 
     rows = load_settings().describe()
     if as_json:
-        typer.echo(json.dumps([dict(zip(("key", "value", "from"), r, strict=True)) for r in rows], indent=1))
+        typer.echo(
+            json.dumps(
+                [dict(zip(("key", "value", "from"), r, strict=True)) for r in rows], indent=1
+            )
+        )
     else:
         render_rows(("key", "value", "from"), rows)

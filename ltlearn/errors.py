@@ -6,8 +6,8 @@ __all__ = ["UserError"]
 class UserError(ValueError):
     """A mistake the user can mend: one sentence that says what was wrong, where, and what to do.
 
-    The command line prints the sentence and exits with 2. The text is kept apart from `args`, because
-    fastai rewrites `args` of any exception that leaves a callback.
+    The command line prints the sentence and exits with 2. The text is kept apart from `args`,
+    because fastai rewrites `args` of any exception that leaves a callback.
     """
 
     def __init__(self, message: str):

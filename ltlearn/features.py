@@ -5,6 +5,9 @@ import json
 import logging
 import os
 import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +17,14 @@ from torch import Tensor, nn
 
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError
+from ltlearn.models.cut import evaluating
 from ltlearn.progress import ProgressLine
 
 __all__ = ["Features", "FeatureBank", "weights_fingerprint"]
 
 DTYPES = ("float16", "float32")
 _FLUSH_BATCHES = 50
+_CHUNK_BYTES = 1 << 24
 
 _log = logging.getLogger("ltlearn")
 
@@ -67,8 +72,9 @@ class Features:
 class FeatureBank:
     """Runs a frozen backbone over a data loader, once a view, and remembers the result.
 
-    On disk each view is one array, found again by (weights, data, transform, view): a second method costs nothing, and an
-    extraction that was cut short goes on where it stopped. Memory stays at one batch whatever the number of images.
+    On disk each view is one array, found again by (weights, data, transform, view): a second method
+    costs nothing, and an extraction that was cut short goes on where it stopped. Memory stays at
+    one batch whatever the number of images. In memory, the features of the last weights are kept.
 
     Args:
         path: Folder of the arrays; None keeps them in memory, for this process.
@@ -80,12 +86,17 @@ class FeatureBank:
 
     def __init__(self, path: str | Path | None = None, dtype: str = "float16"):
         if dtype not in DTYPES:
-            raise UserError(f"FeatureBank: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+            raise UserError(
+                f"FeatureBank: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}."
+            )
         self.path = None if path is None else Path(path).expanduser()
         self.dtype = dtype
         self._memory: dict[str, np.ndarray] = {}
+        self._memory_weights = ""
 
-    def features(self, backbone: nn.Module, dl, data: str, views: int = 0, seed: int = 0, autocast=None) -> Features:
+    def features(
+        self, backbone: nn.Module, dl, data: str, views: int = 0, seed: int = 0, autocast=None
+    ) -> Features:
         """Return the features of every image of a loader, in the order of its dataset.
 
         Args:
@@ -94,13 +105,15 @@ class FeatureBank:
             data: Names the images, such as a split's fingerprint.
             views: Augmented passes. 0 makes one pass without augmentation.
             seed: Of the augmentation.
-            autocast: Called without arguments, gives the context to run the backbone in; None runs it as it is.
+            autocast: Called without arguments, gives the context to run the backbone in, of dtype
+                `autocast.dtype`; None runs it as it is.
 
         Shape:
             Arrays (N, D), one a view.
 
         Raises:
-            UserError: If a feature is not finite or does not fit float16, or the disk is full.
+            UserError: If a feature is not finite or does not fit float16, the cache folder cannot
+                be written, or the disk is full.
         """
         weights = weights_fingerprint(backbone)
         arrays = []
@@ -108,6 +121,8 @@ class FeatureBank:
             augment = views > 0
             key = {
                 "weights": weights,
+                # Networks of the same weights can differ in what has none, such as the pooling.
+                "network": hashlib.sha256(repr(backbone).encode()).hexdigest()[:16],
                 "data": data,
                 "images": dl.n,
                 "shape": list(getattr(dl.dataset, "shape", ())),
@@ -119,111 +134,203 @@ class FeatureBank:
                 "precision": str(autocast.dtype) if autocast is not None else "float32",
                 "dtype": self.dtype,
             }
-            name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-            arrays.append(self._one(name, key, backbone, dl, view if augment else None, seed, autocast))
+            arrays.append(self._one(key, backbone, dl, view if augment else None, seed, autocast))
         return Features(arrays, torch.as_tensor(dl.dataset.targets))
 
-    def _one(self, name, key, backbone, dl, view, seed, autocast) -> np.ndarray:
-        if self.path is None:
-            if name not in self._memory:
-                self._memory[name] = self._extract(None, backbone, dl, view, seed, autocast)
-            return self._memory[name]
-        folder = self.path / name
-        try:
-            found = self._open(folder, dl.n)
+    def _one(self, key: dict, backbone, dl, view, seed, autocast) -> np.ndarray:
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+        if self.path is not None:
+            store = _ViewOnDisk(self.path / name, key)
+            found = store.open()
             if found is None:
-                folder.mkdir(parents=True, exist_ok=True)
-                found = self._extract(folder, backbone, dl, view, seed, autocast)
-                (folder / "key.json").write_text(json.dumps(key, indent=1))
+                self._extract(store, backbone, dl, view, seed, autocast)
+                found = store.open(check=False)
             return found
-        except OSError as e:
-            raise UserError(
-                f"the feature cache {folder} cannot be written ({e.strerror or e}); free space there, or set cache_path "
-                "to another folder."
-            ) from e
+        if key["weights"] != self._memory_weights:
+            self._memory, self._memory_weights = {}, key["weights"]
+        if name not in self._memory:
+            store = _ViewInMemory()
+            self._extract(store, backbone, dl, view, seed, autocast)
+            self._memory[name] = store.array
+        return self._memory[name]
 
-    def _open(self, folder: Path, n: int) -> np.ndarray | None:
-        """Map a finished array; None where there is none or it is damaged."""
-        file = folder / "features.npy"
-        if not file.is_file():
-            return None
-        try:
-            found = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError):
-            found = None
-        if found is None or found.shape[:1] != (n,) or found.dtype != self.dtype:
-            _log.warning("the cached features in %s are damaged; they are computed again", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            return None
-        return found
-
-    def _extract(self, folder: Path | None, backbone, dl, view, seed, autocast) -> np.ndarray:
-        # Augmentation depends on (seed, view, position) alone, so a pass that was cut short can go on in the middle.
+    def _extract(self, store, backbone, dl, view, seed, autocast) -> None:
+        # Augmentation depends on (seed, view, position) alone, so a pass that was cut short can go
+        # on in the middle: it stopped between two batches.
         loader = dl.new(shuffle=False, augment=view is not None, seed=mix_seed(seed, 0xFEA7))
         loader.set_epoch(view or 0)
-        partial, progress = (None, None) if folder is None else (folder / "partial.npy", folder / "partial.json")
-        array, done = None, 0
-        if partial is not None and partial.is_file() and progress.is_file():
-            try:
-                done = json.loads(progress.read_text())["images"]
-                array = np.load(partial, mmap_mode="r+", allow_pickle=False)
-                _log.info("feature extraction goes on at image %d of %d", done, dl.n)
-            except (ValueError, KeyError, OSError, EOFError):
-                array, done = None, 0
+        done = store.resume()
         if done:
+            _log.info("feature extraction goes on at image %d of %d", done, dl.n)
             numbers = loader.get_idxs()[done:]
             loader = loader.new(get_idxs=lambda: numbers)
             loader.set_epoch(view or 0)
         line = ProgressLine("computing features", dl.n)
         line.advance(done)
-        training = backbone.training
-        backbone.eval()
+        device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+        context = nullcontext if autocast is None else autocast
         try:
-            with torch.inference_mode():
-                for i, (x, *_) in enumerate(loader):
-                    x = x.to(next(backbone.parameters()).device, non_blocking=True)
-                    if autocast is None:
-                        out = backbone(x)
-                    else:
-                        with autocast():
-                            out = backbone(x)
+            with evaluating(backbone), torch.inference_mode():
+                for i, (x, *_) in enumerate(loader if done < dl.n else ()):
+                    with context():
+                        out = backbone(x.to(device, non_blocking=True))
                     rows = self._rows(out, done)
-                    if array is None:
-                        shape = (dl.n, rows.shape[1])
-                        array = (
-                            np.empty(shape, self.dtype)
-                            if partial is None
-                            else np.lib.format.open_memmap(partial, "w+", self.dtype, shape)
-                        )
-                    array[done : done + len(rows)] = rows
+                    store.write(rows, done, dl.n)
                     done += len(rows)
                     line.advance(len(rows))
-                    if partial is not None and i % _FLUSH_BATCHES == _FLUSH_BATCHES - 1:
-                        array.flush()
-                        _replace_text(progress, json.dumps({"images": done}))
+                    if i % _FLUSH_BATCHES == _FLUSH_BATCHES - 1:
+                        store.flush(done)
+            store.finish(done)
         finally:
-            backbone.train(training)
+            store.flush(done)
             line.close()
-        if partial is None:
-            return array
-        array.flush()
-        del array
-        os.replace(partial, folder / "features.npy")
-        progress.unlink(missing_ok=True)
-        return np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
 
     def _rows(self, out: Tensor, start: int) -> np.ndarray:
         if out.ndim != 2:
-            raise UserError(f"the backbone must give pooled features (N, D), it gave {tuple(out.shape)}.")
+            raise UserError(
+                f"the backbone must give pooled features (N, D), it gave {tuple(out.shape)}."
+            )
         rows = out.float().cpu().numpy()
         limit = np.finfo(self.dtype).max
-        if not np.isfinite(rows).all() or np.abs(rows).max(initial=0) > limit:
-            i = start + int(np.flatnonzero(~(np.abs(rows) <= limit).all(1))[0])
+        bad = np.flatnonzero(~(np.abs(rows) <= limit).all(1))
+        if len(bad):
             raise UserError(
-                f"the features of image {i} are not finite or do not fit {self.dtype}; check the backbone's weights, or use "
-                "FeatureBank(dtype='float32')."
+                f"the features of image {start + bad[0]} are not finite or do not fit "
+                f"{self.dtype}; check the backbone's weights, or use FeatureBank(dtype='float32')."
             )
         return rows.astype(self.dtype)
+
+
+class _ViewInMemory:
+    """One view of the features, as an array."""
+
+    array: np.ndarray | None = None
+
+    def resume(self) -> int:
+        return 0
+
+    def write(self, rows: np.ndarray, start: int, n: int) -> None:
+        if self.array is None:
+            self.array = np.empty((n, rows.shape[1]), rows.dtype)
+        self.array[start : start + len(rows)] = rows
+
+    def flush(self, done: int) -> None:
+        pass
+
+    def finish(self, done: int) -> None:
+        pass
+
+
+class _ViewOnDisk:
+    """One view of the features, as a folder.
+
+    `features.npy` is the finished array and `key.json` says of what, with a checksum. Until it is
+    finished it is `partial.npy`, and `partial.json` says how many of its images are there.
+    """
+
+    def __init__(self, folder: Path, key: dict):
+        self.folder, self.key, self.n = folder, key, key["images"]
+        self.partial, self.progress = folder / "partial.npy", folder / "partial.json"
+        self.array: np.ndarray | None = None
+        self.crc = 0
+
+    def open(self, check: bool = True) -> np.ndarray | None:
+        """Map the finished array; None where there is none or it is not what was written."""
+        file = self.folder / "features.npy"
+        if not file.is_file():
+            return None
+        found = _map_array(file, "r")
+        if not check:
+            return found
+        note = _read_note(self.folder / "key.json")
+        good = found is not None and len(found) == self.n and note.get("key") == self.key
+        if good and note.get("crc") == _checksum(found):
+            return found
+        _log.warning("the cached features in %s are damaged; they are computed again", self.folder)
+        with self._writing():
+            shutil.rmtree(self.folder)
+        return None
+
+    def resume(self) -> int:
+        """Take up a pass that was cut short; return how many images it has."""
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        note = _read_note(self.progress)
+        array = _map_array(self.partial, "r+")
+        done = note.get("images")
+        if array is None or array.ndim != 2 or not isinstance(done, int):
+            return 0
+        # A note from another pass, or rows that a crash of the machine lost, fail the checksum.
+        good = array.dtype == self.key["dtype"] and 0 < done <= self.n == len(array)
+        if not good or note.get("crc") != _checksum(array[:done]):
+            return 0
+        self.array, self.crc = array, note["crc"]
+        return done
+
+    def write(self, rows: np.ndarray, start: int, n: int) -> None:
+        if self.array is None:
+            with self._writing():
+                self.progress.unlink(missing_ok=True)
+                shape = (n, rows.shape[1])
+                self.array = np.lib.format.open_memmap(self.partial, "w+", rows.dtype, shape)
+                # Writing to a mapped file on a full disk would kill the process.
+                if hasattr(os, "posix_fallocate"):
+                    with self.partial.open("r+b") as f:
+                        os.posix_fallocate(f.fileno(), 0, self.partial.stat().st_size)
+        self.array[start : start + len(rows)] = rows
+        self.crc = zlib.crc32(rows.tobytes(), self.crc)
+
+    def flush(self, done: int) -> None:
+        """Note how far the pass has come."""
+        if self.array is not None:
+            with self._writing():
+                self.array.flush()
+                _replace_text(self.progress, json.dumps({"images": done, "crc": self.crc}))
+
+    def finish(self, done: int) -> None:
+        """Give the array its name; the note beside it comes first, so that none goes without."""
+        if done != self.n:
+            raise RuntimeError(f"the loader gave {done} images, not {self.n}.")
+        self.flush(done)
+        with self._writing():
+            note = {"key": self.key, "crc": self.crc}
+            _replace_text(self.folder / "key.json", json.dumps(note, indent=1))
+            self.array = None
+            os.replace(self.partial, self.folder / "features.npy")
+            self.progress.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            self.array = None
+            raise UserError(
+                f"the feature cache {self.folder} cannot be written ({e.strerror or e}); free "
+                "space there, or set cache_path to another folder."
+            ) from e
+
+
+def _map_array(file: Path, mode: str) -> np.ndarray | None:
+    try:
+        return np.load(file, mmap_mode=mode, allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        return None
+
+
+def _read_note(file: Path) -> dict:
+    try:
+        note = json.loads(file.read_text())
+    except (ValueError, OSError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _checksum(array: np.ndarray) -> int:
+    crc, rows = 0, max(1, _CHUNK_BYTES // max(1, array[:1].nbytes))
+    for i in range(0, len(array), rows):
+        crc = zlib.crc32(array[i : i + rows].tobytes(), crc)
+    return crc
 
 
 def _replace_text(path: Path, text: str) -> None:
@@ -242,5 +349,7 @@ def _transform_name(dataset) -> str:
 
 def _normalize_name(dl) -> str:
     return ";".join(
-        f"{t.mean.flatten().tolist()} {t.std.flatten().tolist()}" for t in dl.after_batch.fs if hasattr(t, "std")
+        f"{t.mean.flatten().tolist()} {t.std.flatten().tolist()}"
+        for t in dl.after_batch.fs
+        if hasattr(t, "std")
     )

@@ -1,21 +1,22 @@
-"""`LTLearner`: a fastai Learner in two stages, backbone first, then the classifier on frozen features."""
+"""`LTLearner`: a fastai Learner in two stages, backbone first, then the classifier."""
 
 import copy
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from fastai.callback.core import Callback, event
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper
-from fastcore.basics import noop
+from fastcore.basics import listify, noop
+from PIL import Image
 from torch import Tensor, nn
 
 from ltlearn.callbacks.history import EpochProgress, FlipAverage, Trajectory, head_norms
@@ -25,8 +26,9 @@ from ltlearn.data.sources import ImageSet, read_image
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError
 from ltlearn.features import FeatureBank
+from ltlearn.losses import CrossEntropy
 from ltlearn.metrics import ShotReport, shot_report
-from ltlearn.models.cut import LTModel, create_lt_model
+from ltlearn.models.cut import LTModel, create_lt_model, evaluating
 from ltlearn.models.heads import SAMNLinear
 
 __all__ = ["LTLearner", "lt_learner", "sgd"]
@@ -37,7 +39,14 @@ _log = logging.getLogger("ltlearn")
 
 
 def sgd(momentum: float = 0.9, nesterov: bool = False):
-    """Return torch's SGD as fastai's `opt_func`: weight decay is added to the gradient, as all published code does."""
+    """Return torch's SGD as fastai's `opt_func`.
+
+    It adds weight decay to the gradient, as all published code does.
+
+    Args:
+        momentum: Share of the last step in the next, in [0, 1).
+        nesterov: Whether the momentum is Nesterov's.
+    """
     return partial(OptimWrapper, opt=torch.optim.SGD, momentum=momentum, nesterov=nesterov)
 
 
@@ -47,7 +56,8 @@ def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def _bf16_pays(device: torch.device, side: int) -> bool:
-    """Tell whether bfloat16 is faster here: on CUDA from sm_80, on a CPU with bf16 instructions from 16 pixels."""
+    """Tell whether bfloat16 is faster here."""
+    # CUDA from sm_80; a CPU with bf16 instructions, from 16 pixels.
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
@@ -56,23 +66,52 @@ def _bf16_pays(device: torch.device, side: int) -> bool:
     return side >= 16 and any(getattr(torch.cpu, p, lambda: False)() for p in probes)
 
 
+def _order_of(cb: Callback) -> float:
+    return cb.order
+
+
 class _Quiet(Learner):
-    """A fastai Learner that neither prints nor draws, and whose callbacks clean up however a fit ends."""
+    """A fastai Learner that prints nothing and whose callbacks clean up however a fit ends."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.remove_cb(ProgressCallback)
         self.logger, self.create_mbar = noop, False
 
+    def __call__(self, event_name):
+        # What fastai does, without building lists and without asking callbacks that do not listen:
+        # its own way takes longer than a step of a linear classifier.
+        for name in [event_name] if isinstance(event_name, str) else list(event_name):
+            if not hasattr(event, name):
+                raise ValueError(f"fastai has no event {name!r}")
+            for cb in sorted(self.cbs, key=_order_of):
+                if name == "after_fit" or hasattr(type(cb), name) or name in vars(cb):
+                    cb(name)
+
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
-        cbs = [] if cbs is None else list(cbs) if isinstance(cbs, Sequence) else [cbs]
-        cbs = [cb() if isinstance(cb, type) else cb for cb in cbs]
+        cbs = _listed(cbs)
         try:
             super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
         finally:
             for cb in [*self.cbs, *cbs]:
                 if hasattr(type(cb), "close"):
                     cb.close()
+            # What a cut-off step or accumulation leaves is not for the next fit.
+            self.model.zero_grad(set_to_none=True)
+
+
+class _LossScaling(MixedPrecision):
+    """fastai's scaling of losses and gradients, without its autocast.
+
+    The learner runs the model in autocast itself: fastai enters autocast in one event and leaves it in another, which an interrupted batch never
+    reaches.
+    """
+
+    def before_batch(self):
+        pass
+
+    def after_loss(self):
+        pass
 
 
 class _HeadModel(nn.Module):
@@ -89,8 +128,9 @@ class _HeadModel(nn.Module):
 class LTLearner(_Quiet):
     """A fastai Learner for long-tailed recognition; make one with `lt_learner`.
 
-    Attributes: `stages` (what each stage trained, a dict each, for the manifest), `trajectory` (of the last stage),
-    `bank` (the `FeatureBank`). Parameter groups are [backbone, head]; `freeze()` freezes all of the backbone.
+    Attributes: `stages` (what each stage trained, a dict each, for the manifest), `trajectory` (of
+    the last stage), `bank` (the `FeatureBank`). Parameter groups are [backbone, head]; `freeze()`
+    freezes all of the backbone.
 
     Args:
         dls: Long-tailed data.
@@ -119,7 +159,9 @@ class LTLearner(_Quiet):
         if precision not in PRECISIONS:
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
         if precision == "fp16" and device.type != "cuda":
-            raise UserError(f"precision fp16 needs a CUDA device, the data is on {device}; use bf16 or fp32.")
+            raise UserError(
+                f"precision fp16 needs a CUDA device, the data is on {device}; use bf16 or fp32."
+            )
         if precision == "auto":
             side = max(getattr(dls, "size", (224, 224)))
             precision = "bf16" if _bf16_pays(device, side) else "fp32"
@@ -131,19 +173,18 @@ class LTLearner(_Quiet):
             model = model.to(memory_format=torch.channels_last)
         self.bank = FeatureBank(cache_path, "float32" if self._dtype is None else "float16")
         kwargs = {
-            "loss_func": CrossEntropyLossFlat(),
+            "loss_func": CrossEntropy(),
             "opt_func": sgd(),
             "splitter": _split_groups,
-            # Freezing means freezing: fastai would go on training the batch normalisation of frozen layers.
+            # Freezing means freezing: fastai would go on training the batch normalisation of frozen
+            # layers.
             "train_bn": False,
             # The published recipes decay every parameter.
             "wd_bn_bias": True,
             **kwargs,
         }
         if precision == "fp16":
-            from fastai.callback.fp16 import MixedPrecision
-
-            kwargs["cbs"] = [*(kwargs.get("cbs") or []), MixedPrecision()]
+            kwargs["cbs"] = [*_listed(kwargs.get("cbs")), _LossScaling()]
         self.stages: list[dict] = []
         self.trajectory: dict | None = None
         super().__init__(dls, model, **kwargs)
@@ -164,7 +205,8 @@ class LTLearner(_Quiet):
         return context
 
     def _do_one_batch(self):
-        # Autocast covers the model alone and ends with it, however the batch ends; the loss is computed in float32.
+        # Autocast covers the model alone and ends with it, however the batch ends; the loss is
+        # computed in float32.
         with self.autocast():
             self.pred = self.model(*self.xb)
         if self.pred.dtype != torch.float32:
@@ -198,16 +240,16 @@ class LTLearner(_Quiet):
 
         Args:
             epochs: Passes over the training images, at least 0.
-            lr: Learning rate of the head, and of the backbone unless a slice or list is given; None takes 0.1 a 256 images
-                for random weights, a tenth of that for pre-trained ones.
+            lr: Learning rate of the head, and of the backbone unless a slice or list is given; None
+                takes 0.1 a 256 images for random weights, a tenth of that for pre-trained ones.
             wd: Weight decay of every parameter, 1 / lr per step, at least 0.
             sampler: Name of a sampler, or a torch sampler.
             loss: Takes (logits, targets) to a scalar; None takes cross-entropy.
             schedule: "cosine" (to zero, once an epoch) or "constant".
             warmup_epochs: Epochs of linear warm-up.
             opt_func: fastai optimiser; None takes torch's SGD with momentum 0.9.
-            select: "last" keeps the weights of the last epoch, which no data chose; "best" those of the epoch with the best
-                class-balanced accuracy on the validation loader.
+            select: "last" keeps the weights of the last epoch, which no data chose; "best" those of
+                the epoch with the best class-balanced accuracy on the validation loader.
             flip: Validate on the mean logits of each picture and its mirror image.
             cbs: fastai callbacks.
 
@@ -230,8 +272,8 @@ class LTLearner(_Quiet):
             self.fit(epochs, lr, wd, [*own, *_listed(cbs)], reset_opt=True)
             self._finish(self, trajectory)
             self._note_stage(
-                "stage 1", "backbone and head", "train", epochs, lr, wd, schedule, trajectory, cbs, began,
-                on=f"images, {self.dls.train.bs} a batch",
+                "stage 1", "backbone and head", "train", epochs, lr, wd, schedule, trajectory, cbs,
+                began, on=f"images, {self.dls.train.bs} a batch",
             )  # fmt: skip
         return self.trajectory
 
@@ -259,21 +301,24 @@ class LTLearner(_Quiet):
         """Freeze the backbone and train the classifier again.
 
         Args:
-            epochs: Passes over the training images, at least 0. With 0 and `SAMN()` the classifier gets SAMN's starting norms.
+            epochs: Passes over the training images, at least 0. With 0 and `SAMN()` the classifier
+                gets SAMN's starting norms.
             lr: Learning rate of the head.
             wd: Weight decay of the head.
             bs: Images a batch, on cached features (on images the loader's own batch size stays).
             sampler: Name of a sampler, or a torch sampler.
             loss: Takes (logits, targets) to a scalar; None takes cross-entropy.
             reset: Begin with a new head instead of the trained one.
-            views: Augmented passes to cache features of; each time an image is drawn, one of its views is. 0 caches nothing
-                and runs the frozen backbone over the images in each epoch. None: 1.
-            bn: "frozen" keeps the backbone in evaluation mode. "train" lets batch normalisation use and update batch
-                statistics, as the authors' code does; it needs the images in each epoch.
+            views: Augmented passes to cache features of; each time an image is drawn, one of its
+                views is. 0 caches nothing and runs the frozen backbone over the images in each
+                epoch. None: 1.
+            bn: "frozen" keeps the backbone in evaluation mode. "train" lets batch normalisation use
+                and update batch statistics, as the authors' code does; it needs the images in each
+                epoch.
             schedule: "cosine" (to zero, once an epoch) or "constant".
             opt_func: fastai optimiser; None takes torch's SGD with momentum 0.9.
-            select: "best" keeps the epoch with the best class-balanced accuracy on the validation loader, the one before the
-                first step included; "last" the last.
+            select: "best" keeps the epoch with the best class-balanced accuracy on the validation
+                loader, the one before the first step included; "last" the last.
             flip: Validate on the mean logits of each picture and its mirror image; only on images.
             seed: Of order and augmentation.
             cbs: fastai callbacks, such as `SAMN()`.
@@ -290,20 +335,28 @@ class LTLearner(_Quiet):
         if views is None:
             views = 1 if bn == "frozen" and not flip else 0
         if views < 0 or (bn == "train" and views):
-            raise UserError(f"views must be at least 0, and 0 with bn='train', got views={views} with bn={bn!r}.")
+            raise UserError(
+                f"views must be at least 0, and 0 with bn='train', got views={views} with "
+                f"bn={bn!r}."
+            )
         if views and flip:
-            raise UserError("flip=True averages over images, so it cannot use cached features; pass views=0.")
+            raise UserError(
+                "flip=True averages over images, so it cannot use cached features; pass views=0."
+            )
         began = time.perf_counter()
         if reset:
-            old = find_linear(self.model.head)
-            self.model.head = nn.Linear(old.in_features, old.out_features, old.bias is not None).to(self.dls.device)
+            self._reset_head(seed)
         cosine = [EpochCosine()] if schedule == "cosine" else []
         cbs = [*cosine, LoaderEpoch(), EpochProgress("stage 2"), *_listed(cbs)]
         if views:
             learn = self._head_learner(views, bs, sampler, seed)
             learn.opt_func, learn.loss_func = opt_func or sgd(), loss or self.loss_func
             trajectory = Trajectory(
-                self.dls.shot_counts, self.few, select, self._select_on, predict=lambda: _predict(learn, learn.dls.valid)
+                self.dls.shot_counts,
+                self.few,
+                select,
+                self._select_on,
+                predict=lambda: _predict(learn, learn.dls.valid),
             )
             try:
                 learn.fit(epochs, lr, wd, [trajectory, *cbs], reset_opt=True)
@@ -316,35 +369,46 @@ class LTLearner(_Quiet):
         else:
             trajectory = self._trajectory(select, start=True, flip=flip)
             with self._borrowed(sampler, loss, opt_func, seed), self._frozen_backbone(bn):
-                self.fit(epochs, lr, wd, [trajectory, *cbs, *([FlipAverage()] if flip else [])], reset_opt=True)
+                self.fit(
+                    epochs,
+                    lr,
+                    wd,
+                    [trajectory, *cbs, *([FlipAverage()] if flip else [])],
+                    reset_opt=True,
+                )
                 self._finish(self, trajectory)
             on = f"images, {self.dls.train.bs} a batch"
         self.trajectory = trajectory.record
         self._note_stage(
-            "stage 2", f"head ({type(self.model.head).__name__})", bn, epochs, lr, wd, schedule, trajectory, cbs, began,
-            on=on, sampler=sampler, loss=loss, reset=reset,
+            "stage 2", f"head ({type(self.model.head).__name__})", bn, epochs, lr, wd, schedule,
+            trajectory, cbs, began, on=on, sampler=sampler, loss=loss, reset=reset,
         )  # fmt: skip
         return self.trajectory
 
     def _head_learner(self, views: int, bs: int, sampler, seed: int) -> Learner:
         """Make a Learner of the head alone, over cached features."""
         train = LTDataLoader(
-            self.features("train", views, seed), bs, training=True, sampler=sampler, augment=views > 1, seed=seed
+            self.features("train", views, seed),
+            bs,
+            training=True,
+            sampler=sampler,
+            augment=views > 1,
+            seed=seed,
         )
         valid = LTDataLoader(self.features("valid"), 4096)
         dls = DataLoaders(train, valid, device=self.dls.device)
         dls.class_counts, dls.vocab, dls.c = self.dls.class_counts, self.dls.vocab, self.dls.c
         learn = _Quiet(
-            dls, _HeadModel(self.model.head), CrossEntropyLossFlat(), path=self.path,
+            dls, _HeadModel(self.model.head), CrossEntropy(), path=self.path,
             splitter=lambda m: [list(m.parameters())], train_bn=False, wd_bn_bias=True,
         )  # fmt: skip
         return learn
 
     def features(self, part: str, views: int = 0, seed: int = 0):
-        """Return the backbone's features of "train", "valid" or "test", from the bank where it has them.
+        """Return the backbone's features of a part of the data, from the bank where it has them.
 
         Args:
-            part: Which loader.
+            part: "train", "valid" or "test".
             views: Augmented passes; 0 makes one without augmentation.
             seed: Of the augmentation.
         """
@@ -353,11 +417,15 @@ class LTLearner(_Quiet):
         loader = self._loader(part)
         if isinstance(loader.dataset, PicturesInMemory) and loader.bs < 256:
             loader = loader.new(bs=256, shuffle=False, augment=loader.augment)
-        return self.bank.features(self.model.backbone, loader, data, views, seed, self._autocast_or_none())
+        return self.bank.features(
+            self.model.backbone, loader, data, views, seed, self._autocast_or_none()
+        )
 
     # ------------------------------------------------------------ results
 
-    def predict_logits(self, part: str = "valid", flip: bool = False, cached: bool = True) -> tuple[Tensor, Tensor]:
+    def predict_logits(
+        self, part: str = "valid", flip: bool = False, cached: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Return logits and targets of a loader, in the order of its dataset.
 
         Args:
@@ -380,15 +448,21 @@ class LTLearner(_Quiet):
         """Report many / medium / few / all, per class, and calibration.
 
         Args:
-            part: "test" or "valid"; None takes the test set, or the validation set where there is no test set.
+            part: "test" or "valid"; None takes the test set, or the validation set where there is
+                no test set.
             flip: Average the logits of each picture and of its mirror image.
         """
         if part is None:
             part = "test" if self.dls.test is not None else "valid"
             if part == "valid":
-                _log.warning("there is no test set: these figures are of the images that epochs are chosen on")
+                _log.warning(
+                    "there is no test set: these figures are of the images that epochs are "
+                    "chosen on"
+                )
         logits, targets = self.predict_logits(part, flip)
-        return shot_report(logits, targets, self.dls.shot_counts, classes=self.dls.vocab, few=self.few)
+        return shot_report(
+            logits, targets, self.dls.shot_counts, classes=self.dls.vocab, few=self.few
+        )
 
     def predict(self, images) -> tuple[list[str], Tensor]:
         """Classify pictures: a path, a PIL image or an (H, W, 3) uint8 array, or a list of them.
@@ -400,40 +474,48 @@ class LTLearner(_Quiet):
             UserError: If a picture cannot be read.
         """
         images = images if isinstance(images, list | tuple) else [images]
-        side = max(self.dls.size)
-        transform = ImageTransform("none", side)
-        pixels = []
-        for image in images:
-            if isinstance(image, str | Path):
-                image = read_image(Path(image))
-            image = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-            if image.ndim == 2:
-                image = np.repeat(image[..., None], 3, axis=2)
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise UserError(f"predict takes (H, W, 3) uint8 pictures, got {image.dtype} {image.shape}.")
-            pixels.append(transform(image))
+        if not images:
+            raise UserError("predict needs a picture or more, got an empty list.")
+        pixels = [self._pixels(image) for image in images]
         data = ImageSet(np.zeros(len(pixels), dtype=np.int64), images=np.stack(pixels))
         loader = self.dls.valid.new(PicturesInMemory(data), shuffle=False)
         loader.n = len(pixels)
         probs = _run(self.model, loader, self.autocast)[0].softmax(1).cpu()
         return [self.dls.vocab[c] for c in probs.argmax(1).tolist()], probs
 
+    def _pixels(self, image) -> np.ndarray:
+        """Bring one picture to the size the model sees, the way the validation loader does it."""
+        if isinstance(image, str | Path):
+            image = read_image(Path(image))
+        image = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+        if image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise UserError(
+                f"predict takes (H, W, 3) uint8 pictures, got {image.dtype} {image.shape}."
+            )
+        height, width = self.dls.size
+        if not isinstance(self.dls.valid.dataset, PicturesInMemory):
+            return ImageTransform("none", height)(image)
+        if image.shape[:2] == (height, width):
+            return image
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
     def head_norms(self) -> Tensor:
         """Return the norm of each class's classifier weights, (C,), float32 on the CPU."""
         return head_norms(self.model)
 
     def load(self, file, device=None, with_opt=True, strict=True):
-        """Load what `save` wrote; the head becomes the one that was saved, `nn.Linear` or `SAMNLinear`."""
-        # The optimiser is made again, over the parameters of the head that the file brings.
-        path = Path(file)
-        path = path if path.is_absolute() else self.path / self.model_dir / path
-        path = path.with_suffix(".pth") if path.suffix != ".pth" else path
+        """Load what `save` wrote; the head becomes the saved one, `nn.Linear` or `SAMNLinear`."""
+        path = self.path / self.model_dir / f"{file}.pth"
         if not path.is_file():
             raise UserError(f"there is no saved model {path}.")
-        had = type(self.model.head)
+        head = self.model.head
         super().load(file, device=device, with_opt=False, strict=strict)
+        if self.model.head is not head:
+            # To be made again, over the parameters of the head that the file brought.
+            self.opt = None
         if with_opt:
-            self.opt = None if type(self.model.head) is not had else self.opt
             super().load(file, device=device, with_opt=True, strict=strict)
         return self
 
@@ -447,7 +529,10 @@ class LTLearner(_Quiet):
     def _loader(self, part: str):
         loader = {"train": self.dls.train, "valid": self.dls.valid, "test": self.dls.test}.get(part)
         if loader is None:
-            raise UserError(f"these dataloaders have no {part!r} part; there is train, valid and, if given, test.")
+            raise UserError(
+                f"these dataloaders have no {part!r} part; there is train, valid and, if given, "
+                "test."
+            )
         return loader
 
     def _check(self, epochs: int, schedule: str, select: str) -> None:
@@ -462,11 +547,13 @@ class LTLearner(_Quiet):
         def predict():
             return _run(self.model, self.dls.valid, self.autocast, flip)
 
-        return Trajectory(self.dls.shot_counts, self.few, select, self._select_on, start=start, predict=predict)
+        return Trajectory(
+            self.dls.shot_counts, self.few, select, self._select_on, start=start, predict=predict
+        )
 
     @contextmanager
     def _borrowed(self, sampler, loss, opt_func, seed=None):
-        """Use another sampler, loss, optimiser and seed for a while, and put the old ones back however it ends."""
+        """Use another sampler, loss, optimiser and seed until the block ends, however it ends."""
         train = self.dls.train
         old = (train.sampler_name, train.sampler, train.seed, self.loss_func, self.opt_func)
         try:
@@ -480,13 +567,14 @@ class LTLearner(_Quiet):
 
     @contextmanager
     def _frozen_backbone(self, bn: str):
-        """Freeze the backbone for a while; with `bn="frozen"` keep it in evaluation mode as well."""
+        """Freeze the backbone for a while, with `bn="frozen"` in evaluation mode as well."""
         backbone = self.model.backbone
         flags = [(p, p.requires_grad) for p in backbone.parameters()]
-        train = backbone.train
         try:
             for p, _ in flags:
                 p.requires_grad_(False)
+                # An optimiser would apply weight decay and momentum to any that has a gradient.
+                p.grad = None
             if bn == "frozen":
                 backbone.eval()
                 backbone.train = lambda mode=True: backbone
@@ -496,6 +584,19 @@ class LTLearner(_Quiet):
                 del backbone.train
             for p, flag in flags:
                 p.requires_grad_(flag)
+
+    def _reset_head(self, seed: int) -> None:
+        """Begin with a new linear head, the same one for the same seed."""
+        old = self.model.head
+        if not isinstance(old, nn.Linear | SAMNLinear):
+            raise UserError(
+                "the head must be an nn.Linear or a SAMNLinear to be made anew, it is "
+                f"{type(old).__name__}."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            new = nn.Linear(old.in_features, old.out_features, old.bias is not None)
+        self.model.head, self.opt = new.to(old.weight.device), None
 
     def unfreeze_all(self) -> None:
         """Let every parameter train."""
@@ -510,9 +611,25 @@ class LTLearner(_Quiet):
         self.trajectory = trajectory.record
 
     def _note_stage(
-        self, name, trained, mode, epochs, lr, wd, schedule, trajectory, cbs, began, on, sampler=None, loss=None, reset=False
+        self,
+        name,
+        trained,
+        mode,
+        epochs,
+        lr,
+        wd,
+        schedule,
+        trajectory,
+        cbs,
+        began,
+        on,
+        sampler=None,
+        loss=None,
+        reset=False,
     ) -> None:
-        counted = sum(p.numel() for p in (self.model if name == "stage 1" else self.model.head).parameters())
+        counted = sum(
+            p.numel() for p in (self.model if name == "stage 1" else self.model.head).parameters()
+        )
         self.stages.append(
             {
                 "stage": name,
@@ -520,8 +637,12 @@ class LTLearner(_Quiet):
                 "parameters": counted,
                 "bn": mode,
                 "on": on,
-                "sampler": self.dls.train.sampler_name if sampler is None else getattr(sampler, "__name__", str(sampler)),
-                "loss": type(loss or self.loss_func).__name__,
+                "sampler": self.dls.train.sampler_name
+                if sampler is None
+                else getattr(sampler, "__name__", str(sampler)),
+                "loss": getattr(
+                    loss or self.loss_func, "__name__", type(loss or self.loss_func).__name__
+                ),
                 "callbacks": [type(cb).__name__ for cb in _listed(cbs)],
                 "head": "new" if reset else "kept",
                 "epochs": epochs,
@@ -530,25 +651,17 @@ class LTLearner(_Quiet):
                 "schedule": schedule,
                 "precision": self.precision,
                 "chosen_epoch": trajectory.record["chosen"],
-                "chosen_on": trajectory.select_on if trajectory.select == "best" else "not chosen: the last",
+                "chosen_on": trajectory.select_on
+                if trajectory.select == "best"
+                else "not chosen: the last",
                 "seconds": round(time.perf_counter() - began, 2),
             }
         )
         _log.info("%s", self.stages[-1])
 
 
-def find_linear(head: nn.Module) -> nn.Module:
-    """Check that a head has the sizes of a linear layer."""
-    if not isinstance(head, nn.Linear | SAMNLinear):
-        raise UserError(f"the head must be an nn.Linear or a SAMNLinear to be made anew, it is {type(head).__name__}.")
-    return head
-
-
 def _listed(cbs) -> list:
-    if cbs is None:
-        return []
-    cbs = list(cbs) if isinstance(cbs, Sequence) else [cbs]
-    return [cb() if isinstance(cb, type) else cb for cb in cbs]
+    return [cb() if isinstance(cb, type) else cb for cb in listify(cbs)]
 
 
 def _predict(learn: Learner, dl) -> tuple[Tensor, Tensor]:
@@ -558,22 +671,17 @@ def _predict(learn: Learner, dl) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _run(model: nn.Module, dl, context, flip: bool = False) -> tuple[Tensor, Tensor]:
     """Run a model in evaluation mode over a loader; it is left in the mode it was found in."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
     device = next(model.parameters()).device
     logits, targets = [], []
-    try:
+    with evaluating(model):
         for x, y in dl:
             x = x.to(device)
             with context():
-                out = model(x)
+                out = model(x).float()
                 if flip:
-                    out = (out.float() + model(x.flip(-1)).float()) / 2
-            logits.append(out.float())
+                    out = (out + model(x.flip(-1)).float()) / 2
+            logits.append(out)
             targets.append(y)
-    finally:
-        for m, mode in modes:
-            m.training = mode
     return torch.cat(logits), torch.cat(targets)
 
 
@@ -594,8 +702,9 @@ def lt_learner(
     Args:
         dls: Long-tailed data; its class counts go with it.
         arch: A name of `timm.list_models()`, or `resnet20/32/44/56_cifar`.
-        pretrained: True fetches timm's weights; a path loads a file of them; False starts at random. The data is
-            normalised as the weights expect, unless it was given statistics of its own.
+        pretrained: True fetches timm's weights; a path loads a file of them; False starts at
+            random. The data is normalised as the weights expect, unless it was given statistics of
+            its own.
         precision: "auto", "fp32", "bf16" or "fp16".
         channels_last: Keep convolution weights channels-last in memory.
         cache_path: Folder for features; None keeps them in memory.
@@ -604,14 +713,19 @@ def lt_learner(
         **model_kwargs: For `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 
     Raises:
-        UserError: If timm does not know `arch` or its arguments, the weights cannot be had, or the precision does not fit.
+        UserError: If timm does not know `arch` or its arguments, the weights cannot be had, or the
+            precision does not fit.
     """
     model = create_lt_model(arch, dls.c, pretrained, max(dls.size), **model_kwargs)
     config = getattr(model.backbone, "pretrained_cfg", None) or {}
-    starts_trained = bool(pretrained) and (not isinstance(pretrained, bool) or bool(config.get("hf_hub_id") or config.get("url")))
+    starts_trained = bool(pretrained) and (
+        not isinstance(pretrained, bool) or bool(config.get("hf_hub_id") or config.get("url"))
+    )
     if starts_trained and not dls.stats_given:
         mean, std = config.get("mean", IMAGENET_STATS[0]), config.get("std", IMAGENET_STATS[1])
         dls.normalize.set(mean, std)
-    learn = LTLearner(dls, model, precision, channels_last, cache_path, few, cbs=copy.copy(_listed(cbs)))
+    learn = LTLearner(
+        dls, model, precision, channels_last, cache_path, few, cbs=copy.copy(_listed(cbs))
+    )
     learn.pretrained, learn.arch = starts_trained, arch
     return learn

@@ -1,4 +1,4 @@
-"""The one table of methods: what each trains, with what. The command line, the recipes and the tests read it."""
+"""The one table of methods, which the command line, the recipes and the tests read."""
 
 import difflib
 from collections.abc import Callable
@@ -21,7 +21,8 @@ class Method:
 
     Args:
         label: What a table prints.
-        stage: 1: the classifier of stage 1 as it is. 2: a classifier retrained on the frozen backbone.
+        stage: 1: the classifier of stage 1 as it is. 2: a classifier retrained on the frozen
+            backbone.
         source: Where the method and its values are from.
         callbacks: Makes the callbacks of stage 2.
         sampler: Sampler of stage 2.

@@ -1,4 +1,4 @@
-"""A progress bar on the terminal for whatever takes more than two seconds; silent when piped or told so."""
+"""A progress bar on the terminal for what takes over two seconds; silent when piped or told so."""
 
 import sys
 import time

@@ -48,7 +48,8 @@ class _Stage(_Section):
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     schedule: Literal["cosine", "constant"] = "cosine"
-    # None: what the protocol says. clean: last in stage 1, best on validation in stage 2. paper: best on test.
+    # None: what the protocol says. clean: last in stage 1, best on validation in stage 2. paper:
+    # best on test.
     select: Literal["best", "last"] | None = None
 
 
@@ -62,7 +63,8 @@ class Stage1Section(_Stage):
 class Stage2Section(_Stage):
     """How the classifier is retrained."""
 
-    # None: what the protocol says. clean: cached features of a frozen backbone. paper: images, BN in training mode.
+    # None: what the protocol says. clean: cached features of a frozen backbone. paper: images, BN
+    # in training mode.
     views: int | None = Field(None, ge=0)
     bn: Literal["frozen", "train"] | None = None
 
@@ -108,7 +110,10 @@ class Recipe(_Section):
         """Return the recipe shrunk to seconds: the same steps, on a handful of pictures."""
         recipe = self.model_copy(deep=True)
         recipe.seeds = 1
-        recipe.stage1.epochs, recipe.stage2.epochs = min(2, self.stage1.epochs), min(2, self.stage2.epochs)
+        recipe.stage1.epochs, recipe.stage2.epochs = (
+            min(2, self.stage1.epochs),
+            min(2, self.stage2.epochs),
+        )
         recipe.stage1.warmup_epochs = 0
         if self.data.dataset != "digits_lt":
             recipe.data.n_max = max(20, int(self.data.imbalance_factor))
@@ -119,7 +124,7 @@ class Recipe(_Section):
 
 
 def _folder() -> Path:
-    """Return the folder of the recipes: inside the installed package, or beside it in a source tree."""
+    """Return the folder of the recipes: in the installed package, or beside it in a source tree."""
     package = Path(__file__).parent
     for folder in (package / "recipes", package.parent / "recipes"):
         if folder.is_dir():
@@ -140,8 +145,9 @@ def load_recipe(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) 
         overrides: "section.key=value", the value as in TOML (a bare word is a string).
 
     Raises:
-        UserError: If there is no such recipe or file, it is no TOML, a key is unknown, a value impossible or without its
-            source; the message names the key, the value and what is allowed.
+        UserError: If there is no such recipe or file, it is no TOML, a key is unknown, a value
+            impossible or without its source; the message names the key, the value and what is
+            allowed.
     """
     is_file = name_or_file.endswith(".toml") or os.sep in name_or_file
     path = Path(name_or_file).expanduser() if is_file else _folder() / f"{name_or_file}.toml"
@@ -151,7 +157,11 @@ def load_recipe(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) 
         if is_file:
             raise UserError(f"there is no recipe file {path}.") from None
         close = difflib.get_close_matches(name_or_file, recipe_names(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else f"there is {', '.join(recipe_names())}."
+        hint = (
+            f"did you mean {', '.join(close)}?"
+            if close
+            else f"there is {', '.join(recipe_names())}."
+        )
         raise UserError(f"there is no recipe {name_or_file!r}; {hint}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{path} is not a TOML file: {e}.") from None
@@ -165,8 +175,9 @@ def load_recipe(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) 
             source = recipe.provenance.get(f"{section}.{key}", "")
             if source.split(":")[0] not in (*_SOURCES, "command line"):
                 raise UserError(
-                    f"{path.name}: {section}.{key} does not say where it is from; add it to [provenance], as "
-                    f"\"{section}.{key}\" = \"...\" beginning with {', '.join(_SOURCES)}."
+                    f"{path.name}: {section}.{key} does not say where it is from; add it to "
+                    f'[provenance], as "{section}.{key}" = "..." beginning with '
+                    f"{', '.join(_SOURCES)}."
                 )
     from ltlearn.methods import find_method
 
@@ -179,7 +190,9 @@ def _override(raw: dict, text: str) -> None:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts) or len(parts) > 2:
-        raise UserError(f"--set takes key=value or section.key=value, such as stage1.epochs=2, got {text!r}.")
+        raise UserError(
+            f"--set takes key=value or section.key=value, such as stage1.epochs=2, got {text!r}."
+        )
     try:
         parsed: Any = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
@@ -188,7 +201,10 @@ def _override(raw: dict, text: str) -> None:
     if len(parts) == 2:
         target = raw.setdefault(parts[0], {})
         if not isinstance(target, dict):
-            raise UserError(f"--set {text}: {parts[0]} is not a section; the sections are {', '.join(_SECTIONS)}.")
+            raise UserError(
+                f"--set {text}: {parts[0]} is not a section; the sections are "
+                f"{', '.join(_SECTIONS)}."
+            )
         raw.setdefault("provenance", {})[key.strip()] = "command line"
     target[parts[-1]] = parsed
 
@@ -205,7 +221,9 @@ def _validate(raw: dict, where: str) -> Recipe:
             allowed = list(_fields_at(keys[:-1]))
             close = difflib.get_close_matches(keys[-1], allowed, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(f"{where}: unknown key {key}; {hint}Allowed are {', '.join(allowed)}.") from None
+            raise UserError(
+                f"{where}: unknown key {key}; {hint}Allowed are {', '.join(allowed)}."
+            ) from None
         if first["type"] == "missing":
             raise UserError(f"{where}: the key {key} is missing.") from None
         said = first["msg"].replace("Input should be", "it must be")

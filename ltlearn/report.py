@@ -369,13 +369,25 @@ def render_rows(
 
 
 def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
-    """Write what each stage trained, in which mode and with which sampler: a line for all seeds that did alike.
+    """Write what each stage trained, in which mode, with which sampler; once where seeds agree.
 
     Args:
         stages: The manifest's "stages".
         file: Where to write; standard output if None.
     """
-    keys = ("method", "stage", "trained", "bn", "on", "sampler", "loss", "epochs", "lr", "weight_decay", "precision")
+    keys = (
+        "method",
+        "stage",
+        "trained",
+        "bn",
+        "on",
+        "sampler",
+        "loss",
+        "epochs",
+        "lr",
+        "weight_decay",
+        "precision",
+    )
     rows = list(dict.fromkeys(tuple(str(stage.get(key, "")) for key in keys) for stage in stages))
     render_rows([key.replace("_", " ") for key in keys], rows, file, "what was trained")
 
@@ -390,7 +402,15 @@ def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
     rows = []
     for recipe in recipes:
         expected = "; ".join(f"{e.method} {e.all:g} ({e.protocol})" for e in recipe.expected)
-        rows.append((recipe.name, recipe.data.dataset, ", ".join(recipe.methods), expected or "not published; ours", recipe.title))
+        rows.append(
+            (
+                recipe.name,
+                recipe.data.dataset,
+                ", ".join(recipe.methods),
+                expected or "not published; ours",
+                recipe.title,
+            )
+        )
     render_rows(("recipe", "dataset", "methods", "expected top-1 in %", "what it is"), rows, file)
 
 

@@ -123,7 +123,7 @@ class Run:
         return run
 
     def remove_if_empty(self) -> None:
-        """Take the folder away again if nothing but a manifest was written: nothing of worth is lost."""
+        """Take the folder away again if nothing but a manifest was written."""
         if {p.name for p in self.path.iterdir()} <= {"manifest.json"}:
             (self.path / "manifest.json").unlink(missing_ok=True)
             self.path.rmdir()

@@ -1,12 +1,12 @@
-"""Runs a recipe: data, stage 1, each method's stage 2, the test set once at the end, and what is left on disk."""
+"""Runs a recipe: data, stage 1, each method's stage 2, the test set at the end, the files."""
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fastai.torch_core import set_seed
 
@@ -27,7 +27,7 @@ from ltlearn.run import Run, environment_info
 
 __all__ = ["RecipeResult", "pick_device", "run_recipe"]
 
-_log = logging.getLogger("ltlearn")
+_CSV_COLUMNS = ("epoch", "loss", "all", "balanced", "many", "medium", "few", "seconds")
 
 
 @dataclass
@@ -41,7 +41,7 @@ class RecipeResult:
 
 @dataclass
 class _Seed:
-    """What one seed gave: per method logits, norms, stage 2's trajectory, seconds and words on the chosen epoch."""
+    """What one seed gave, by method."""
 
     targets: torch.Tensor | None = None
     logits: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -57,8 +57,14 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if not there[device.type]() or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    there = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
+    if not there[device.type]() or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise UserError(f"there is no device {name} here; use --device cpu or auto.")
     return device
 
@@ -77,7 +83,8 @@ def run_recipe(
 ) -> RecipeResult:
     """Run a recipe and write its folder.
 
-    What is finished already in the folder (a stage of a seed) is taken from there, so a run that was stopped goes on.
+    What is finished already in the folder (a stage of a seed) is taken from there, so a run that
+    was stopped goes on.
 
     Args:
         recipe: What to run.
@@ -91,7 +98,8 @@ def run_recipe(
         say: Called with a line of text at each step.
 
     Raises:
-        UserError: If the data is missing, a value does not fit, or the folder belongs to another recipe.
+        UserError: If the data is missing, a value does not fit, or the folder belongs to another
+            recipe.
     """
     recipe = recipe.settled()
     where = pick_device(device)
@@ -106,11 +114,7 @@ def run_recipe(
         "run_device": str(where),
         **environment_info(),
     }
-    if (run.path / "manifest.json").is_file():
-        before = run.read_json("manifest.json").get("values")
-        # The number of seeds may grow; everything else decides what the finished stages hold.
-        if {**(before or {}), "seeds": 0, "provenance": 0} != {**effective, "seeds": 0, "provenance": 0}:
-            raise UserError(f"{run.path} holds a run with other values; give another --out, or the values of its manifest.json.")
+    _check_same_run(run, effective)
     run.write_json("manifest.json", manifest)
     began = time.perf_counter()
     seeds, dls = [], None
@@ -136,18 +140,44 @@ def run_recipe(
                 "skipped_pictures": dls.skipped,
             }
             run.write_json("manifest.json", manifest)
-            say(f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation ({dls.split.valid_from}), {dls.test.n} test images")
+            say(
+                f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation "
+                f"({dls.split.valid_from}), {dls.test.n} test images"
+            )
             if dls.skipped:
-                say(f"{len(dls.skipped)} unreadable pictures were left out")
+                plural = "s were" if len(dls.skipped) > 1 else " was"
+                say(f"{len(dls.skipped)} unreadable picture{plural} left out")
         seeds.append(_run_seed(recipe, run, dls, seed, precision, cache_path, say))
     table = _table(recipe, dls, seeds)
     _write_results(recipe, run, dls, seeds, table, manifest, time.perf_counter() - began)
     return RecipeResult(run, table, manifest)
 
 
+def _check_same_run(run: Run, effective: dict) -> None:
+    """Refuse to go on with a folder whose finished stages were made with other values."""
+    if not (run.path / "manifest.json").is_file():
+        return
+    before = run.read_json("manifest.json").get("values") or {}
+    # The number of seeds may grow, and where a value is from decides nothing.
+    ignored = ("seeds", "provenance", "expected", "title")
+    other = [k for k in effective if k not in ignored and before.get(k) != effective[k]]
+    if other:
+        raise UserError(
+            f"{run.path} holds a run with another {other[0]}; give another --out, or the values of "
+            "its manifest.json."
+        )
+
+
 def _learner(recipe: Recipe, dls: LTDataLoaders, precision: str, cache_path) -> LTLearner:
     model = recipe.model.model_dump(exclude={"arch"}, exclude_none=True)
-    return lt_learner(dls, recipe.model.arch, precision=precision, cache_path=cache_path, few=recipe.data.few, **model)
+    return lt_learner(
+        dls,
+        recipe.model.arch,
+        precision=precision,
+        cache_path=cache_path,
+        few=recipe.data.few,
+        **model,
+    )
 
 
 def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, say) -> _Seed:
@@ -172,7 +202,11 @@ def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, s
             select=s1.select,
             flip=paper,
         )
-        record = {"trajectory": trajectory, "stage": learn.stages[-1], "seconds": time.perf_counter() - began}
+        record = {
+            "trajectory": trajectory,
+            "stage": learn.stages[-1],
+            "seconds": time.perf_counter() - began,
+        }
         _save(run, name, learn, record, say)
     stage1 = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     heads = {}
@@ -189,19 +223,23 @@ def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, s
         result.selected[method_name] = _chosen(done["trajectory"])
         result.trajectories[method_name] = done["trajectory"]
         heads[method_name] = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-    # Only now, when nothing is left to choose, is the test set read (under `paper` it has been, after each epoch).
+    # Only now, when nothing is left to choose, is the test set read (under `paper` it has been,
+    # after each epoch).
     for method_name, state in heads.items():
         learn.model.load_state_dict(state)
         result.logits[method_name], result.targets = learn.predict_logits("test", flip=paper)
     return result
 
 
-def _stage2(recipe: Recipe, run: Run, learn: LTLearner, seed: int, method_name: str, paper: bool, say) -> dict:
+def _stage2(
+    recipe: Recipe, run: Run, learn: LTLearner, seed: int, method_name: str, paper: bool, say
+) -> dict:
     s2, method = recipe.stage2, METHODS[method_name]
     name = f"checkpoints/seed{seed}-{method_name}"
     done = _finished(run, name, learn)
     if done is None:
-        say(f"seed {seed}: stage 2, {method.label}, {s2.epochs} epochs on {'features' if s2.views else 'images'}")
+        on = "features" if s2.views else "images"
+        say(f"seed {seed}: stage 2, {method.label}, {s2.epochs} epochs on {on}")
         began = time.perf_counter()
         trajectory = learn.retrain_classifier(
             s2.epochs,
@@ -219,14 +257,21 @@ def _stage2(recipe: Recipe, run: Run, learn: LTLearner, seed: int, method_name: 
             seed=seed,
             cbs=method.callbacks(),
         )
-        done = {"trajectory": trajectory, "stage": learn.stages[-1], "seconds": time.perf_counter() - began}
+        done = {
+            "trajectory": trajectory,
+            "stage": learn.stages[-1],
+            "seconds": time.perf_counter() - began,
+        }
         _save(run, name, learn, done, say)
     return done
 
 
 def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
     """Load a finished stage into the learner and return its record; None where there is none."""
-    if not (run.path / f"{name}.json").is_file() or not (run.path / f"{name}.safetensors").is_file():
+    if (
+        not (run.path / f"{name}.json").is_file()
+        or not (run.path / f"{name}.safetensors").is_file()
+    ):
         return None
     learn.model.load_state_dict(run.load_tensors(f"{name}.safetensors"))
     learn.opt = None
@@ -237,8 +282,8 @@ def _save(run: Run, name: str, learn: LTLearner, record: dict, say) -> None:
     """Write weights first, then the record that says they are complete."""
     run.save_tensors(f"{name}.safetensors", learn.model.state_dict(), {"arch": learn.arch})
     run.write_json(f"{name}.json", record)
-    stage = record["stage"]
-    say(f"  {stage['stage']} done in {record['seconds']:.0f} s, kept: {_chosen(record['trajectory'])}")
+    kept = _chosen(record["trajectory"])
+    say(f"  {record['stage']['stage']} done in {record['seconds']:.1f} s, kept: {kept}")
 
 
 def _chosen(trajectory: dict) -> str:
@@ -253,7 +298,10 @@ def _table(recipe: Recipe, dls: LTDataLoaders, seeds: list[_Seed]) -> ResultTabl
     rows = []
     for name in recipe.methods:
         reports = [
-            shot_report(s.logits[name], s.targets, dls.shot_counts, classes=dls.vocab, few=recipe.data.few) for s in seeds
+            shot_report(
+                s.logits[name], s.targets, dls.shot_counts, classes=dls.vocab, few=recipe.data.few
+            )
+            for s in seeds
         ]
         selected = list(dict.fromkeys(s.selected[name] for s in seeds))
         seconds = sum(s.seconds[name] for s in seeds) / len(seeds)
@@ -263,6 +311,7 @@ def _table(recipe: Recipe, dls: LTDataLoaders, seeds: list[_Seed]) -> ResultTabl
         for e in recipe.expected
         if e.method in recipe.methods
     ]
+    note = f"Published, for the recipe as it stands: {'; '.join(published)}." if published else ""
     return ResultTable(
         rows,
         recipe.protocol,
@@ -271,46 +320,29 @@ def _table(recipe: Recipe, dls: LTDataLoaders, seeds: list[_Seed]) -> ResultTabl
         recipe.data.few,
         list(range(recipe.seeds)),
         recipe.data.dataset,
-        note=f"Published, for the recipe as it stands: {'; '.join(published)}." if published else "",
+        note=note,
     )
 
 
-def _write_results(recipe, run: Run, dls, seeds: list[_Seed], table: ResultTable, manifest: dict, seconds: float) -> None:
+def _write_results(
+    recipe, run: Run, dls, seeds: list[_Seed], table: ResultTable, manifest: dict, seconds: float
+) -> None:
     arrays = {"targets": seeds[0].targets}
     rows = []
     for seed, result in enumerate(seeds):
         for name, logits in result.logits.items():
             arrays[f"seed{seed}/{name}"] = logits
         for name, trajectory in result.trajectories.items():
-            keys = ("epoch", "loss", "all", "balanced", "many", "medium", "few", "seconds")
-            for values in zip(*(trajectory[k] for k in keys), strict=True):
-                rows.append(
-                    {"seed": seed, "method": name, "stage": METHODS[name].stage, **dict(zip(keys, values, strict=True)),
-                     "evaluated_on": trajectory["select_on"]}
-                )  # fmt: skip
+            for values in zip(*(trajectory[k] for k in _CSV_COLUMNS), strict=True):
+                row = {"seed": seed, "method": name, "stage": METHODS[name].stage}
+                row |= dict(zip(_CSV_COLUMNS, values, strict=True))
+                rows.append({**row, "evaluated_on": trajectory["select_on"]})
     run.save_npz("predictions.npz", **{k: v.numpy() for k, v in arrays.items()})
     run.write_csv("metrics.csv", rows)
     second = [name for name in recipe.methods if METHODS[name].stage == 2]
     trajectories = [s.trajectories[second[-1]] for s in seeds] if second else None
-    plots = [("Training images per class", plot_class_counts(dls.shot_counts, dls.vocab, recipe.data.few), "class_counts")]
-    if len(recipe.methods) > 1:
-        before, after = recipe.methods[0], recipe.methods[-1]
-        labels = (METHODS[before].label, METHODS[after].label)
-        accuracy = [
-            [next(r for r in table.rows if r.method == m).reports[s].per_class for s in range(len(seeds))]
-            for m in (before, after)
-        ]
-        mean = [torch.tensor([list(p) for p in per_seed]).mean(0).tolist() for per_seed in accuracy]
-        norms = [torch.tensor([s.norms[m] for s in seeds]).mean(0).tolist() for m in (before, after)]
-        counts = dls.shot_counts
-        plots += [
-            ("Accuracy per class on the test set, before and after",
-             plot_per_class_accuracy(*mean, counts, dls.vocab, labels, recipe.data.few), "per_class_accuracy"),
-            ("Norm of each class's weights, before and after", plot_norms(*norms, counts, labels), "norms"),
-        ]  # fmt: skip
-    if trajectories:
-        plots.append(("Stage 2, epoch by epoch", plot_trajectory(trajectories), "trajectory"))
-    for _, figure, name in plots:
+    plots = _plots(recipe, dls, seeds, table, trajectories)
+    for name, (_, figure) in plots.items():
         run.save_figure(f"plots/{name}.png", figure)
     manifest |= {
         "status": "finished",
@@ -319,6 +351,31 @@ def _write_results(recipe, run: Run, dls, seeds: list[_Seed], table: ResultTable
         "results": table.to_dict(),
     }
     run.write_json("trajectories.json", [s.trajectories for s in seeds])
-    report = render_report_md(table, manifest, [(title, f"plots/{name}.png") for title, _, name in plots], trajectories)
-    run.write_text("report.md", report)
+    links = [(title, f"plots/{name}.png") for name, (title, _) in plots.items()]
+    run.write_text("report.md", render_report_md(table, manifest, links, trajectories))
+    # Last: a manifest that says "finished" has everything beside it.
     run.write_json("manifest.json", manifest)
+
+
+def _plots(recipe, dls, seeds: list[_Seed], table: ResultTable, trajectories) -> dict[str, tuple]:
+    """Return file name -> (title, figure); compares the first and the last method."""
+    counts, few = dls.shot_counts, recipe.data.few
+    plots = {
+        "class_counts": ("Training images per class", plot_class_counts(counts, dls.vocab, few))
+    }
+    if len(recipe.methods) > 1:
+        ends = (0, -1)
+        labels = tuple(table.rows[i].label for i in ends)
+        accuracy = [np.mean([r.per_class for r in table.rows[i].reports], 0) for i in ends]
+        norms = [np.mean([s.norms[recipe.methods[i]] for s in seeds], 0) for i in ends]
+        plots["per_class_accuracy"] = (
+            "Accuracy per class on the test set, before and after",
+            plot_per_class_accuracy(*accuracy, counts, dls.vocab, labels, few),
+        )
+        plots["norms"] = (
+            "Norm of each class's weights, before and after",
+            plot_norms(*norms, counts, labels),
+        )
+    if trajectories:
+        plots["trajectory"] = ("Stage 2, epoch by epoch", plot_trajectory(trajectories))
+    return plots

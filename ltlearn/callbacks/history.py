@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import nullcontext
 
 import torch
 from fastai.callback.core import Callback
@@ -26,7 +27,9 @@ def head_norms(model: nn.Module) -> Tensor:
 
 
 class FlipAverage(Callback):
-    """Validate on the mean of the logits of each picture and of its mirror image, as the authors of SAMN do.
+    """Validate on the mean of the logits of each picture and of its mirror image.
+
+    The authors of SAMN report all their figures so.
 
     Reads `learn.xb`. Writes `learn.pred` outside training.
     """
@@ -37,35 +40,47 @@ class FlipAverage(Callback):
     def after_pred(self):
         """Average with the logits of the mirror image."""
         if not self.learn.training:
-            self.learn.pred = (self.learn.pred + self.learn.model(self.learn.xb[0].flip(-1))) / 2
+            # An LTLearner calls this event outside the autocast that its model runs in.
+            with getattr(self.learn, "autocast", nullcontext)():
+                mirrored = self.learn.model(self.learn.xb[0].flip(-1))
+            self.learn.pred = (self.learn.pred + mirrored.to(self.learn.pred.dtype)) / 2
 
 
 class Trajectory(Callback):
-    """Evaluate before the first step (epoch 0) and after every epoch, and keep the weights of the best one.
+    """Evaluate before the first step (epoch 0) and after every epoch; keep the best weights.
 
-    Reads predictions and targets of the validation loader. Writes nothing of the Learner; `record` holds the
-    trajectory, `best_state` the weights of the chosen epoch.
+    Reads predictions and targets of the validation loader. Writes nothing of the Learner; `record`
+    holds the trajectory, `best_state` the weights of the chosen epoch.
 
     Args:
         shot_counts: Images per class that decide many, medium and few.
         few: Threshold rule, "<20" or "<=20".
-        select: "best" chooses the epoch with the highest class-balanced accuracy on the validation loader, epoch 0
-            included, the first of equals; "last" chooses the last.
+        select: "best" chooses the epoch with the highest class-balanced accuracy on the validation
+            loader, epoch 0 included, the first of equals; "last" chooses the last.
         select_on: What the validation loader holds, for the record: "validation" or "test".
         start: Whether to evaluate before the first step, too.
-        predict: Gives (logits, targets) of the validation loader; for the evaluation before the first step.
-        keep: The module whose weights are kept; None keeps the whole model.
+        predict: Gives (logits, targets) of the validation loader; for the evaluation before the
+            first step.
     """
 
     # After everything that changes the model in before_fit or the predictions in after_pred.
     order = 70
 
-    def __init__(self, shot_counts, few="<20", select="best", select_on="validation", start=True, predict=None):
-        self.shot_counts, self.few, self.select, self.select_on = shot_counts, few, select, select_on
-        self.start, self.predict = start, predict
+    def __init__(
+        self,
+        shot_counts,
+        few="<20",
+        select="best",
+        select_on="validation",
+        start=True,
+        predict=None,
+    ):
+        self.shot_counts, self.few, self.start, self.predict = shot_counts, few, start, predict
+        self.select, self.select_on = select, select_on
         self.record = {
-            "epoch": [], "loss": [], "all": [], "balanced": [], "many": [], "medium": [], "few": [], "norms": [],
-            "seconds": [], "chosen": None, "select_on": select_on, "select": select,
+            "epoch": [], "loss": [], "all": [], "balanced": [], "many": [], "medium": [],
+            "few": [], "norms": [], "seconds": [],
+            "chosen": None, "select_on": select_on, "select": select,
         }  # fmt: skip
         self.best_state: dict[str, Tensor] | None = None
         self._best = -1.0
@@ -81,17 +96,27 @@ class Trajectory(Callback):
         """Begin to collect the training loss."""
         self._loss, self._seen = 0.0, 0
 
-    def after_batch(self):
-        """Collect the loss in training, the predictions in validation; on the device, without waiting for it."""
-        n = len(self.learn.yb[0])
-        if self.learn.training:
-            self._loss, self._seen = self._loss + self.learn.loss.detach() * n, self._seen + n
-        else:
+    # The two events that follow do not happen in a batch that is cancelled before them. What they
+    # collect stays on the device, without waiting for it.
+
+    def after_pred(self):
+        """Collect the predictions, in validation."""
+        if not self.learn.training:
             self._logits.append(self.learn.pred.detach().float())
             self._targets.append(self.learn.yb[0])
 
+    def after_loss(self):
+        """Collect the loss, in training."""
+        if self.learn.training:
+            n = len(self.learn.yb[0])
+            self._loss, self._seen = self._loss + self.learn.loss.detach() * n, self._seen + n
+
     def before_validate(self):
         """Begin to collect predictions."""
+        self._logits, self._targets = [], []
+
+    def after_cancel_validate(self):
+        """Forget a validation that was cut short: its figures would not compare."""
         self._logits, self._targets = [], []
 
     def after_validate(self):
@@ -112,7 +137,9 @@ class Trajectory(Callback):
         if self.select == "last" or report.balanced > self._best:
             self._best, self.record["chosen"] = report.balanced, epoch
             if self.select == "best":
-                self.best_state = {k: v.detach().clone() for k, v in self.learn.model.state_dict().items()}
+                self.best_state = {
+                    k: v.detach().clone() for k, v in self.learn.model.state_dict().items()
+                }
 
     def _log_epoch(self) -> None:
         last = {k: v[-1] for k, v in self.record.items() if isinstance(v, list)}

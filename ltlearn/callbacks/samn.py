@@ -1,10 +1,10 @@
 """SAMN as a fastai callback."""
 
+import logging
 from collections.abc import Sequence
 
-import torch
 from fastai.callback.core import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltlearn.data.counts import find_class_counts
 from ltlearn.errors import UserError
@@ -13,26 +13,33 @@ from ltlearn.models.heads import SAMNLinear
 
 __all__ = ["SAMN"]
 
+_log = logging.getLogger("ltlearn")
+
 
 class SAMN(Callback):
     """Train with weight norms that are monotone from head to tail.
 
-    Before a fit the `nn.Linear` at the end of the model becomes a `SAMNLinear`, its directions and its bias kept; after
-    each optimiser step the raw norms are projected with `pava`. The head stays after the fit, however that ends:
-    `learn.model.head.fold()` makes it a plain linear layer. Works in `retrain_classifier`, in a plain `learn.fit` and
-    with any fastai Learner; for a Learner that is to load a file saved with this head, call `install` first.
+    Before a fit the `nn.Linear` at the end of the model becomes a `SAMNLinear`, its directions and
+    its bias kept; after each optimiser step the raw norms are projected with `pava`. The head stays
+    after the fit, however that ends, and a later fit goes on with its norms:
+    `learn.model.head.fold()` makes it a plain linear layer. Works in `retrain_classifier`, in a
+    plain `learn.fit` and with any fastai Learner; for a Learner that is to load a file saved with
+    this head, call `install` first.
 
-    Reads `learn.model`, `learn.dls`. Writes the classifier of `learn.model` and, with it, `learn.opt`: a new
-    optimiser with the same hyper-parameters, where the head was not there yet.
+    Reads `learn.model`, `learn.dls`. Writes the classifier of `learn.model` and, in `learn.opt`,
+    the parameters of the classifier; groups, hyper-parameters and what is frozen stay.
 
     Args:
         class_counts: Training images per class; None finds them in `learn.dls`.
-        order: What the norms are ordered by: "frequency", "stage1_norm" or a vector, see `SAMNLinear.from_linear`.
+        order: What the norms are ordered by: "frequency", "stage1_norm" or a vector, see
+            `SAMNLinear.from_linear`.
         on: Parts that are rescaled, any of "weight" and "bias".
-        project: "step" (projected gradient) or "forward" (through `pava` in each forward pass, as the authors' code).
+        project: "step" (projected gradient) or "forward" (through `pava` in each forward pass, as
+            the authors' code).
 
     Raises:
-        UserError: If the class counts are not known, or the model does not end in a linear layer of as many outputs.
+        UserError: If the class counts are not known, or the model does not end in a linear layer of
+            as many outputs.
 
     Source:
         Zhang, Li, Zhu, "SAMN", CVPR 2026, arXiv:2606.02526.
@@ -50,41 +57,78 @@ class SAMN(Callback):
     ):
         # `order` is fastai's name for a callback's place in line, so ours is kept under another.
         self.class_counts, self.norm_order, self.on, self.project = class_counts, order, on, project
-        self.head: SAMNLinear | None = None
+        # Not `head`: fastai warns of names that the model has.
+        self.installed: SAMNLinear | None = None
 
     def install(self, learn) -> SAMNLinear:
-        """Put a `SAMNLinear` in the place of the learner's classifier, unless there is one; return it."""
-        counts = find_class_counts(learn.dls) if self.class_counts is None else torch.as_tensor(self.class_counts)
+        """Put a `SAMNLinear` in the place of the learner's classifier, unless there is one.
+
+        Args:
+            learn: Any fastai Learner. An optimiser it has already gets the new parameters.
+
+        Returns:
+            The head. One that was there keeps its norms and its options.
+        """
+        counts = self.class_counts
+        if counts is None:
+            counts = find_class_counts(learn.dls)
         if counts is None:
             raise UserError(
-                "SAMN needs the number of training images of each class, and these dataloaders do not tell: give them, as "
-                "SAMN(class_counts=[500, 120, ...]), or use LTDataLoaders."
+                "SAMN needs the number of training images of each class, and these dataloaders do "
+                "not tell: give them, as SAMN(class_counts=[500, 120, ...]), or use LTDataLoaders."
             )
         name, head = find_head(learn.model, len(counts))
-        if not isinstance(head, SAMNLinear):
-            head = SAMNLinear.from_linear(head, counts, self.norm_order, self.on, self.project)
-            learn.model = set_head(learn.model, name, head)
-        return head
+        if isinstance(head, SAMNLinear):
+            if (set(head.on), head.project) != (set(self.on), self.project):
+                _log.warning(
+                    "the model has a SAMN head already, with on=%s and project=%r: it is kept",
+                    head.on,
+                    head.project,
+                )
+            return head
+        new = SAMNLinear.from_linear(head, counts, self.norm_order, self.on, self.project)
+        new.requires_grad_(head.weight.requires_grad)
+        learn.model = set_head(learn.model, name, new)
+        if learn.opt is not None:
+            _exchange_parameters(learn.opt, head, new)
+        return new
 
     def before_fit(self):
         """Install the head and give its parameters to the optimiser."""
-        # learn.lr_find and get_preds run fits and validations that must not change the model.
-        before = find_head(self.learn.model)[1]
-        self.head = self.install(self.learn)
-        self.head.project_()
-        if self.head is not before:
-            self._renew_optimizer()
-
-    def _renew_optimizer(self) -> None:
-        """Build the optimiser again, over the new parameters, with the hyper-parameters of the old one."""
-        hypers = [dict(h) for h in self.learn.opt.hypers]
-        frozen = self.learn.opt.frozen_idx
-        self.learn.create_opt()
-        for new, old in zip(self.learn.opt.hypers, hypers, strict=True):
-            new.update({k: v for k, v in old.items() if k in new})
-        if frozen:
-            self.learn.opt.freeze_to(frozen)
+        # `validate` and `get_preds` come by here too, with this lock held; they change no model.
+        if not self.learn.lock.locked():
+            self.installed = self.install(self.learn).project_()
 
     def after_step(self):
         """Project the raw norms back onto the monotone vectors."""
-        self.head.project_()
+        self.installed.project_()
+
+    def close(self) -> None:
+        """Project the raw norms, after a fit that was interrupted between step and projection."""
+        if self.installed is not None:
+            self.installed.project_()
+            self.installed = None
+
+
+def _exchange_parameters(opt, old: nn.Linear, new: SAMNLinear) -> None:
+    """Put the parameters of the new head into the optimiser where those of the old one were."""
+    gone = {id(p) for p in old.parameters()}
+    groups = [list(group) for group in opt.param_lists]
+    # Splitters may leave out what is frozen: such a head goes to the end of the last group.
+    place, at = len(groups) - 1, len(groups[-1])
+    for i, group in enumerate(groups):
+        found = [k for k, p in enumerate(group) if id(p) in gone]
+        if found:
+            place, at = i, found[0]
+            break
+    groups[place][at:at] = new.parameters()
+    opt.param_lists = [[p for p in group if id(p) not in gone] for group in groups]
+    # fastai notes beside a parameter whether weight decay and freezing pass it by. The rest of the
+    # state is the momentum of parameters that are no more.
+    notes = {name: opt.state.pop(p, {}) for name, p in old.named_parameters()}
+    for name, p in new.named_parameters():
+        kept = notes.get(name, {}).items()
+        opt.state[p] = {k: v for k, v in kept if k in ("do_wd", "force_train")}
+    if hasattr(opt, "opt"):
+        for p in old.parameters():
+            opt.opt.state.pop(p, None)

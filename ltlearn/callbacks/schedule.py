@@ -12,10 +12,12 @@ SCHEDULES = ("cosine", "constant")
 
 
 class EpochCosine(Callback):
-    """Set the learning rate once an epoch: lr / 2 * (1 + cos(pi * t / T)) in epoch t of T, after a linear warm-up.
+    """Set the learning rate once an epoch, on a cosine to zero after a linear warm-up.
 
-    Reads the learning rates that the fit begins with, one a parameter group. Writes them each epoch, and writes
-    the first ones back after the fit.
+    Epoch t of T (0-based) has lr / 2 * (1 + cos(pi * t / T)).
+
+    Reads the learning rates that the fit begins with, one a parameter group. Writes them each
+    epoch, and writes the first ones back after the fit.
 
     Args:
         warmup_epochs: Epochs of linear warm-up, lr * (t + 1) / warmup_epochs, at least 0.
@@ -23,6 +25,8 @@ class EpochCosine(Callback):
 
     # Before anything that records the learning rate of the epoch.
     order = -5
+    base: list[float] | None = None
+    _optimizer = None
 
     def __init__(self, warmup_epochs: int = 0):
         if warmup_epochs < 0:
@@ -31,7 +35,9 @@ class EpochCosine(Callback):
 
     def before_fit(self):
         """Remember the learning rates."""
-        self.base = [h["lr"] for h in self.learn.opt.hypers]
+        # `close` comes when fastai has taken the learner away already.
+        self._optimizer = self.learn.opt
+        self.base = [h["lr"] for h in self._optimizer.hypers]
 
     def before_epoch(self):
         """Set the learning rates of this epoch."""
@@ -40,17 +46,24 @@ class EpochCosine(Callback):
             factor = (t + 1) / self.warmup_epochs
         else:
             factor = (1 + math.cos(math.pi * t / total)) / 2
-        for h, lr in zip(self.learn.opt.hypers, self.base, strict=True):
-            h["lr"] = lr * factor
+        # Through the optimiser: what `OptimWrapper.hypers` gives is a copy.
+        self._optimizer.set_hyper("lr", [lr * factor for lr in self.base])
 
     def after_fit(self):
         """Put the first learning rates back."""
-        for h, lr in zip(self.learn.opt.hypers, self.base, strict=True):
-            h["lr"] = lr
+        self.close()
+
+    def close(self) -> None:
+        """Put the first learning rates back, also after a fit that was interrupted."""
+        if self.base is not None:
+            self._optimizer.set_hyper("lr", self.base)
+            self._optimizer = self.base = None
 
 
 class LoaderEpoch(Callback):
-    """Tell an `LTDataLoader` the epoch before it is read, so that order and augmentation follow from the seed alone.
+    """Tell an `LTDataLoader` the epoch before it is read.
+
+    Order and augmentation then follow from seed and epoch alone.
 
     Reads `learn.epoch`. Writes the epoch of the training loader.
     """

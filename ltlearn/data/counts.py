@@ -1,4 +1,4 @@
-"""Class counts, the long-tailed profiles that make them, and where to find them in a fastai `DataLoaders`."""
+"""Class counts, the long-tailed profiles that make them, and how to find them in `DataLoaders`."""
 
 from collections.abc import Sequence
 
@@ -22,8 +22,17 @@ def count_classes(targets: Sequence[int] | np.ndarray | Tensor, num_classes: int
 
     Shape:
         targets is (N,), integer. The result is (C,), int64.
+
+    Raises:
+        UserError: If a target is outside [0, num_classes).
     """
-    return torch.from_numpy(np.bincount(np.asarray(targets, dtype=np.int64), minlength=num_classes))
+    targets = np.asarray(targets, dtype=np.int64)
+    if len(targets) and not 0 <= targets.min() <= targets.max() < num_classes:
+        raise UserError(
+            f"targets must lie in 0 ... {num_classes - 1}, as there are {num_classes} classes; "
+            f"got {targets.min()} ... {targets.max()}."
+        )
+    return torch.from_numpy(np.bincount(targets, minlength=num_classes))
 
 
 def imbalance_factor_of(class_counts: Tensor) -> float:
@@ -41,8 +50,8 @@ def long_tail_counts(
         n_max: Images of the largest class, at least 1.
         num_classes: C, at least 1.
         imbalance_factor: Largest count over smallest, at least 1. 1 keeps every class alike.
-        profile: "exponential": int(n_max * IF ** (-c / (C - 1))) for class c. "step": the first half of the
-            classes keep n_max, the others n_max / IF.
+        profile: "exponential": int(n_max * IF ** (-c / (C - 1))) for class c. "step": the first
+            half of the classes keep n_max, the others n_max / IF.
 
     Raises:
         UserError: If a value is outside its range, or the smallest class would be empty.
@@ -52,19 +61,23 @@ def long_tail_counts(
     """
     if profile not in PROFILES:
         raise UserError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}.")
-    if not imbalance_factor >= 1:
-        raise UserError(f"imbalance_factor must be at least 1, got {imbalance_factor}.")
+    for name, value in (("n_max", n_max), ("num_classes", num_classes)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    if not isinstance(imbalance_factor, int | float | np.number) or not imbalance_factor >= 1:
+        raise UserError(f"imbalance_factor must be at least 1, got {imbalance_factor!r}.")
     mu = 1.0 / imbalance_factor
     if profile == "exponential":
         # 1e-9 guards against 49.99999 where the real value is 50.
-        counts = [int(n_max * mu ** (c / max(num_classes - 1, 1)) + 1e-9) for c in range(num_classes)]
+        last = max(num_classes - 1, 1)
+        counts = [int(n_max * mu ** (c / last) + 1e-9) for c in range(num_classes)]
     else:
         head = num_classes - num_classes // 2
         counts = [n_max] * head + [int(n_max * mu + 1e-9)] * (num_classes - head)
     if min(counts) < 1:
         raise UserError(
-            f"imbalance_factor {imbalance_factor:g} leaves the smallest class empty: the largest has only {n_max} "
-            f"images, so it can be at most {n_max}."
+            f"imbalance_factor {imbalance_factor:g} leaves the smallest class empty: the largest "
+            f"has only {n_max} images, so it can be at most {n_max}."
         )
     return counts
 
@@ -72,8 +85,8 @@ def long_tail_counts(
 def find_class_counts(dls) -> Tensor | None:
     """Find the training counts behind a fastai `DataLoaders`, or return None.
 
-    Looks at `dls.class_counts` (ours), at `targets` of the training set (torchvision) and at the label pipeline
-    of fastai's own `Datasets`; no picture is opened.
+    Looks at `dls.class_counts` (ours), at `targets` of the training set (torchvision) and at the
+    label pipeline of fastai's own `Datasets`; no picture is opened.
     """
     counts = vars(dls).get("class_counts")
     if counts is not None:
@@ -87,5 +100,8 @@ def find_class_counts(dls) -> Tensor | None:
         targets = [int(t) for t in lists[-1]]
     vocab = getattr(dls, "vocab", None)
     targets = np.asarray(targets)
-    num_classes = len(vocab) if vocab is not None else int(getattr(dls, "c", None) or targets.max() + 1)
+    if vocab is not None:
+        num_classes = len(vocab)
+    else:
+        num_classes = int(getattr(dls, "c", None) or targets.max() + 1)
     return count_classes(targets, num_classes)

@@ -1,4 +1,4 @@
-"""`LTDataLoaders`: long-tailed data as fastai `DataLoaders` that know their class counts and which split they are."""
+"""`LTDataLoaders`: long-tailed data as fastai `DataLoaders` that know counts and split."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,24 +13,33 @@ from fasttransform import ItemTransform
 from torch import Tensor
 
 from ltlearn.data.counts import count_classes, imbalance_factor_of, long_tail_counts
-from ltlearn.data.samplers import make_sampler
+from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
 from ltlearn.data.sources import (
     ImageSet,
+    find_class_folders,
     list_class_folders,
     load_cifar,
     load_digits_pictures,
     read_image,
 )
-from ltlearn.data.splits import carve_validation, select_long_tail
-from ltlearn.data.transforms import BatchCropFlip, ImageTransform, mix_seed
+from ltlearn.data.splits import SPLITS, carve_validation, select_long_tail
+from ltlearn.data.transforms import TRANSFORMS, BatchCropFlip, ImageTransform, mix_seed
 from ltlearn.errors import UserError
 
-__all__ = ["DATASETS", "LTDataLoader", "LTDataLoaders", "PictureFiles", "PicturesInMemory", "SplitInfo"]
+__all__ = [
+    "DATASETS",
+    "LTDataLoader",
+    "LTDataLoaders",
+    "PictureFiles",
+    "PicturesInMemory",
+    "SplitInfo",
+]
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 DATASETS = ("digits_lt", "cifar10_lt", "cifar100_lt")
 PROTOCOLS = ("clean", "paper")
+_BATCH_TRANSFORMS = ("crop_flip", "crop", "none")
 
 # Small pictures are kept decoded: at most this many bytes of them, and at most this side in pixels.
 _IN_MEMORY_BYTES = 1 << 30
@@ -43,11 +52,11 @@ _log = logging.getLogger("ltlearn")
 class SplitInfo:
     """Which pictures these are, in the words a table needs."""
 
-    name: str  # "first_n", "shuffle_seed0", "folders", "carved", "arrays"
+    name: str  # "first_n", "shuffle_seed0", "folders", "one folder", "arrays"
     train: str  # fingerprint of all training pictures, before any is carved off for validation
     valid: str  # fingerprint of the validation pictures
     test: str | None
-    valid_from: str  # "training images", "valid folder", "test set" (paper protocol), ...
+    valid_from: str  # "training images", "validation set", or "test set" (paper protocol)
     dataset: str = ""
     profile: str | None = None
     imbalance_factor: float | None = None
@@ -74,15 +83,19 @@ class PicturesInMemory:
     n_inp = 1
 
     def __init__(self, data: ImageSet, transform: str = "none", pad: int | None = None):
-        if transform not in ("crop_flip", "crop", "none"):
+        if transform not in _BATCH_TRANSFORMS:
             raise UserError(
-                f"pictures held in memory can be augmented with crop_flip, crop or none, got {transform!r}; "
-                "pass in_memory=False for the others."
+                "pictures held in memory can be augmented with crop_flip, crop or none, got "
+                f"{transform!r}; pass in_memory=False for the others."
             )
         self.targets, self.transform = torch.from_numpy(data.targets), transform
         side = max(data.images.shape[1:3])
-        pad = 0 if transform == "none" else max(1, side // 8) if pad is None else pad
-        self.augment = BatchCropFlip(torch.from_numpy(data.images), pad, flip=transform == "crop_flip")
+        if transform == "none":
+            pad = 0
+        elif pad is None:
+            pad = max(1, side // 8)
+        images = torch.from_numpy(data.images)
+        self.augment = BatchCropFlip(images, pad, flip=transform == "crop_flip")
         self.shape = tuple(data.images.shape[1:3])
 
     def __len__(self) -> int:
@@ -90,7 +103,7 @@ class PicturesInMemory:
 
     def get_batch(self, index: Sequence[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return pictures (B, 3, H, W) uint8 and targets (B,); augmented where a seed is given."""
-        index = torch.as_tensor(index)
+        index = torch.as_tensor(index, dtype=torch.int64)
         generator = None
         if seed is not None and self.transform != "none":
             generator = torch.Generator().manual_seed(seed)
@@ -113,7 +126,9 @@ class PictureFiles:
 
     n_inp = 1
 
-    def __init__(self, data: ImageSet, transform: str = "none", size: int = 224, pad: int | None = None):
+    def __init__(
+        self, data: ImageSet, transform: str = "none", size: int = 224, pad: int | None = None
+    ):
         self.data, self.targets = data, torch.from_numpy(data.targets)
         self.transform, self.shape = ImageTransform(transform, size, pad), (size, size)
         self.plain = ImageTransform("none", size)
@@ -122,8 +137,11 @@ class PictureFiles:
         return len(self.targets)
 
     def get(self, i: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return picture i as (3, size, size) uint8 and its target; augmented where a seed is given."""
-        image = self.data.images[i] if self.data.images is not None else read_image(self.data.root / self.data.paths[i])
+        """Return picture i, (3, size, size) uint8, and its target; augmented if a seed is given."""
+        if self.data.images is not None:
+            image = self.data.images[i]
+        else:
+            image = read_image(self.data.root / self.data.paths[i])
         image = self.plain(image) if seed is None else self.transform(image, seed)
         return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), self.targets[i]
 
@@ -132,7 +150,7 @@ class PictureFiles:
 
 
 class NormalizeUint8(ItemTransform):
-    """Turn a uint8 batch into float32, channels last in memory, minus mean over standard deviation."""
+    """Turn a uint8 batch into float32, channels last in memory: minus mean, over deviation."""
 
     parameters = ("mean", "std")
 
@@ -154,67 +172,140 @@ class NormalizeUint8(ItemTransform):
 
 
 class LTDataLoader(TfmdDL):
-    """A fastai data loader whose order and augmentations depend on (seed, epoch, position) alone.
+    """A fastai data loader whose draws depend on (seed, epoch, position) alone.
 
-    So the number of workers changes nothing, no two epochs or workers repeat a draw, and an epoch can be made again.
+    Draws are the order and the augmentations. So the number of workers changes nothing, no two
+    epochs or workers repeat a draw, and an epoch can be made again. Each full pass is the next
+    epoch; `set_epoch` goes to any other.
 
     Args:
         dataset: `PicturesInMemory`, `PictureFiles` or any dataset with `targets`.
-        bs: Images a batch.
-        training: Whether to draw the images with `sampler` instead of in their order. The last, partial batch is kept.
+        bs: Images a batch, at least 1. The last, partial batch is kept, unless it is a single image
+            for training.
+        training: Whether to draw the images with `sampler` instead of in their order.
         sampler: A name of `ltlearn.data.samplers.SAMPLERS` or a torch sampler; only for training.
         augment: Whether to augment; None does so for training.
         seed: Of order and augmentation.
         num_workers: Processes that read pictures; 0 reads in this one.
         **kwargs: For fastai's `TfmdDL`.
+
+    Raises:
+        UserError: If `bs` or `num_workers` is no such number, or the sampler is unknown or made for
+            another dataset.
     """
 
     def __init__(
-        self, dataset, bs=64, training=False, sampler="instance", augment=None, seed=0, num_workers=0, **kwargs
+        self,
+        dataset,
+        bs=64,
+        training=False,
+        sampler="instance",
+        augment=None,
+        seed=0,
+        num_workers=0,
+        **kwargs,
     ):
+        # fastai's own arguments, which the sampler and `drop_last` below decide here.
         kwargs.pop("shuffle", None)
         kwargs.pop("drop_last", None)
+        bs = kwargs.pop("batch_size", None) or bs
+        _check_whole("bs", bs, 1)
+        _check_whole("num_workers", num_workers, 0)
         self.training, self.seed, self.epoch = training, seed, 0
         self.augment = training if augment is None else augment
-        # A last batch of one picture would stop batch normalisation.
-        lone = training and len(dataset) % bs == 1 and len(dataset) > 1
-        super().__init__(dataset, bs=bs, shuffle=False, num_workers=num_workers, drop_last=lone, **kwargs)
+        self.sampler_name = self.sampler = None
+        super().__init__(dataset, bs=bs, shuffle=False, num_workers=num_workers, **kwargs)
         self.set_sampler(sampler)
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether the last batch is dropped: it is one of a single image, for training.
+
+        Such a batch would stop batch normalisation.
+        """
+        drawn = self._drawn()
+        return self.training and drawn > 1 and drawn % self.bs == 1
+
+    @drop_last.setter
+    def drop_last(self, _) -> None:
+        """Ignore what fastai sets."""
+
+    def _drawn(self) -> int:
+        """Count the images of an epoch."""
+        return self.n if self.sampler is None else len(self.sampler)
+
+    def __len__(self) -> int:
+        drawn = self._drawn()
+        return drawn // self.bs if self.drop_last else -(-drawn // self.bs)
 
     def set_sampler(self, sampler) -> None:
         """Draw the images of an epoch with this sampler (a name or a torch sampler) from now on."""
         if not self.training:
             self.sampler_name, self.sampler = None, None
             return
+        targets = np.asarray(self.dataset.targets)
+        made = make_sampler(sampler, targets, self.seed)
+        if isinstance(made, InstanceSampler) and len(made.targets) != len(targets):
+            raise UserError(
+                f"the sampler was made for {len(made.targets)} images, but there are "
+                f"{len(targets)}."
+            )
         self.sampler_name = sampler if isinstance(sampler, str) else type(sampler).__name__
-        self.sampler = make_sampler(sampler, np.asarray(self.dataset.targets), self.seed)
+        self.sampler = made
 
     def set_epoch(self, epoch: int, epochs: int | None = None) -> None:
         """Make the next pass the one of this epoch (0-based), of how many."""
         self.epoch = epoch
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch, epochs) if epochs is not None else self.sampler.set_epoch(epoch)
+        if isinstance(self.sampler, InstanceSampler):
+            self.sampler.set_epoch(epoch, epochs)
+        elif hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)  # torch's own, such as DistributedSampler's
 
     def new(self, dataset=None, cls=None, **kwargs):
-        """Return a loader with the same settings but for those given (fastai's protocol)."""
+        """Return a loader with the same settings but for those given (fastai's protocol).
+
+        A sampler that was given by name is made afresh; another one goes along unless the dataset
+        changes, for it knows only its own.
+        """
         shuffle = kwargs.pop("shuffle", None)
         settings = {
             "training": self.training if shuffle is None else bool(shuffle),
             "seed": self.seed,
-            "sampler": self.sampler if self.sampler is not None and dataset is None else "instance",
+            "sampler": "instance",
         }
+        if self.sampler_name in SAMPLERS:
+            settings["sampler"] = self.sampler_name
+        elif self.sampler is not None and dataset is None:
+            settings["sampler"] = self.sampler
         if shuffle is None:
             settings["augment"] = self.augment
         return super().new(dataset, cls, **{**settings, **kwargs})
 
+    def _one_pass(self):
+        # fastai reads an item to learn what a batch is made of, which is known here.
+        if hasattr(self.dataset, "get") or hasattr(self.dataset, "get_batch"):
+            self._n_inp, self._types = 1, {tuple: [Tensor, Tensor]}
+        else:
+            super()._one_pass()
+
     def get_idxs(self) -> list[int]:
-        """Return the epoch's images; with augmentation each number also carries its position in the epoch."""
+        """Return the epoch's images.
+
+        With augmentation each number also carries its position in the epoch.
+        """
         order = self.sampler if self.training else range(self.n)
-        return [i + position * self.n for position, i in enumerate(order)] if self.augment else list(order)
+        if not self.augment:
+            return list(order)
+        return [i + position * self.n for position, i in enumerate(order)]
 
     def __iter__(self) -> Iterator:
         self.set_epoch(self.epoch)
-        yield from super().__iter__()
+        try:
+            yield from super().__iter__()
+        except UserError as e:
+            # What a worker raises arrives with the worker's whole traceback as its message.
+            marker = f"{UserError.__module__}.{UserError.__qualname__}: "
+            raise UserError(e.message.rpartition(marker)[2].rstrip("\n")) from None
         # Whoever trains without an LTLearner gets another draw in the next epoch all the same.
         self.epoch += 1
 
@@ -238,16 +329,17 @@ class LTDataLoader(TfmdDL):
 
 
 class LTDataLoaders(DataLoaders):
-    """Training, validation and test loaders of an imbalanced image set; `dls.test` is None where there is no test set.
+    """Training, validation and test loaders of an imbalanced image set.
 
-    Make one with `from_folder`, `from_arrays` or `from_dataset`. Attributes: `class_counts` (training images per
-    class, after validation was carved off), `shot_counts` (before: what many, medium and few are decided by), `vocab`
-    (class names), `c` (their number), `split` (`SplitInfo`).
+    Make one with `from_folder`, `from_arrays` or `from_dataset`. Attributes: `class_counts`
+    (training images per class, after validation was carved off), `shot_counts` (before: what many,
+    medium and few are decided by), `vocab` (class names), `c` (their number), `split`
+    (`SplitInfo`), `skipped` (unreadable pictures that were left out).
     """
 
     @property
     def test(self) -> LTDataLoader | None:
-        """The test loader."""
+        """The test loader; None where there is no test set."""
         return self.loaders[2] if len(self.loaders) > 2 else None
 
     @classmethod
@@ -269,7 +361,6 @@ class LTDataLoaders(DataLoaders):
         device,
         path: Path,
     ) -> "LTDataLoaders":
-        _check_positive("bs", bs)
         normalize = NormalizeUint8(*(stats or IMAGENET_STATS))
         loaders = []
         for part in ("train", "valid", "test"):
@@ -291,14 +382,18 @@ class LTDataLoaders(DataLoaders):
                     after_batch=[normalize],
                 )
             )
-        dls = cls(*loaders, path=path, device=torch.device(device) if device else default_device())
+        device = torch.device(device) if device is not None else default_device()
+        dls = cls(*loaders, path=path, device=device)
         dls.vocab, dls.c = list(classes), len(classes)
         dls.class_counts = count_classes(parts["train"].targets, len(classes))
         dls.shot_counts, dls.split = shot_counts, split
-        dls.size, dls.normalize, dls.stats_given = loaders[0].dataset.shape, normalize, stats is not None
-        dls.skipped = [p for data in parts.values() for p in data.skipped]
+        dls.size, dls.normalize = loaders[0].dataset.shape, normalize
+        dls.stats_given = stats is not None
+        # Parts carved from one set share its list.
+        dls.skipped = list(dict.fromkeys(p for data in parts.values() for p in data.skipped))
         _warn_about_counts(dls.class_counts, classes)
-        _log.info("%s: %d training, %d validation images", split, len(parts["train"]), len(parts["valid"]))
+        n_train, n_valid = len(parts["train"]), len(parts["valid"])
+        _log.info("%s: %d training, %d validation images", split, n_train, n_valid)
         return dls
 
     @classmethod
@@ -322,39 +417,50 @@ class LTDataLoaders(DataLoaders):
 
         Args:
             name: "digits_lt" (scikit-learn's, always there), "cifar10_lt" or "cifar100_lt".
-            data_path: Where CIFAR is: class folders or torchvision's pickles. Nothing is downloaded.
+            data_path: Where CIFAR is: class folders or torchvision's pickles. Nothing is
+                downloaded.
             imbalance_factor: Images of the largest class over those of the smallest, at least 1.
-            split: Which images are kept: "first_n" (SAMN) or "shuffle_seed0" (LDAM-DRW and most others).
+            split: Which images are kept: "first_n" (SAMN) or "shuffle_seed0" (LDAM-DRW and most
+                others).
             profile: "exponential" or "step".
-            protocol: "clean" carves validation images off the training images. "paper" keeps all of them and
-                validates on the test set, as the published code does.
+            protocol: "clean" carves validation images off the training images. "paper" keeps all of
+                them and validates on the test set, as the published code does.
             valid_pct: Share of each class that "clean" carves off, in (0, 1).
             bs: Images a training batch.
             seed: Of the carved split, order and augmentation.
             skip_bad: Leave unreadable pictures out instead of stopping.
             n_max: Images of the largest class; None takes all there are.
-            test_per_class: Test images of each class, the first in file order; None takes all there are.
+            test_per_class: Test images of each class, the first in file order; None takes all there
+                are.
             device: Where batches go; None takes fastai's default.
 
         Raises:
             UserError: If a value is outside its range, or the pictures are not there.
         """
         _check_choice("dataset", name, DATASETS)
-        _check_choice("protocol", protocol, PROTOCOLS)
+        _check_choice("split", split, SPLITS)
+        _check_common(protocol, valid_pct, bs, seed)
+        if n_max is not None:
+            _check_whole("n_max", n_max, 1)
+        if test_per_class is not None:
+            _check_whole("test_per_class", test_per_class, 1)
         data_path = Path(data_path).expanduser()
+        classes_n = 100 if name == "cifar100_lt" else 10
+        most = 124 if name == "digits_lt" else 50_000 // classes_n
+        # Before the files are looked for: a wrong factor is said at once.
+        counts = long_tail_counts(n_max or most, classes_n, imbalance_factor, profile)
         if name == "digits_lt":
             train, classes = load_digits_pictures("train")
             test, _ = load_digits_pictures("test")
-            most, stats, transform, pad = 124, _pixel_stats(train.images), "crop", 1
+            stats, transform, pad = _pixel_stats(train.images), "crop", 1
         else:
-            classes_n = 10 if name == "cifar10_lt" else 100
             train, classes = load_cifar(classes_n, data_path, "train")
             test, _ = load_cifar(classes_n, data_path, "test")
-            most, stats, transform, pad = 50_000 // classes_n, CIFAR_STATS, "crop_flip", 4
+            stats, transform, pad = CIFAR_STATS, "crop_flip", 4
         if test_per_class is not None:
             test = test.take(select_long_tail(test.targets, [test_per_class] * len(classes)))
-        counts = long_tail_counts(n_max or most, len(classes), imbalance_factor, profile)
-        train = train.take(select_long_tail(train.targets, counts, split)).load(32, skip_bad, "reading training pictures")
+        train = train.take(select_long_tail(train.targets, counts, split))
+        train = train.load(32, skip_bad, "reading training pictures")
         test = test.load(32, skip_bad, "reading test pictures")
         return cls._from_parts(
             {"train": train, "test": test},
@@ -395,57 +501,58 @@ class LTDataLoaders(DataLoaders):
     ) -> "LTDataLoaders":
         """Read any imbalanced folder of class folders.
 
-        `path` holds either a folder per class, or `train/` (or `training/`) and any of `valid/`, `val/`, `validation/` and
-        `test/`, each with a folder per class. Without a validation folder, validation images are carved off the training
-        images, class by class, emptying no class.
+        `path` holds either a folder per class, or `train/` (or `training/`) and any of `valid/`,
+        `val/`, `validation/` and `test/`, each with a folder per class. Without a validation
+        folder, validation images are carved off the training images, class by class, emptying no
+        class.
 
         Args:
             path: The folder.
-            size: Side in pixels that pictures are brought to; None keeps small pictures of one size as they are
-                and takes 224 otherwise.
-            transform: A name of `ltlearn.data.transforms.TRANSFORMS`; None takes "crop_flip" for pictures held in memory
-                and "resized_crop_flip" for others.
-            valid_pct: Share of each class to carve off where there is no validation folder, in (0, 1).
-            protocol: "clean", or "paper": keep all training images and choose epochs on the test folder.
+            size: Side in pixels that pictures are brought to; None keeps small pictures of one size
+                as they are and takes 224 otherwise.
+            transform: A name of `ltlearn.data.transforms.TRANSFORMS`; None takes "crop_flip" for
+                pictures held in memory and "resized_crop_flip" for others.
+            valid_pct: Share of each class to carve off where there is no validation folder, in
+                (0, 1).
+            protocol: "clean", or "paper": keep all training images and choose epochs on the test
+                folder.
             bs: Images a training batch.
             seed: Of the carved split, order and augmentation.
-            num_workers: Processes that read pictures from disk; 0 reads in this one.
-            in_memory: Whether to hold all pictures decoded; None does so up to 96 pixels and one GiB.
-            skip_bad: Leave unreadable pictures out (each is checked first) instead of stopping at one.
-            stats: Mean and standard deviation per channel for pixels in [0, 1]; None takes those that the model was
-                pre-trained with, or ImageNet's.
+            num_workers: Processes that read pictures from disk; 0 reads in this one. Pictures held
+                in memory need none.
+            in_memory: Whether to hold all pictures decoded; None does so up to 96 pixels and one
+                GiB.
+            skip_bad: Leave unreadable pictures out (each is checked first) instead of stopping at
+                one.
+            stats: Mean and standard deviation per channel for pixels in [0, 1]; None takes those
+                that the model was pre-trained with, or ImageNet's.
             device: Where batches go; None takes fastai's default.
 
         Raises:
-            UserError: If the folder is missing or has no class folders, a class of a later split is not in training, no
-                class has two images to carve from, or a picture held in memory cannot be read.
+            UserError: If a value is outside its range, the folder is missing or has no class
+                folders, a class of a later split is not in training, no class has two images to
+                carve from, or a picture held in memory cannot be read.
         """
         root = Path(path).expanduser()
-        _check_choice("protocol", protocol, PROTOCOLS)
-        if not root.is_dir():
-            raise UserError(f"there is no folder {root}; give the folder that holds a folder of pictures per class.")
-        folders = {}
-        for part, names in {
-            "train": ("train", "training"),
-            "valid": ("valid", "val", "validation"),
-            "test": ("test",),
-        }.items():
-            folders[part] = next((root / n for n in names if (root / n).is_dir()), None)
-        if folders["train"]:
-            train, classes = list_class_folders(folders["train"])
-            parts = {"train": train}
-            parts |= {p: list_class_folders(folders[p], classes)[0] for p in ("valid", "test") if folders[p]}
-        else:
-            train, classes = list_class_folders(root)
-            parts = {"train": train}
-        if len(classes) < 2:
-            raise UserError(f"{root} has only the class {classes[0]!r}; a classifier needs two class folders or more.")
+        _check_common(protocol, valid_pct, bs, seed)
+        _check_whole("num_workers", num_workers, 0)
+        if size is not None:
+            _check_whole("size", size, 1)
+        if transform is not None:
+            _check_choice("transform", transform, TRANSFORMS)
+        folders = _split_folders(root)
+        train, classes = list_class_folders(folders.get("train", root))
+        parts = {"train": train}
+        for part in ("valid", "test"):
+            if part in folders:
+                parts[part] = list_class_folders(folders[part], classes)[0]
+        _check_parts(parts, classes, protocol, root)
         total = sum(len(p) for p in parts.values())
         if size is None:
             size = _common_side(train) or 224
         if in_memory is None:
             in_memory = size <= _IN_MEMORY_SIDE and total * size * size * 4 <= _IN_MEMORY_BYTES
-            in_memory &= transform in (None, "crop_flip", "crop", "none")
+            in_memory &= transform in (None, *_BATCH_TRANSFORMS)
         if in_memory:
             parts = {p: data.load(size, skip_bad) for p, data in parts.items()}
         elif skip_bad:
@@ -455,7 +562,7 @@ class LTDataLoaders(DataLoaders):
             classes,
             protocol=protocol,
             valid_pct=valid_pct,
-            split_name="folders" if folders["train"] else "one folder",
+            split_name="folders" if folders else "one folder",
             dataset=root.resolve().name,
             stats=stats,
             transform=transform or ("crop_flip" if in_memory else "resized_crop_flip"),
@@ -497,29 +604,50 @@ class LTDataLoaders(DataLoaders):
             transform: "crop_flip", "crop" or "none".
             pad: Black border of the crop in pixels; None takes an eighth of the side.
             valid_pct: Share of each class to carve off, in (0, 1).
-            protocol: "clean", or "paper": keep all training images and choose epochs on the test set.
+            protocol: "clean", or "paper": keep all training images and choose epochs on the test
+                set.
             bs: Images a training batch.
             seed: Of the carved split, order and augmentation.
-            stats: Mean and standard deviation per channel for pixels in [0, 1]; None takes those that the model was
-                pre-trained with, or ImageNet's.
+            stats: Mean and standard deviation per channel for pixels in [0, 1]; None takes those
+                that the model was pre-trained with, or ImageNet's.
             device: Where batches go; None takes fastai's default.
 
         Shape:
             images is (N, H, W, 3) or (N, H, W), uint8; targets is (N,), integers from 0 to C - 1.
 
         Raises:
-            UserError: If shapes, types or labels do not fit.
+            UserError: If shapes, types or labels do not fit, or another value is outside its range.
         """
-        _check_choice("protocol", protocol, PROTOCOLS)
+        _check_common(protocol, valid_pct, bs, seed)
+        _check_choice("transform", transform, _BATCH_TRANSFORMS)
         parts = {"train": _array_set("training", images, targets)}
-        parts |= {p: _array_set(p, *given) for p, given in (("valid", valid), ("test", test)) if given is not None}
-        num_classes = len(classes) if classes is not None else int(max(p.targets.max() for p in parts.values())) + 1
-        for p, data in parts.items():
-            if data.targets.max() >= num_classes:
-                raise UserError(f"{p} targets go up to {data.targets.max()}, but there are {num_classes} classes.")
+        for part, given in (("valid", valid), ("test", test)):
+            if given is None:
+                continue
+            if not isinstance(given, tuple | list) or len(given) != 2:
+                raise UserError(
+                    f"{part} must be a pair (images, targets), got {type(given).__name__}."
+                )
+            parts[part] = _array_set(part, *given)
+            shapes = [p.images.shape[1:3] for p in (parts[part], parts["train"])]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"{part} images are {shapes[0][0]} x {shapes[0][1]} pixels, training images "
+                    f"{shapes[1][0]} x {shapes[1][1]}; bring them to one size."
+                )
+        top = {p: int(data.targets.max()) for p, data in parts.items()}
+        classes = (
+            [str(c) for c in range(max(top.values()) + 1)] if classes is None else list(classes)
+        )
+        for part, highest in top.items():
+            if highest >= len(classes):
+                raise UserError(
+                    f"{part} targets go up to {highest}, but there are {len(classes)} classes."
+                )
+        _check_parts(parts, classes, protocol, "the training set")
         return cls._from_parts(
             parts,
-            list(classes) if classes is not None else [str(c) for c in range(num_classes)],
+            classes,
             protocol=protocol,
             valid_pct=valid_pct,
             split_name="arrays",
@@ -538,22 +666,35 @@ class LTDataLoaders(DataLoaders):
 
     @classmethod
     def _from_parts(
-        cls, parts, classes, *, protocol, valid_pct, split_name, dataset, seed, profile=None, imbalance_factor=None, **kw
+        cls,
+        parts,
+        classes,
+        *,
+        protocol,
+        valid_pct,
+        split_name,
+        dataset,
+        seed,
+        profile=None,
+        imbalance_factor=None,
+        **kw,
     ) -> "LTDataLoaders":
         """Decide what validation is, take fingerprints, and build."""
         shot_counts = count_classes(parts["train"].targets, len(classes))
         whole = parts["train"].fingerprint()
         if protocol == "paper":
-            if "test" not in parts:
-                raise UserError("the paper protocol chooses epochs on the test set, but there is no test folder or set.")
-            # Published code looks at all of the training images, and at the test set after every epoch.
+            # Published code trains on all of them and looks at the test set after every epoch.
             parts = {"train": parts["train"], "valid": parts["test"], "test": parts["test"]}
             valid_from = "test set"
         elif "valid" in parts:
             valid_from = "validation set"
         else:
             train, valid = carve_validation(parts["train"].targets, valid_pct, seed)
-            parts = {**parts, "train": parts["train"].take(train), "valid": parts["train"].take(valid)}
+            parts = {
+                **parts,
+                "train": parts["train"].take(train),
+                "valid": parts["train"].take(valid),
+            }
             valid_from = "training images"
         split = SplitInfo(
             name=split_name,
@@ -569,23 +710,54 @@ class LTDataLoaders(DataLoaders):
         return cls._build(parts, classes, split=split, shot_counts=shot_counts, seed=seed, **kw)
 
 
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Find the folders of the parts in `root`; none where it holds the class folders itself."""
+    named = {
+        "train": ("train", "training"),
+        "valid": ("valid", "val", "validation"),
+        "test": ("test",),
+    }
+    folders = {
+        part: next(root / n for n in names if (root / n).is_dir())
+        for part, names in named.items()
+        if any((root / n).is_dir() for n in names)
+    }
+    # A part has class folders inside. A folder of pictures may be a class that is called "train".
+    split = [part for part, folder in folders.items() if find_class_folders(folder)]
+    if "train" in split:
+        return folders
+    if split:
+        raise UserError(
+            f"{root} has {folders[split[0]].name}/ but no train/ with class folders; add it, or "
+            "give the folder that holds a folder of pictures per class."
+        )
+    only_parts = "train" in folders and set(find_class_folders(root)) <= set(folders.values())
+    return folders if only_parts else {}
+
+
 def _array_set(part: str, images, targets) -> ImageSet:
-    images, targets = np.asarray(images), np.asarray(targets)
+    try:
+        images, targets = np.asarray(images), np.asarray(targets)
+    except (ValueError, TypeError, RuntimeError) as e:  # ragged lists, tensors on another device
+        raise UserError(f"{part} images and targets must be arrays or CPU tensors ({e}).") from None
     if images.ndim == 3:
         images = np.repeat(images[..., None], 3, axis=3)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
         raise UserError(
-            f"{part} images must be uint8 of shape (N, H, W, 3) or (N, H, W), got {images.dtype} {images.shape}."
+            f"{part} images must be uint8 of shape (N, H, W, 3) or (N, H, W), got {images.dtype} "
+            f"{images.shape}."
         )
     if targets.shape != images.shape[:1] or not np.issubdtype(targets.dtype, np.integer):
-        raise UserError(f"{part} targets must be {len(images)} integers, got {targets.dtype} {targets.shape}.")
-    if not len(targets) or targets.min() < 0:
-        raise UserError(f"{part} targets must be class indices from 0 up, and at least one.")
+        raise UserError(
+            f"{part} targets must be {len(images)} integers, got {targets.dtype} {targets.shape}."
+        )
+    if targets.min() < 0:
+        raise UserError(f"{part} targets must be class indices from 0 up, got {targets.min()}.")
     return ImageSet(targets.astype(np.int64), images=np.ascontiguousarray(images))
 
 
 def _common_side(data: ImageSet, looks: int = 32) -> int | None:
-    """Return the side of the pictures if they are small squares of one size, judged by some of them."""
+    """Return the side of the pictures if they are small squares of one size, judged by some."""
     from PIL import Image
 
     sides = set()
@@ -593,7 +765,7 @@ def _common_side(data: ImageSet, looks: int = 32) -> int | None:
         try:
             with Image.open(data.root / data.paths[i]) as image:
                 sides.add(image.size)
-        except OSError:
+        except Exception:  # unreadable: whoever reads all of it says so
             continue
     if len(sides) != 1:
         return None
@@ -607,7 +779,10 @@ def _pixel_stats(images: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def _warn_about_counts(class_counts: Tensor, classes: list[str]) -> None:
-    for what, mask in (("no training image", class_counts == 0), ("a single training image", class_counts == 1)):
+    for what, mask in (
+        ("no training image", class_counts == 0),
+        ("a single training image", class_counts == 1),
+    ):
         names = [classes[c] for c in mask.nonzero().flatten().tolist()]
         if names:
             _log.warning(
@@ -621,6 +796,31 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
 
 
-def _check_positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")
+def _check_whole(name: str, value: int, least: int) -> None:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
+def _check_common(protocol: str, valid_pct: float, bs: int, seed: int) -> None:
+    _check_choice("protocol", protocol, PROTOCOLS)
+    if not isinstance(valid_pct, int | float | np.number) or not 0 < valid_pct < 1:
+        raise UserError(
+            f"valid_pct must be between 0 and 1, both excluded, got {valid_pct!r}: it is the share "
+            "of images to carve off for validation."
+        )
+    _check_whole("bs", bs, 1)
+    _check_whole("seed", seed, 0)
+    if seed >= 2**32:
+        raise UserError(f"seed must be below 2**32, got {seed}.")
+
+
+def _check_parts(parts: dict[str, ImageSet], classes: list[str], protocol: str, where) -> None:
+    if len(classes) < 2:
+        raise UserError(
+            f"{where} has only the class {classes[0]!r}; a classifier needs two or more classes."
+        )
+    if protocol == "paper" and "test" not in parts:
+        raise UserError(
+            "the paper protocol chooses epochs on the test set, but there is no test folder or set."
+        )

@@ -3,11 +3,11 @@
 Everything here ends in an `ImageSet`: targets, and either the pixels or the paths.
 """
 
-import io
 import logging
 import os
 import pickle
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,14 @@ from ltlearn.data.splits import fingerprint
 from ltlearn.errors import UserError
 from ltlearn.progress import track
 
-__all__ = ["ImageSet", "find_class_folders", "list_class_folders", "load_cifar", "load_digits_pictures", "read_image"]
+__all__ = [
+    "ImageSet",
+    "find_class_folders",
+    "list_class_folders",
+    "load_cifar",
+    "load_digits_pictures",
+    "read_image",
+]
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
@@ -33,7 +40,7 @@ class ImageSet:
     images: np.ndarray | None = None  # (N, H, W, 3) uint8
     paths: list[str] | None = None
     root: Path | None = None
-    skipped: list[str] = field(default_factory=list)  # unreadable pictures that were left out
+    skipped: list[str] = field(default_factory=list)  # full paths of unreadable ones left out
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -49,26 +56,76 @@ class ImageSet:
         )
 
     def fingerprint(self) -> str:
-        """Name the content: pixels where they are in memory, relative paths and file sizes otherwise."""
+        """Name the content: pixels in memory, or else relative paths and file sizes.
+
+        Raises:
+            UserError: If a file is gone.
+        """
         if self.images is not None:
             contents = (image.tobytes() for image in self.images)
         else:
-            contents = (f"{p}\0{os.path.getsize(self.root / p)}".encode() for p in self.paths)
+            contents = (os.fsencode(f"{p}\0{self._size_of(p)}") for p in self.paths)
         return fingerprint(contents, self.targets)
 
-    def load(self, size: int | None, skip_bad: bool = False, description: str = "reading pictures") -> "ImageSet":
-        """Read all the pictures into memory, each resized to `size` x `size` (None: all have one size already).
+    def _size_of(self, path: str) -> int:
+        try:
+            return os.stat(os.path.join(self.root, path)).st_size
+        except OSError as e:
+            raise _unreadable(self.root / path, e.strerror) from None
+
+    def load(
+        self, size: int | None, skip_bad: bool = False, description: str = "reading pictures"
+    ) -> "ImageSet":
+        """Read all the pictures into memory.
+
+        Args:
+            size: Side in pixels that each is resized to; None where all have one size already.
+            skip_bad: Leave unreadable pictures out, with a warning, and list them in `skipped`.
+            description: What stands before the progress bar.
 
         Raises:
-            UserError: If a picture cannot be read (named; with `skip_bad` it is left out and counted), or
-                the sizes differ and `size` is None.
+            UserError: If a picture cannot be read (named; with `skip_bad`, if none can), or the
+                sizes differ and `size` is None.
         """
         if self.images is not None:
             return self
 
         def read(path: str) -> np.ndarray | None:
+            return read_image(self.root / path, size)
+
+        loaded, good = self._map(read, skip_bad, description)
+        odd = next((i for i, im in enumerate(loaded) if im.shape != loaded[0].shape), None)
+        if odd is not None:
+            (h, w), (first_h, first_w) = loaded[odd].shape[:2], loaded[0].shape[:2]
+            raise UserError(
+                f"{self.root / self.paths[good[odd]]} is {w} x {h} pixels, others are "
+                f"{first_w} x {first_h}; give a size to resize all to."
+            )
+        kept = self._keep(good)
+        kept.images = np.stack(loaded)
+        return kept
+
+    def without_bad(self) -> "ImageSet":
+        """Leave out, with a warning, the pictures on disk that cannot be read.
+
+        Raises:
+            UserError: If none can.
+        """
+        if self.images is not None:
+            return self
+
+        def check(path: str) -> bool:
+            read_image(self.root / path)
+            return True
+
+        return self._keep(self._map(check, True, "checking pictures")[1])
+
+    def _map(self, read: Callable, skip_bad: bool, description: str) -> tuple[list, np.ndarray]:
+        """Read the paths in threads; return the results and the indices of the good ones."""
+
+        def attempt(path: str):
             try:
-                return read_image(self.root / path, size)
+                return read(path)
             except UserError as e:
                 if not skip_bad:
                     raise
@@ -76,42 +133,28 @@ class ImageSet:
                 return None
 
         with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:
-            loaded = list(track(pool.map(read, self.paths), len(self.paths), description))
-        good = np.array([i for i, image in enumerate(loaded) if image is not None], dtype=np.int64)
-        skipped = [p for p, image in zip(self.paths, loaded, strict=True) if image is None]
-        loaded = [image for image in loaded if image is not None]
-        if not loaded:
+            found = list(track(pool.map(attempt, self.paths), len(self.paths), description))
+        good = np.array([i for i, x in enumerate(found) if x is not None], dtype=np.int64)
+        if self.paths and not len(good):
             raise UserError(f"no picture under {self.root} can be read.")
-        odd = next((i for i, image in enumerate(loaded) if image.shape != loaded[0].shape), None)
-        if odd is not None:
-            h, w = loaded[odd].shape[:2]
-            raise UserError(
-                f"{self.root / self.paths[good[odd]]} is {w} x {h} pixels, others are not; give a size to resize all to."
-            )
+        return [x for x in found if x is not None], good
+
+    def _keep(self, good: np.ndarray) -> "ImageSet":
         kept = self.take(good)
-        kept.images, kept.skipped = np.stack(loaded), self.skipped + skipped
-        return kept
-
-    def without_bad(self) -> "ImageSet":
-        """Leave out, with a warning, the pictures on disk that cannot be read."""
-
-        def good(path: str) -> bool:
-            try:
-                read_image(self.root / path)
-            except UserError as e:
-                _log.warning("left out: %s", e)
-                return False
-            return True
-
-        with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:
-            mask = list(track(pool.map(good, self.paths), len(self.paths), "checking pictures"))
-        kept = self.take(np.flatnonzero(mask))
-        kept.skipped = self.skipped + [p for p, ok in zip(self.paths, mask, strict=True) if not ok]
+        bad = np.setdiff1d(np.arange(len(self)), good)
+        kept.skipped = self.skipped + [str(self.root / self.paths[i]) for i in bad]
         return kept
 
 
 def read_image(path: Path, size: int | None = None) -> np.ndarray:
-    """Read a picture as (H, W, 3) uint8 RGB, upright; greyscale, palette and CMYK are converted.
+    """Read a picture as (H, W, 3) uint8 RGB, upright.
+
+    Greyscale, palette and CMYK are converted, transparency is dropped, and of 16 bits a channel the
+    upper 8 are kept.
+
+    Args:
+        path: The file.
+        size: Side in pixels to resize to; None keeps the picture's own.
 
     Raises:
         UserError: If it is missing, truncated or no picture; the message names it.
@@ -120,82 +163,154 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
+            image = _as_rgb(ImageOps.exif_transpose(image))
             if size is not None and image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.array(image)
     except FileNotFoundError:
         raise UserError(f"the picture {path} does not exist.") from None
-    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, ...
-        reason = "not a picture Pillow can read" if type(e).__name__ == "UnidentifiedImageError" else str(e)
-        raise UserError(
-            f"cannot read the picture {path} ({reason}); repair or remove it, or leave such pictures out with "
-            "--skip-bad (skip_bad=True)."
-        ) from None
+    except Exception as e:  # Pillow: OSError, SyntaxError, ValueError, DecompressionBombError, ...
+        unknown = type(e).__name__ == "UnidentifiedImageError"
+        raise _unreadable(path, "not a picture Pillow can read" if unknown else str(e)) from None
 
 
-def _natural_key(name: str) -> list:
+def _as_rgb(image):
+    """Convert a Pillow image of any mode to RGB."""
+    from PIL import Image
+
+    if image.mode[0] == "I":
+        # Pillow's own conversion clips 16 bits at 255, which turns the picture white.
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 0xFFFF:
+            raise ValueError("it has more than 16 bits a pixel")
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns about the direct way
+    return image.convert("RGB")
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"cannot read the picture {path} ({reason}); repair or remove it, or leave such pictures "
+        "out with --skip-bad (skip_bad=True)."
+    )
+
+
+def _natural_key(name: str) -> tuple:
     """Sort key under which 2_cat.png stands before 10_cat.png."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+    # Odd parts are the numbers. The name itself decides between 1.png and 01.png.
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def find_class_folders(folder: Path) -> list[Path]:
-    """Return the sub-folders, sorted by name, hidden ones left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """Return the sub-folders, sorted by name; hidden ones and links back up are left out."""
+    here = folder.resolve()
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_dir()
+        and not p.name.startswith(".")
+        and not (p.is_symlink() and here.is_relative_to(p.resolve()))
+    )
 
 
-def list_class_folders(folder: Path, classes: list[str] | None = None) -> tuple[ImageSet, list[str]]:
+def list_class_folders(
+    folder: Path, classes: list[str] | None = None
+) -> tuple[ImageSet, list[str]]:
     """List the pictures of a folder of class folders, in natural order of their names.
 
     Args:
-        folder: Holds a folder per class; pictures may lie deeper inside.
+        folder: Holds a folder per class; pictures may lie deeper inside. Hidden files and folders
+            are ignored.
         classes: The classes, where another split decided them already.
 
     Raises:
-        UserError: If the folder is missing, has no class folders or no pictures, or has a class not in `classes`.
+        UserError: If the folder is missing, has no class folders or no pictures, or has a class
+            that is not in `classes`.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; give the folder that holds a folder of pictures per class.")
+        raise _no_folder(folder)
     folders = find_class_folders(folder)
     if not folders:
         raise UserError(
-            f"{folder} has no class folders: put the pictures of each class into a folder of its own inside it."
+            f"{folder} has no class folders: put the pictures of each class into a folder of its "
+            "own inside it."
         )
     names = classes or [p.name for p in folders]
-    extra = [p.name for p in folders if p.name not in names]
+    known = set(names)
+    extra = [p.name for p in folders if p.name not in known]
     if extra:
-        raise UserError(f"{folder} has a class {extra[0]!r} that is not among the training classes; add or remove it.")
+        raise UserError(
+            f"{folder} has a class {extra[0]!r} that is not among the training classes; add it "
+            "there or remove it here."
+        )
     paths, targets = [], []
+    prefix = len(os.path.join(folder, ""))
     for c, name in enumerate(names):
         found = []
         # os.walk does not follow links to folders, so a loop of links cannot trap it.
-        for base, _, files in os.walk(folder / name):
-            rel = Path(base).relative_to(folder)
-            found += [str(rel / f) for f in files if Path(f).suffix.lower() in EXTENSIONS and f[0] != "."]
+        for base, inner, files in os.walk(os.path.join(folder, name)):
+            inner[:] = [d for d in inner if d[0] != "."]
+            found += [
+                os.path.join(base, f)[prefix:]
+                for f in files
+                if f[0] != "." and os.path.splitext(f)[1].lower() in EXTENSIONS
+            ]
         found.sort(key=_natural_key)
         paths += found
         targets += [c] * len(found)
     if not paths:
-        raise UserError(f"the class folders of {folder} hold no pictures ({', '.join(sorted(EXTENSIONS))}).")
+        raise UserError(
+            f"the class folders of {folder} hold no pictures ({', '.join(sorted(EXTENSIONS))})."
+        )
     return ImageSet(np.array(targets, dtype=np.int64), paths=paths, root=folder), names
+
+
+def _no_folder(folder: Path) -> UserError:
+    return UserError(
+        f"there is no folder {folder}; give the folder that holds a folder of pictures per class."
+    )
 
 
 # ---------------------------------------------------------------- CIFAR
 
 _CIFAR = {
-    10: {"folder": "cifar10", "batches": "cifar-10-batches-py", "url": "URLs.CIFAR", "tv": "CIFAR10", "n": 5000},
-    100: {"folder": "cifar100", "batches": "cifar-100-python", "url": "URLs.CIFAR_100", "tv": "CIFAR100", "n": 500},
+    10: {
+        "folder": "cifar10",
+        "batches": "cifar-10-batches-py",
+        "url": "URLs.CIFAR",
+        "tv": "CIFAR10",
+        "train": [f"data_batch_{i}" for i in range(1, 6)],
+        "test": ["test_batch"],
+        "meta": "batches.meta",
+        "labels": "labels",
+        "names": "label_names",
+    },
+    100: {
+        "folder": "cifar100",
+        "batches": "cifar-100-python",
+        "url": "URLs.CIFAR_100",
+        "tv": "CIFAR100",
+        "train": ["train"],
+        "test": ["test"],
+        "meta": "meta",
+        "labels": "fine_labels",
+        "names": "fine_label_names",
+    },
 }
 
 
 def load_cifar(num_classes: int, data_path: Path, part: str) -> tuple[ImageSet, list[str]]:
-    """Find CIFAR-10 or CIFAR-100 under `data_path` and list its pictures in the order of the original files.
+    """Find CIFAR-10 or CIFAR-100 and list its pictures in the order of the original files.
 
     Args:
         num_classes: 10 or 100.
-        data_path: The set's own folder, or the folder that holds it; the class-folder layout of fastai's
-            `untar_data(URLs.CIFAR)` (any picture format; the number in a file's name gives the order) or
-            torchvision's pickles.
+        data_path: The set's own folder, or the folder that holds it; the class-folder layout of
+            fastai's `untar_data(URLs.CIFAR)` (any picture format; the number in a file's name gives
+            the order) or torchvision's pickles.
         part: "train" or "test".
 
     Raises:
@@ -203,17 +318,17 @@ def load_cifar(num_classes: int, data_path: Path, part: str) -> tuple[ImageSet, 
     """
     facts = _CIFAR[num_classes]
     for base in (data_path, data_path / facts["folder"], data_path / facts["batches"]):
-        if num_classes == 10 and (base / "data_batch_1").is_file():
-            return _cifar_pickles(base, [f"data_batch_{i}" for i in range(1, 6)] if part == "train" else ["test_batch"])
-        if num_classes == 100 and (base / "train").is_file():
-            return _cifar_pickles(base, [part])
+        if (base / facts["train"][0]).is_file():
+            return _cifar_pickles(base, facts, part)
         if (base / part).is_dir():
             return _cifar_folders(base / part, num_classes)
     raise UserError(
-        f"CIFAR-{num_classes} is not under {data_path} (looked for {part}/<class>/, {facts['folder']}/{part}/<class>/ and "
-        f"{facts['batches']}/). Fetch it with `python -c \"from fastai.data.external import untar_data, URLs; "
-        f"print(untar_data({facts['url']}))\"` and give the folder it prints as --data, or with `python -c \"import "
-        f"torchvision; torchvision.datasets.{facts['tv']}('{data_path}', download=True)\"`."
+        f"CIFAR-{num_classes} is not under {data_path} (looked for {part}/<class>/, "
+        f"{facts['folder']}/{part}/<class>/ and {facts['batches']}/). Fetch it with "
+        '`python -c "from fastai.data.external import untar_data, URLs; '
+        f'print(untar_data({facts["url"]}))"` and give the folder it prints as --data, or with '
+        f"`python -c \"import torchvision; torchvision.datasets.{facts['tv']}('{data_path}', "
+        'download=True)"`.'
     )
 
 
@@ -225,54 +340,81 @@ def _cifar_folders(folder: Path, num_classes: int) -> tuple[ImageSet, list[str]]
         lists = [list_class_folders(f)[0] for f in folders]
         names = [p.name for p in inner]
         index = {name: c for c, name in enumerate(names)}
-        paths = [f"{f.name}/{p}" for f, part in zip(folders, lists, strict=True) for p in part.paths]
+        paths = [
+            f"{f.name}/{p}" for f, part in zip(folders, lists, strict=True) for p in part.paths
+        ]
         targets = np.array([index[Path(p).parts[1]] for p in paths])
         order = np.argsort(targets, kind="stable")
         found = ImageSet(targets[order], paths=[paths[i] for i in order], root=folder)
     else:
         found, names = list_class_folders(folder)
     if len(names) != num_classes:
-        raise UserError(f"{folder} has {len(names)} class folders; CIFAR-{num_classes} has {num_classes}.")
+        raise UserError(
+            f"{folder} has {len(names)} class folders; CIFAR-{num_classes} has {num_classes}."
+        )
     return found, names
 
 
+# All that an array in a pickle calls, under the names of NumPy 1 and 2.
+_ARRAY_PARTS = {
+    ("numpy.core.multiarray", "_reconstruct"): "numpy._core.multiarray",
+    ("numpy._core.multiarray", "_reconstruct"): "numpy._core.multiarray",
+    ("numpy.core.numeric", "_frombuffer"): "numpy._core.numeric",
+    ("numpy._core.numeric", "_frombuffer"): "numpy._core.numeric",
+    ("numpy", "ndarray"): "numpy",
+    ("numpy", "dtype"): "numpy",
+    ("_codecs", "encode"): "_codecs",
+}
+
+
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays, and refuses everything else a pickle can hold: opening a file must not run code."""
+    """Reads arrays, and refuses all else a pickle can hold: opening a file must not run code."""
 
     def find_class(self, module: str, name: str):
-        if (module.split(".")[0], name) in {("numpy", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR file")
+        """Return what an array needs; raise for anything else."""
+        if (module, name) not in _ARRAY_PARTS:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR file")
+        return super().find_class(_ARRAY_PARTS[module, name], name)
 
 
-def _cifar_pickles(folder: Path, names: list[str]) -> tuple[ImageSet, list[str]]:
-    pixels, targets = [], []
-
+def _cifar_pickles(folder: Path, facts: dict, part: str) -> tuple[ImageSet, list[str]]:
     def unpickle(name: str) -> dict:
-        try:
-            return _ArrayUnpickler(io.BytesIO((folder / name).read_bytes()), encoding="latin1").load()
-        except Exception as e:
-            raise UserError(f"cannot read {folder / name} as a CIFAR file ({e}); fetch the archive again.") from None
+        with (folder / name).open("rb") as file:
+            return _ArrayUnpickler(file, encoding="latin1").load()
 
-    for name in names:
-        batch = unpickle(name)
-        pixels.append(np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        targets.append(np.asarray(batch["labels"] if "labels" in batch else batch["fine_labels"]))
-    meta = unpickle("batches.meta" if "data_batch_1" in os.listdir(folder) else "meta")
-    classes = list(meta.get("label_names") or meta["fine_label_names"])
+    pixels, targets = [], []
+    try:
+        name = facts["meta"]
+        classes = list(unpickle(name)[facts["names"]])
+        for name in facts[part]:
+            batch = unpickle(name)
+            rows = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+            labels = np.asarray(batch[facts["labels"]], dtype=np.int64)
+            if labels.shape != rows.shape[:1] or set(labels.tolist()) - set(range(len(classes))):
+                raise ValueError("its labels do not fit its pictures or the class names")
+            pixels.append(rows.transpose(0, 2, 3, 1))
+            targets.append(labels)
+    except Exception as e:  # what a broken pickle raises has no end
+        reason = f"no {e}" if isinstance(e, KeyError) else getattr(e, "strerror", None) or e
+        raise UserError(
+            f"cannot read {folder / name} as a CIFAR file ({reason}); fetch the archive again."
+        ) from None
     images = np.ascontiguousarray(np.concatenate(pixels))
-    return ImageSet(np.concatenate(targets).astype(np.int64), images=images), classes
+    return ImageSet(np.concatenate(targets), images=images), classes
 
 
 # ---------------------------------------------------------------- digits
 
 
 def load_digits_pictures(part: str, test_per_class: int = 50) -> tuple[ImageSet, list[str]]:
-    """Return scikit-learn's 1,797 handwritten digits, 8 x 8 pixels; the last 50 of each class are the test set.
+    """Return scikit-learn's 1,797 handwritten digits, 8 x 8 pixels.
 
-    The file goes writer by writer, so the test digits are mostly of writers that training has not seen.
+    The last of each class are the test set. The file goes writer by writer, so the test digits are
+    mostly of writers that training has not seen.
+
+    Args:
+        part: "train" or "test".
+        test_per_class: Test digits of each class.
     """
     from sklearn.datasets import load_digits
 
@@ -281,4 +423,6 @@ def load_digits_pictures(part: str, test_per_class: int = 50) -> tuple[ImageSet,
     index = np.sort(test) if part == "test" else np.setdiff1d(np.arange(len(digits.target)), test)
     grey = np.rint(digits.images[index] * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=3)
-    return ImageSet(digits.target[index].astype(np.int64), images=images), [str(c) for c in range(10)]
+    return ImageSet(digits.target[index].astype(np.int64), images=images), [
+        str(c) for c in range(10)
+    ]

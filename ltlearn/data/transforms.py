@@ -1,7 +1,7 @@
-"""Augmentation: albumentations for pictures one by one, plain tensor code for a batch of small ones.
+"""Augmentation: albumentations for single pictures, tensor code for a batch of small ones.
 
-The rest of the library knows only `ImageTransform` and `BatchCropFlip`, so another augmentation library can take
-albumentations' place here.
+The rest of the library knows only `ImageTransform` and `BatchCropFlip`, so another augmentation
+library can take albumentations' place here.
 """
 
 import os
@@ -18,7 +18,10 @@ TRANSFORMS = ("crop_flip", "crop", "resized_crop_flip", "resized_crop_flip_jitte
 
 
 def mix_seed(*parts: int) -> int:
-    """Mix integers into one 32-bit seed (splitmix64), so that neighbouring epochs or positions share nothing."""
+    """Mix integers into one 32-bit seed (splitmix64).
+
+    Neighbouring epochs or positions then share nothing.
+    """
     state = 0
     for part in parts:
         state = (state + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
@@ -28,33 +31,44 @@ def mix_seed(*parts: int) -> int:
     return state & 0xFFFFFFFF
 
 
+def check_pad(pad: int | None) -> None:
+    """Raise a `UserError` unless `pad` is None or a number of pixels."""
+    if pad is not None and (not isinstance(pad, int) or pad < 0):
+        raise UserError(f"pad must be a whole number of pixels, 0 or more, got {pad!r}.")
+
+
 class ImageTransform:
     """Transform one picture with albumentations, repeatably.
 
-    albumentations 2.0.8 keeps a generator of its own that forked workers copy, so that each worker and each
-    epoch would repeat the same draws. Here every call is given its seed, and the result depends on nothing else.
+    albumentations 2.0.8 keeps a generator of its own that forked workers copy, so that each worker
+    and each epoch would repeat the same draws. Here every call is given its seed, and the result
+    depends on nothing else.
 
     Args:
-        name: "crop_flip": pad with black, crop at random, flip (CIFAR). "crop": the same without the flip.
-            "resized_crop_flip": random resized crop and flip; "..._jitter" adds colour jitter (.4, .4, .4, 0), the
-            usual augmentation at 224 pixels. "none": resize the shorter side by 256 / 224 and crop the centre, as
-            for evaluation.
+        name: "crop_flip": pad with black, crop at random, flip (CIFAR). "crop": the same without
+            the flip. "resized_crop_flip": random resized crop and flip; "..._jitter" adds colour
+            jitter (.4, .4, .4, 0), the usual augmentation at 224 pixels. "none": resize the shorter
+            side by 256 / 224 and crop the centre, as for evaluation.
         size: Side of the result in pixels, at least 1.
         pad: Black border for "crop" and "crop_flip" in pixels; None takes an eighth of `size`.
 
     Raises:
-        UserError: If the name is unknown.
+        UserError: If the name is unknown, or `size` or `pad` is no such number.
     """
 
     def __init__(self, name: str, size: int, pad: int | None = None):
         if name not in TRANSFORMS:
             raise UserError(f"transform must be one of {', '.join(TRANSFORMS)}, got {name!r}.")
+        if not isinstance(size, int | np.integer) or size < 1:
+            raise UserError(f"size must be a whole number of pixels, at least 1, got {size!r}.")
+        check_pad(pad)
         # albumentations asks the network for its newest version when it is imported.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         import albumentations as A
         import cv2
 
-        self.name, self.size, self.pad = name, size, max(1, size // 8) if pad is None else pad
+        self.name, self.size = name, size
+        self.pad = max(1, size // 8) if pad is None else pad
         flip = [A.HorizontalFlip(p=0.5)]
         if name == "none":
             steps = [A.SmallestMaxSize(round(size * 256 / 224)), A.CenterCrop(size, size)]
@@ -73,7 +87,12 @@ class ImageTransform:
         self._resize = A.Resize(size, size)
 
     def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
-        """Transform an (H, W, 3) uint8 picture into (size, size, 3) uint8."""
+        """Transform an (H, W, 3) uint8 picture into (size, size, 3) uint8.
+
+        Args:
+            image: The picture.
+            seed: Decides the draw; None leaves it to albumentations.
+        """
         if self.name in ("crop", "crop_flip") or (self.name == "none" and self.size < 96):
             # These presets are for small pictures of one size: others are brought to it first.
             if image.shape[:2] != (self.size, self.size):
@@ -86,12 +105,12 @@ class ImageTransform:
 
 
 class BatchCropFlip:
-    """Pad, crop and flip a whole batch of small pictures at once; the same distribution as "crop_flip".
+    """Pad, crop and flip a batch of small pictures at once; the same distribution as "crop_flip".
 
     Args:
         images: All the pictures.
-        pad: Black border on each side in pixels, 0 or more. The crop is equally likely at each of its
-            (2 * pad + 1) ** 2 places.
+        pad: Black border on each side in pixels, 0 or more. The crop is equally likely at each of
+            its (2 * pad + 1) ** 2 places.
         flip: Whether half of the pictures are mirrored.
 
     Shape:
@@ -99,6 +118,7 @@ class BatchCropFlip:
     """
 
     def __init__(self, images: Tensor, pad: int = 4, flip: bool = True):
+        check_pad(pad)
         n, self.height, self.width, chans = images.shape
         self.pad, self.flip = pad, flip
         self._rows, self._cols = self.height + 2 * pad, self.width + 2 * pad
@@ -119,7 +139,7 @@ class BatchCropFlip:
         return top, left, mirrored if self.flip else torch.zeros_like(mirrored)
 
     def __call__(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the pictures at `index`, augmented with `generator`, or as they are without one."""
+        """Return the pictures at `index`, augmented with `generator`, as they are without one."""
         n = len(index)
         if generator is None:
             top = left = torch.full((n,), self.pad)
@@ -132,5 +152,3 @@ class BatchCropFlip:
         places = rows[:, :, None] * self._cols + cols[:, None, :]
         out = self._pixels[places].view(torch.uint8).view(n, self.height, self.width, 4)
         return out[..., :3].permute(0, 3, 1, 2)
-
-

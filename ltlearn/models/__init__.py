@@ -7,7 +7,12 @@ from importlib import import_module
 
 from ltlearn.models.heads import SAMNLinear
 
-_LAZY = {"CifarResNet": "cifar_resnet", "LTModel": "cut", "create_lt_model": "cut", "find_head": "cut"}
+_LAZY = {
+    "CifarResNet": "cifar_resnet",
+    "LTModel": "cut",
+    "create_lt_model": "cut",
+    "find_head": "cut",
+}
 
 __all__ = ["SAMNLinear", *_LAZY]
 

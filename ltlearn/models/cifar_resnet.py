@@ -1,7 +1,7 @@
 """The ResNets for 32-pixel pictures that every CIFAR-LT table uses, registered with timm.
 
-Importing this module registers `resnet20_cifar`, `resnet32_cifar`, `resnet44_cifar` and `resnet56_cifar`;
-`import ltlearn` does it as soon as timm itself is imported.
+Importing this module registers `resnet20_cifar`, `resnet32_cifar`, `resnet44_cifar` and
+`resnet56_cifar`; `import ltlearn` does it as soon as timm itself is imported.
 """
 
 import torch
@@ -30,7 +30,9 @@ class _BasicBlock(nn.Module):
         if self.extra_chs or self.stride != 1:
             # Option A: every second pixel, new channels zero, half of them on either side.
             low = self.extra_chs // 2
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, low, self.extra_chs - low))
+            x = F.pad(
+                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, low, self.extra_chs - low)
+            )
         return F.relu(out + x, inplace=True)
 
 
@@ -39,21 +41,24 @@ class CifarResNet(nn.Module):
 
     Args:
         depth: 6n + 2 layers for n blocks a stage: 20, 32, 44, 56.
-        width: Channels of the first stage; the others have 2 and 4 times as many. 16 in the paper and in
-            LDAM, MiSLAS and BOT; 64 in GLMC and SAMN (accuracies do not compare across the two).
+        width: Channels of the first stage; the others have 2 and 4 times as many. 16 in the paper
+            and in LDAM, MiSLAS and BOT; 64 in GLMC and SAMN (accuracies do not compare across the
+            two).
         num_classes: 0 gives pooled features.
         in_chans: Channels of the input.
         global_pool: "avg", or "" for the feature map.
         drop_rate: Dropout before the classifier, in [0, 1).
 
     Shape:
-        Input (N, in_chans, H, W), H and W at least 4. Output (N, num_classes) logits, or (N, 4 * width).
+        Input (N, in_chans, H, W), H and W at least 4. Output (N, num_classes) logits, or (N, 4 *
+        width).
 
     Raises:
         ValueError: If `depth` is not 6n + 2.
 
     Source:
-        He et al., CVPR 2016, arXiv:1512.03385, section 4.2; Kaiming-normal initialisation as in LDAM-DRW.
+        He et al., CVPR 2016, arXiv:1512.03385, section 4.2; Kaiming-normal initialisation as in
+        LDAM-DRW.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class CifarResNet(nn.Module):
         self.num_classes, self.drop_rate, self.global_pool = num_classes, drop_rate, global_pool
         self.conv1 = nn.Conv2d(in_chans, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
+        # A module, because timm's `features_only` runs the network child by child.
+        self.act1 = nn.ReLU(inplace=True)
         blocks = (depth - 2) // 6
         chs = width
         for stage in range(3):
@@ -82,7 +89,8 @@ class CifarResNet(nn.Module):
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
         self.num_features = self.head_hidden_size = chs
         self.feature_info = [
-            {"num_chs": width * 2**s, "reduction": 2**s, "module": f"layer{s + 1}"} for s in range(3)
+            {"num_chs": width * 2**s, "reduction": 2**s, "module": f"layer{s + 1}"}
+            for s in range(3)
         ]
         self.fc = nn.Linear(chs, num_classes) if num_classes else nn.Identity()
         for m in self.modules():
@@ -103,7 +111,10 @@ class CifarResNet(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Name the layer groups for layer-wise learning rates (timm's protocol)."""
-        return {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+        return {
+            "stem": r"^conv1|bn1",
+            "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)",
+        }
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -113,7 +124,7 @@ class CifarResNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last feature map, (N, 4 * width, H / 4, W / 4)."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.act1(self.bn1(self.conv1(x)))
         return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -143,7 +154,9 @@ def _cfg() -> dict:
     }
 
 
-default_cfgs = generate_default_cfgs({f"resnet{d}_cifar.untrained": _cfg() for d in (20, 32, 44, 56)})
+default_cfgs = generate_default_cfgs(
+    {f"resnet{d}_cifar.untrained": _cfg() for d in (20, 32, 44, 56)}
+)
 
 
 def _create(variant: str, depth: int, pretrained: bool, **kwargs) -> CifarResNet:

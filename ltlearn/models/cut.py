@@ -1,9 +1,12 @@
-"""A model is backbone + head: how any timm model is cut in two, and how the head of any other model is found."""
+"""A model is backbone + head: how a timm model is cut in two, how another's head is found."""
 
 import difflib
 import logging
 import os
+import queue
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -14,7 +17,7 @@ import ltlearn.models.cifar_resnet  # noqa: F401  (registers the CIFAR ResNets)
 from ltlearn.errors import UserError
 from ltlearn.models.heads import SAMNLinear
 
-__all__ = ["LTModel", "create_lt_model", "find_head", "set_head"]
+__all__ = ["LTModel", "create_lt_model", "evaluating", "find_head", "set_head"]
 
 _REACH_S = 4.0  # how long to wait for a sign of the host of pre-trained weights
 
@@ -24,7 +27,8 @@ _log = logging.getLogger("ltlearn")
 class LTModel(nn.Module):
     """A timm backbone that gives pooled features, and one linear layer.
 
-    A state dict with the other kind of head (`nn.Linear` or `SAMNLinear`) loads too: the head is exchanged.
+    A state dict with the other kind of head (`nn.Linear` or `SAMNLinear`) loads too: the head is
+    exchanged.
 
     Args:
         backbone: Gives (N, D) features.
@@ -48,21 +52,34 @@ def _fit_head_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:
     """Exchange the head where the state dict holds one of the other kind."""
     start = f"{prefix}head."
     parts = {k[len(start) :] for k in state if k.startswith(start)}
-    weight = state.get(f"{start}weight")
-    if weight is None or not isinstance(module.head, nn.Linear | SAMNLinear):
+    weight, head = state.get(f"{start}weight"), module.head
+    if weight is None or not isinstance(head, nn.Linear | SAMNLinear):
         return
-    counts = state.get(f"{start}class_counts")
     on = tuple(p for p in ("weight", "bias") if f"raw_norm_{p}" in parts)
-    fits = isinstance(module.head, SAMNLinear) == bool(on) and (not on or module.head.on == on)
-    if fits and module.head.weight.shape == weight.shape:
+    bias = "bias" in parts
+    fits = getattr(head, "on", ()) == on and (head.bias is not None) == bias
+    # Another number of classes or features is for torch to refuse.
+    if fits or head.weight.shape != weight.shape:
         return
+    width, classes = head.in_features, head.out_features
     if on:
-        head = SAMNLinear(weight.shape[1], counts, on=on, bias="bias" in parts)
-    elif isinstance(module.head, SAMNLinear):
-        head = nn.Linear(weight.shape[1], weight.shape[0], "bias" in parts)
+        new = SAMNLinear(width, state[f"{start}class_counts"], on=on, bias=bias)
     else:
-        return
-    module.head = head.to(module.head.weight.device).train(module.training)
+        new = nn.Linear(width, classes, bias)
+    new.requires_grad_(head.weight.requires_grad)
+    module.head = new.to(head.weight.device, head.weight.dtype).train(head.training)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode for a while; each module is left in the mode it had."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
 
 
 def create_lt_model(
@@ -77,44 +94,95 @@ def create_lt_model(
     Args:
         arch: A name of `timm.list_models()`.
         num_classes: C, at least 2.
-        pretrained: True fetches timm's weights; a path loads a file of them (safetensors or .pth); False starts at random.
+        pretrained: True fetches timm's weights; a path loads a file of them (safetensors or .pth);
+            False starts at random.
         img_size: Side of the pictures in pixels, for models with a fixed one (ViT, Swin).
         **kwargs: For `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 
     Raises:
-        UserError: If timm does not know `arch` (close names are suggested) or an argument of it, or the weights cannot be
+        UserError: If timm does not know `arch` (close names are suggested) or an argument of it, or
+            the weights cannot be
             had: within 5 seconds where their host cannot be reached.
     """
     name = arch.split(".")[0]
     if not arch.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(close)}?" if close else "`timm.list_models()` has all names."
+        hint = (
+            f"did you mean {', '.join(close)}?" if close else "`timm.list_models()` has all names."
+        )
         raise UserError(f"timm has no model {arch!r}; {hint}")
     config = timm.get_pretrained_cfg(arch) if timm.is_model(name) else None
     if config is not None and img_size is not None and config.fixed_input_size:
         kwargs.setdefault("img_size", img_size)
     if isinstance(pretrained, str | Path):
-        path = Path(pretrained).expanduser()
-        if not path.is_file():
-            raise UserError(f"there is no weights file {path}; give a .safetensors or .pth file, or pretrained=False.")
-        kwargs["pretrained_cfg_overlay"] = {"file": str(path)}
-    elif pretrained and config is not None and not config.has_weights:
-        _log.warning("%s has no pre-trained weights; it starts from random ones", arch)
-        pretrained = False
-    elif pretrained:
-        _check_weights_at_hand(arch, config)
+        backbone = _create_from_file(arch, Path(pretrained).expanduser(), kwargs)
+    else:
+        if pretrained and config is not None and not config.has_weights:
+            _log.warning("%s has no pre-trained weights; it starts from random ones", arch)
+            pretrained = False
+        if pretrained or config is None:
+            _check_weights_at_hand(arch, config)
+        backbone = _create(arch, pretrained, kwargs)
+    width = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+    return LTModel(backbone, nn.Linear(width, num_classes))
+
+
+def _create(arch: str, pretrained: bool, kwargs: dict) -> nn.Module:
     try:
-        backbone = timm.create_model(arch, pretrained=bool(pretrained), num_classes=0, **kwargs)
+        return timm.create_model(arch, pretrained=pretrained, num_classes=0, **kwargs)
     except Exception as e:
-        if isinstance(pretrained, str | Path):
-            raise UserError(f"the weights in {pretrained} do not fit {arch} ({_first_line(e)}).") from e
         if isinstance(e, TypeError) and kwargs:
-            raise UserError(f"timm's {arch} does not take {', '.join(kwargs)} ({_first_line(e)}).") from e
+            raise UserError(
+                f"timm's {arch} does not take {', '.join(kwargs)} ({_first_line(e)})."
+            ) from e
         if pretrained:
             raise _no_weights(arch, _first_line(e)) from e
         raise
-    width = getattr(backbone, "head_hidden_size", None) or backbone.num_features
-    return LTModel(backbone, nn.Linear(width, num_classes))
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict: of a timm model, or of the backbone of an `LTModel`."""
+    if not path.is_file():
+        raise UserError(
+            f"there is no weights file {path}; give a .safetensors or .pth file, or "
+            "pretrained=False."
+        )
+    try:
+        state = timm.models.load_state_dict(path)
+    except Exception as e:
+        raise UserError(f"the weights in {path} cannot be read ({_first_line(e)}).") from e
+    start = "backbone."
+    own = {k[len(start) :]: v for k, v in state.items() if k.startswith(start)}
+    return own or state
+
+
+def _create_from_file(arch: str, path: Path, kwargs: dict) -> nn.Module:
+    """Create a backbone with the weights of a file, and check that they came to be used."""
+    state = _read_weights(path)
+    # timm only logs what the file lacks. Two models made from one state of the generator differ in
+    # what was loaded, and in nothing else.
+    generator = torch.get_rng_state()
+    random = _create(arch, False, kwargs).state_dict()
+    torch.set_rng_state(generator)
+    overlay = {"state_dict": dict(state)}
+    try:
+        backbone = timm.create_model(
+            arch, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **kwargs
+        )
+    except Exception as e:
+        raise UserError(f"the weights in {path} do not fit {arch} ({_first_line(e)}).") from e
+    matrices = {k: p.detach() for k, p in backbone.named_parameters() if p.ndim > 1}
+    missing = [
+        k
+        for k, p in matrices.items()
+        if torch.equal(p, random[k]) and not (k in state and torch.equal(p, state[k]))
+    ]
+    if missing:
+        what = f"{len(missing)} of {len(matrices)} weights, such as {missing[0]}"
+        if len(missing) == len(matrices):
+            raise UserError(f"the weights in {path} do not fit {arch} (it lacks {what}).")
+        _log.warning("%s lacks %s of %s; they start at random", path, what, arch)
+    return backbone
 
 
 def _first_line(e: Exception) -> str:
@@ -123,21 +191,27 @@ def _first_line(e: Exception) -> str:
 
 def _no_weights(arch: str, why: str) -> UserError:
     return UserError(
-        f"the pre-trained weights of {arch} cannot be fetched ({why}); pass pretrained=False to start from random "
-        "weights, or pretrained='path/to/weights.safetensors' to load a file."
+        f"the pre-trained weights of {arch} cannot be fetched ({why}); pass pretrained=False to "
+        "start from random weights, or pretrained='path/to/weights.safetensors' to load a file."
     )
 
 
 def _check_weights_at_hand(arch: str, config) -> None:
-    """Fail at once, instead of after a minute of retries, where weights are neither cached nor reachable."""
+    """Fail at once, not after a minute of retries, where weights cannot be had."""
     from huggingface_hub import constants, try_to_load_from_cache
 
+    scheme, _, rest = arch.partition(":")
     hub_id = getattr(config, "hf_hub_id", None)
+    if scheme in ("hf-hub", "hf_hub"):
+        hub_id = rest
     if hub_id:
-        hub_id = f"timm/{arch}" if hub_id == "timm/" else hub_id
-        names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-        repo = hub_id if not hub_id.endswith("/") else hub_id + f"{config.architecture}.{config.tag}"
-        if any(isinstance(try_to_load_from_cache(repo, n), str) for n in names):
+        names = ["model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors"]
+        given = getattr(config, "hf_hub_filename", None)
+        if given:
+            names = [given, str(Path(given).with_suffix(".safetensors")), *names]
+        repo, _, revision = hub_id.partition("@")
+        found = (try_to_load_from_cache(repo, n, revision=revision or None) for n in names)
+        if any(isinstance(path, str) for path in found):
             return
         url = constants.ENDPOINT
         if constants.HF_HUB_OFFLINE:
@@ -148,32 +222,44 @@ def _check_weights_at_hand(arch: str, config) -> None:
             return
     else:
         return
-    reached = threading.Event()
+    if not _is_reachable(url):
+        raise _no_weights(arch, f"{url} cannot be reached")
+
+
+def _is_reachable(url: str) -> bool:
+    """Ask a host for a sign of life, for some seconds at most, however long its name takes."""
+    answers = queue.SimpleQueue()
 
     def look() -> None:
         import urllib.error
         import urllib.request
 
         try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_REACH_S)
+            request = urllib.request.Request(url, method="HEAD")
+            with urllib.request.urlopen(request, timeout=_REACH_S):
+                answers.put(True)
         except urllib.error.HTTPError:
-            pass  # an answer, so the host is there
+            answers.put(True)  # an answer, so the host is there
         except Exception:
-            return
-        reached.set()
+            answers.put(False)
 
     threading.Thread(target=look, daemon=True).start()
-    if not reached.wait(_REACH_S):
-        raise _no_weights(arch, f"{url} cannot be reached")
+    try:
+        return answers.get(timeout=_REACH_S)
+    except queue.Empty:
+        return False
 
 
-def find_head(model: nn.Module, num_classes: int | None = None) -> tuple[str, nn.Linear | SAMNLinear]:
+def find_head(
+    model: nn.Module, num_classes: int | None = None
+) -> tuple[str, nn.Linear | SAMNLinear]:
     """Find the classifier at the end of a model, and its dotted name ("" for the model itself).
 
     Asks `get_classifier` (timm) where there is one; else takes the last layer that has parameters.
 
     Raises:
-        UserError: If that is no `nn.Linear` (nor a `SAMNLinear`), or does not give `num_classes` logits.
+        UserError: If that is no `nn.Linear` (nor a `SAMNLinear`), or does not give `num_classes`
+            logits.
     """
     wanted = None
     if hasattr(model, "get_classifier"):
@@ -184,24 +270,25 @@ def find_head(model: nn.Module, num_classes: int | None = None) -> tuple[str, nn
             if module is wanted:
                 name, head = n, module
         elif isinstance(module, SAMNLinear) or (
-            not any(True for _ in module.children()) and any(True for _ in module.parameters(recurse=False))
+            not any(True for _ in module.children())
+            and any(True for _ in module.parameters(recurse=False))
         ):
             name, head = n, module
     if not isinstance(head, nn.Linear | SAMNLinear):
         raise UserError(
-            f"the model must end in an nn.Linear classifier, but its last layer with weights is {type(head).__name__} "
-            f"({name or 'the model itself'})."
+            "the model must end in an nn.Linear classifier, but its last layer with weights is "
+            f"{type(head).__name__} ({name or 'the model itself'})."
         )
     if num_classes is not None and head.out_features != num_classes:
         raise UserError(
-            f"the model ends in a linear layer of {head.out_features} outputs ({name or 'the model itself'}), but there are "
-            f"{num_classes} classes."
+            f"the model ends in a linear layer of {head.out_features} outputs "
+            f"({name or 'the model itself'}), but there are {num_classes} classes."
         )
     return name, head
 
 
 def set_head(model: nn.Module, name: str, head: nn.Module) -> nn.Module:
-    """Put `head` where `find_head` found one; return the model (the head itself where the name is empty)."""
+    """Put `head` where `find_head` found one; return the model, or the head where it is all."""
     if not name:
         return head
     parent, _, last = name.rpartition(".")
