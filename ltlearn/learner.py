@@ -103,8 +103,8 @@ class _Quiet(Learner):
 class _LossScaling(MixedPrecision):
     """fastai's scaling of losses and gradients, without its autocast.
 
-    The learner runs the model in autocast itself: fastai enters autocast in one event and leaves it in another, which an interrupted batch never
-    reaches.
+    The learner runs the model in autocast itself: fastai enters autocast in one event and leaves it
+    in another, which an interrupted batch never reaches.
     """
 
     def before_batch(self):

@@ -5,6 +5,7 @@ library can take albumentations' place here.
 """
 
 import os
+import random
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class ImageTransform:
 
     albumentations 2.0.8 keeps a generator of its own that forked workers copy, so that each worker
     and each epoch would repeat the same draws. Here every call is given its seed, and the result
-    depends on nothing else.
+    depends on nothing else; its steps draw from one generator, one after the other.
 
     Args:
         name: "crop_flip": pad with black, crop at random, flip (CIFAR). "crop": the same without
@@ -100,7 +101,8 @@ class ImageTransform:
             if self.name == "none":
                 return image
         if seed is not None:
-            self._compose.set_random_seed(seed)
+            # Not set_random_seed: that seeds every step alike, so the flip would follow from the crop.
+            self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return self._compose(image=image)["image"]
 
 

@@ -39,8 +39,8 @@ class SAMNLinear(nn.Module):
             layer's.
         project: "step" keeps the raw vectors themselves monotone: `project_()` projects them after
             each optimiser step. "forward" leaves them free and projects, differentiably, in each
-            forward pass, as the authors' code does; `project_()` is then not needed and does
-            nothing.
+            forward pass, as the authors' code does; `project_()` then only keeps them from
+            overflowing.
         bias: Whether there is a free bias. A bias rescaled with `on` needs one.
 
     Shape:
@@ -173,10 +173,28 @@ class SAMNLinear(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         self._project_known = None
 
+    def _monotone(self, raw: Tensor) -> Tensor:
+        """Project a raw vector, in class order, onto the monotone ones."""
+        ranked = raw[self.rank_to_class]
+        try:
+            fit = pava(ranked)
+        except ValueError as e:
+            raise UserError(
+                "SAMNLinear: the raw norms are not finite any more, so training has diverged; "
+                "lower the learning rate."
+            ) from e
+        if fit.requires_grad:
+            # Classes that are equal without having been pooled, such as those of one count at the
+            # start, each keep a gradient of their own, or they would never part.
+            run = F.pad(fit.detach().diff() != 0, (1, 0)).cumsum(0)
+            moved = torch.zeros_like(fit).index_add_(0, run, (fit != ranked).to(fit.dtype))
+            fit = torch.where(moved[run] == 0, ranked, fit)
+        return fit[self.class_to_rank]
+
     def _log_scale(self, raw: Tensor) -> Tensor:
         """Turn a raw vector, in class order, into s = 1 / softplus(q)."""
         if self._forward_mode():
-            raw = pava(raw[self.rank_to_class])[self.class_to_rank]
+            raw = self._monotone(raw)
         # The gradient passes the clamp as if it were not there, so that a norm can leave the limit.
         raw = raw.detach().clamp(min=_MIN_RAW) + (raw - raw.detach())
         return 1 / (F.softplus(raw) + _EPS)
@@ -203,24 +221,17 @@ class SAMNLinear(nn.Module):
     def project_(self) -> "SAMNLinear":
         """Project the raw norms, in place, onto the monotone vectors.
 
-        Does nothing with `project="forward"`.
+        With `project="forward"` it only keeps them from overflowing.
 
         Raises:
             UserError: If a raw norm is not finite.
         """
-        if self._forward_mode():
-            return self
         for raw in (self.raw_norm_weight, self.raw_norm_bias):
             if raw is None:
                 continue
-            try:
-                fit = pava(raw[self.rank_to_class])
-            except ValueError as e:
-                raise UserError(
-                    "SAMNLinear: the raw norms are not finite any more, so training has diverged; "
-                    "lower the learning rate."
-                ) from e
-            raw.copy_(fit[self.class_to_rank].clamp_(min=_MIN_RAW))
+            if not self._forward_mode():
+                raw.copy_(self._monotone(raw))
+            raw.clamp_(min=_MIN_RAW)
         return self
 
     @torch.no_grad()

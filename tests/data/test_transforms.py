@@ -1,0 +1,126 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from ltlearn.data.transforms import TRANSFORMS, BatchCropFlip, ImageTransform, mix_seed
+from ltlearn.errors import UserError
+
+
+def tiny(h=3, w=3):
+    """Make a picture whose every pixel differs from every other and from the border."""
+    return np.arange(1, 1 + h * w * 3, dtype=np.uint8).reshape(h, w, 3)
+
+
+def outcomes_by_hand(image, pad, flip=True):
+    """Map the bytes of each possible result to its (top, left, mirrored), in a plain loop."""
+    h, w, _ = image.shape
+    padded = np.zeros((h + 2 * pad, w + 2 * pad, 3), dtype=np.uint8)
+    padded[pad : pad + h, pad : pad + w] = image
+    found = {}
+    for top in range(2 * pad + 1):
+        for left in range(2 * pad + 1):
+            crop = padded[top : top + h, left : left + w]
+            for mirrored in (False, True) if flip else (False,):
+                result = crop[:, ::-1] if mirrored else crop
+                found[result.tobytes()] = top, left, mirrored
+    return found
+
+
+def batch_outcomes(image, pad, draws, flip=True, seed=0):
+    augment = BatchCropFlip(torch.from_numpy(image)[None], pad, flip)
+    generator = torch.Generator().manual_seed(seed)
+    out = augment(torch.zeros(draws, dtype=torch.int64), generator).permute(0, 2, 3, 1).numpy()
+    return Counter(np.ascontiguousarray(x).tobytes() for x in out)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_batch_crops_are_equally_likely(flip):
+    possible = outcomes_by_hand(tiny(), 1, flip)
+    assert len(possible) == (18 if flip else 9)
+    seen = batch_outcomes(tiny(), 1, 40_000, flip)
+    assert set(seen) == set(possible)
+    assert chisquare([seen[k] for k in possible]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", ["crop_flip", "crop"])
+def test_crops_picture_by_picture_have_the_same_law(name):
+    possible = outcomes_by_hand(tiny(), 1, name == "crop_flip")
+    transform = ImageTransform(name, 3, pad=1)
+    seen = Counter(transform(tiny(), mix_seed(0, 0, i)).tobytes() for i in range(4000))
+    assert set(seen) == set(possible) == set(batch_outcomes(tiny(), 1, 4000, name == "crop_flip"))
+    assert chisquare([seen[k] for k in possible]).pvalue > 1e-3
+
+
+def test_seeds_of_neighbouring_batches_share_nothing():
+    # One draw from each of many batches: the law must hold across seeds too.
+    possible = outcomes_by_hand(tiny(), 1)
+    augment = BatchCropFlip(torch.from_numpy(tiny())[None], 1)
+    seen = Counter()
+    for position in range(4000):
+        generator = torch.Generator().manual_seed(mix_seed(0, 0, 64 * position))
+        out = augment(torch.zeros(1, dtype=torch.int64), generator)[0].permute(1, 2, 0)
+        seen[np.ascontiguousarray(out.numpy()).tobytes()] += 1
+    assert set(seen) == set(possible)
+    assert chisquare([seen[k] for k in possible]).pvalue > 1e-3
+
+
+def test_batches_of_oblong_pictures():
+    image = tiny(2, 4)
+    assert set(batch_outcomes(image, 1, 4000)) == set(outcomes_by_hand(image, 1))
+
+
+def test_without_a_generator_pictures_come_as_they_are():
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8))
+    augment = BatchCropFlip(images, 2)
+    assert len(augment) == 5
+    out = augment(torch.tensor([3, 0]))
+    assert out.dtype == torch.uint8
+    torch.testing.assert_close(out, images[[3, 0]].permute(0, 3, 1, 2))
+    assert out.is_contiguous(memory_format=torch.channels_last) or out[0, 0].shape == (4, 6)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_seed_decides_the_result_and_nothing_else_does(name):
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    one, other = ImageTransform(name, 32), ImageTransform(name, 32)
+    other(image, 5)  # another history
+    assert (one(image, 7) == other(image, 7)).all()
+    results = {one(image, s).tobytes() for s in range(8)}
+    assert len(results) == 1 if name == "none" else len(results) > 3
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("shape", [(40, 50), (300, 20), (7, 7), (1, 1), (120, 120)])
+@pytest.mark.parametrize("size", [32, 112])
+def test_any_picture_comes_to_the_size_asked_for(name, shape, size):
+    image = np.full((*shape, 3), 200, dtype=np.uint8)
+    out = ImageTransform(name, size)(image, 3)
+    assert out.shape == (size, size, 3) and out.dtype == np.uint8
+
+
+def test_the_border_is_an_eighth_of_the_side_unless_given():
+    assert [ImageTransform("crop", s).pad for s in (32, 8, 4)] == [4, 1, 1]
+    assert ImageTransform("crop", 32, 0).pad == 0
+
+
+def test_wrong_values_are_refused():
+    with pytest.raises(UserError, match="transform must be one of crop_flip, .*, got 'cutout'"):
+        ImageTransform("cutout", 32)
+    with pytest.raises(UserError, match="size must be a whole number of pixels, at least 1, got 0"):
+        ImageTransform("crop", 0)
+    for pad in (-1, 1.5):
+        with pytest.raises(UserError, match="pad must be a whole number of pixels, 0 or more, got"):
+            ImageTransform("crop", 32, pad)
+        with pytest.raises(UserError, match="pad must be a whole number of pixels, 0 or more, got"):
+            BatchCropFlip(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), pad)
+
+
+def test_mixed_seeds_differ_and_fit_in_32_bits():
+    seeds = {mix_seed(s, e, p) for s in range(10) for e in range(10) for p in range(100)}
+    assert len(seeds) == 10_000
+    assert all(0 <= s < 2**32 for s in seeds)
+    assert mix_seed(1, 2) != mix_seed(2, 1)
+    assert 0 <= mix_seed(-1, 2**70) < 2**32
