@@ -8,8 +8,6 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 
-__version__ = "0.1.0"
-
 # public name -> the module that defines it
 _LAZY = {
     "pava": "ltlearn.isotonic",
@@ -28,15 +26,27 @@ _LAZY = {
     "UserError": "ltlearn.errors",
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = ["__version__", *_LAZY]  # noqa: F822
 
 
 def __getattr__(name: str):
-    if name not in _LAZY:
+    if name == "__version__":
+        value = _version()
+    elif name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+    else:
         raise AttributeError(f"module 'ltlearn' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("ltlearn")
+    except PackageNotFoundError:  # a source tree on the path, not installed
+        return "0+unknown"
 
 
 def __dir__():

@@ -1,10 +1,10 @@
-"""Settings of every test: offline, two threads, no window; a test that uses the network fails."""
+"""Settings of every test: offline, one thread, no window; a test that uses the network fails."""
 
 import os
 
 # Before the first import of torch, matplotlib, huggingface_hub and albumentations, which read them.
-os.environ["OMP_NUM_THREADS"] = "2"
-os.environ["MKL_NUM_THREADS"] = "2"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"

@@ -101,7 +101,7 @@ class ImageTransform:
             if self.name == "none":
                 return image
         if seed is not None:
-            # Not set_random_seed: that seeds every step alike, so the flip would follow from the crop.
+            # Not set_random_seed: it seeds each step alike, so the flip would follow from the crop.
             self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return self._compose(image=image)["image"]
 

@@ -8,11 +8,12 @@ __all__ = ["CrossEntropy"]
 class CrossEntropy(nn.CrossEntropyLoss):
     """torch's cross-entropy, with the two methods by which fastai turns logits into predictions.
 
-    fastai's own flattens each batch and wraps it in a tensor subclass, which costs a quarter of a millisecond a step:
-    as much as a step of a linear classifier itself.
+    fastai's own flattens each batch and wraps it in a tensor subclass, which costs a quarter of a
+    millisecond a step: as much as a step of a linear classifier itself.
 
     Shape:
-        Logits (N, C) and targets (N,), or (N, C) probabilities. The result is the mean over N, a scalar.
+        Logits (N, C) and targets (N,), or (N, C) probabilities. The result is the mean over N, a
+        scalar.
     """
 
     def activation(self, logits: Tensor) -> Tensor:

@@ -160,7 +160,10 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, depth: int, pretrained: bool, **kwargs) -> CifarResNet:
-    return build_model_with_cfg(CifarResNet, variant, pretrained, depth=depth, **kwargs)
+    features = {"out_indices": (0, 1, 2)}
+    return build_model_with_cfg(
+        CifarResNet, variant, pretrained, depth=depth, feature_cfg=features, **kwargs
+    )
 
 
 @register_model

@@ -16,7 +16,9 @@ def targets():
 
 def test_first_n_keeps_the_first_of_each_class_in_file_order(targets):
     kept = select_long_tail(targets, COUNTS, "first_n")
-    want = [i for c, n in enumerate(COUNTS) for i in [j for j, t in enumerate(targets) if t == c][:n]]
+    want = [
+        i for c, n in enumerate(COUNTS) for i in [j for j, t in enumerate(targets) if t == c][:n]
+    ]
     assert kept.tolist() == want
 
 
@@ -42,7 +44,9 @@ def test_the_global_generator_changes_nothing(targets):
 
 
 def test_an_unknown_split_and_a_short_class_are_refused(targets):
-    with pytest.raises(UserError, match="split must be one of first_n, shuffle_seed0, got 'random'"):
+    with pytest.raises(
+        UserError, match="split must be one of first_n, shuffle_seed0, got 'random'"
+    ):
         select_long_tail(targets, COUNTS, "random")
     with pytest.raises(UserError, match="class 1 has 50 images, but .* wants 51"):
         select_long_tail(targets, [50, 51, 1])
@@ -68,7 +72,9 @@ def test_carving_is_stratified_and_empties_no_class(counts, fraction, seed):
 
 def test_carving_follows_the_seed(targets):
     again = carve_validation(targets, 0.2, 1)
-    assert all((a == b).all() for a, b in zip(carve_validation(targets, 0.2, 1), again, strict=True))
+    assert all(
+        (a == b).all() for a, b in zip(carve_validation(targets, 0.2, 1), again, strict=True)
+    )
     assert (carve_validation(targets, 0.2, 2)[1] != again[1]).any()
 
 

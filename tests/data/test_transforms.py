@@ -73,7 +73,9 @@ def test_batches_of_oblong_pictures():
 
 
 def test_without_a_generator_pictures_come_as_they_are():
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8))
+    images = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+    )
     augment = BatchCropFlip(images, 2)
     assert len(augment) == 5
     out = augment(torch.tensor([3, 0]))
@@ -124,3 +126,21 @@ def test_mixed_seeds_differ_and_fit_in_32_bits():
     assert all(0 <= s < 2**32 for s in seeds)
     assert mix_seed(1, 2) != mix_seed(2, 1)
     assert 0 <= mix_seed(-1, 2**70) < 2**32
+
+
+@pytest.mark.parametrize("name", ["resized_crop_flip", "resized_crop_flip_jitter", "crop_flip"])
+def test_the_flip_does_not_follow_from_the_crop(name):
+    # Seeding a Compose seeds each of its steps alike: the upper crops were all mirrored.
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    image[..., 0], image[..., 1] = np.arange(60, 188, 4)[:, None], np.arange(60, 188, 4)
+    transform = ImageTransform(name, 32)
+    flips, tops, lefts = [], [], []
+    for seed in range(500):
+        out = transform(image, seed)[8:24, 8:24].astype(float)
+        flips.append(out[:, -1, 1].mean() < out[:, 0, 1].mean())
+        tops.append(out[..., 0].mean())
+        lefts.append(out[..., 1].mean())
+    assert 180 < sum(flips) < 320
+    measured = (tops, lefts) if name == "resized_crop_flip" else (tops,)
+    for place in measured:
+        assert abs(np.corrcoef(flips, place)[0, 1]) < 0.2

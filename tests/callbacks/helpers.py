@@ -1,0 +1,121 @@
+"""Tiny learners for the tests of callbacks, features and the LTLearner."""
+
+from functools import partial
+
+import fastai.callback.schedule  # noqa: F401  (gives Learner its fit_one_cycle)
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.optimizer import SGD, Adam, OptimWrapper
+from torch import nn
+from torch.utils.data import Dataset
+
+from ltlearn import LTDataLoaders, SAMNLinear, lt_learner
+from ltlearn.models.cut import find_head
+
+COUNTS = [40, 12, 4]
+
+
+def make_images(counts=COUNTS, side=8, seed=0):
+    """Pictures whose brightness tells the class, with noise."""
+    generator = np.random.default_rng(seed)
+    targets = np.repeat(np.arange(len(counts)), counts)
+    images = generator.integers(0, 120, (len(targets), side, side, 3))
+    images += (targets * 100 // max(1, len(counts) - 1))[:, None, None, None]
+    return images.astype(np.uint8), targets
+
+
+def make_dls(counts=COUNTS, side=8, bs=8, **kwargs):
+    valid, test = make_images([4] * len(counts), side, 1), make_images([3] * len(counts), side, 2)
+    kwargs = {"valid": valid, "test": test, **kwargs}
+    return LTDataLoaders.from_arrays(*make_images(counts, side), bs=bs, device="cpu", **kwargs)
+
+
+def make_lt_learner(dls=None, seed=0, arch="resnet20_cifar", **kwargs):
+    torch.manual_seed(seed)
+    kwargs = {"precision": "fp32", "pretrained": False, **kwargs}
+    if arch == "resnet20_cifar":
+        kwargs.setdefault("width", 4)
+    return lt_learner(dls or make_dls(), arch, **kwargs)
+
+
+class Points(Dataset):
+    """Three clouds of 40, 12 and 4 points; `targets` only where asked for."""
+
+    n_inp = 1
+
+    def __init__(self, shape=(6,), tell=True):
+        generator = np.random.default_rng(0)
+        y = np.repeat([0, 1, 2], COUNTS)
+        x = generator.normal(size=(len(y), *shape)).astype(np.float32)
+        x += y.reshape(-1, *[1] * len(shape))
+        self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
+        if tell:
+            self.targets = self.y
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return self.x[i], self.y[i]
+
+
+def assert_monotone(head):
+    assert isinstance(head, SAMNLinear)
+    for raw in (head.raw_norm_weight, head.raw_norm_bias):
+        assert raw is None or (raw[head.rank_to_class].diff() >= 0).all()
+
+
+class Spy(Callback):
+    """Look at the head after every step, and stop a fit as told."""
+
+    order = 90
+
+    def __init__(self, stop=None, at="before_batch", after=2):
+        self.steps, self.stop, self.at, self.after = 0, stop, at, after
+
+    def _maybe_stop(self, event):
+        if self.stop is not None and event == self.at and self.steps == self.after:
+            raise self.stop
+
+    def before_batch(self):
+        if self.learn.training:
+            self._maybe_stop("before_batch")
+
+    def before_backward(self):
+        self._maybe_stop("before_backward")
+
+    def after_step(self):
+        self.steps += 1
+        head = find_head(self.learn.model)[1]
+        assert_monotone(head)
+        assert all(p.grad is not None for p in head.parameters() if p.requires_grad)
+
+
+def make_learner(model=None, shape=(6,), opt_func=SGD, tell=True, tmp_path=".", **kwargs):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    model = model or nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    data = Points(shape, tell)
+    dls = DataLoaders.from_dsets(data, data, bs=8, device="cpu")
+    kwargs = {"loss_func": CrossEntropyLossFlat(), **kwargs}
+    learn = Learner(dls, model, opt_func=opt_func, path=tmp_path, **kwargs)
+    learn.remove_cbs(learn.cbs.filter(lambda cb: cb.name == "progress"))
+    learn.logger = lambda *_: None
+    return learn
+
+
+def two_groups(model):
+    return [list(model[0].parameters()), list(model[2].parameters())]
+
+
+torch_sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
+OPTIMIZERS = {
+    "SGD": partial(SGD, mom=0.9),
+    "Adam": Adam,
+    "torch SGD": torch_sgd,
+    "torch AdamW": partial(OptimWrapper, opt=torch.optim.AdamW),
+}

@@ -1,0 +1,250 @@
+import copy
+import threading
+import time
+import urllib.request
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from ltlearn import SAMNLinear, UserError
+from ltlearn.models.cut import LTModel, create_lt_model, evaluating, find_head, set_head
+
+SMALL = {
+    "resnet20_cifar": {"width": 4},
+    "resnet10t": {},
+    "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 24)},
+    "vit_tiny_patch16_224": {"depth": 1, "embed_dim": 24, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 12},
+    "mobilenetv3_small_050": {},
+}
+
+
+@pytest.mark.parametrize("arch", SMALL)
+def test_the_backbone_gives_pooled_features_and_the_head_is_one_layer(arch):
+    model = create_lt_model(arch, 3, pretrained=False, img_size=32, **SMALL[arch]).eval()
+    x = torch.randn(2, 3, 32, 32)
+    features = model.backbone(x)
+    assert type(model.head) is nn.Linear
+    assert features.shape == (2, model.head.in_features)
+    assert torch.equal(model(x), model.head(features))
+    assert find_head(model, 3) == ("head", model.head)
+
+
+@pytest.mark.parametrize("arch", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224"])
+def test_the_classifier_of_a_timm_model_is_found(arch):
+    model = timm.create_model(arch, num_classes=5, **SMALL[arch])
+    name, head = find_head(model, 5)
+    assert head is model.get_classifier() and model.get_submodule(name) is head
+    new = SAMNLinear.from_linear(head, [5, 4, 3, 2, 1])
+    assert set_head(model, name, new) is model
+    assert model.get_classifier() is new and find_head(model) == (name, new)
+
+
+class TorchvisionLike(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+def test_the_classifier_of_other_models_is_found():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 3), nn.Dropout()))
+    assert find_head(model) == ("2.0", model[2][0])
+    linear = nn.Linear(4, 3)
+    assert find_head(linear, 3) == ("", linear)
+    samn = SAMNLinear(4, [3, 2, 1])
+    assert find_head(samn, 3) == ("", samn)
+    assert set_head(linear, "", samn) is samn
+    model = TorchvisionLike()
+    assert find_head(model, 3) == ("fc", model.fc)
+
+
+def test_a_model_without_a_linear_classifier_is_refused():
+    with pytest.raises(UserError, match=r"must end in an nn.Linear .* is BatchNorm1d \(1\)"):
+        find_head(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    with pytest.raises(UserError, match=r"ends in a linear layer of 3 outputs \(the model itself\)"):
+        find_head(nn.Linear(4, 3), 5)
+    with pytest.raises(UserError, match="must end in an nn.Linear"):
+        find_head(timm.create_model("resnet20_cifar", width=4, num_classes=0))
+
+
+def test_an_unknown_model_gets_suggestions():
+    with pytest.raises(UserError, match="timm has no model 'resnet23_cifar'; did you mean resnet32_c"):
+        create_lt_model("resnet23_cifar", 3)
+    with pytest.raises(UserError, match="no model 'qqqqqq'; `timm.list_models"):
+        create_lt_model("qqqqqq", 3)
+
+
+def test_an_argument_that_the_model_does_not_take():
+    with pytest.raises(UserError, match="timm's resnet10t does not take girth"):
+        create_lt_model("resnet10t", 3, pretrained=False, girth=3)
+
+
+# ------------------------------------------------ weights
+
+
+@pytest.fixture
+def online(monkeypatch, tmp_path):
+    """The hub is not forbidden, and nothing is cached."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: pytest.fail("timm was asked"))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet18.a1_in1k", "hf-hub:timm/resnet18.a1_in1k"])
+@pytest.mark.parametrize("behaviour", ["refuses", "hangs"])
+def test_weights_that_cannot_be_fetched_fail_soon(online, monkeypatch, behaviour, arch):
+    woken = threading.Event()
+
+    def urlopen(*args, **kwargs):
+        if behaviour == "hangs":
+            woken.wait(20)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr("ltlearn.models.cut._REACH_S", 0.2)
+    began = time.perf_counter()
+    with pytest.raises(UserError) as caught:
+        create_lt_model(arch, 3)
+    woken.set()
+    # With the real limit it would take less than 5 seconds.
+    assert time.perf_counter() - began < (1.0 if behaviour == "hangs" else 0.5)
+    message = str(caught.value)
+    assert f"the pre-trained weights of {arch} cannot be fetched" in message
+    assert "cannot be reached" in message
+    assert "pretrained=False" in message and "pretrained='path/to/weights.safetensors'" in message
+
+
+def test_the_limit_is_below_five_seconds():
+    from ltlearn.models import cut
+
+    assert cut._REACH_S <= 4.5
+
+
+def test_offline_mode_fails_at_once():
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set .* pass pretrained=False"):
+        create_lt_model("resnet18", 3)
+
+
+def test_a_download_that_breaks_is_a_sentence(monkeypatch):
+    def create(*args, **kwargs):
+        raise OSError("connection lost\nand a long story")
+
+    monkeypatch.setattr("ltlearn.models.cut._check_weights_at_hand", lambda *a: None)
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(UserError, match=r"cannot be fetched \(connection lost\); pass pretrained="):
+        create_lt_model("resnet18", 3)
+
+
+def test_a_model_that_has_no_weights_starts_at_random(caplog):
+    with caplog.at_level("WARNING", "ltlearn"):
+        create_lt_model("resnet20_cifar", 3, width=4)
+    assert "resnet20_cifar has no pre-trained weights" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("classes", [0, 7, 1000])
+def test_weights_from_a_file(tmp_path, suffix, classes):
+    source = timm.create_model("resnet20_cifar", width=4, num_classes=classes)
+    file = tmp_path / f"weights.{suffix}"
+    if suffix == "safetensors":
+        safetensors.torch.save_file(source.state_dict(), file)
+    else:
+        torch.save(source.state_dict(), file)
+    for path in (file, str(file)):
+        model = create_lt_model("resnet20_cifar", 3, pretrained=path, width=4)
+        own = model.backbone.state_dict()
+        assert all(torch.equal(own[k], v) for k, v in source.state_dict().items() if k in own)
+        assert "conv1.weight" in own and model.head.out_features == 3
+
+
+def test_weights_that_a_learner_saved(tmp_path):
+    source = create_lt_model("resnet20_cifar", 5, pretrained=False, width=4)
+    torch.save(source.state_dict(), tmp_path / "model.pth")
+    model = create_lt_model("resnet20_cifar", 3, pretrained=tmp_path / "model.pth", width=4)
+    expected = source.backbone.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in model.backbone.state_dict().items())
+
+
+def test_files_that_do_not_fit(tmp_path):
+    file = tmp_path / "weights.pth"
+    with pytest.raises(UserError, match="there is no weights file .*weights.pth; give a .safetens"):
+        create_lt_model("resnet20_cifar", 3, pretrained=file, width=4)
+    file.write_text("no weights")
+    with pytest.raises(UserError, match="weights.pth cannot be read"):
+        create_lt_model("resnet20_cifar", 3, pretrained=file, width=4)
+    torch.save(timm.create_model("resnet20_cifar", width=8).state_dict(), file)
+    with pytest.raises(UserError, match="weights.pth do not fit resnet20_cifar"):
+        create_lt_model("resnet20_cifar", 3, pretrained=file, width=4)
+    # timm loads nothing of this, and only logs it.
+    torch.save({"stem.weight": torch.zeros(3)}, file)
+    with pytest.raises(UserError, match="do not fit resnet20_cifar .it lacks 19 of 19 weights"):
+        create_lt_model("resnet20_cifar", 3, pretrained=file, width=4)
+
+
+def test_a_file_that_lacks_some_weights_is_used_with_a_warning(tmp_path, caplog):
+    state = timm.create_model("resnet20_cifar", width=4, num_classes=0).state_dict()
+    del state["layer3.2.conv2.weight"]
+    torch.save(state, tmp_path / "weights.pth")
+    with caplog.at_level("WARNING", "ltlearn"):
+        create_lt_model("resnet20_cifar", 3, pretrained=tmp_path / "weights.pth", width=4)
+    assert "lacks 1 of 19 weights, such as layer3.2.conv2.weight of resnet20_cifar" in caplog.text
+
+
+# ------------------------------------------------ state and mode
+
+
+def tiny(head):
+    return LTModel(nn.Flatten(), head)
+
+
+@pytest.mark.parametrize("on", [("weight",), ("bias",), ("weight", "bias")])
+def test_a_state_dict_brings_its_kind_of_head(on):
+    plain = tiny(nn.Linear(4, 3))
+    samn = tiny(SAMNLinear.from_linear(plain.head, [9, 3, 1], on=on, project="forward"))
+    other = tiny(SAMNLinear(4, [9, 3, 1]))
+    x = torch.randn(5, 4)
+    for source in (plain, samn, other):
+        for target in map(copy.deepcopy, (plain, samn, other)):
+            target.load_state_dict(source.state_dict())
+            assert type(target.head) is type(source.head)
+            assert torch.equal(target(x), source(x))
+            assert getattr(target.head, "project", "") == getattr(source.head, "project", "")
+
+
+def test_a_head_that_fits_is_not_exchanged():
+    for head in (nn.Linear(4, 3), SAMNLinear(4, [9, 3, 1])):
+        model = tiny(head)
+        model.load_state_dict(copy.deepcopy(model).state_dict())
+        assert model.head is head
+
+
+def test_a_state_of_other_classes_is_refused():
+    model = tiny(nn.Linear(4, 3))
+    with pytest.raises(RuntimeError, match="size mismatch|Unexpected key"):
+        model.load_state_dict(tiny(SAMNLinear(4, [1, 2])).state_dict())
+    assert model.head.out_features == 3
+
+
+def test_a_frozen_head_stays_frozen_when_it_is_exchanged():
+    model = tiny(nn.Linear(4, 3).requires_grad_(False))
+    model.load_state_dict(tiny(SAMNLinear(4, [3, 2, 1])).state_dict())
+    assert not any(p.requires_grad for p in model.head.parameters())
+
+
+def test_evaluating_leaves_each_module_as_it_was():
+    model = nn.Sequential(nn.BatchNorm1d(3).eval(), nn.Sequential(nn.Dropout()), nn.Dropout())
+    before = [m.training for m in model.modules()]
+    with pytest.raises(KeyError), evaluating(model):
+        assert not any(m.training for m in model.modules())
+        raise KeyError
+    assert [m.training for m in model.modules()] == before == [True, False, True, True, True]
