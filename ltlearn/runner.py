@@ -1,5 +1,6 @@
 """Runs a recipe: data, stage 1, each method's stage 2, the test set at the end, the files."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from ltlearn.report import ResultRow, ResultTable, render_report_md
 from ltlearn.run import Run, environment_info
 
 __all__ = ["RecipeResult", "pick_device", "run_recipe"]
+
+_log = logging.getLogger("ltlearn")
 
 _CSV_COLUMNS = ("epoch", "loss", "all", "balanced", "many", "medium", "few", "seconds")
 
@@ -273,9 +276,14 @@ def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
         or not (run.path / f"{name}.safetensors").is_file()
     ):
         return None
-    learn.model.load_state_dict(run.load_tensors(f"{name}.safetensors"))
+    try:
+        state, record = run.load_tensors(f"{name}.safetensors"), run.read_json(f"{name}.json")
+    except UserError as e:
+        _log.warning("%s This stage is done again.", e)
+        return None
+    learn.model.load_state_dict(state)
     learn.opt = None
-    return run.read_json(f"{name}.json")
+    return record
 
 
 def _save(run: Run, name: str, learn: LTLearner, record: dict, say) -> None:

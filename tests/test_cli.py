@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,20 @@ def test_resume_takes_what_is_finished(finished):
     taken = ltlearn(*TINY, "--out", run)
     assert taken.returncode == 2
     assert "--resume" in taken.stderr
+
+
+def test_a_damaged_checkpoint_is_made_again(finished, tmp_path):
+    run, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    head = copy / "checkpoints/seed0-samn.safetensors"
+    head.write_bytes(head.read_bytes()[:100])
+    done = ltlearn(*TINY, "--out", copy, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "damaged" in done.stderr
+    assert "This stage is done again" in done.stderr
+    a, b = np.load(run / "predictions.npz"), np.load(copy / "predictions.npz")
+    np.testing.assert_array_equal(a["seed0/samn"], b["seed0/samn"])
 
 
 def test_same_seed_same_numbers(finished, tmp_path):

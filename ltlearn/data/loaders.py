@@ -300,12 +300,18 @@ class LTDataLoader(TfmdDL):
 
     def __iter__(self) -> Iterator:
         self.set_epoch(self.epoch)
+        mistake = None
         try:
             yield from super().__iter__()
         except UserError as e:
             # What a worker raises arrives with the worker's whole traceback as its message.
             marker = f"{UserError.__module__}.{UserError.__qualname__}: "
-            raise UserError(e.message.rpartition(marker)[2].rstrip("\n")) from None
+            mistake = UserError(e.message.rpartition(marker)[2].rstrip("\n"))
+            # Its frames hold torch's iterator; each worker that is left to the garbage collector
+            # takes five seconds to end.
+            e.__traceback__ = None
+        if mistake:
+            raise mistake
         # Whoever trains without an LTLearner gets another draw in the next epoch all the same.
         self.epoch += 1
 

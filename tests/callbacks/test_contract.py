@@ -1,0 +1,127 @@
+"""However a fit ends, a callback leaves the Learner as it found it."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import torch
+from fastai.callback.core import (
+    Callback,
+    CancelBatchException,
+    CancelEpochException,
+    CancelFitException,
+    CancelTrainException,
+    CancelValidException,
+)
+
+import ltlearn.callbacks
+from ltlearn.callbacks.history import Trajectory
+from tests.callbacks.helpers import COUNTS, make_lt_learner
+
+
+def find_callbacks():
+    found = {}
+    for info in pkgutil.iter_modules(ltlearn.callbacks.__path__):
+        module = importlib.import_module(f"ltlearn.callbacks.{info.name}")
+        for name, value in vars(module).items():
+            own = inspect.isclass(value) and issubclass(value, Callback)
+            if own and value.__module__ == module.__name__ and not name.startswith("_"):
+                found[name] = value
+    return found
+
+
+CALLBACKS = find_callbacks()
+EXITS = {
+    "finished": None,
+    "batch": CancelBatchException,
+    "epoch": CancelEpochException,
+    "train": CancelTrainException,
+    "valid": CancelValidException,
+    "fit": CancelFitException,
+    "exception": ArithmeticError("the user's"),
+    "interrupt": KeyboardInterrupt,
+}
+
+
+class Leave(Callback):
+    """Count the steps and leave in the second epoch, in its second batch."""
+
+    order = 100
+
+    def __init__(self, how):
+        self.how, self.steps, self.left = how, 0, False
+
+    def after_step(self):
+        self.steps += 1
+
+    def before_batch(self):
+        here = self.learn.epoch == 1 and self.learn.iter == 1
+        where = self.how is CancelValidException
+        if self.how is not None and here and not self.left and self.learn.training is not where:
+            self.left = True
+            raise self.how
+
+
+def make(name, learn):
+    if name == "Trajectory":
+        return Trajectory(torch.tensor(COUNTS), predict=lambda: learn.predict_logits(cached=False))
+    return CALLBACKS[name]()
+
+
+def state_of(learn):
+    train = learn.dls.train
+    return {
+        "rates": [h["lr"] for h in learn.opt.hypers],
+        "decay": [h["wd"] for h in learn.opt.hypers],
+        "groups": len(learn.opt.param_lists),
+        "frozen": learn.opt.frozen_idx,
+        "loss": learn.loss_func,
+        "optimiser": learn.opt_func,
+        "sampler": (train.sampler, train.sampler_name, train.seed, train.bs),
+        "callbacks": list(learn.cbs),
+        "dls": learn.dls,
+        "grad": [p.requires_grad for p in learn.model.backbone.parameters()],
+        "modules": [n for n, _ in learn.model.backbone.named_modules()],
+        "log": (learn.logger, learn.create_mbar),
+    }
+
+
+def test_the_callbacks_are_found():
+    assert {"SAMN", "EpochCosine", "LoaderEpoch", "FlipAverage", "Trajectory"} <= set(CALLBACKS)
+
+
+@pytest.mark.parametrize("how", EXITS)
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_the_learner_is_left_as_it_was_found(name, how):
+    learn = make_lt_learner()
+    learn.create_opt()
+    learn.opt.set_hyper("lr", 0.05)
+    learn.opt.set_hyper("wd", 0.01)
+    before = state_of(learn)
+    kind = type(learn.model.head)
+    leave = Leave(EXITS[how])
+    cb = make(name, learn)
+    try:
+        learn.fit(3, 0.05, wd=0.01, cbs=[cb, leave])
+    except (ArithmeticError, KeyboardInterrupt):
+        assert how in ("exception", "interrupt")
+    n = len(learn.dls.train)
+    assert leave.left == (how != "finished")
+    least = {"finished": 3 * n, "batch": 3 * n - 1, "epoch": 2 * n, "train": 2 * n, "valid": 3 * n}
+    assert leave.steps >= least.get(how, n + 1), "training did not really run"
+
+    assert state_of(learn) == before
+    assert type(learn.model.head) is (learn.model.head.__class__ if name == "SAMN" else kind)
+    assert cb.learn is None and not hasattr(learn, cb.name)
+    assert all(p.grad is None for p in learn.model.parameters())
+    assert not torch.is_autocast_enabled("cpu")
+
+    # Training still works, with the callback and without.
+    for cbs in ([], [make(name, learn)]):
+        weight = learn.model.head.weight.clone()
+        again = Leave(None)
+        learn.fit(1, 0.05, cbs=[*cbs, again])
+        assert again.steps == n
+        assert not torch.equal(weight, learn.model.head.weight)
+        assert learn.model.head.weight.isfinite().all()
