@@ -25,6 +25,7 @@ from ltlearn.data.sources import (
 from ltlearn.data.splits import SPLITS, carve_validation, select_long_tail
 from ltlearn.data.transforms import TRANSFORMS, BatchCropFlip, ImageTransform, mix_seed
 from ltlearn.errors import UserError
+from ltlearn.settings import load_settings
 
 __all__ = [
     "DATASETS",
@@ -406,7 +407,7 @@ class LTDataLoaders(DataLoaders):
     def from_dataset(
         cls,
         name: str,
-        data_path: str | Path = "data",
+        data_path: str | Path | None = None,
         imbalance_factor: float = 100,
         split: str = "first_n",
         profile: str = "exponential",
@@ -423,8 +424,8 @@ class LTDataLoaders(DataLoaders):
 
         Args:
             name: "digits_lt" (scikit-learn's, always there), "cifar10_lt" or "cifar100_lt".
-            data_path: Where CIFAR is: class folders or torchvision's pickles. Nothing is
-                downloaded.
+            data_path: Where CIFAR is: class folders or torchvision's pickles. None takes the
+                setting of that name. Nothing is downloaded.
             imbalance_factor: Images of the largest class over those of the smallest, at least 1.
             split: Which images are kept: "first_n" (SAMN) or "shuffle_seed0" (LDAM-DRW and most
                 others).
@@ -450,7 +451,7 @@ class LTDataLoaders(DataLoaders):
             _check_whole("n_max", n_max, 1)
         if test_per_class is not None:
             _check_whole("test_per_class", test_per_class, 1)
-        data_path = Path(data_path).expanduser()
+        data_path = Path(data_path or load_settings().data_path).expanduser()
         classes_n = 100 if name == "cifar100_lt" else 10
         most = 124 if name == "digits_lt" else 50_000 // classes_n
         # Before the files are looked for: a wrong factor is said at once.
@@ -499,7 +500,7 @@ class LTDataLoaders(DataLoaders):
         protocol: str = "clean",
         bs: int = 64,
         seed: int = 0,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         in_memory: bool | None = None,
         skip_bad: bool = False,
         stats: tuple[Sequence[float], Sequence[float]] | None = None,
@@ -524,7 +525,8 @@ class LTDataLoaders(DataLoaders):
                 folder.
             bs: Images a training batch.
             seed: Of the carved split, order and augmentation.
-            num_workers: Processes that read pictures from disk; 0 reads in this one. Pictures held
+            num_workers: Processes that read pictures from disk; 0 reads in this one, None takes the
+                setting of that name. Pictures held
                 in memory need none.
             in_memory: Whether to hold all pictures decoded; None does so up to 96 pixels and one
                 GiB.
@@ -541,6 +543,8 @@ class LTDataLoaders(DataLoaders):
         """
         root = Path(path).expanduser()
         _check_common(protocol, valid_pct, bs, seed)
+        if num_workers is None:
+            num_workers = load_settings().num_workers
         _check_whole("num_workers", num_workers, 0)
         if size is not None:
             _check_whole("size", size, 1)
@@ -823,9 +827,11 @@ def _check_common(protocol: str, valid_pct: float, bs: int, seed: int) -> None:
 
 def _check_parts(parts: dict[str, ImageSet], classes: list[str], protocol: str, where) -> None:
     if len(classes) < 2:
-        raise UserError(
-            f"{where} has only the class {classes[0]!r}; a classifier needs two or more classes."
-        )
+        hint = "a classifier needs two or more classes"
+        inside = where / classes[0] if isinstance(where, Path) else None
+        if inside is not None and inside.is_dir() and len(find_class_folders(inside)) > 1:
+            hint += f"; did you mean {inside}?"
+        raise UserError(f"{where} has only the class {classes[0]!r}; {hint}")
     if protocol == "paper" and "test" not in parts:
         raise UserError(
             "the paper protocol chooses epochs on the test set, but there is no test folder or set."

@@ -806,3 +806,26 @@ def test_listing_opens_few_pictures(folder, monkeypatch):
     monkeypatch.setattr(sources, "read_image", lambda *a: opened.append(a) or real(*a))
     from_folder(folder, in_memory=False, size=8)
     assert opened == []
+
+
+def test_settings_give_what_is_not_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTLEARN_NUM_WORKERS", "1")
+    monkeypatch.setenv("LTLEARN_DATA_PATH", str(tmp_path / "nowhere"))
+    for c in "ab":
+        (tmp_path / "set" / c).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (120, 120)).save(tmp_path / "set" / c / f"{i}.png")
+    dls = LTDataLoaders.from_folder(tmp_path / "set")
+    assert dls.train.fake_l.num_workers == 1
+    assert LTDataLoaders.from_folder(tmp_path / "set", num_workers=0).train.fake_l.num_workers == 0
+    with pytest.raises(UserError, match="nowhere"):
+        LTDataLoaders.from_dataset("cifar10_lt")
+
+
+def test_a_folder_above_the_data_is_pointed_out(tmp_path):
+    for c in "ab":
+        (tmp_path / "set" / "train" / c).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "set" / "train" / c / "1.png")
+    (tmp_path / "set" / "val" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match="did you mean .*set\\?"):
+        LTDataLoaders.from_folder(tmp_path)

@@ -1,0 +1,298 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ltlearn import FeatureBank, UserError
+from ltlearn.data.loaders import LTDataLoader
+from ltlearn.features import Features, weights_fingerprint
+from ltlearn.models.cut import create_lt_model
+from tests.callbacks.helpers import make_dls
+
+
+class Counting(nn.Module):
+    """A backbone that counts its batches and can fail in one of them."""
+
+    def __init__(self, seed=0, fail_at=None, error=KeyboardInterrupt):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = create_lt_model("resnet20_cifar", 3, False, width=4).backbone
+        self.calls, self.fail_at, self.error = 0, fail_at, error
+
+    def forward(self, x):
+        if self.calls == self.fail_at:
+            raise self.error
+        self.calls += 1
+        return self.net(x)
+
+
+@pytest.fixture(scope="module")
+def dl():
+    return make_dls().train
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    """Note the progress after every other batch."""
+    monkeypatch.setattr("ltlearn.features._FLUSH_BATCHES", 2)
+
+
+def folder_of(path):
+    (folder,) = path.iterdir()
+    return folder
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_features_are_the_backbones_output(dl, tmp_path, dtype, where):
+    bank = FeatureBank(tmp_path if where == "disk" else None, dtype)
+    backbone = Counting().train()
+    backbone.net.bn1.eval()
+    modes = [m.training for m in backbone.modules()]
+    features = bank.features(backbone, dl, "data")
+    assert [m.training for m in backbone.modules()] == modes
+    calls = backbone.calls
+    again = bank.features(backbone, dl, "data")
+    assert calls == len(dl) and backbone.calls == calls, "the second call computes nothing"
+
+    plain = dl.new(shuffle=False, augment=False)
+    x, y = zip(*plain, strict=True)
+    with torch.no_grad():
+        expected = backbone.eval()(torch.cat(x)).numpy()
+    for f in (features, again):
+        assert f.views[0].dtype == dtype and f.views[0].shape == (56, 16)
+        np.testing.assert_allclose(f.views[0], expected, atol=1e-5 if dtype == "float32" else 2e-3)
+        assert torch.equal(f.targets, torch.cat(y))
+
+
+def test_memory_holds_one_set_of_weights(dl):
+    bank = FeatureBank()
+    first = bank.features(Counting(0), dl, "data")
+    bank.features(Counting(1), dl, "data")
+    bank.features(Counting(1), dl, "other")
+    assert len(bank._memory) == 2 and not any(a is first.views[0] for a in bank._memory.values())
+
+
+def test_the_key_has_all_that_matters(tmp_path):
+    dls = make_dls()
+    backbone, bank = Counting(), FeatureBank(tmp_path)
+    base = {"backbone": backbone, "dl": dls.train, "data": "a", "views": 1, "seed": 0}
+    bank.features(**base)
+
+    def runs(bank=bank, **change):
+        given = {**base, **change}
+        before = given["backbone"].calls
+        bank.features(**given)
+        return given["backbone"].calls - before
+
+    n = len(dls.train)
+    assert runs() == 0
+    assert runs(backbone=Counting(1)) == n
+    assert runs(data="b") == n
+    assert runs(views=0) == n
+    assert runs(views=2) == n, "the first view is known, the second is not"
+    assert runs(seed=1) == n
+    assert runs(dl=make_dls(transform="crop").train) == n
+    assert runs(dl=make_dls(pad=3).train) == n
+    assert runs(dl=make_dls(stats=([0.5] * 3, [0.5] * 3)).train) == n
+    assert runs(bank=FeatureBank(tmp_path, "float32")) == n
+
+    def bf16():
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    bf16.dtype = torch.bfloat16
+    assert runs(autocast=bf16) == n
+    with torch.no_grad():
+        backbone.net.bn1.running_mean[0] += 1
+    assert runs() == n, "buffers count"
+    assert runs() == 0
+
+
+def test_networks_that_differ_in_what_has_no_weights(dl, tmp_path):
+    bank = FeatureBank(tmp_path)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3)
+    mean = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    most = nn.Sequential(conv, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    assert weights_fingerprint(mean) == weights_fingerprint(most)
+    a, b = (bank.features(m, dl, "data").views[0] for m in (mean, most))
+    assert (a < b).all()
+
+
+def test_views_differ_and_repeat(dl):
+    a, b = FeatureBank().features(Counting(), dl, "d", views=2, seed=3).views
+    c, d = FeatureBank().features(Counting(), dl, "d", views=2, seed=3).views
+    assert np.array_equal(a, c) and np.array_equal(b, d)
+    assert not np.array_equal(a, b)
+
+
+# ------------------------------------------------ interruptions
+
+
+@pytest.mark.parametrize("views", [0, 2])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no")])
+@pytest.mark.parametrize("after", [0, 1, 3, 6])
+def test_an_extraction_that_was_cut_short_goes_on(dl, tmp_path, views, error, after):
+    whole = FeatureBank(None).features(Counting(), dl, "data", views).views
+    bank = FeatureBank(tmp_path)
+    with pytest.raises(type(error)):
+        bank.features(Counting(fail_at=after, error=error), dl, "data", views)
+    backbone = Counting()
+    views_now = bank.features(backbone, dl, "data", views).views
+    assert backbone.calls == len(whole) * len(dl) - after, "nothing is computed twice"
+    assert all(np.array_equal(a, b) for a, b in zip(whole, views_now, strict=True))
+    for folder in tmp_path.iterdir():
+        assert {f.name for f in folder.iterdir()} == {"features.npy", "key.json"}
+
+
+def kill_in_the_middle(dl, path, monkeypatch, views):
+    """Leave what a killed process leaves: the last note it wrote, later rows beyond it."""
+    with monkeypatch.context() as patch:
+        flush = "ltlearn.features._ViewOnDisk.flush"
+        patch.setattr(flush, lambda self, done, old=_flush: old(self, done) if done == 16 else None)
+        with pytest.raises(KeyboardInterrupt):
+            FeatureBank(path).features(Counting(fail_at=3), dl, "data", views)
+
+
+from ltlearn.features import _ViewOnDisk  # noqa: E402
+
+_flush = _ViewOnDisk.flush
+
+
+@pytest.mark.parametrize("views", [0, 1])
+@pytest.mark.parametrize(
+    "damage", ["none", "no note", "torn note", "a list", "wrong number", "lost rows", "cut", "text"]
+)
+def test_a_kill_in_the_middle(dl, tmp_path, monkeypatch, views, damage):
+    whole = FeatureBank(None).features(Counting(), dl, "data", views).views[0]
+    kill_in_the_middle(dl, tmp_path, monkeypatch, views)
+    folder = folder_of(tmp_path)
+    note, partial = folder / "partial.json", folder / "partial.npy"
+    assert json.loads(note.read_text())["images"] == 16
+    if damage == "no note":
+        note.unlink()
+    elif damage == "torn note":
+        note.write_text('{"images": 1')
+    elif damage == "a list":
+        note.write_text("[16]")
+    elif damage == "wrong number":
+        note.write_text(note.read_text().replace("16", "24", 1))
+    elif damage == "lost rows":
+        rows = np.load(partial, mmap_mode="r+")
+        rows[8:16] = 0
+        rows.flush()
+    elif damage == "cut":
+        partial.write_bytes(partial.read_bytes()[:300])
+    elif damage == "text":
+        partial.write_text("no array")
+    backbone = Counting()
+    got = FeatureBank(tmp_path).features(backbone, dl, "data", views).views[0]
+    assert np.array_equal(got, whole)
+    assert backbone.calls == len(dl) - (2 if damage == "none" else 0)
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "one byte", "other shape", "other dtype", "text", "no key", "other key"]
+)
+def test_a_damaged_or_foreign_array_is_computed_again(dl, tmp_path, caplog, damage):
+    bank = FeatureBank(tmp_path)
+    whole = np.array(bank.features(Counting(), dl, "data").views[0])
+    file, key = folder_of(tmp_path) / "features.npy", folder_of(tmp_path) / "key.json"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-10])
+    elif damage == "one byte":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif damage == "other shape":
+        np.save(file, np.zeros((56, 4), dtype=np.float16))
+    elif damage == "other dtype":
+        np.save(file, whole.astype(np.float64))
+    elif damage == "text":
+        file.write_text("no array")
+    elif damage == "no key":
+        key.unlink()
+    else:
+        key.write_text(key.read_text().replace('"data"', '"atad"'))
+    backbone = Counting()
+    with caplog.at_level("WARNING", "ltlearn"):
+        got = bank.features(backbone, dl, "data").views[0]
+    assert backbone.calls == len(dl) and np.array_equal(got, whole)
+    assert "are damaged; they are computed again" in caplog.text
+
+
+# ------------------------------------------------ errors
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor, at=0):
+        super().__init__()
+        self.factor, self.at, self.seen = nn.Parameter(torch.tensor(factor)), at, 0
+
+    def forward(self, x):
+        out = x.mean((2, 3)).sign().abs() + 1
+        first = self.at - self.seen
+        self.seen += len(x)
+        if 0 <= first < len(x):
+            out[first] *= self.factor
+        return out
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_features_that_do_not_fit(dl, tmp_path, where):
+    path = tmp_path if where == "disk" else None
+    message = "features of image 11 are not finite or do not fit float16; .*dtype='float32'"
+    with pytest.raises(UserError, match=message):
+        FeatureBank(path).features(Scaled(40_000.0, 11), dl, "data")
+    big = FeatureBank(path, "float32").features(Scaled(40_000.0, 11), dl, "data").views[0]
+    assert big.max() == 80_000
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="image 3 are not finite"):
+            FeatureBank(path, "float32").features(Scaled(bad, 3), dl, "data")
+
+
+def test_a_folder_that_cannot_be_written(dl, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="feature cache .* cannot be written .* set cache_path"):
+        FeatureBank(tmp_path / "file" / "cache").features(Counting(), dl, "data")
+
+
+def test_a_full_disk(dl, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); free spa"):
+        FeatureBank(tmp_path).features(Counting(), dl, "data")
+    monkeypatch.undo()
+    FeatureBank(tmp_path).features(Counting(), dl, "data")
+
+
+def test_an_error_of_the_backbone_is_not_taken_for_one_of_the_disk(dl, tmp_path):
+    with pytest.raises(OSError, match="of the picture"):
+        FeatureBank(tmp_path).features(
+            Counting(fail_at=1, error=OSError("of the picture")), dl, "d"
+        )
+
+
+def test_other_errors(dl):
+    with pytest.raises(UserError, match="dtype must be one of float16, float32, got 'int8'"):
+        FeatureBank(dtype="int8")
+    with pytest.raises(
+        UserError, match=r"must give pooled features \(N, D\), it gave \(8, 3, 8, 8\)"
+    ):
+        FeatureBank().features(nn.Identity(), dl, "data")
+
+
+def test_features_are_a_dataset():
+    views = [np.full((5, 2), v, dtype=np.float16) for v in (0, 1)]
+    data = Features(views, torch.arange(5))
+    x, y = data.get_batch([4, 0])
+    assert x.dtype == torch.float32 and x.tolist() == [[0, 0], [0, 0]] and y.tolist() == [4, 0]
+    drawn = torch.stack([data.get_batch(list(range(5)), seed)[0][:, 0] for seed in range(50)])
+    assert 0.35 < drawn.mean() < 0.65 and (drawn.std(0) > 0.3).all()
+    assert torch.equal(data.get_batch([1, 2], 7)[0], data.get_batch([1, 2], 7)[0])
+    loader = LTDataLoader(data, 2, training=True, augment=True, device=torch.device("cpu"))
+    assert sorted(torch.cat([y for _, y in loader]).tolist()) in ([0, 1, 2, 3, 4], [0, 1, 2, 3])
