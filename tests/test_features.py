@@ -7,7 +7,7 @@ from torch import nn
 
 from ltlearn import FeatureBank, UserError
 from ltlearn.data.loaders import LTDataLoader
-from ltlearn.features import Features, weights_fingerprint
+from ltlearn.features import Features, _ViewOnDisk, weights_fingerprint
 from ltlearn.models.cut import create_lt_model
 from tests.callbacks.helpers import make_dls
 
@@ -63,7 +63,7 @@ def test_features_are_the_backbones_output(dl, tmp_path, dtype, where):
         expected = backbone.eval()(torch.cat(x)).numpy()
     for f in (features, again):
         assert f.views[0].dtype == dtype and f.views[0].shape == (56, 16)
-        np.testing.assert_allclose(f.views[0], expected, atol=1e-5 if dtype == "float32" else 2e-3)
+        np.testing.assert_allclose(f.views[0], expected, rtol=1e-3 if dtype == "float16" else 1e-5)
         assert torch.equal(f.targets, torch.cat(y))
 
 
@@ -149,16 +149,16 @@ def test_an_extraction_that_was_cut_short_goes_on(dl, tmp_path, views, error, af
 
 def kill_in_the_middle(dl, path, monkeypatch, views):
     """Leave what a killed process leaves: the last note it wrote, later rows beyond it."""
+    flush = _ViewOnDisk.flush
+
+    def flush_once(self, done):
+        if done == 16:
+            flush(self, done)
+
     with monkeypatch.context() as patch:
-        flush = "ltlearn.features._ViewOnDisk.flush"
-        patch.setattr(flush, lambda self, done, old=_flush: old(self, done) if done == 16 else None)
+        patch.setattr(_ViewOnDisk, "flush", flush_once)
         with pytest.raises(KeyboardInterrupt):
             FeatureBank(path).features(Counting(fail_at=3), dl, "data", views)
-
-
-from ltlearn.features import _ViewOnDisk  # noqa: E402
-
-_flush = _ViewOnDisk.flush
 
 
 @pytest.mark.parametrize("views", [0, 1])
@@ -295,4 +295,5 @@ def test_features_are_a_dataset():
     assert 0.35 < drawn.mean() < 0.65 and (drawn.std(0) > 0.3).all()
     assert torch.equal(data.get_batch([1, 2], 7)[0], data.get_batch([1, 2], 7)[0])
     loader = LTDataLoader(data, 2, training=True, augment=True, device=torch.device("cpu"))
-    assert sorted(torch.cat([y for _, y in loader]).tolist()) in ([0, 1, 2, 3, 4], [0, 1, 2, 3])
+    seen = torch.cat([y for _, y in loader]).tolist()
+    assert len(set(seen)) == len(seen) >= 4

@@ -1,0 +1,432 @@
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback, CancelFitException
+from fastai.optimizer import Adam
+from PIL import Image
+from torch import nn
+
+from ltlearn import SAMN, SAMNLinear, UserError
+from ltlearn.data.samplers import ClassBalancedSampler
+from ltlearn.metrics import shot_report
+from tests.callbacks.helpers import COUNTS, Spy, make_dls, make_images, make_lt_learner
+from tests.models.test_cut import SMALL
+
+START = [2.1414, 3.4347, 4.2321]
+
+
+def state(module):
+    return copy.deepcopy(module.state_dict())
+
+
+def same(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a) and set(a) == set(b)
+
+
+# ------------------------------------------------ the model
+
+
+@pytest.mark.parametrize("arch", [a for a in SMALL if a != "mobilenetv3_small_050"])
+def test_a_step_with_each_kind_of_backbone(arch):
+    kwargs = SMALL[arch]
+    learn = make_lt_learner(make_dls([8, 4, 4], side=32, bs=8), arch=arch, **kwargs)
+    assert type(learn.model.head) is nn.Linear
+    learn.create_opt()
+    groups = [{id(p) for p in g} for g in learn.opt.param_lists]
+    parts = (learn.model.backbone, learn.model.head)
+    assert groups == [{id(p) for p in part.parameters()} for part in parts]
+    learn.model.eval()
+    x = next(iter(learn.dls.valid))[0]
+    with torch.no_grad():
+        assert torch.equal(learn.model(x), learn.model.head(learn.model.backbone(x)))
+        assert learn.model.backbone(x).shape == (len(x), learn.model.head.in_features)
+    before = state(learn.model)
+    learn.fit(1, 0.05)
+    after = learn.model.state_dict()
+    changed = [k for k, _ in learn.model.named_parameters() if not torch.equal(before[k], after[k])]
+    assert {k.split(".")[0] for k in changed} == {"backbone", "head"}
+    assert len(changed) > 0.5 * len(list(learn.model.parameters()))
+
+
+def test_freeze_freezes_all_of_the_backbone():
+    learn = make_lt_learner()
+    learn.fit(1, 0.05, wd=0.1)
+    learn.freeze()
+    assert not any(p.requires_grad for p in learn.model.backbone.parameters())
+    before = dict(learn.model.named_parameters())
+    before = {k: v.detach().clone() for k, v in before.items()}
+    learn.fit(1, 0.05, wd=0.1)
+    for k, v in learn.model.named_parameters():
+        assert torch.equal(v, before[k]) == k.startswith("backbone"), k
+    learn.unfreeze()
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+
+def test_normalisation_follows_the_weights_unless_it_was_given(tmp_path):
+    source = make_lt_learner().model.backbone
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    dls = make_dls()
+    learn = make_lt_learner(dls, pretrained=tmp_path / "weights.pth")
+    assert same(learn.model.backbone.state_dict(), source.state_dict())
+    assert dls.normalize.mean.flatten().tolist() == pytest.approx(
+        [0.4914 * 255, 0.4822 * 255, 0.4465 * 255]
+    )
+    dls = make_dls(stats=([0.5] * 3, [0.25] * 3))
+    make_lt_learner(dls, pretrained=tmp_path / "weights.pth")
+    assert dls.normalize.mean.flatten().tolist() == pytest.approx([127.5] * 3)
+
+
+# ------------------------------------------------ precision
+
+
+def test_bf16_runs_the_network_in_bf16_and_the_loss_in_fp32():
+    learn = make_lt_learner(precision="bf16")
+    seen, losses = set(), set()
+    learn.model.backbone.layer2[0].conv1.register_forward_hook(lambda m, i, o: seen.add(o.dtype))
+
+    def loss(pred, target):
+        losses.add(pred.dtype)
+        return nn.functional.cross_entropy(pred, target)
+
+    learn.fit_stage1(1, 0.05, loss=loss)
+    learn.retrain_classifier(1, 0.05, views=0, loss=loss)
+    learn.predict_logits("valid", cached=False)
+    assert seen == {torch.bfloat16} and losses == {torch.float32}
+    assert all(p.dtype == torch.float32 for p in learn.model.parameters())
+    assert learn.bank.dtype == "float16"
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_choice_of_precision(monkeypatch):
+    with pytest.raises(UserError, match="precision fp16 needs a CUDA device, the data is on cpu"):
+        make_lt_learner(precision="fp16")
+    with pytest.raises(UserError, match="precision must be one of auto, fp32, bf16, fp16, got 'f'"):
+        make_lt_learner(precision="f")
+    for has, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert make_lt_learner(make_dls(side=16), precision="auto").precision == expected
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert make_lt_learner(make_dls(side=8), precision="auto").precision == "fp32"
+
+
+# ------------------------------------------------ stage 2
+
+
+@pytest.mark.parametrize("views", [0, 1, 2])
+def test_a_frozen_backbone_is_bit_identical(views):
+    learn = make_lt_learner()
+    # fastai's optimisers leave gradients of zero behind, which weight decay would follow.
+    learn.fit_stage1(1, 0.05, opt_func=Adam)
+    before, head = state(learn.model.backbone), state(learn.model.head)
+    learn.retrain_classifier(2, 0.05, wd=0.1, views=views, select="last")
+    assert same(before, learn.model.backbone.state_dict())
+    assert not torch.equal(head["weight"], learn.model.head.weight)
+
+
+def test_bn_train_changes_statistics_alone():
+    learn = make_lt_learner()
+    before = state(learn.model.backbone)
+    learn.retrain_classifier(1, 0.05, wd=0.1, bn="train", select="last")
+    after = learn.model.backbone.state_dict()
+    changed = {k.rpartition(".")[2] for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+class Stop(Callback):
+    order = 95  # after the spy has counted the step
+
+    def __init__(self, error):
+        self.error = error
+
+    def after_step(self):
+        if self.learn.iter == 2:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, CancelFitException, ValueError("no")])
+@pytest.mark.parametrize(
+    ("stage", "options"), [(1, {}), (2, {"views": 0}), (2, {"views": 1}), (2, {"bn": "train"})]
+)
+def test_all_that_was_borrowed_is_given_back(stage, options, error):
+    learn = make_lt_learner()
+    if stage == 2:  # stage 1 trains everything
+        learn.model.backbone.layer1.requires_grad_(False)
+    train = learn.dls.train
+
+    def look():
+        flags = [p.requires_grad for p in learn.model.backbone.parameters()]
+        own = (learn.loss_func, learn.opt_func, list(learn.cbs), flags)
+        return own, (train.sampler, train.sampler_name, train.seed)
+
+    before, train_method = look(), learn.model.backbone.train
+    fit = learn.fit_stage1 if stage == 1 else partial(learn.retrain_classifier, bs=8)
+    spy = Spy()
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    cbs = [spy, SAMN()] + ([Stop(error)] if error else [])
+    try:
+        fit(2, 0.05, sampler="class_balanced", loss=loss, opt_func=Adam, cbs=cbs, **options)
+    except (KeyboardInterrupt, ValueError) as e:
+        assert error is not CancelFitException and not isinstance(e, UserError)
+    assert look() == before
+    assert learn.model.backbone.train.__func__ is train_method.__func__
+    assert "train" not in vars(learn.model.backbone)
+    assert spy.steps == (3 if error else 2 * len(train))
+    assert isinstance(learn.model.head, SAMNLinear)
+    assert learn.predict_logits("valid", cached=False)[0].isfinite().all()
+    again = learn.retrain_classifier(1, 0.05, cbs=[SAMN(), Spy()], select="last")
+    assert len(again["epoch"]) == 2
+    learn.fit(1, 0.05, cbs=SAMN())
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_without_epochs_the_head_has_the_starting_norms(views):
+    learn = make_lt_learner()
+    trajectory = learn.retrain_classifier(0, cbs=SAMN(), views=views)
+    assert learn.head_norms().tolist() == pytest.approx(START, abs=1e-4)
+    assert trajectory["epoch"] == [0] and trajectory["norms"][0] == pytest.approx(START, abs=1e-4)
+
+
+@pytest.mark.parametrize("views", [0, 1])
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_trajectory_and_selection(select, views):
+    learn = make_lt_learner()
+    learn.fit_stage1(2, 0.05)
+    trajectory = learn.retrain_classifier(4, 0.3, select=select, views=views, cbs=SAMN())
+    assert trajectory is learn.trajectory
+    assert trajectory["epoch"] == [0, 1, 2, 3, 4]
+    assert trajectory["norms"][0] == pytest.approx(START, abs=1e-4)
+    balanced = trajectory["balanced"]
+    chosen = 4 if select == "last" else balanced.index(max(balanced))
+    assert trajectory["chosen"] == chosen
+    assert learn.head_norms().tolist() == pytest.approx(trajectory["norms"][chosen], rel=1e-5)
+    assert learn.shot_report("valid").balanced == pytest.approx(balanced[chosen])
+    assert learn.stages[-1]["chosen_epoch"] == chosen
+    assert [s["stage"] for s in learn.stages] == ["stage 1", "stage 2"]
+
+
+def test_cached_features_and_images_agree():
+    """One unaugmented view, in the order of a seed, trains the same head either way."""
+    results = []
+    for views in (0, 1):
+        learn = make_lt_learner(make_dls(transform="none", bs=16))
+        learn.retrain_classifier(2, 0.05, bs=16, views=views, select="last", seed=4)
+        results.append(learn.model.head.weight.detach())
+    assert torch.allclose(*results, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"views": 2}, {"bn": "train"}, {"reset": True}])
+def test_the_same_seed_gives_the_same_numbers(options):
+    def run(seed):
+        learn = make_lt_learner()
+        learn.fit_stage1(1, 0.05)
+        torch.rand(len(heads))  # what else was drawn does not matter
+        learn.retrain_classifier(2, 0.1, seed=seed, select="last", cbs=SAMN(), **options)
+        return learn.model.head.weight.detach().clone()
+
+    heads = []
+    for seed in (1, 1, 2):
+        heads.append(run(seed))
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_two_classes_and_a_class_without_training_images():
+    for counts in ([20, 4], [20, 8, 0]):
+        learn = make_lt_learner(make_dls(counts))
+        trajectory = learn.fit_stage1(1, 0.05)
+        for options in ({}, {"bn": "train"}, {"sampler": "class_balanced"}):
+            trajectory = learn.retrain_classifier(1, 0.05, cbs=SAMN(), **options)
+            assert np.isfinite(trajectory["balanced"]).all()
+            assert np.isfinite(trajectory["norms"]).all()
+            assert all(p.isfinite().all() for p in learn.model.parameters())
+        assert np.isfinite(learn.shot_report().balanced)
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_loss_and_sampler_are_really_used(views):
+    learn = make_lt_learner()
+    seen = []
+
+    def loss(pred, target):
+        if torch.is_grad_enabled():
+            seen.append(target.clone())
+        return nn.functional.cross_entropy(pred, target)
+
+    def shares(**kwargs):
+        seen.clear()
+        learn.retrain_classifier(6, 0.01, loss=loss, views=views, **kwargs)
+        y = torch.cat(seen)
+        return (torch.bincount(y, minlength=3) / len(y)).tolist()
+
+    assert shares() == pytest.approx([40 / 56, 12 / 56, 4 / 56], abs=0.02)
+    assert shares(sampler="class_balanced") == pytest.approx([1 / 3] * 3, abs=0.1)
+    own = ClassBalancedSampler(np.asarray(learn.dls.train.dataset.targets), seed=5)
+    assert shares(sampler=own) == pytest.approx([1 / 3] * 3, abs=0.1)
+    before = learn.stages[-1]
+    assert before["sampler"] == "ClassBalancedSampler" or "Sampler" in before["sampler"]
+    assert before["loss"] == "loss"
+
+
+def test_reset_begins_with_a_new_head():
+    learn = make_lt_learner()
+    learn.retrain_classifier(1, 0.05, cbs=SAMN())
+    learn.retrain_classifier(0, reset=True)
+    assert type(learn.model.head) is nn.Linear
+    assert learn.stages[-1]["head"] == "new"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"epochs": -1}, "epochs must be a whole number of at least 0, got -1"),
+        ({"epochs": 1.5}, "epochs must be a whole number of at least 0, got 1.5"),
+        ({"bn": "thaw"}, "bn must be 'frozen' or 'train', got 'thaw'"),
+        ({"views": -1}, "views must be at least 0"),
+        ({"bn": "train", "views": 1}, "and 0 with bn='train', got views=1"),
+        ({"flip": True, "views": 1}, "flip=True averages over images, .*pass views=0"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, constant, got 'linear'"),
+        ({"select": "first"}, "select must be 'best' or 'last', got 'first'"),
+        ({"sampler": "fair"}, "sampler must be one of .* got 'fair'"),
+    ],
+)
+def test_options_out_of_range(kwargs, message):
+    learn = make_lt_learner()
+    with pytest.raises(UserError, match=message):
+        learn.retrain_classifier(**{"epochs": 1, **kwargs})
+    assert type(learn.model.head) is nn.Linear
+
+
+# ------------------------------------------------ save and load
+
+
+def test_save_and_load_into_a_fresh_learner(tmp_path):
+    learn = make_lt_learner()
+    learn.path = tmp_path
+    learn.fit(1, 0.05, cbs=SAMN())
+    learn.save("model.v1")
+    fresh = make_lt_learner(seed=1)
+    fresh.path = tmp_path
+    fresh.create_opt()
+    assert fresh.load("model.v1") is fresh
+    assert same(fresh.model.state_dict(), learn.model.state_dict())
+    held = {id(p) for g in fresh.opt.param_lists for p in g}
+    assert held == {id(p) for p in fresh.model.parameters()}
+    x = next(iter(learn.dls.valid))[0]
+    learn.model.eval(), fresh.model.eval()
+    assert torch.equal(learn.model(x), fresh.model(x))
+    raw = fresh.model.head.raw_norm_weight.clone()
+    fresh.fit(1, 0.0, cbs=SAMN())
+    assert torch.equal(fresh.model.head.raw_norm_weight, raw)
+    fresh.fit(1, 0.05, cbs=[SAMN(), Spy()])
+    assert not torch.equal(fresh.model.head.raw_norm_weight, raw)
+    with pytest.raises(UserError, match="there is no saved model .*nothing.pth"):
+        fresh.load("nothing")
+
+
+def test_loading_without_the_optimiser_makes_a_new_one(tmp_path):
+    learn = make_lt_learner()
+    learn.path = tmp_path
+    learn.fit(1, 0.05)
+    learn.save("plain")
+    learn.fit(1, 0.05, cbs=SAMN())
+    learn.load("plain", with_opt=False)
+    weight = learn.model.head.weight.clone()
+    learn.fit(1, 0.05)
+    assert not torch.equal(weight, learn.model.head.weight), (
+        "the old head's optimiser trains nothing"
+    )
+
+
+# ------------------------------------------------ results
+
+
+def test_logits_of_the_mirror_image_are_averaged():
+    learn = make_lt_learner()
+    logits, targets = learn.predict_logits("test", flip=True)
+    learn.model.eval()
+    with torch.no_grad():
+        x, y = zip(*learn.dls.test, strict=True)
+        x = torch.cat(x)
+        expected = (learn.model(x) + learn.model(x.flip(-1))) / 2
+    assert torch.allclose(logits, expected, atol=1e-5) and torch.equal(targets, torch.cat(y))
+    plain = learn.predict_logits("test")[0]
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    assert torch.allclose(plain, learn.predict_logits("test", cached=False)[0], atol=1e-5)
+
+
+def test_shot_report(caplog):
+    learn = make_lt_learner()
+    for part in ("valid", "test"):
+        report = learn.shot_report(part)
+        logits, targets = learn.predict_logits(part)
+        assert report.all == shot_report(logits, targets, torch.tensor(COUNTS)).all
+        assert len(targets) == (12 if part == "valid" else 9)
+    assert learn.shot_report().all == learn.shot_report("test").all
+    learn = make_lt_learner(make_dls(test=None))
+    with caplog.at_level("WARNING", "ltlearn"):
+        assert learn.shot_report().all == learn.shot_report("valid").all
+    assert "there is no test set" in caplog.text
+    with pytest.raises(UserError, match="these dataloaders have no 'test' part"):
+        learn.shot_report("test")
+
+
+def test_predict(tmp_path):
+    learn = make_lt_learner()
+    learn.fit_stage1(1, 0.05)
+    images, _ = make_images([3, 3, 3], seed=2)
+    expected = learn.predict_logits("test", cached=False)[0].softmax(1)
+    names, probs = learn.predict(list(images))
+    assert torch.allclose(probs, expected, atol=1e-6)
+    assert names == [learn.dls.vocab[c] for c in expected.argmax(1).tolist()]
+    file = tmp_path / "one.png"
+    Image.fromarray(images[4]).save(file)
+    for one in (file, str(file), Image.open(file), images[4]):
+        names, probs = learn.predict(one)
+        assert torch.allclose(probs, expected[4:5], atol=1e-6) and len(names) == 1
+    grey = images[4][..., 0]
+    assert torch.equal(learn.predict(grey)[1], learn.predict(np.stack([grey] * 3, 2))[1])
+    for wrong, message in (
+        (images[4].astype(float), r"takes \(H, W, 3\) uint8 pictures, got float64"),
+        (images, r"takes \(H, W, 3\) uint8 pictures, got uint8 \(9, 8, 8, 3\)"),
+        ([], "predict needs a picture or more"),
+        (tmp_path / "none.png", "none.png does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            learn.predict(wrong)
+
+
+def test_predict_resizes_as_the_pictures_in_memory_were_resized(tmp_path):
+    """It once resized without smoothing, which the pictures it was trained on had."""
+    from ltlearn.data.sources import read_image
+
+    learn = make_lt_learner()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    small = read_image(tmp_path / "large.png", 8)
+    assert torch.equal(learn.predict(tmp_path / "large.png")[1], learn.predict(small)[1])
+
+
+def test_pictures_that_are_not_square():
+    images = np.random.default_rng(0).integers(0, 255, (24, 8, 16, 3), dtype=np.uint8)
+    dls = make_dls(valid=None, test=None)
+    dls = type(dls).from_arrays(images, np.arange(24) % 2, bs=8, device="cpu")
+    learn = make_lt_learner(dls)
+    x = dls.valid.dataset.get_batch([0])[0][0].permute(1, 2, 0).numpy()
+    expected = learn.predict_logits("valid", cached=False)[0][:1].softmax(1)
+    assert torch.allclose(learn.predict(x)[1], expected, atol=1e-6)
+
+
+def test_no_gradient_survives_an_interrupted_fit():
+    learn = make_lt_learner()
+
+    class StopBeforeStep(Callback):
+        def before_step(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, 0.05, cbs=StopBeforeStep())
+    assert all(p.grad is None for p in learn.model.parameters())
