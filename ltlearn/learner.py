@@ -30,8 +30,11 @@ from ltlearn.losses import CrossEntropy
 from ltlearn.metrics import ShotReport, shot_report
 from ltlearn.models.cut import LTModel, create_lt_model, evaluating
 from ltlearn.models.heads import SAMNLinear
+from ltlearn.settings import load_settings
 
 __all__ = ["LTLearner", "lt_learner", "sgd"]
+
+_BANK_BYTES = 1 << 30  # features that take more memory than this go to disk
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -137,7 +140,8 @@ class LTLearner(_Quiet):
         model: Backbone and head.
         precision: "auto" (bfloat16 where it is faster), "fp32", "bf16", or "fp16" (CUDA only).
         channels_last: Keep convolution weights channels-last in memory.
-        cache_path: Folder for features; None keeps them in memory.
+        cache_path: Folder for features; None keeps them in memory up to 1 GiB, and beyond that in
+            the setting of that name.
         few: Rule for the few-shot group, "<20" or "<=20".
         **kwargs: For fastai's `Learner`.
 
@@ -272,8 +276,10 @@ class LTLearner(_Quiet):
             self.fit(epochs, lr, wd, [*own, *_listed(cbs)], reset_opt=True)
             self._finish(self, trajectory)
             self._note_stage(
-                "stage 1", "backbone and head", "train", epochs, lr, wd, schedule, trajectory, cbs,
-                began, on=f"images, {self.dls.train.bs} a batch",
+                trajectory, cbs, began,
+                stage="stage 1", trained="backbone + head", bn="train", on="images",
+                batch=self.dls.train.bs, sampler=self.dls.train.sampler_name, loss=loss,
+                head="kept", epochs=epochs, lr=lr, weight_decay=wd, schedule=schedule,
             )  # fmt: skip
         return self.trajectory
 
@@ -365,7 +371,7 @@ class LTLearner(_Quiet):
                 # Also after an interruption the head is what the fit made of it.
                 self.model.head = learn.model.head
                 self.opt = None
-            on = f"features, {views} view{'s' if views > 1 else ''}, {bs} a batch"
+            on = f"features, {views} view{'s' if views > 1 else ''}"
         else:
             trajectory = self._trajectory(select, start=True, flip=flip)
             with self._borrowed(sampler, loss, opt_func, seed), self._frozen_backbone(bn):
@@ -377,11 +383,14 @@ class LTLearner(_Quiet):
                     reset_opt=True,
                 )
                 self._finish(self, trajectory)
-            on = f"images, {self.dls.train.bs} a batch"
+            on = "images"
         self.trajectory = trajectory.record
         self._note_stage(
-            "stage 2", f"head ({type(self.model.head).__name__})", bn, epochs, lr, wd, schedule,
-            trajectory, cbs, began, on=on, sampler=sampler, loss=loss, reset=reset,
+            trajectory, cbs, began,
+            stage="stage 2", trained=type(self.model.head).__name__, bn=bn, on=on,
+            batch=bs if views else self.dls.train.bs, sampler=_name_of(sampler), loss=loss,
+            head="new" if reset else "kept", epochs=epochs, lr=lr, weight_decay=wd,
+            schedule=schedule,
         )  # fmt: skip
         return self.trajectory
 
@@ -417,6 +426,12 @@ class LTLearner(_Quiet):
         loader = self._loader(part)
         if isinstance(loader.dataset, PicturesInMemory) and loader.bs < 256:
             loader = loader.new(bs=256, shuffle=False, augment=loader.augment)
+        if self.bank.path is None:
+            width = np.dtype(self.bank.dtype).itemsize * self.model.head.in_features
+            if loader.n * max(views, 1) * width > _BANK_BYTES:
+                path = load_settings().cache_path / "features"
+                _log.warning("these features would take over 1 GiB of memory: they go to %s", path)
+                self.bank = FeatureBank(path, self.bank.dtype)
         return self.bank.features(
             self.model.backbone, loader, data, views, seed, self._autocast_or_none()
         )
@@ -610,54 +625,28 @@ class LTLearner(_Quiet):
         trajectory.best_state = None
         self.trajectory = trajectory.record
 
-    def _note_stage(
-        self,
-        name,
-        trained,
-        mode,
-        epochs,
-        lr,
-        wd,
-        schedule,
-        trajectory,
-        cbs,
-        began,
-        on,
-        sampler=None,
-        loss=None,
-        reset=False,
-    ) -> None:
-        counted = sum(
-            p.numel() for p in (self.model if name == "stage 1" else self.model.head).parameters()
-        )
+    def _note_stage(self, trajectory: Trajectory, cbs, began: float, *, loss, **facts) -> None:
+        """Keep what a stage trained, and how, for the manifest."""
+        module = self.model if facts["stage"] == "stage 1" else self.model.head
+        chosen = trajectory.select_on if trajectory.select == "best" else "not chosen: the last"
         self.stages.append(
             {
-                "stage": name,
-                "trained": trained,
-                "parameters": counted,
-                "bn": mode,
-                "on": on,
-                "sampler": self.dls.train.sampler_name
-                if sampler is None
-                else getattr(sampler, "__name__", str(sampler)),
-                "loss": getattr(
-                    loss or self.loss_func, "__name__", type(loss or self.loss_func).__name__
-                ),
+                **facts,
+                "loss": _name_of(loss or self.loss_func),
+                "parameters": sum(p.numel() for p in module.parameters()),
                 "callbacks": [type(cb).__name__ for cb in _listed(cbs)],
-                "head": "new" if reset else "kept",
-                "epochs": epochs,
-                "lr": lr,
-                "weight_decay": wd,
-                "schedule": schedule,
                 "precision": self.precision,
                 "chosen_epoch": trajectory.record["chosen"],
-                "chosen_on": trajectory.select_on
-                if trajectory.select == "best"
-                else "not chosen: the last",
+                "chosen_on": chosen,
                 "seconds": round(time.perf_counter() - began, 2),
             }
         )
         _log.info("%s", self.stages[-1])
+
+
+def _name_of(thing) -> str:
+    """Name a sampler or a loss: itself if it is a name, else its function's or its class's name."""
+    return thing if isinstance(thing, str) else getattr(thing, "__name__", type(thing).__name__)
 
 
 def _listed(cbs) -> list:
@@ -707,7 +696,8 @@ def lt_learner(
             its own.
         precision: "auto", "fp32", "bf16" or "fp16".
         channels_last: Keep convolution weights channels-last in memory.
-        cache_path: Folder for features; None keeps them in memory.
+        cache_path: Folder for features; None keeps them in memory up to 1 GiB, and beyond that in
+            the setting of that name.
         few: Rule for the few-shot group, "<20" or "<=20".
         cbs: fastai callbacks that stay on the learner.
         **model_kwargs: For `timm.create_model`, such as `width=64` of the CIFAR ResNets.

@@ -375,21 +375,11 @@ def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = Non
         stages: The manifest's "stages".
         file: Where to write; standard output if None.
     """
-    keys = (
-        "method",
-        "stage",
-        "trained",
-        "bn",
-        "on",
-        "sampler",
-        "loss",
-        "epochs",
-        "lr",
-        "weight_decay",
-        "precision",
-    )
+    keys = ("method", "stage", "trained", "bn", "on", "batch", "sampler", "loss", "epochs", "lr")
+    keys += ("weight_decay",)
     rows = list(dict.fromkeys(tuple(str(stage.get(key, "")) for key in keys) for stage in stages))
-    render_rows([key.replace("_", " ") for key in keys], rows, file, "what was trained")
+    head = ["wd" if key == "weight_decay" else key for key in keys]
+    render_rows(head, rows, file, "what was trained")
 
 
 def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:

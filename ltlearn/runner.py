@@ -314,12 +314,7 @@ def _table(recipe: Recipe, dls: LTDataLoaders, seeds: list[_Seed]) -> ResultTabl
         selected = list(dict.fromkeys(s.selected[name] for s in seeds))
         seconds = sum(s.seconds[name] for s in seeds) / len(seeds)
         rows.append(ResultRow(name, METHODS[name].label, reports, "; ".join(selected), seconds))
-    published = [
-        f"{METHODS[e.method].label} {e.all} ({e.protocol} protocol; {e.source})"
-        for e in recipe.expected
-        if e.method in recipe.methods
-    ]
-    note = f"Published, for the recipe as it stands: {'; '.join(published)}." if published else ""
+    note = _published(recipe)
     return ResultTable(
         rows,
         recipe.protocol,
@@ -330,6 +325,21 @@ def _table(recipe: Recipe, dls: LTDataLoaders, seeds: list[_Seed]) -> ResultTabl
         recipe.data.dataset,
         note=note,
     )
+
+
+def _published(recipe: Recipe) -> str:
+    """Say what was published, and what of the recipe was changed on the command line."""
+    figures: dict[str, list[str]] = {}
+    for e in recipe.expected:
+        if e.method in recipe.methods:
+            about = f"{e.protocol} protocol; {e.source}"
+            figures.setdefault(about, []).append(f"{METHODS[e.method].label} {e.all:g}")
+    if not figures:
+        return ""
+    changed = [k for k, source in recipe.provenance.items() if source == "command line"]
+    said = [f"{', '.join(f)} ({about})" for about, f in figures.items()]
+    what = f"Published, without the changes to {', '.join(changed)}" if changed else "Published"
+    return f"{what}: {'; '.join(said)}."
 
 
 def _write_results(

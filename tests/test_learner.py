@@ -430,3 +430,13 @@ def test_no_gradient_survives_an_interrupted_fit():
     with pytest.raises(KeyboardInterrupt):
         learn.fit(1, 0.05, cbs=StopBeforeStep())
     assert all(p.grad is None for p in learn.model.parameters())
+
+
+def test_features_that_are_too_many_for_memory_go_to_disk(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("LTLEARN_CACHE_PATH", str(tmp_path))
+    monkeypatch.setattr("ltlearn.learner._BANK_BYTES", 100)
+    learn = make_lt_learner()
+    learn.retrain_classifier(1, cbs=SAMN())
+    assert learn.bank.path == tmp_path / "features"
+    assert list((tmp_path / "features").rglob("*.npy"))
+    assert "memory" in caplog.text
