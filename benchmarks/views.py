@@ -3,8 +3,8 @@
     ltlearn recipe cifar10_lt --data DIR --set model.width=16 --set stage1.epochs=60 --out RUN
     python benchmarks/views.py RUN --data DIR [--views 1 2 4 8] [--seeds 3]
 
-Prints class-balanced accuracy on the validation images (the test set is not read): of the best epoch
-and the mean of the last five.
+Prints class-balanced accuracy on the validation images (the test set is not read): of the best
+epoch, and the mean of the last five.
 """
 
 import argparse
