@@ -134,7 +134,8 @@ def recipe(
     if smoke:
         wanted = wanted.smoke()
     run = Run.create(settings.runs_path, wanted.name + ("-smoke" if smoke else ""), out, resume)
-    command = shlex.join(["ltlearn", *sys.argv[1:]])
+    program = os.environ.get("LTLEARN_PROGRAM", "ltlearn")
+    command = shlex.join([program, *sys.argv[1:]])
     quiet = quiet or as_json
     with _voice(quiet):
         try:
@@ -154,7 +155,7 @@ def recipe(
             )
         except KeyboardInterrupt:
             again = shlex.join(
-                ["ltlearn", *_without_out(sys.argv[1:]), "--out", str(run.path), "--resume"]
+                [program, *_without_out(sys.argv[1:]), "--out", str(run.path), "--resume"]
             )
             _stop(
                 f"stopped; what is finished is in {run.path}. Go on with: {again}", EXIT_INTERRUPTED

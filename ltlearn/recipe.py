@@ -82,7 +82,7 @@ class Expected(_Section):
 class Recipe(_Section):
     """A benchmark: data, model, both stages, methods, and what was published."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     title: str
     protocol: Literal["clean", "paper"] = "clean"
     seeds: int = Field(1, ge=1, le=100)
@@ -95,16 +95,46 @@ class Recipe(_Section):
     expected: list[Expected] = []
 
     def settled(self) -> "Recipe":
-        """Return the recipe with everything filled in that its protocol decides."""
+        """Return the recipe with everything filled in: by its protocol, or as ltlearn's default.
+
+        Raises:
+            UserError: If values do not go together.
+        """
         recipe = self.model_copy(deep=True)
         paper = recipe.protocol == "paper"
         s1, s2 = recipe.stage1, recipe.stage2
+        open_before = {
+            f"{name}.{key}"
+            for name, stage in (("stage1", s1), ("stage2", s2))
+            for key in type(stage).model_fields
+            if getattr(stage, key) is None
+        }
         s1.select = s1.select or ("best" if paper else "last")
         s2.select = s2.select or "best"
         s2.bn = s2.bn or ("train" if paper else "frozen")
         if s2.views is None:
             s2.views = 0 if paper or s2.bn == "train" else 1
+        if paper and "last" in (s1.select, s2.select):
+            raise UserError(
+                "the paper protocol keeps the best epoch on the test set: leave stage1.select and "
+                "stage2.select out, or use the clean protocol."
+            )
+        if s2.views and (paper or s2.bn == "train"):
+            why = "the paper protocol averages over mirrored images" if paper else "bn is 'train'"
+            raise UserError(
+                f"stage2.views = {s2.views} caches features, which cannot be as {why}; set "
+                "stage2.views=0."
+            )
+        for section in _SECTIONS:
+            for key in type(getattr(recipe, section)).model_fields:
+                name = f"{section}.{key}"
+                default = f"protocol: {recipe.protocol}" if name in open_before else "default"
+                recipe.provenance.setdefault(name, default)
         return recipe
+
+    def changes(self) -> list[str]:
+        """Return the keys that a command line, or `smoke`, has changed."""
+        return [k for k, v in self.provenance.items() if v in ("command line", "smoke run")]
 
     def smoke(self) -> "Recipe":
         """Return the recipe shrunk to seconds: the same steps, on a handful of pictures."""
@@ -120,6 +150,11 @@ class Recipe(_Section):
             recipe.data.test_per_class = 10
         if self.model.width:
             recipe.model.width = min(8, self.model.width)
+        for section in _SECTIONS:
+            new, old = getattr(recipe, section), getattr(self, section)
+            for key in type(new).model_fields:
+                if getattr(new, key) != getattr(old, key):
+                    recipe.provenance[f"{section}.{key}"] = "smoke run"
         return recipe
 
 
@@ -183,6 +218,9 @@ def load_recipe(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) 
 
     for method in recipe.methods:
         find_method(method)
+    if len(set(recipe.methods)) < len(recipe.methods):
+        raise UserError(f"{path.name}: methods names one twice: {', '.join(recipe.methods)}.")
+    recipe.settled()  # what cannot be is said now, and not after stage 1
     return recipe
 
 
@@ -205,7 +243,9 @@ def _override(raw: dict, text: str) -> None:
                 f"--set {text}: {parts[0]} is not a section; the sections are "
                 f"{', '.join(_SECTIONS)}."
             )
-        raw.setdefault("provenance", {})[key.strip()] = "command line"
+    provenance = raw.setdefault("provenance", {})
+    if isinstance(provenance, dict):  # if not, validation says so
+        provenance[key.strip()] = "command line"
     target[parts[-1]] = parsed
 
 

@@ -34,6 +34,7 @@ PROTOCOLS = {
     "paper": "paper: best epoch selected on test, flip-averaged logits",
 }
 _DASH = "–"
+_RICH_COLUMNS = 100  # a table of many columns breaks words on a terminal narrower than this
 # field of ShotReport -> heading; all in %
 _COLUMNS = {
     "all": "all",
@@ -308,7 +309,11 @@ def render_report_md(
     if counts is None and table.rows:
         counts = table.rows[0].reports[0].class_counts
     if counts is not None and len(counts):
-        parts += ["## Training images", _counts_paragraph(counts, table.few_rule)]
+        paragraph = _counts_paragraph(counts, table.few_rule)
+        trained, kept = manifest.get("training_images"), manifest.get("validation_images")
+        if table.protocol == "clean" and trained and kept:
+            paragraph += f" {trained:,} of them were trained on, {kept:,} were kept for validation."
+        parts += ["## Training images", paragraph]
     trajectories = _as_list(trajectory)
     if trajectories:
         parts.append("## Stage 2, epoch by epoch")
@@ -347,7 +352,7 @@ def render_rows(
     """
     file = sys.stdout if file is None else file
     cells = [[_one_line(cell) for cell in row] for row in rows]
-    if not (hasattr(file, "isatty") and file.isatty()):
+    if not (hasattr(file, "isatty") and file.isatty()) or _columns(file) < _RICH_COLUMNS:
         lines = [title] if title else []
         lines += ["\t".join(row) for row in [list(head), *cells]]
         file.write("\n".join(lines) + "\n")
@@ -366,6 +371,12 @@ def render_rows(
     if title:
         console.print(Text(title, style="bold"))
     console.print(table)
+
+
+def _columns(file: TextIO) -> int:
+    from rich.console import Console
+
+    return Console(file=file).width
 
 
 def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
@@ -428,7 +439,7 @@ def _counts_paragraph(counts: Sequence[int], few_rule: str) -> str:
     sizes = {name: int(mask.sum()) for name, mask in shot_groups(counts, few_rule).items()}
     counts = [int(n) for n in counts]
     least, most = min(counts), max(counts)
-    factor = f"imbalance factor {most / least:.4g}" if least else "some class has none"
+    factor = f"largest over smallest: {most / least:.4g}" if least else "some class has none"
     return (
         f"{sum(counts):,} training images in {len(counts):,} classes, {least:,} to {most:,} per "
         f"class ({factor}). Shots: {shot_thresholds_text(few_rule, sizes)}."

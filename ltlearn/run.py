@@ -33,6 +33,7 @@ __all__ = ["Run", "deferred_interrupt", "environment_info"]
 
 _logger = logging.getLogger("ltlearn")
 _TEMPORARY = ".tmp-"
+_OUR_TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
 _PACKAGES = (
     "ltlearn",
     "torch",
@@ -61,6 +62,8 @@ class Run:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        self._made = False  # whether `create` made the folder
+        self._fresh = False  # whether `create` found nothing in it
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -93,8 +96,15 @@ class Run:
         try:
             if out is not None:
                 path = wanted
+                made = not path.exists()
                 path.mkdir(parents=True, exist_ok=True)
-                used = next(path.iterdir(), None) is not None
+                found = [p for p in path.iterdir() if not _OUR_TEMPORARY.fullmatch(p.name)]
+                used = bool(found)
+                if used and resume and not (path / "manifest.json").is_file():
+                    raise UserError(
+                        f"{path} holds files, but no run of ltlearn to go on with (no "
+                        "manifest.json): give another --out."
+                    )
                 if used and not resume:
                     raise UserError(
                         f"{path} already holds files: give --resume to go on with that run, "
@@ -105,7 +115,9 @@ class Run:
                 path = _newest(wanted, name) if resume else None
                 used = path is not None
                 path = path or _new_folder(wanted, name)
+                made = not used
             run = cls(path)
+            run._made, run._fresh = made, not used
             if resume:
                 run._remove_temporaries()
                 if not used:
@@ -123,10 +135,14 @@ class Run:
         return run
 
     def remove_if_empty(self) -> None:
-        """Take the folder away again if nothing but a manifest was written."""
-        if {p.name for p in self.path.iterdir()} <= {"manifest.json"}:
-            (self.path / "manifest.json").unlink(missing_ok=True)
-            self.path.rmdir()
+        """Take away what `create` began, if nothing but a manifest was written since."""
+        try:
+            if self._fresh and {p.name for p in self.path.iterdir()} <= {"manifest.json"}:
+                (self.path / "manifest.json").unlink(missing_ok=True)
+                if self._made:
+                    self.path.rmdir()
+        except OSError:
+            pass  # an empty folder is no reason to hide why the run could not begin
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file in UTF-8."""
@@ -338,7 +354,7 @@ class Run:
     def _remove_temporaries(self) -> None:
         for folder, _, files in os.walk(self.path):
             for file in files:
-                if file.startswith(_TEMPORARY):
+                if _OUR_TEMPORARY.fullmatch(file):
                     _remove(Path(folder, file))
 
 

@@ -114,12 +114,15 @@ def run_recipe(
         "command": command,
         "protocol": recipe.protocol,
         "values": effective,
+        "data_path": str(data_path),
+        "cache_path": None if cache_path is None else str(cache_path),
+        "precision_asked": precision,
         "run_device": str(where),
+        "seeds": [],
         **environment_info(),
     }
     _check_same_run(run, effective)
     run.write_json("manifest.json", manifest)
-    began = time.perf_counter()
     seeds, dls = [], None
     for seed in range(recipe.seeds):
         dls = LTDataLoaders.from_dataset(
@@ -132,6 +135,13 @@ def run_recipe(
             skip_bad=skip_bad,
             device=where,
         )
+        manifest["seeds"].append(
+            {
+                "seed": seed,
+                "split": dls.split.to_dict(),
+                "training_counts": dls.class_counts.tolist(),
+            }
+        )
         if seed == 0:
             manifest |= {
                 "split": dls.split.to_dict(),
@@ -142,7 +152,6 @@ def run_recipe(
                 "test_images": dls.test.n,
                 "skipped_pictures": dls.skipped,
             }
-            run.write_json("manifest.json", manifest)
             say(
                 f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation "
                 f"({dls.split.valid_from}), {dls.test.n} test images"
@@ -150,9 +159,10 @@ def run_recipe(
             if dls.skipped:
                 plural = "s were" if len(dls.skipped) > 1 else " was"
                 say(f"{len(dls.skipped)} unreadable picture{plural} left out")
+        run.write_json("manifest.json", manifest)
         seeds.append(_run_seed(recipe, run, dls, seed, precision, cache_path, say))
     table = _table(recipe, dls, seeds)
-    _write_results(recipe, run, dls, seeds, table, manifest, time.perf_counter() - began)
+    _write_results(recipe, run, dls, seeds, table, manifest)
     return RecipeResult(run, table, manifest)
 
 
@@ -163,12 +173,18 @@ def _check_same_run(run: Run, effective: dict) -> None:
     before = run.read_json("manifest.json").get("values") or {}
     # The number of seeds may grow, and where a value is from decides nothing.
     ignored = ("seeds", "provenance", "expected", "title")
-    other = [k for k in effective if k not in ignored and before.get(k) != effective[k]]
-    if other:
-        raise UserError(
-            f"{run.path} holds a run with another {other[0]}; give another --out, or the values of "
-            "its manifest.json."
-        )
+    old, new = (
+        {f"{k}.{j}" if isinstance(v, dict) else k: w
+         for k, v in values.items() if k not in ignored
+         for j, w in (v.items() if isinstance(v, dict) else [("", v)])}
+        for values in (before, effective)
+    )  # fmt: skip
+    for key in new:
+        if old.get(key) != new[key]:
+            raise UserError(
+                f"{run.path} holds a run with {key} = {old.get(key)!r}, not {new[key]!r}; give "
+                "another --out, or the values of its manifest.json."
+            )
 
 
 def _learner(recipe: Recipe, dls: LTDataLoaders, precision: str, cache_path) -> LTLearner:
@@ -270,7 +286,11 @@ def _stage2(
 
 
 def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
-    """Load a finished stage into the learner and return its record; None where there is none."""
+    """Load a finished stage into the learner and return its record; None where there is none.
+
+    Raises:
+        UserError: If it was made from other pictures, or in another precision.
+    """
     if (
         not (run.path / f"{name}.json").is_file()
         or not (run.path / f"{name}.safetensors").is_file()
@@ -281,15 +301,28 @@ def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
     except UserError as e:
         _log.warning("%s This stage is done again.", e)
         return None
+    for key, now in _circumstances(learn).items():
+        if record.get(key) != now:
+            raise UserError(
+                f"{run.path / name}.json was made with {key} {record.get(key)}, now it is {now}; "
+                "go on with the same data and --precision, or give another --out."
+            )
     learn.model.load_state_dict(state)
     learn.opt = None
     return record
 
 
+def _circumstances(learn: LTLearner) -> dict:
+    """Return what decides a stage's weights beside the recipe: the pictures and the precision."""
+    split = learn.dls.split
+    pictures = f"train {split.train}, valid {split.valid}, test {split.test}"
+    return {"pictures": pictures, "precision": learn.precision}
+
+
 def _save(run: Run, name: str, learn: LTLearner, record: dict, say) -> None:
     """Write weights first, then the record that says they are complete."""
     run.save_tensors(f"{name}.safetensors", learn.model.state_dict(), {"arch": learn.arch})
-    run.write_json(f"{name}.json", record)
+    run.write_json(f"{name}.json", {**record, **_circumstances(learn)})
     kept = _chosen(record["trajectory"])
     say(f"  {record['stage']['stage']} done in {record['seconds']:.1f} s, kept: {kept}")
 
@@ -336,14 +369,14 @@ def _published(recipe: Recipe) -> str:
             figures.setdefault(about, []).append(f"{METHODS[e.method].label} {e.all:g}")
     if not figures:
         return ""
-    changed = [k for k, source in recipe.provenance.items() if source == "command line"]
+    changed = recipe.changes()
     said = [f"{', '.join(f)} ({about})" for about, f in figures.items()]
     what = f"Published, without the changes to {', '.join(changed)}" if changed else "Published"
     return f"{what}: {'; '.join(said)}."
 
 
 def _write_results(
-    recipe, run: Run, dls, seeds: list[_Seed], table: ResultTable, manifest: dict, seconds: float
+    recipe, run: Run, dls, seeds: list[_Seed], table: ResultTable, manifest: dict
 ) -> None:
     arrays = {"targets": seeds[0].targets}
     rows = []
@@ -364,7 +397,7 @@ def _write_results(
         run.save_figure(f"plots/{name}.png", figure)
     manifest |= {
         "status": "finished",
-        "seconds": round(seconds, 1),
+        "training_seconds": round(sum(sum(s.seconds.values()) for s in seeds), 1),
         "stages": [stage for s in seeds for stage in s.stages],
         "results": table.to_dict(),
     }

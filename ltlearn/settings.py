@@ -51,6 +51,8 @@ class Settings:
         ]
 
 
+_FLAGS = {"data_path": "data"}  # what a flag is called where it is not called like its key
+
 _KEYS = tuple(name for name in Settings.__dataclass_fields__ if name != "sources")
 
 
@@ -77,7 +79,7 @@ def load_settings(**flags) -> Settings:
         variable = f"LTLEARN_{key.upper()}"
         folder = None
         if flags.get(key) is not None:
-            raw, source = flags[key], f"flag --{key.replace('_', '-')}"
+            raw, source = flags[key], f"flag --{_FLAGS.get(key, key.replace('_', '-'))}"
         elif os.environ.get(variable):
             raw, source = os.environ[variable], f"environment variable {variable}"
         elif key in in_file:

@@ -150,7 +150,7 @@ def test_resume_takes_what_is_finished(finished):
     assert done.stderr.strip() in ("", "ltlearn: 1 class has a single training image: 9")
     other = ltlearn(*TINY, "--set", "stage1.lr=0.01", "--out", run, "--resume")
     assert other.returncode == 2
-    assert "another stage1" in other.stderr
+    assert "stage1.lr = 0.05, not 0.01" in other.stderr
     taken = ltlearn(*TINY, "--out", run)
     assert taken.returncode == 2
     assert "--resume" in taken.stderr
@@ -250,14 +250,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
 
 
 def test_bad_pictures_are_named_or_skipped(tmp_path):
-    rng = np.random.default_rng(0)
-    for part, n in (("train", 24), ("test", 12)):
-        for c in range(10):
-            folder = tmp_path / "cifar10" / part / f"class{c}"
-            folder.mkdir(parents=True)
-            for i in range(n):
-                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
+    write_cifar(tmp_path, 0)
     bad = tmp_path / "cifar10" / "train" / "class0" / "3.png"
     bad.write_bytes(bad.read_bytes()[:60])
     words = [
@@ -305,3 +298,76 @@ def test_settings_come_from_flag_then_environment_then_file(tmp_path):
     }
     assert rows["runs_path"]["value"] == str(tmp_path / "from_file")
     assert rows["precision"]["value"] == "bf16"
+
+
+def write_cifar(root, seed):
+    rng = np.random.default_rng(seed)
+    for part, n in (("train", 24), ("test", 12)):
+        for c in range(10):
+            folder = root / "cifar10" / part / f"class{c}"
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def test_resume_refuses_other_pictures_and_another_precision(tmp_path):
+    words = [
+        "recipe", "cifar10_lt", "--smoke", "--set", "data.imbalance_factor=5", "--device", "cpu",
+        "--set", "model.width=4", "--set", "stage1.epochs=1", "--out", tmp_path / "run",
+        "--precision", "fp32",
+    ]  # fmt: skip
+    first = write_cifar(tmp_path / "a", 0)
+    second = write_cifar(tmp_path / "b", 1)
+    done = ltlearn(*words, "--data", first)
+    assert done.returncode == 0, done.stderr
+    assert "Published, without the changes to" in done.stdout
+    assert "stage2.epochs" in done.stdout
+    done = ltlearn(*words, "--data", second, "--resume")
+    assert done.returncode == 2
+    assert "was made with pictures" in done.stderr
+    done = ltlearn(*words[:-1], "bf16", "--data", first, "--resume")
+    assert done.returncode == 2
+    assert "precision" in done.stderr
+    assert ltlearn(*words, "--data", first, "--resume").returncode == 0
+
+
+def test_what_cannot_be_is_refused_before_stage_1(tmp_path):
+    for words in (
+        ["--protocol", "paper", "--set", "stage2.views=1"],
+        ["--set", "stage2.bn=train", "--set", "stage2.views=1"],
+    ):
+        done = ltlearn(*TINY, *words, "--out", tmp_path / "run")
+        assert done.returncode == 2
+        assert "stage2.views=0" in done.stderr
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_users_own_folder_and_files_stay(tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    done = ltlearn("recipe", "cifar10_lt", "--data", tmp_path / "nowhere", "--out", own)
+    assert done.returncode == 2
+    assert "untar_data" in done.stderr
+    assert list(own.iterdir()) == []
+    (own / ".tmp-precious").write_text("mine")
+    done = ltlearn(*TINY, "--out", own, "--resume")
+    assert done.returncode == 2
+    assert "no run of ltlearn" in done.stderr
+    assert [p.name for p in own.iterdir()] == [".tmp-precious"]
+
+
+def test_the_go_on_command_names_the_program_that_was_called(monkeypatch, tmp_path):
+    monkeypatch.setenv("LTLEARN_PROGRAM", "scripts/ltlearn")
+    done = ltlearn(*TINY, "--out", tmp_path / "run", "--quiet")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["command"].startswith("scripts/ltlearn recipe digits_lt")
+    provenance = manifest["values"]["provenance"]
+    for section in ("data", "model", "stage1", "stage2"):
+        for key in manifest["values"][section]:
+            assert provenance[f"{section}.{key}"]
+    assert provenance["seeds"] == "command line"
+    assert provenance["stage2.bn"] == "protocol: clean"
+    assert manifest["seeds"][0]["split"]["valid"]

@@ -42,6 +42,16 @@ def test_protocols_settle_what_the_recipe_leaves_open():
     assert paper.stage2.views == 0
 
 
+def test_values_that_do_not_go_together_are_refused():
+    for overrides in (
+        ["protocol=paper", "stage2.views=1"],
+        ["stage2.bn=train", "stage2.views=2"],
+        ["protocol=paper", "stage1.select=last"],
+    ):
+        with pytest.raises(UserError, match="stage2.views=0|leave stage1.select"):
+            load_recipe("digits_lt", overrides)
+
+
 def test_overrides_change_values_and_their_provenance():
     recipe = load_recipe(
         "digits_lt", ["stage1.epochs=2", "model.arch=resnet32_cifar", "seeds=1", "stage2.lr=1e-3"]
@@ -83,6 +93,10 @@ def test_smoke_shrinks_every_recipe():
         ("seeds", ["--set", "seeds"]),
         ("a.b.c=1", ["--set", "a.b.c=1"]),
         ("name.x=1", ["name", "not a section"]),
+        ("provenance=5", ["provenance"]),
+        ("name='.'", ["name"]),
+        ("methods=['samn','samn']", ["methods", "twice"]),
+        ("stage2.views=-1", ["stage2.views"]),
     ],
 )
 def test_a_bad_value_is_one_sentence_that_names_it(override, words):

@@ -239,7 +239,7 @@ def test_report_has_every_part():
         "## Results",
         "## Protocol",
         "read once, at the end",
-        "543 training images in 3 classes, 3 to 500 per class (imbalance factor 166.7)",
+        "543 training images in 3 classes, 3 to 500 per class (largest over smallest: 166.7)",
         "many >100 (1 class), medium 20-100 (1), few <20 (1)",
         "![Norms, before & after](plots/my%20norms.png)",
         "- torch: 2.15",

@@ -79,8 +79,26 @@ def test_out_that_holds_something(tmp_path):
     (tmp_path / "metrics.csv").write_text("a\n")
     with pytest.raises(UserError, match="already holds files: give --resume .* or another --out"):
         Run.create(tmp_path, "r", out=tmp_path)
+    with pytest.raises(UserError, match="no run of ltlearn to go on with"):
+        Run.create(tmp_path, "r", out=tmp_path, resume=True)
+    (tmp_path / "manifest.json").write_text("{}")
     assert Run.create(tmp_path, "r", out=tmp_path, resume=True).path == tmp_path
     assert (tmp_path / "metrics.csv").read_text() == "a\n"
+
+
+def test_only_what_was_begun_is_taken_away(tmp_path):
+    made = Run.create(tmp_path, "r", out=tmp_path / "new")
+    made.write_json("manifest.json", {})
+    made.remove_if_empty()
+    assert not made.path.exists()
+    (tmp_path / "own").mkdir()
+    found = Run.create(tmp_path, "r", out=tmp_path / "own")
+    found.write_json("manifest.json", {})
+    found.remove_if_empty()
+    assert list((tmp_path / "own").iterdir()) == []
+    found.write_json("manifest.json", {})
+    Run.create(tmp_path, "r", out=tmp_path / "own", resume=True).remove_if_empty()
+    assert files(found) == ["manifest.json"]
 
 
 def test_resume_goes_on_in_the_newest_run_of_that_name(tmp_path, caplog):
@@ -102,11 +120,13 @@ def test_resume_goes_on_in_the_newest_run_of_that_name(tmp_path, caplog):
 
 def test_resume_removes_half_written_files_and_nothing_else(run):
     run.write_text("checkpoints/a.txt", "kept")
-    for name in (".tmp-1-aa", "checkpoints/.tmp-2-bb"):
+    run.write_json("manifest.json", {})
+    for name in (".tmp-1-0123abcd", "checkpoints/.tmp-23-0123abcd"):
         (run.path / name).write_text("half")
-    (run.path / "x.tmp-1").write_text("kept")
+    for name in (".tmp-mine", "x.tmp-1"):
+        (run.path / name).write_text("kept")
     Run.create(run.path.parent, "r", out=run.path, resume=True)
-    assert files(run) == ["checkpoints/a.txt", "x.tmp-1"]
+    assert files(run) == [".tmp-mine", "checkpoints/a.txt", "manifest.json", "x.tmp-1"]
 
 
 @pytest.mark.parametrize("inside", ["", "deeper/still"])
@@ -261,8 +281,9 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path):
         child.stdout.close()
         found = json.loads((tmp_path / "file.json").read_text())
         assert found["i"] == found["again"] and len(found["filler"]) == 200_000
+    (tmp_path / "manifest.json").write_text("{}")
     run = Run.create(tmp_path, "r", out=tmp_path, resume=True)
-    assert files(run) == ["file.json"]
+    assert files(run) == ["file.json", "manifest.json"]
 
 
 # an interrupt

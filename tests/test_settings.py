@@ -119,7 +119,8 @@ def test_a_bad_value_names_key_value_source_and_what_is_allowed(
     check(f"file {file}")
     monkeypatch.setenv(variable, value)
     check(f"environment variable {variable}")
-    check(f"flag --{key.replace('_', '-')}", **{key: value})
+    flag = "data" if key == "data_path" else key.replace("_", "-")
+    check(f"flag --{flag})", **{key: value})
 
 
 def test_true_is_no_number_of_workers():
