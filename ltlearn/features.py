@@ -94,6 +94,10 @@ class FeatureBank:
         self._memory: dict[str, np.ndarray] = {}
         self._memory_weights = ""
 
+    def __getstate__(self) -> dict:
+        # An exported learner does not take the features of its data along.
+        return {**vars(self), "_memory": {}, "_memory_weights": ""}
+
     def features(
         self, backbone: nn.Module, dl, data: str, views: int = 0, seed: int = 0, autocast=None
     ) -> Features:
@@ -116,6 +120,9 @@ class FeatureBank:
                 be written, or the disk is full.
         """
         weights = weights_fingerprint(backbone)
+        # What names the images may leave out where they are and when they were written.
+        files = getattr(dl.dataset, "files_name", None)
+        data = f"{data} {files}" if files else data
         arrays = []
         for view in range(max(views, 1)):
             augment = views > 0

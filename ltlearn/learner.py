@@ -2,32 +2,43 @@
 
 import copy
 import logging
+import math
+import operator
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from numbers import Real
 from pathlib import Path
 
+import fastai.callback.schedule  # noqa: F401  (gives Learner lr_find, fit_one_cycle, fit_flat_cos)
 import numpy as np
 import torch
-from fastai.callback.core import Callback, event
+from fastai.callback.core import Callback, TrainEvalCallback, event
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
+from fastai.learner import CastToTensor, Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import listify, noop
 from PIL import Image
 from torch import Tensor, nn
 
 from ltlearn.callbacks.history import EpochProgress, FlipAverage, Trajectory, head_norms
+from ltlearn.callbacks.samn import SAMN
 from ltlearn.callbacks.schedule import SCHEDULES, EpochCosine, LoaderEpoch
-from ltlearn.data.loaders import IMAGENET_STATS, LTDataLoader, LTDataLoaders, PicturesInMemory
+from ltlearn.data.loaders import (
+    IMAGENET_STATS,
+    LTDataLoader,
+    LTDataLoaders,
+    PicturesInMemory,
+    _check_whole,
+)
 from ltlearn.data.sources import ImageSet, read_image
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError
 from ltlearn.features import FeatureBank
 from ltlearn.losses import CrossEntropy
-from ltlearn.metrics import ShotReport, shot_report
+from ltlearn.metrics import FEW_RULES, ShotReport, shot_report
 from ltlearn.models.cut import LTModel, create_lt_model, evaluating
 from ltlearn.models.heads import SAMNLinear
 from ltlearn.settings import load_settings
@@ -37,6 +48,9 @@ __all__ = ["LTLearner", "lt_learner", "sgd"]
 _BANK_BYTES = 1 << 30  # features that take more memory than this go to disk
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+# What a learner has without being asked: these belong to one learner and stay with it.
+_OWN_CALLBACKS = (TrainEvalCallback, Recorder, CastToTensor, MixedPrecision, ProgressCallback)
 
 _log = logging.getLogger("ltlearn")
 
@@ -146,7 +160,7 @@ class LTLearner(_Quiet):
         **kwargs: For fastai's `Learner`.
 
     Raises:
-        UserError: If the precision is unknown or the device does not have it.
+        UserError: If `few` is unknown, or the precision is unknown or the device does not have it.
     """
 
     def __init__(
@@ -162,6 +176,8 @@ class LTLearner(_Quiet):
         device = torch.device(getattr(dls, "device", None) or "cpu")
         if precision not in PRECISIONS:
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+        if few not in FEW_RULES:
+            raise UserError(f"few must be one of {', '.join(FEW_RULES)}, got {few!r}.")
         if precision == "fp16" and device.type != "cuda":
             raise UserError(
                 f"precision fp16 needs a CUDA device, the data is on {device}; use bf16 or fp32."
@@ -172,7 +188,8 @@ class LTLearner(_Quiet):
         self.precision, self.few = precision, few
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         model = model.to(device)
-        self.channels_last = channels_last
+        # Not `channels_last`: fastai's `load_learner` takes that for a callback of its own.
+        self._channels_last = channels_last
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.bank = FeatureBank(cache_path, "float32" if self._dtype is None else "float16")
@@ -187,8 +204,9 @@ class LTLearner(_Quiet):
             "wd_bn_bias": True,
             **kwargs,
         }
+        kwargs["cbs"] = _listed(kwargs.get("cbs"))
         if precision == "fp16":
-            kwargs["cbs"] = [*_listed(kwargs.get("cbs")), _LossScaling()]
+            kwargs["cbs"] += [_LossScaling()]
         self.stages: list[dict] = []
         self.trajectory: dict | None = None
         super().__init__(dls, model, **kwargs)
@@ -228,7 +246,7 @@ class LTLearner(_Quiet):
     def fit_stage1(
         self,
         epochs: int,
-        lr: float | None = None,
+        lr: float | slice | list[float] | None = None,
         *,
         wd: float = 5e-4,
         sampler="instance",
@@ -244,8 +262,9 @@ class LTLearner(_Quiet):
 
         Args:
             epochs: Passes over the training images, at least 0.
-            lr: Learning rate of the head, and of the backbone unless a slice or list is given; None
-                takes 0.1 a 256 images for random weights, a tenth of that for pre-trained ones.
+            lr: Learning rate of the head, and of the backbone unless a slice or a list of two
+                (backbone, head) is given, above 0; None takes 0.1 a 256 images for random weights,
+                a tenth of that for pre-trained ones.
             wd: Weight decay of every parameter, 1 / lr per step, at least 0.
             sampler: Name of a sampler, or a torch sampler.
             loss: Takes (logits, targets) to a scalar; None takes cross-entropy.
@@ -255,25 +274,32 @@ class LTLearner(_Quiet):
             select: "last" keeps the weights of the last epoch, which no data chose; "best" those of
                 the epoch with the best class-balanced accuracy on the validation loader.
             flip: Validate on the mean logits of each picture and its mirror image.
-            cbs: fastai callbacks.
+            cbs: fastai callbacks. Without a `SAMN()` here or on the learner, a `SAMNLinear` is
+                folded into a plain linear layer first.
 
         Returns:
             The trajectory: a list per figure, one entry an epoch.
 
         Raises:
-            UserError: If an argument is outside its range.
+            UserError: If an argument is outside its range, or training diverges.
         """
-        self._check(epochs, schedule, select)
-        if lr is None:
+        epochs = self._check(epochs, schedule, select, wd, loss, opt_func)
+        cbs = _listed(cbs)
+        wd = _plain(wd)
+        _check_whole("warmup_epochs", warmup_epochs, 0)
+        if lr is not None:
+            lr = _check_rates(lr)
+        else:
             lr = 0.1 * self.dls.train.bs / 256 * (0.1 if getattr(self, "pretrained", False) else 1)
+        self._fold_without_samn(cbs)
         self.unfreeze_all()
         with self._borrowed(sampler, loss, opt_func):
-            trajectory = self._trajectory(select, start=False)
+            trajectory = self._trajectory(select, "stage 1", start=False)
             own = [trajectory, LoaderEpoch(), EpochProgress("stage 1")]
             own += [EpochCosine(warmup_epochs)] if schedule == "cosine" else []
             own += [FlipAverage()] if flip else []
             began = time.perf_counter()
-            self.fit(epochs, lr, wd, [*own, *_listed(cbs)], reset_opt=True)
+            self.fit(epochs, lr, wd, [*own, *cbs], reset_opt=True)
             self._finish(self, trajectory)
             self._note_stage(
                 trajectory, cbs, began,
@@ -309,8 +335,8 @@ class LTLearner(_Quiet):
         Args:
             epochs: Passes over the training images, at least 0. With 0 and `SAMN()` the classifier
                 gets SAMN's starting norms.
-            lr: Learning rate of the head.
-            wd: Weight decay of the head.
+            lr: Learning rate of the head, above 0.
+            wd: Weight decay of the head, at least 0.
             bs: Images a batch, on cached features (on images the loader's own batch size stays).
             sampler: Name of a sampler, or a torch sampler.
             loss: Takes (logits, targets) to a scalar; None takes cross-entropy.
@@ -327,63 +353,69 @@ class LTLearner(_Quiet):
                 loader, the one before the first step included; "last" the last.
             flip: Validate on the mean logits of each picture and its mirror image; only on images.
             seed: Of order and augmentation.
-            cbs: fastai callbacks, such as `SAMN()`.
+            cbs: fastai callbacks, such as `SAMN()`; those that stay on the learner take part, too.
+                Without a `SAMN()` among them, a `SAMNLinear` is folded into a plain linear layer
+                first.
 
         Returns:
             The trajectory: a list per figure, the first entry before the first step.
 
         Raises:
-            UserError: If an argument is outside its range.
+            UserError: If an argument is outside its range, or training diverges; the head is then
+                the one there was before.
         """
-        self._check(epochs, schedule, select)
+        epochs = self._check(epochs, schedule, select, wd, loss, opt_func)
+        cbs = _listed(cbs)
+        lr, wd = _check_rate(lr), _plain(wd)
+        _check_whole("bs", bs, 1)
+        _check_whole("seed", seed, 0)
+        bs, seed = operator.index(bs), operator.index(seed)
         if bn not in ("frozen", "train"):
             raise UserError(f"bn must be 'frozen' or 'train', got {bn!r}.")
         if views is None:
             views = 1 if bn == "frozen" and not flip else 0
-        if views < 0 or (bn == "train" and views):
-            raise UserError(
-                f"views must be at least 0, and 0 with bn='train', got views={views} with "
-                f"bn={bn!r}."
-            )
+        _check_whole("views", views, 0)
+        if bn == "train" and views:
+            raise UserError(f"views must be 0 with bn='train', got views={views}.")
         if views and flip:
             raise UserError(
                 "flip=True averages over images, so it cannot use cached features; pass views=0."
             )
         began = time.perf_counter()
+        head, weights = self.model.head, copy.deepcopy(self.model.head.state_dict())
         if reset:
             self._reset_head(seed)
+        self._fold_without_samn(cbs)
         cosine = [EpochCosine()] if schedule == "cosine" else []
-        cbs = [*cosine, LoaderEpoch(), EpochProgress("stage 2"), *_listed(cbs)]
-        if views:
-            learn = self._head_learner(views, bs, sampler, seed)
-            learn.opt_func, learn.loss_func = opt_func or sgd(), loss or self.loss_func
-            trajectory = Trajectory(
-                self.dls.shot_counts,
-                self.few,
-                select,
-                self._select_on,
-                predict=lambda: _predict(learn, learn.dls.valid),
-            )
-            try:
-                learn.fit(epochs, lr, wd, [trajectory, *cbs], reset_opt=True)
-                self._finish(learn, trajectory)
-            finally:
-                # Also after an interruption the head is what the fit made of it.
-                self.model.head = learn.model.head
-                self.opt = None
-            on = f"features, {views} view{'s' if views > 1 else ''}"
-        else:
-            trajectory = self._trajectory(select, start=True, flip=flip)
-            with self._borrowed(sampler, loss, opt_func, seed), self._frozen_backbone(bn):
-                self.fit(
-                    epochs,
-                    lr,
-                    wd,
-                    [trajectory, *cbs, *([FlipAverage()] if flip else [])],
-                    reset_opt=True,
+        cbs = [*cosine, LoaderEpoch(), EpochProgress("stage 2"), *cbs]
+        try:
+            if views:
+                learn = self._head_learner(views, bs, sampler, seed)
+                learn.opt_func, learn.loss_func = opt_func or sgd(), loss or self.loss_func
+                trajectory = self._trajectory(
+                    select, "stage 2", predict=lambda: _predict(learn, learn.dls.valid)
                 )
-                self._finish(self, trajectory)
-            on = "images"
+                try:
+                    with self._lent_callbacks() as staying:
+                        learn.fit(epochs, lr, wd, [trajectory, *cbs, *staying], reset_opt=True)
+                    self._finish(learn, trajectory)
+                finally:
+                    # Also after an interruption the head is what the fit made of it.
+                    self.model.head = learn.model.head
+                    self.opt = None
+                on = f"features, {views} view{'s' if views > 1 else ''}"
+            else:
+                trajectory = self._trajectory(select, "stage 2", flip=flip)
+                own = [trajectory, FlipAverage()] if flip else [trajectory]
+                with self._borrowed(sampler, loss, opt_func, seed), self._frozen_backbone(bn):
+                    self.fit(epochs, lr, wd, [*own, *cbs], reset_opt=True)
+                    self._finish(self, trajectory)
+                on = "images"
+        except UserError:
+            # A head that has diverged, or was not trained at all, is of no use.
+            head.load_state_dict(weights)
+            self.model.head, self.opt = head, None
+            raise
         self.trajectory = trajectory.record
         self._note_stage(
             trajectory, cbs, began,
@@ -550,21 +582,61 @@ class LTLearner(_Quiet):
             )
         return loader
 
-    def _check(self, epochs: int, schedule: str, select: str) -> None:
-        if not isinstance(epochs, int) or epochs < 0:
-            raise UserError(f"epochs must be a whole number of at least 0, got {epochs!r}.")
+    def _check(self, epochs, schedule, select, wd, loss, opt_func) -> int:
+        """Check what both stages take; return the epochs as Python's own integer."""
+        _check_whole("epochs", epochs, 0)
+        if not _is_number(wd) or wd < 0:
+            raise UserError(f"wd must be a finite number of at least 0, got {wd!r}.")
+        if loss is not None and not callable(loss):
+            raise UserError(f"loss must be a function of (logits, targets) or None, got {loss!r}.")
+        if opt_func is not None and not callable(opt_func):
+            raise UserError(f"opt_func must be a fastai optimiser or None, got {opt_func!r}.")
         if schedule not in SCHEDULES:
             raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
         if select not in ("best", "last"):
             raise UserError(f"select must be 'best' or 'last', got {select!r}.")
+        return operator.index(epochs)
 
-    def _trajectory(self, select: str, start: bool, flip: bool = False) -> Trajectory:
-        def predict():
+    def _trajectory(
+        self, select: str, stage: str, start: bool = True, flip: bool = False, predict=None
+    ) -> Trajectory:
+        def predict_here():
             return _run(self.model, self.dls.valid, self.autocast, flip)
 
         return Trajectory(
-            self.dls.shot_counts, self.few, select, self._select_on, start=start, predict=predict
+            self.dls.shot_counts, self.few, select, self._select_on,
+            start=start, predict=predict or predict_here, stage=stage,
+        )  # fmt: skip
+
+    def _staying(self) -> list[Callback]:
+        """List the callbacks that the user put on the learner."""
+        return [cb for cb in self.cbs if not isinstance(cb, _OWN_CALLBACKS)]
+
+    @contextmanager
+    def _lent_callbacks(self):
+        """Lend the callbacks that stay on this learner to another one, and take them back."""
+        staying = self._staying()
+        try:
+            yield staying
+        finally:
+            # fastai takes the learner away from a callback when it removes it.
+            for cb in staying:
+                cb.learn = self
+                setattr(self, cb.name, cb)
+
+    def _fold_without_samn(self, cbs: list[Callback]) -> None:
+        """Make a SAMN head a plain one for a fit without SAMN: none would project its norms."""
+        head = self.model.head
+        if not isinstance(head, SAMNLinear):
+            return
+        if any(isinstance(cb, SAMN) for cb in [*cbs, *self.cbs]):
+            return
+        _log.warning(
+            "the head is a SAMNLinear and no SAMN callback is given: it is folded into an "
+            "nn.Linear, whose norms are free"
         )
+        self.model.head = head.fold().requires_grad_(head.weight.requires_grad)
+        self.opt = None
 
     @contextmanager
     def _borrowed(self, sampler, loss, opt_func, seed=None):
@@ -634,7 +706,7 @@ class LTLearner(_Quiet):
                 **facts,
                 "loss": _name_of(loss or self.loss_func),
                 "parameters": sum(p.numel() for p in module.parameters()),
-                "callbacks": [type(cb).__name__ for cb in _listed(cbs)],
+                "callbacks": [type(cb).__name__ for cb in [*cbs, *self._staying()]],
                 "precision": self.precision,
                 "chosen_epoch": trajectory.record["chosen"],
                 "chosen_on": chosen,
@@ -649,8 +721,47 @@ def _name_of(thing) -> str:
     return thing if isinstance(thing, str) else getattr(thing, "__name__", type(thing).__name__)
 
 
-def _listed(cbs) -> list:
-    return [cb() if isinstance(cb, type) else cb for cb in listify(cbs)]
+def _listed(cbs) -> list[Callback]:
+    """Make a list of callbacks of one or many, classes or instances."""
+    found = listify(cbs)
+    for cb in found:
+        if not (isinstance(cb, Callback) or (isinstance(cb, type) and issubclass(cb, Callback))):
+            raise UserError(f"cbs must be fastai callbacks, classes or instances, got {cb!r}.")
+    return [cb() if isinstance(cb, type) else cb for cb in found]
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value):
+    """Return numpy's scalars as Python's own: fastai's optimisers do not take the others."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_rate(lr) -> float:
+    if not _is_number(lr) or lr <= 0:
+        raise UserError(f"lr must be a finite number above 0, got {lr!r}.")
+    return _plain(lr)
+
+
+def _check_rates(lr):
+    """Check one learning rate, or those of backbone and head: a slice, or a list of two."""
+    if isinstance(lr, slice):
+        # As in fastai, slice(x) is x for the head and a tenth of it for the backbone.
+        rates = [lr.stop] if lr.start is None else [lr.start, lr.stop]
+        good = lr.step is None
+    elif isinstance(lr, list | tuple):
+        rates, good = list(lr), len(lr) == 2
+    else:
+        return _check_rate(lr)
+    if not good or not all(_is_number(r) and r > 0 for r in rates):
+        raise UserError(
+            "lr must be a finite number above 0, or a slice or list of two of them (backbone, "
+            f"head), got {lr!r}."
+        )
+    rates = [_plain(r) for r in rates]
+    return slice(*rates) if isinstance(lr, slice) else rates
 
 
 def _predict(learn: Learner, dl) -> tuple[Tensor, Tensor]:
@@ -703,10 +814,11 @@ def lt_learner(
         **model_kwargs: For `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 
     Raises:
-        UserError: If timm does not know `arch` or its arguments, the weights cannot be had, or the
-            precision does not fit.
+        UserError: If timm does not know `arch` or its arguments, the weights cannot be had, the
+            precision does not fit, or `few` or `cbs` is none that is allowed.
     """
-    model = create_lt_model(arch, dls.c, pretrained, max(dls.size), **model_kwargs)
+    cbs = _listed(cbs)
+    model = create_lt_model(arch, dls.c, pretrained, tuple(dls.size), **model_kwargs)
     config = getattr(model.backbone, "pretrained_cfg", None) or {}
     starts_trained = bool(pretrained) and (
         not isinstance(pretrained, bool) or bool(config.get("hf_hub_id") or config.get("url"))
@@ -714,8 +826,6 @@ def lt_learner(
     if starts_trained and not dls.stats_given:
         mean, std = config.get("mean", IMAGENET_STATS[0]), config.get("std", IMAGENET_STATS[1])
         dls.normalize.set(mean, std)
-    learn = LTLearner(
-        dls, model, precision, channels_last, cache_path, few, cbs=copy.copy(_listed(cbs))
-    )
+    learn = LTLearner(dls, model, precision, channels_last, cache_path, few, cbs=cbs)
     learn.pretrained, learn.arch = starts_trained, arch
     return learn

@@ -1,12 +1,15 @@
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from ltlearn import FeatureBank, UserError
-from ltlearn.data.loaders import LTDataLoader
+from ltlearn.data.loaders import LTDataLoader, NormalizeUint8, PictureFiles
+from ltlearn.data.sources import ImageSet
 from ltlearn.features import Features, _ViewOnDisk, weights_fingerprint
 from ltlearn.models.cut import create_lt_model
 from tests.callbacks.helpers import make_dls
@@ -297,3 +300,33 @@ def test_features_are_a_dataset():
     loader = LTDataLoader(data, 2, training=True, augment=True, device=torch.device("cpu"))
     seen = torch.cat([y for _, y in loader]).tolist()
     assert len(set(seen)) == len(seen) >= 4
+
+
+def test_pictures_of_two_folders_do_not_share_features(tmp_path):
+    """BMP files of one layout have equal sizes, which was all that the key knew of them."""
+    names = [f"{i}.bmp" for i in range(3)]
+
+    def write(folder, seed):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for i, name in enumerate(names):
+            pixels = np.random.default_rng(seed + i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / name)
+
+    def loader(folder):
+        data = ImageSet(np.arange(3), paths=names, root=tmp_path / folder)
+        normalize = NormalizeUint8([0.5] * 3, [0.25] * 3)
+        return LTDataLoader(PictureFiles(data, size=8), bs=3, after_batch=[normalize])
+
+    write("one", 0), write("two", 10)
+    bank, backbone = FeatureBank(tmp_path / "bank"), Counting()
+
+    def first(dl):
+        return np.array(bank.features(backbone, dl, "data").views[0])
+
+    one, two = first(loader("one")), first(loader("two"))
+    assert backbone.calls == 2 and not np.array_equal(one, two)
+    assert np.array_equal(one, first(loader("one"))) and backbone.calls == 2
+    write("one", 20)
+    for name in names:
+        os.utime(tmp_path / "one" / name, ns=(1, 1))
+    assert not np.array_equal(one, first(loader("one")))

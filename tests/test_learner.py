@@ -1,18 +1,30 @@
 import copy
+import logging
+import math
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.learner import load_learner
 from fastai.optimizer import Adam
 from PIL import Image
 from torch import nn
 
-from ltlearn import SAMN, SAMNLinear, UserError
+from ltlearn import SAMN, LTDataLoaders, SAMNLinear, UserError
 from ltlearn.data.samplers import ClassBalancedSampler
 from ltlearn.metrics import shot_report
-from tests.callbacks.helpers import COUNTS, Spy, make_dls, make_images, make_lt_learner
+from tests.callbacks.helpers import (
+    COUNTS,
+    Spy,
+    assert_monotone,
+    make_dls,
+    make_images,
+    make_lt_learner,
+)
 from tests.models.test_cut import SMALL
 
 START = [2.1414, 3.4347, 4.2321]
@@ -285,8 +297,24 @@ def test_reset_begins_with_a_new_head():
         ({"epochs": -1}, "epochs must be a whole number of at least 0, got -1"),
         ({"epochs": 1.5}, "epochs must be a whole number of at least 0, got 1.5"),
         ({"bn": "thaw"}, "bn must be 'frozen' or 'train', got 'thaw'"),
-        ({"views": -1}, "views must be at least 0"),
-        ({"bn": "train", "views": 1}, "and 0 with bn='train', got views=1"),
+        ({"views": -1}, "views must be a whole number of at least 0, got -1"),
+        ({"views": 0.5}, "views must be a whole number of at least 0, got 0.5"),
+        ({"bn": "train", "views": 1}, "views must be 0 with bn='train', got views=1"),
+        ({"epochs": True}, "epochs must be a whole number of at least 0, got True"),
+        ({"lr": 0}, "lr must be a finite number above 0, got 0"),
+        ({"lr": math.nan}, "lr must be a finite number above 0, got nan"),
+        ({"lr": "0.1"}, "lr must be a finite number above 0, got '0.1'"),
+        ({"lr": slice(0.1, 0.2)}, "lr must be a finite number above 0, got slice"),
+        ({"wd": -0.1}, "wd must be a finite number of at least 0, got -0.1"),
+        ({"wd": math.inf}, "wd must be a finite number of at least 0, got inf"),
+        ({"bs": 0}, "bs must be a whole number of at least 1, got 0"),
+        ({"bs": 2.0}, "bs must be a whole number of at least 1, got 2.0"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"seed": "a"}, "seed must be a whole number of at least 0, got 'a'"),
+        ({"loss": "mse"}, "loss must be a function of .logits, targets. or None, got 'mse'"),
+        ({"opt_func": "Adam"}, "opt_func must be a fastai optimiser or None, got 'Adam'"),
+        ({"cbs": [3]}, "cbs must be fastai callbacks, classes or instances, got 3"),
+        ({"cbs": nn.Linear}, "cbs must be fastai callbacks, .* got <class 'torch.nn"),
         ({"flip": True, "views": 1}, "flip=True averages over images, .*pass views=0"),
         ({"schedule": "linear"}, "schedule must be one of cosine, constant, got 'linear'"),
         ({"select": "first"}, "select must be 'best' or 'last', got 'first'"),
@@ -298,6 +326,189 @@ def test_options_out_of_range(kwargs, message):
     with pytest.raises(UserError, match=message):
         learn.retrain_classifier(**{"epochs": 1, **kwargs})
     assert type(learn.model.head) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"lr": -1}, "lr must be a finite number above 0, got -1"),
+        ({"lr": [0.1]}, r"a slice or list of two of them \(backbone, head\), got \[0.1\]"),
+        ({"lr": slice(0.1, math.inf)}, "a slice or list of two"),
+        ({"lr": slice(None)}, "a slice or list of two"),
+        ({"wd": None}, "wd must be a finite number of at least 0, got None"),
+        ({"warmup_epochs": 0.5, "schedule": "constant"}, "warmup_epochs must be a whole number"),
+        ({"epochs": "1"}, "epochs must be a whole number of at least 0, got '1'"),
+        ({"loss": 3}, "loss must be a function"),
+        ({"opt_func": 3}, "opt_func must be a fastai optimiser"),
+        ({"cbs": "SAMN"}, "cbs must be fastai callbacks, classes or instances, got 'SAMN'"),
+    ],
+)
+def test_options_of_stage_1_out_of_range(kwargs, message):
+    learn = make_lt_learner()
+    before = state(learn.model)
+    with pytest.raises(UserError, match=message):
+        learn.fit_stage1(**{"epochs": 1, **kwargs})
+    assert same(before, learn.model.state_dict())
+
+
+def test_options_in_their_range():
+    learn = make_lt_learner()
+    for lr in (np.float32(0.01), slice(0.01), slice(0.01, 0.1), [0.01, 0.1]):
+        learn.fit_stage1(np.int64(1), lr, wd=np.float32(0), cbs=Spy2)
+    assert len(learn.retrain_classifier(np.int32(2), 1, bs=np.int64(8), seed=np.int64(3))["all"])
+
+
+class Spy2(Callback):
+    pass
+
+
+def test_arguments_of_the_learner():
+    with pytest.raises(UserError, match="few must be one of <20, <=20, got '<5'"):
+        make_lt_learner(few="<5")
+    with pytest.raises(UserError, match="arch must be a name of .*, got 18"):
+        make_lt_learner(arch=18)
+    with pytest.raises(UserError, match="cbs must be fastai callbacks"):
+        make_lt_learner(cbs=3)
+
+
+# ------------------------------------------------ callbacks that stay
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError("no")])
+def test_callbacks_that_stay_take_part_in_stage_2_on_features(error):
+    """A learner made with `cbs=SAMN()` once trained a plain head on features, without a word."""
+    learn = make_lt_learner(cbs=[SAMN(), Spy])
+    learn.add_cb(Spy2())
+    own = list(learn.cbs)
+    samn, spy = own[-3:-1]
+    try:
+        learn.retrain_classifier(2, 0.05, bs=8, cbs=Stop(error) if error else None, select="last")
+    except (KeyboardInterrupt, ValueError):
+        assert error
+    assert spy.steps == (3 if error else 2 * len(learn.dls.train))
+    assert_monotone(learn.model.head)
+    assert list(learn.cbs) == own and all(cb.learn is learn for cb in own)
+    assert getattr(learn, samn.name) is samn and learn.spy is spy
+    if not error:
+        assert {"SAMN", "Spy", "Spy2"} <= set(learn.stages[-1]["callbacks"])
+    learn.fit(1, 0.05)
+    assert_monotone(learn.model.head)
+
+
+@pytest.mark.parametrize("fit", ["fit_stage1", "retrain_classifier", "images"])
+def test_without_samn_a_samn_head_is_folded_first(fit, caplog):
+    """It was once trained without projection, and its norms were not monotone any more."""
+    learn = make_lt_learner()
+    learn.retrain_classifier(1, 0.05, cbs=SAMN())
+    before = learn.predict_logits("test")[0]
+    options = {"views": 0} if fit == "images" else {}
+    call = getattr(learn, "retrain_classifier" if fit == "images" else fit)
+    with caplog.at_level(logging.WARNING, "ltlearn"):
+        call(0, **options)
+    assert type(learn.model.head) is nn.Linear
+    assert caplog.text.count("folded") == 1
+    assert torch.allclose(before, learn.predict_logits("test")[0], atol=1e-5)
+    weight = learn.model.head.weight.detach().clone()
+    call(1, 0.05, select="last", **options)
+    assert not torch.equal(weight, learn.model.head.weight)
+
+
+def test_with_samn_the_head_stays_a_samn_head():
+    learn = make_lt_learner(cbs=SAMN())
+    learn.retrain_classifier(1, 0.05)
+    learn.retrain_classifier(1, 0.05)
+    learn.fit_stage1(1, 0.05)
+    assert_monotone(learn.model.head)
+
+
+# ------------------------------------------------ divergence
+
+
+def explode(pred, target):
+    return nn.functional.cross_entropy(pred, target) * math.nan
+
+
+def test_a_diverged_stage_1_says_so():
+    learn = make_lt_learner()
+    with pytest.raises(UserError, match="diverged in epoch 1 of stage 1: .* lower the learning"):
+        learn.fit_stage1(2, 0.05, loss=explode)
+    with pytest.raises(UserError, match="not finite"):
+        learn.retrain_classifier(1, views=0)
+
+
+@pytest.mark.parametrize("views", [0, 1])
+@pytest.mark.parametrize("cbs", [None, SAMN])
+def test_a_diverged_stage_2_leaves_the_head_as_it_was(views, cbs):
+    learn = make_lt_learner()
+    head, before = learn.model.head, state(learn.model)
+    with pytest.raises(UserError, match="diverged.* lower the learning rate") as caught:
+        learn.retrain_classifier(2, 0.05, loss=explode, views=views, cbs=cbs, reset=True)
+    if cbs is None:
+        assert "in epoch 1 of stage 2" in str(caught.value)
+    assert learn.model.head is head and same(before, learn.model.state_dict())
+    assert np.isfinite(learn.shot_report().all)
+    learn.retrain_classifier(1, 0.05, views=views, cbs=cbs)
+
+
+# ------------------------------------------------ fastai's own methods
+
+
+def test_the_schedules_of_fastai_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learn = make_lt_learner()
+    before = state(learn.model)
+    assert learn.lr_find(num_it=20, show_plot=False).valley > 0
+    assert same(before, learn.model.state_dict())
+    assert not list(tmp_path.rglob("*.pth"))
+    learn.fit_one_cycle(1, 0.05)
+    learn.fit_flat_cos(1, 0.05)
+
+
+def test_the_schedules_come_with_the_learner():
+    """In a process of its own: the helpers of these tests import fastai's schedules."""
+    names = ("lr_find", "fit_one_cycle", "fit_flat_cos")
+    code = f"import ltlearn as l; l.lt_learner; [getattr(l.LTLearner, n) for n in {names}]"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
+    assert not done.returncode, done.stderr.decode()
+
+
+def test_the_learning_rate_finder_leaves_the_pictures_alone(tmp_path, monkeypatch):
+    """It once wrote `models/` between the class folders, which then counted as a class."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    images, targets = make_images()
+    for i, (image, c) in enumerate(zip(images, targets, strict=True)):
+        (tmp_path / f"photos/{c}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"photos/{c}/{i}.png")
+    dls = LTDataLoaders.from_folder(tmp_path / "photos", bs=8, device="cpu")
+    learn = make_lt_learner(dls)
+    learn.lr_find(num_it=6, show_plot=False)
+    learn.save("model")
+    assert (tmp_path / "work/models/model.pth").is_file()
+    assert {p.name for p in (tmp_path / "photos").iterdir()} == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.filterwarnings("ignore:load_learner")
+def test_export_and_load_learner(tmp_path, in_memory):
+    images, targets = make_images()
+    for i, (image, c) in enumerate(zip(images, targets, strict=True)):
+        (tmp_path / f"photos/{c}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"photos/{c}/{i}.png")
+    dls = LTDataLoaders.from_folder(
+        tmp_path / "photos", bs=8, device="cpu", in_memory=in_memory, num_workers=0
+    )
+    learn = make_lt_learner(dls, cbs=SAMN())
+    learn.path = tmp_path
+    learn.retrain_classifier(1, 0.05)
+    learn.export("all.pkl")
+    assert learn.dls is dls and len(learn.predict_logits("train")[0]) == dls.train.n
+    again = load_learner(tmp_path / "all.pkl")
+    names, probs = learn.predict(list(images[:3]))
+    assert again.predict(list(images[:3]))[0] == names
+    assert torch.allclose(again.predict(list(images[:3]))[1], probs, atol=1e-6)
+    assert again.dls.class_counts.tolist() == dls.class_counts.tolist()
+    assert not again.dls.train.n and not again.bank._memory
 
 
 # ------------------------------------------------ save and load
@@ -418,6 +629,15 @@ def test_pictures_that_are_not_square():
     x = dls.valid.dataset.get_batch([0])[0][0].permute(1, 2, 0).numpy()
     expected = learn.predict_logits("valid", cached=False)[0][:1].softmax(1)
     assert torch.allclose(learn.predict(x)[1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_pictures_that_are_not_square_with_a_model_of_fixed_size(arch):
+    images = np.random.default_rng(0).integers(0, 255, (24, 32, 48, 3), dtype=np.uint8)
+    dls = LTDataLoaders.from_arrays(images, np.arange(24) % 2, bs=8, device="cpu")
+    learn = make_lt_learner(dls, arch=arch, **SMALL[arch])
+    assert np.isfinite(learn.fit_stage1(1, 0.01)["all"]).all()
+    assert len(learn.predict(images[0])[1]) == 1
 
 
 def test_no_gradient_survives_an_interrupted_fit():

@@ -8,6 +8,7 @@ import torch
 from fastai.callback.core import Callback
 from torch import Tensor, nn
 
+from ltlearn.errors import UserError
 from ltlearn.metrics import shot_report
 from ltlearn.models.cut import find_head
 from ltlearn.models.heads import SAMNLinear
@@ -61,6 +62,10 @@ class Trajectory(Callback):
         start: Whether to evaluate before the first step, too.
         predict: Gives (logits, targets) of the validation loader; for the evaluation before the
             first step.
+        stage: What this training is called in messages.
+
+    Raises:
+        UserError: In a fit, if the logits are not finite any more.
     """
 
     # After everything that changes the model in before_fit or the predictions in after_pred.
@@ -74,9 +79,10 @@ class Trajectory(Callback):
         select_on="validation",
         start=True,
         predict=None,
+        stage="training",
     ):
         self.shot_counts, self.few, self.start, self.predict = shot_counts, few, start, predict
-        self.select, self.select_on = select, select_on
+        self.select, self.select_on, self.stage = select, select_on, stage
         self.record = {
             "epoch": [], "loss": [], "all": [], "balanced": [], "many": [], "medium": [],
             "few": [], "norms": [], "seconds": [],
@@ -128,6 +134,15 @@ class Trajectory(Callback):
         self._log_epoch()
 
     def _add(self, epoch: int, loss: float | None, logits: Tensor, targets: Tensor) -> None:
+        if not logits.isfinite().all():
+            raise UserError(
+                f"training diverged in epoch {epoch} of {self.stage}: the logits are not finite "
+                "any more; lower the learning rate."
+                if epoch
+                else f"the logits are not finite before the first step of {self.stage}: the "
+                "weights are damaged or an earlier training diverged; train again with a lower "
+                "learning rate."
+            )
         report = shot_report(logits, targets, self.shot_counts, few=self.few)
         row = {"epoch": epoch, "loss": loss, "seconds": time.perf_counter() - self._began}
         row |= {k: getattr(report, k) for k in ("all", "balanced", "many", "medium", "few")}

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 from fastai.callback.core import Callback
 from torch import Tensor, nn
@@ -105,9 +106,11 @@ class SAMN(Callback):
 
     def close(self) -> None:
         """Project the raw norms, after a fit that was interrupted between step and projection."""
-        if self.installed is not None:
-            self.installed.project_()
-            self.installed = None
+        installed, self.installed = self.installed, None
+        if installed is not None:
+            # Norms that are not finite have ended the fit, which says so; others want to close too.
+            with suppress(UserError):
+                installed.project_()
 
 
 def _exchange_parameters(opt, old: nn.Linear, new: SAMNLinear) -> None:

@@ -1,6 +1,7 @@
 """Learning rates by the epoch, and loaders that know which epoch it is."""
 
 import math
+from numbers import Integral
 
 from fastai.callback.core import Callback
 
@@ -29,8 +30,11 @@ class EpochCosine(Callback):
     _optimizer = None
 
     def __init__(self, warmup_epochs: int = 0):
-        if warmup_epochs < 0:
-            raise UserError(f"warmup_epochs must be at least 0, got {warmup_epochs}.")
+        whole = isinstance(warmup_epochs, Integral) and not isinstance(warmup_epochs, bool)
+        if not whole or warmup_epochs < 0:
+            raise UserError(
+                f"warmup_epochs must be a whole number of at least 0, got {warmup_epochs!r}."
+            )
         self.warmup_epochs = warmup_epochs
 
     def before_fit(self):

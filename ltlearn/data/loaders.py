@@ -1,8 +1,12 @@
 """`LTDataLoaders`: long-tailed data as fastai `DataLoaders` that know counts and split."""
 
+import copy
+import hashlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +106,14 @@ class PicturesInMemory:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def new_empty(self) -> "PicturesInMemory":
+        """Return the same without pictures, as `learn.export()` stores it."""
+        empty = copy.copy(self)
+        none = torch.zeros(0, *self.shape, 3, dtype=torch.uint8)
+        empty.augment = BatchCropFlip(none, self.augment.pad, self.augment.flip)
+        empty.targets = self.targets[:0].clone()
+        return empty
+
     def get_batch(self, index: Sequence[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return pictures (B, 3, H, W) uint8 and targets (B,); augmented where a seed is given."""
         index = torch.as_tensor(index, dtype=torch.int64)
@@ -136,6 +148,33 @@ class PictureFiles:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def new_empty(self) -> "PictureFiles":
+        """Return the same without pictures, as `learn.export()` stores it."""
+        empty = copy.copy(self)
+        empty.data, empty.targets = self.data.take(np.zeros(0, int)), self.targets[:0].clone()
+        vars(empty).pop("files_name", None)
+        return empty
+
+    @cached_property
+    def files_name(self) -> str:
+        """Name the files by folder, path, size and time of writing; "" for pictures in memory.
+
+        For caches on this machine. A split's fingerprint leaves folder and time out, so that it is
+        the same on another.
+        """
+        if self.data.images is not None:
+            return ""
+        root = self.data.root.resolve()
+        digest = hashlib.sha256(os.fsencode(root))
+        for path in self.data.paths:
+            try:
+                stat = os.stat(root / path)
+                what = f"{stat.st_size}\0{stat.st_mtime_ns}"
+            except OSError:
+                what = "gone"  # whoever reads it says so
+            digest.update(os.fsencode(f"\0{path}\0{what}"))
+        return digest.hexdigest()[:16]
 
     def get(self, i: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return picture i, (3, size, size) uint8, and its target; augmented if a seed is given."""
@@ -348,6 +387,13 @@ class LTDataLoaders(DataLoaders):
     def test(self) -> LTDataLoader | None:
         """The test loader; None where there is no test set."""
         return self.loaders[2] if len(self.loaders) > 2 else None
+
+    def new_empty(self) -> "LTDataLoaders":
+        """Return the same loaders without pictures, as `learn.export()` stores them."""
+        empty = copy.copy(self)
+        # No sampler draws from nothing.
+        empty.loaders = [dl.new(dl.dataset.new_empty(), shuffle=False) for dl in self.loaders]
+        return empty
 
     @classmethod
     def _build(
@@ -583,7 +629,8 @@ class LTDataLoaders(DataLoaders):
             num_workers=num_workers,
             seed=seed,
             device=device,
-            path=root,
+            # Not `root`: what a learner saves there would be a class of the next call.
+            path=Path("."),
         )
 
     @classmethod

@@ -86,7 +86,7 @@ def create_lt_model(
     arch: str,
     num_classes: int,
     pretrained: bool | str | Path = True,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     **kwargs,
 ) -> LTModel:
     """Cut any timm model into a backbone with pooled features and a new linear head.
@@ -96,14 +96,17 @@ def create_lt_model(
         num_classes: C, at least 2.
         pretrained: True fetches timm's weights; a path loads a file of them (safetensors or .pth);
             False starts at random.
-        img_size: Side of the pictures in pixels, for models with a fixed one (ViT, Swin).
+        img_size: Side of the pictures in pixels, or (height, width), for models with a fixed one
+            (ViT, Swin).
         **kwargs: For `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 
     Raises:
-        UserError: If timm does not know `arch` (close names are suggested) or an argument of it, or
-            the weights cannot be
-            had: within 5 seconds where their host cannot be reached.
+        UserError: If timm does not know `arch` (close names are suggested) or an argument of it,
+            the model cannot take pictures of this size, or the weights cannot be had: within 5
+            seconds where their host cannot be reached.
     """
+    if not isinstance(arch, str):
+        raise UserError(f"arch must be a name of timm.list_models(), got {arch!r}.")
     name = arch.split(".")[0]
     if not arch.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
@@ -113,7 +116,8 @@ def create_lt_model(
         raise UserError(f"timm has no model {arch!r}; {hint}")
     config = timm.get_pretrained_cfg(arch) if timm.is_model(name) else None
     if config is not None and img_size is not None and config.fixed_input_size:
-        kwargs.setdefault("img_size", img_size)
+        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        kwargs.setdefault("img_size", sides[0] if sides[0] == sides[1] else sides)
     if isinstance(pretrained, str | Path):
         backbone = _create_from_file(arch, Path(pretrained).expanduser(), kwargs)
     else:
@@ -123,14 +127,49 @@ def create_lt_model(
         if pretrained or config is None:
             _check_weights_at_hand(arch, config)
         backbone = _create(arch, pretrained, kwargs)
+    if _is_odd_size(arch, kwargs.get("img_size")):
+        _check_size(backbone, arch, kwargs["img_size"], kwargs.get("in_chans", 3))
     width = getattr(backbone, "head_hidden_size", None) or backbone.num_features
     return LTModel(backbone, nn.Linear(width, num_classes))
+
+
+def _size_refused(arch: str, img_size, e: Exception) -> UserError:
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    return UserError(
+        f"{arch} does not take pictures of {height} x {width} pixels ({_first_line(e)}); give the "
+        "data another size, or take a convolutional model."
+    )
+
+
+def _is_odd_size(arch: str, img_size) -> bool:
+    """Tell whether a size was asked for that is not the model's own."""
+    config = timm.get_pretrained_cfg(arch) if timm.is_model(arch.split(".")[0]) else None
+    if img_size is None or config is None:
+        return False
+    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    return sides != tuple(config.input_size[1:])
+
+
+@torch.no_grad()
+def _check_size(backbone: nn.Module, arch: str, img_size, in_chans: int) -> None:
+    """Try a picture of a size that is not the model's own: some models say only then."""
+    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    try:
+        with evaluating(backbone):
+            backbone(torch.zeros(1, in_chans, *sides))
+    except Exception as e:
+        raise _size_refused(arch, img_size, e) from e
 
 
 def _create(arch: str, pretrained: bool, kwargs: dict) -> nn.Module:
     try:
         return timm.create_model(arch, pretrained=pretrained, num_classes=0, **kwargs)
     except Exception as e:
+        # ValueError and RuntimeError are also what a failed download raises.
+        kinds = (AssertionError, ArithmeticError)
+        kinds += () if pretrained else (ValueError, RuntimeError)
+        if isinstance(e, kinds) and _is_odd_size(arch, kwargs.get("img_size")):
+            raise _size_refused(arch, kwargs["img_size"], e) from e
         if isinstance(e, TypeError) and kwargs:
             raise UserError(
                 f"timm's {arch} does not take {', '.join(kwargs)} ({_first_line(e)})."

@@ -270,7 +270,12 @@ def _full(values: Tensor) -> Tensor:
 
 def _vector(values: Tensor | Sequence[float], name: str) -> Tensor:
     """Check a vector of finite, non-negative numbers and return it in float64 on the CPU."""
-    vector = torch.as_tensor(values).detach().cpu().double()
+    try:
+        vector = torch.as_tensor(values).detach().cpu().double()
+    except (ValueError, TypeError, RuntimeError):
+        raise UserError(
+            f"SAMNLinear: {name} must be a vector with a number per class, got {values!r}."
+        ) from None
     if vector.ndim != 1 or not len(vector):
         raise UserError(
             f"SAMNLinear: {name} must be a vector with a number per class, got shape "

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelValidException
 
-from ltlearn import SAMN
+from ltlearn import SAMN, UserError
 from ltlearn.callbacks.history import FlipAverage, Trajectory, head_norms
 from tests.callbacks.helpers import COUNTS, make_learner, make_lt_learner
 
@@ -118,3 +120,15 @@ def test_head_norms_of_both_heads():
     assert torch.allclose(head_norms(learn.model), learn.model[2].weight.norm(dim=1))
     SAMN().install(learn)
     assert head_norms(learn.model).tolist() == pytest.approx([2.1414, 3.4347, 4.2321], abs=1e-4)
+
+
+def test_logits_that_are_not_finite_end_the_fit_with_advice():
+    learn = make_learner()
+    trajectory = trajectory_of(learn, start=False)
+    message = "training diverged in epoch 1 of training: .*; lower the learning rate"
+    with pytest.raises(UserError, match=message):
+        learn.fit(2, math.nan, cbs=trajectory)
+    assert trajectory.record["epoch"] == []
+    trajectory = trajectory_of(learn, start=True)
+    with pytest.raises(UserError, match="not finite before the first step of training"):
+        learn.fit(1, 0.1, cbs=trajectory)

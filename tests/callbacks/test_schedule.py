@@ -48,7 +48,9 @@ def test_warm_up():
     learn.fit(4, 0.1, cbs=[EpochCosine(warmup_epochs=2), rates])
     late = [0.05 * (1 + math.cos(math.pi * t / 4)) for t in (2, 3)]
     assert [g[0] for g in steps_of_epochs(rates, 4)] == pytest.approx([0.05, 0.1, *late])
-    with pytest.raises(UserError, match="warmup_epochs must be at least 0, got -1"):
+    with pytest.raises(
+        UserError, match="warmup_epochs must be a whole number of at least 0, got -1"
+    ):
         EpochCosine(-1)
 
 

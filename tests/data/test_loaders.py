@@ -829,3 +829,27 @@ def test_a_folder_above_the_data_is_pointed_out(tmp_path):
     (tmp_path / "set" / "val" / "a").mkdir(parents=True)
     with pytest.raises(UserError, match="did you mean .*set\\?"):
         LTDataLoaders.from_folder(tmp_path)
+
+
+def test_a_learner_saves_nothing_among_the_pictures(folder):
+    assert str(from_folder(folder).path) == "."
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_new_empty_keeps_everything_but_the_pictures(folder, in_memory):
+    dls = from_folder(folder, in_memory=in_memory, num_workers=0)
+    empty = dls.new_empty()
+    assert [len(dl.dataset) for dl in empty.loaders] == [0] * len(dls.loaders)
+    assert empty.vocab == dls.vocab and empty.size == dls.size and empty.split == dls.split
+    assert len(dls.train.dataset) > 0 and len(batches(dls.train))
+
+
+def test_files_are_named_by_folder_and_time(tmp_path, write_classes):
+    first = list_class_folders(write_classes(tmp_path / "a", COUNTS))[0]
+    second = list_class_folders(write_classes(tmp_path / "b", COUNTS))[0]
+    assert first.fingerprint() == second.fingerprint()
+    names = [PictureFiles(data, size=8).files_name for data in (first, first, second)]
+    assert names[0] == names[1] != names[2] and len(names[0]) == 16
+    os.utime(first.root / first.paths[0], ns=(1, 1))
+    assert PictureFiles(first, size=8).files_name != names[0]
+    assert PictureFiles(numbered(3), size=4).files_name == ""

@@ -248,3 +248,23 @@ def test_evaluating_leaves_each_module_as_it_was():
         assert not any(m.training for m in model.modules())
         raise KeyError
     assert [m.training for m in model.modules()] == before == [True, False, True, True, True]
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_both_sides_of_the_pictures_are_passed_on(arch):
+    model = create_lt_model(arch, 3, pretrained=False, img_size=(32, 48), **SMALL[arch]).eval()
+    assert model(torch.randn(2, 3, 32, 48)).shape == (2, 3)
+
+
+def test_a_size_that_the_model_refuses():
+    with pytest.raises(UserError, match="^vit_tiny_patch16_224 does not take pictures of 8 x 24"):
+        create_lt_model("vit_tiny_patch16_224", 3, False, (8, 24), **SMALL["vit_tiny_patch16_224"])
+    with pytest.raises(UserError, match="levit_128s does not take pictures of 33 x 33 pixels"):
+        create_lt_model("levit_128s", 3, False, 33)  # it says so in its first pass
+    with pytest.raises(UserError, match="nest_tiny does not take .* 32 x 48 .*only .*square"):
+        create_lt_model("nest_tiny", 3, False, (32, 48))
+
+
+def test_an_arch_that_is_no_name():
+    with pytest.raises(UserError, match="arch must be a name of .*, got None"):
+        create_lt_model(None, 3)

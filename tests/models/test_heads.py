@@ -378,3 +378,9 @@ def test_errors_of_from_linear():
         linear.weight[2, 0] = math.inf
     with pytest.raises(UserError, match="the weights of class 1, 2 are all zero or not finite"):
         SAMNLinear.from_linear(linear, [3, 2, 1])
+
+
+@pytest.mark.parametrize("counts", [["a", "b"], [[1], [2, 3]], None])
+def test_class_counts_that_are_no_numbers(counts):
+    with pytest.raises(UserError, match="class_counts must be a vector with a number per class"):
+        SAMNLinear(4, counts)
