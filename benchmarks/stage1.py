@@ -1,16 +1,19 @@
-"""Images per second of `LTLearner.fit_stage1` against plain PyTorch loops, in one process.
+"""Images per second of `LTLearner.fit_stage1` against plain PyTorch loops, in turns.
 
-    python benchmarks/stage1.py [--images 2560] [--repeats 5] [--json]
+    python benchmarks/stage1.py [--images 2560] [--batch 64] [--width 16] [--repeats 5] [--json]
 
-Model, pictures, batch size and optimiser are the same: ResNet-32 of width 16, 64 pictures of 32
-pixels a batch, crop and flip, SGD with momentum. "same" is a plain loop with the precision and
+Model (a ResNet-32), pictures of 32 pixels, batch size and optimiser are the same: crop and flip, SGD
+with momentum. "same" is a plain loop with the precision and
 memory format that LTLearner chose; "fp32" is a plain loop with contiguous float32. Validation is
-not counted.
+not counted. Each has a process of its own, because what the allocator learned from one loop speeds
+up the next; one runs at a time, in turns.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -19,6 +22,8 @@ from fastai.callback.core import Callback
 from torch.nn import functional as F
 
 from ltlearn import LTDataLoaders, lt_learner
+
+NAMES = ("ltlearn", "same", "fp32")
 
 
 class TrainTimer(Callback):
@@ -33,16 +38,21 @@ class TrainTimer(Callback):
         self.seconds = time.perf_counter() - self.start
 
 
-def make_learner(images: int, precision: str = "auto", channels_last: bool = True):
+def make_learner(images: int, precision: str = "auto", channels_last: bool = True, batch: int = 64):
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (images + 64, 32, 32, 3), dtype=np.uint8)
     targets = np.arange(images + 64) % 10
     dls = LTDataLoaders.from_arrays(
-        pictures[:images], targets[:images], valid=(pictures[images:], targets[images:]), bs=64
+        pictures[:images], targets[:images], valid=(pictures[images:], targets[images:]), bs=batch
     )
     torch.manual_seed(0)
     return lt_learner(
-        dls, "resnet32_cifar", pretrained=False, precision=precision, channels_last=channels_last
+        dls,
+        "resnet32_cifar",
+        pretrained=False,
+        width=width,
+        precision=precision,
+        channels_last=channels_last,
     )
 
 
@@ -60,7 +70,7 @@ def plain_seconds(learn, dtype: torch.dtype | None, memory_format) -> float:
     opt = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     generator = torch.Generator().manual_seed(0)
     start = time.perf_counter()
-    for index in torch.randperm(len(targets), generator=generator).split(64):
+    for index in torch.randperm(len(targets), generator=generator).split(learn.dls.train.bs):
         x = augment(index, generator).to(torch.float32, memory_format=memory_format)
         x = x.sub_(mean).div_(std)
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
@@ -72,25 +82,51 @@ def plain_seconds(learn, dtype: torch.dtype | None, memory_format) -> float:
     return time.perf_counter() - start
 
 
+def worker(name: str, images: int, batch: int, width: int) -> None:
+    """Run a round each time a line comes in, and answer with its seconds."""
+    learn = make_learner(
+        images, *(("fp32", False) if name == "fp32" else ("auto", True)), batch, width
+    )
+    runs = {
+        "ltlearn": lambda: ltlearn_seconds(learn),
+        "same": lambda: plain_seconds(learn, learn._dtype, torch.channels_last),
+        "fp32": lambda: plain_seconds(learn, None, torch.contiguous_format),
+    }
+    print(learn.precision, flush=True)
+    for _ in sys.stdin:
+        print(runs[name](), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2560)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--worker", choices=NAMES, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    ours, same = make_learner(args.images), make_learner(args.images)
-    slow = make_learner(args.images, "fp32", channels_last=False)
-    runs = {
-        "ltlearn": lambda: ltlearn_seconds(ours),
-        "same": lambda: plain_seconds(same, same._dtype, torch.channels_last),
-        "fp32": lambda: plain_seconds(slow, None, torch.contiguous_format),
+    if args.worker:
+        return worker(args.worker, args.images, args.batch, args.width)
+    command = [sys.executable, "-W", "ignore", __file__, "--images", str(args.images)]
+    command += ["--batch", str(args.batch), "--width", str(args.width), "--worker"]
+    processes = {
+        name: subprocess.Popen(
+            [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in NAMES
     }
-    seconds = {name: [] for name in runs}
+    precision = {name: p.stdout.readline().strip() for name, p in processes.items()}["ltlearn"]
+    seconds = {name: [] for name in NAMES}
     for repeat in range(args.repeats + 1):
-        for name, run in runs.items():
-            taken = run()
+        for name, process in processes.items():
+            print("go", file=process.stdin, flush=True)
+            taken = float(process.stdout.readline())
             if repeat:  # the first round warms up
                 seconds[name].append(taken)
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
     rate = {name: args.images / statistics.median(s) for name, s in seconds.items()}
     # Paired by round, so that a change of the machine's speed touches both sides.
     ratio = {
@@ -103,13 +139,15 @@ def main() -> None:
         "images_per_second": {k: round(v, 1) for k, v in rate.items()},
         "ltlearn_over_same_precision_loop": round(ratio["same"], 3),
         "ltlearn_over_fp32_loop": round(ratio["fp32"], 3),
-        "precision": ours.precision,
+        "precision": precision,
         "threads": torch.get_num_threads(),
     }
     if args.json:
         print(json.dumps(result))
         return
-    print(f"precision {result['precision']}, {result['threads']} threads, images per second:")
+    print(
+        f"width {args.width}, batches of {args.batch}, {precision}, {result['threads']} threads, images per second:"
+    )
     for name, value in result["images_per_second"].items():
         print(f"  {name:8} {value:10.1f}")
     print(f"ltlearn / plain loop of the same precision: {ratio['same']:.3f}")
