@@ -2,11 +2,10 @@
 
     python benchmarks/stage1.py [--images 2560] [--batch 64] [--width 16] [--repeats 5] [--json]
 
-Model (a ResNet-32), pictures of 32 pixels, batch size and optimiser are the same: crop and flip, SGD
-with momentum. "same" is a plain loop with the precision and
-memory format that LTLearner chose; "fp32" is a plain loop with contiguous float32. Validation is
-not counted. Each has a process of its own, because what the allocator learned from one loop speeds
-up the next; one runs at a time, in turns.
+Model (a ResNet-32), pictures (32 pixels), batch size and optimiser are the same: crop and flip, SGD
+with momentum. "same" is a plain loop with the precision and memory format that LTLearner chose;
+"fp32" is a plain loop with contiguous float32. Validation is not counted. Each has a process of its
+own, because what the allocator learned from one loop speeds up the next; one runs at a time.
 """
 
 import argparse
@@ -38,7 +37,13 @@ class TrainTimer(Callback):
         self.seconds = time.perf_counter() - self.start
 
 
-def make_learner(images: int, precision: str = "auto", channels_last: bool = True, batch: int = 64):
+def make_learner(
+    images: int,
+    precision: str = "auto",
+    channels_last: bool = True,
+    batch: int = 64,
+    width: int = 16,
+):
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (images + 64, 32, 32, 3), dtype=np.uint8)
     targets = np.arange(images + 64) % 10
@@ -145,9 +150,8 @@ def main() -> None:
     if args.json:
         print(json.dumps(result))
         return
-    print(
-        f"width {args.width}, batches of {args.batch}, {precision}, {result['threads']} threads, images per second:"
-    )
+    print(f"width {args.width}, batches of {args.batch}, {precision}, {result['threads']} threads")
+    print("images per second:")
     for name, value in result["images_per_second"].items():
         print(f"  {name:8} {value:10.1f}")
     print(f"ltlearn / plain loop of the same precision: {ratio['same']:.3f}")
