@@ -77,6 +77,7 @@ def _voice(quiet: bool) -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("ltlearn: %(message)s"))
     level = os.environ.get("LTLEARN_LOG", "ERROR" if quiet else "WARNING").upper()
+    before = log.level
     log.addHandler(handler)
     log.setLevel(level if level in ("DEBUG", "INFO", "WARNING", "ERROR") else "WARNING")
     try:
@@ -85,6 +86,7 @@ def _voice(quiet: bool) -> Iterator[None]:
             yield
     finally:
         log.removeHandler(handler)
+        log.setLevel(before)
 
 
 @app.command()

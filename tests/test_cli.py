@@ -1,6 +1,7 @@
 import errno
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -178,6 +179,14 @@ def test_same_seed_same_numbers(finished, tmp_path):
     a, b = np.load(run / "predictions.npz"), np.load(tmp_path / "again" / "predictions.npz")
     for name in a.files:
         np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_quiet_is_over_when_the_command_is(finished):
+    run, _ = finished
+    log = logging.getLogger("ltlearn")
+    before = (log.level, list(log.handlers))
+    assert ltlearn(*TINY, "--out", run, "--resume", "--quiet").returncode == 0
+    assert (log.level, list(log.handlers)) == before
 
 
 def test_paper_protocol_says_so_in_the_table(tmp_path):
