@@ -1,6 +1,9 @@
-"""The one exception type that stands for a user's mistake."""
+"""The one exception type that stands for a user's mistake, and the commonest checks for one."""
 
-__all__ = ["UserError"]
+from collections.abc import Collection
+from numbers import Integral
+
+__all__ = ["UserError", "check_choice", "check_whole"]
 
 
 class UserError(ValueError):
@@ -19,3 +22,15 @@ class UserError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.message,)
+
+
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
+    """Raise a `UserError` unless the value of the parameter `name` is among those allowed."""
+    if value not in allowed:
+        raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise a `UserError` unless the value of `name` is a whole number of at least `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}.")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ltlearn.data.transforms import mix_seed
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_choice
 from ltlearn.models.cut import evaluating
 from ltlearn.progress import ProgressLine
 
@@ -85,10 +85,7 @@ class FeatureBank:
     """
 
     def __init__(self, path: str | Path | None = None, dtype: str = "float16"):
-        if dtype not in DTYPES:
-            raise UserError(
-                f"FeatureBank: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}."
-            )
+        check_choice("FeatureBank: dtype", dtype, DTYPES)
         self.path = None if path is None else Path(path).expanduser()
         self.dtype = dtype
         self._memory: dict[str, np.ndarray] = {}

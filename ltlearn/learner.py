@@ -31,11 +31,10 @@ from ltlearn.data.loaders import (
     LTDataLoader,
     LTDataLoaders,
     PicturesInMemory,
-    _check_whole,
 )
 from ltlearn.data.sources import ImageSet, read_image
 from ltlearn.data.transforms import ImageTransform
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.features import FeatureBank
 from ltlearn.losses import CrossEntropy
 from ltlearn.metrics import FEW_RULES, ShotReport, shot_report
@@ -174,10 +173,8 @@ class LTLearner(_Quiet):
         **kwargs,
     ):
         device = torch.device(getattr(dls, "device", None) or "cpu")
-        if precision not in PRECISIONS:
-            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
-        if few not in FEW_RULES:
-            raise UserError(f"few must be one of {', '.join(FEW_RULES)}, got {few!r}.")
+        check_choice("precision", precision, PRECISIONS)
+        check_choice("few", few, FEW_RULES)
         if precision == "fp16" and device.type != "cuda":
             raise UserError(
                 f"precision fp16 needs a CUDA device, the data is on {device}; use bf16 or fp32."
@@ -286,7 +283,7 @@ class LTLearner(_Quiet):
         epochs = self._check(epochs, schedule, select, wd, loss, opt_func)
         cbs = _listed(cbs)
         wd = _plain(wd)
-        _check_whole("warmup_epochs", warmup_epochs, 0)
+        check_whole("warmup_epochs", warmup_epochs, 0)
         if lr is not None:
             lr = _check_rates(lr)
         else:
@@ -367,14 +364,14 @@ class LTLearner(_Quiet):
         epochs = self._check(epochs, schedule, select, wd, loss, opt_func)
         cbs = _listed(cbs)
         lr, wd = _check_rate(lr), _plain(wd)
-        _check_whole("bs", bs, 1)
-        _check_whole("seed", seed, 0)
+        check_whole("bs", bs, 1)
+        check_whole("seed", seed, 0)
         bs, seed = operator.index(bs), operator.index(seed)
         if bn not in ("frozen", "train"):
             raise UserError(f"bn must be 'frozen' or 'train', got {bn!r}.")
         if views is None:
             views = 1 if bn == "frozen" and not flip else 0
-        _check_whole("views", views, 0)
+        check_whole("views", views, 0)
         if bn == "train" and views:
             raise UserError(f"views must be 0 with bn='train', got views={views}.")
         if views and flip:
@@ -416,7 +413,6 @@ class LTLearner(_Quiet):
             head.load_state_dict(weights)
             self.model.head, self.opt = head, None
             raise
-        self.trajectory = trajectory.record
         self._note_stage(
             trajectory, cbs, began,
             stage="stage 2", trained=type(self.model.head).__name__, bn=bn, on=on,
@@ -586,15 +582,14 @@ class LTLearner(_Quiet):
 
     def _check(self, epochs, schedule, select, wd, loss, opt_func) -> int:
         """Check what both stages take; return the epochs as Python's own integer."""
-        _check_whole("epochs", epochs, 0)
+        check_whole("epochs", epochs, 0)
         if not _is_number(wd) or wd < 0:
             raise UserError(f"wd must be a finite number of at least 0, got {wd!r}.")
         if loss is not None and not callable(loss):
             raise UserError(f"loss must be a function of (logits, targets) or None, got {loss!r}.")
         if opt_func is not None and not callable(opt_func):
             raise UserError(f"opt_func must be a fastai optimiser or None, got {opt_func!r}.")
-        if schedule not in SCHEDULES:
-            raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
+        check_choice("schedule", schedule, SCHEDULES)
         if select not in ("best", "last"):
             raise UserError(f"select must be 'best' or 'last', got {select!r}.")
         return operator.index(epochs)

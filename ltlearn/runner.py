@@ -1,9 +1,9 @@
 """Runs a recipe: data, stage 1, each method's stage 2, the test set at the end, the files."""
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,29 +206,22 @@ def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, s
     result = _Seed()
     s1 = recipe.stage1
     name = f"checkpoints/seed{seed}-stage1"
-    record = _finished(run, name, learn)
-    if record is None:
-        say(f"seed {seed}: stage 1, {s1.epochs} epochs of {recipe.model.arch}")
-        began = time.perf_counter()
-        trajectory = learn.fit_stage1(
-            s1.epochs,
-            s1.lr,
-            wd=s1.weight_decay,
-            sampler=s1.sampler,
-            schedule=s1.schedule,
-            warmup_epochs=s1.warmup_epochs,
-            opt_func=sgd(s1.momentum),
-            select=s1.select,
-            flip=paper,
-        )
-        record = {
-            "trajectory": trajectory,
-            "stage": learn.stages[-1],
-            "seconds": time.perf_counter() - began,
-        }
-        _save(run, name, learn, record, say)
+    train = partial(
+        learn.fit_stage1,
+        s1.epochs,
+        s1.lr,
+        wd=s1.weight_decay,
+        sampler=s1.sampler,
+        schedule=s1.schedule,
+        warmup_epochs=s1.warmup_epochs,
+        opt_func=sgd(s1.momentum),
+        select=s1.select,
+        flip=paper,
+    )
+    what = f"seed {seed}: stage 1, {s1.epochs} epochs of {recipe.model.arch}"
+    record = _load_or_train(run, name, learn, what, train, say)
     stage1 = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-    heads = {}
+    states = {}
     for method_name in recipe.methods:
         method = METHODS[method_name]
         learn.model.load_state_dict(stage1)
@@ -238,13 +231,13 @@ def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, s
             done = _stage2(recipe, run, learn, seed, method_name, paper, say)
         result.stages.append({"seed": seed, "method": method_name, **done["stage"]})
         result.norms[method_name] = learn.head_norms().tolist()
-        result.seconds[method_name] = done["seconds"]
+        result.seconds[method_name] = done["stage"]["seconds"]
         result.selected[method_name] = _chosen(done["trajectory"])
         result.trajectories[method_name] = done["trajectory"]
-        heads[method_name] = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
+        states[method_name] = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     # Only now, when nothing is left to choose, is the test set read (under `paper` it has been,
     # after each epoch).
-    for method_name, state in heads.items():
+    for method_name, state in states.items():
         learn.model.load_state_dict(state)
         result.logits[method_name], result.targets = learn.predict_logits("test", flip=paper)
     return result
@@ -255,34 +248,41 @@ def _stage2(
 ) -> dict:
     s2, method = recipe.stage2, METHODS[method_name]
     name = f"checkpoints/seed{seed}-{method_name}"
-    done = _finished(run, name, learn)
-    if done is None:
-        on = "features" if s2.views else "images"
-        say(f"seed {seed}: stage 2, {method.label}, {s2.epochs} epochs on {on}")
-        began = time.perf_counter()
-        trajectory = learn.retrain_classifier(
-            s2.epochs,
-            s2.lr,
-            wd=s2.weight_decay,
-            bs=s2.batch_size,
-            sampler=method.sampler,
-            reset=method.reset,
-            views=s2.views,
-            bn=s2.bn,
-            schedule=s2.schedule,
-            opt_func=sgd(s2.momentum),
-            select=s2.select,
-            flip=paper,
-            seed=seed,
-            cbs=method.callbacks(),
-        )
-        done = {
-            "trajectory": trajectory,
-            "stage": learn.stages[-1],
-            "seconds": time.perf_counter() - began,
-        }
-        _save(run, name, learn, done, say)
-    return done
+    train = partial(
+        learn.retrain_classifier,
+        s2.epochs,
+        s2.lr,
+        wd=s2.weight_decay,
+        bs=s2.batch_size,
+        sampler=method.sampler,
+        reset=method.reset,
+        views=s2.views,
+        bn=s2.bn,
+        schedule=s2.schedule,
+        opt_func=sgd(s2.momentum),
+        select=s2.select,
+        flip=paper,
+        seed=seed,
+        cbs=method.callbacks(),
+    )
+    on = "features" if s2.views else "images"
+    what = f"seed {seed}: stage 2, {method.label}, {s2.epochs} epochs on {on}"
+    return _load_or_train(run, name, learn, what, train, say)
+
+
+def _load_or_train(run: Run, name: str, learn: LTLearner, what: str, train, say) -> dict:
+    """Take up a stage that is finished in the folder, or train and keep it; return its record."""
+    record = _finished(run, name, learn)
+    if record is None:
+        say(what)
+        trajectory, stage = train(), learn.stages[-1]
+        record = {"trajectory": trajectory, "stage": stage}
+        # Weights first, then the record that says they are complete.
+        run.save_tensors(f"{name}.safetensors", learn.model.state_dict(), {"arch": learn.arch})
+        run.write_json(f"{name}.json", {**record, **_circumstances(learn)})
+        kept = _chosen(trajectory)
+        say(f"  {stage['stage']} done in {stage['seconds']:.1f} s, kept: {kept}")
+    return record
 
 
 def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
@@ -317,14 +317,6 @@ def _circumstances(learn: LTLearner) -> dict:
     split = learn.dls.split
     pictures = f"train {split.train}, valid {split.valid}, test {split.test}"
     return {"pictures": pictures, "precision": learn.precision}
-
-
-def _save(run: Run, name: str, learn: LTLearner, record: dict, say) -> None:
-    """Write weights first, then the record that says they are complete."""
-    run.save_tensors(f"{name}.safetensors", learn.model.state_dict(), {"arch": learn.arch})
-    run.write_json(f"{name}.json", {**record, **_circumstances(learn)})
-    kept = _chosen(record["trajectory"])
-    say(f"  {record['stage']['stage']} done in {record['seconds']:.1f} s, kept: {kept}")
 
 
 def _chosen(trajectory: dict) -> str:

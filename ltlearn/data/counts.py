@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_choice
 
 __all__ = ["count_classes", "find_class_counts", "imbalance_factor_of", "long_tail_counts"]
 
@@ -59,8 +59,7 @@ def long_tail_counts(
     Source:
         Cao et al., NeurIPS 2019, arXiv:1906.07413 (LDAM-DRW), CIFAR-LT generator.
     """
-    if profile not in PROFILES:
-        raise UserError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}.")
+    check_choice("profile", profile, PROFILES)
     for name, value in (("n_max", n_max), ("num_classes", num_classes)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")

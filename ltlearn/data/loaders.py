@@ -28,7 +28,7 @@ from ltlearn.data.sources import (
 )
 from ltlearn.data.splits import SPLITS, carve_validation, select_long_tail
 from ltlearn.data.transforms import TRANSFORMS, BatchCropFlip, ImageTransform, mix_seed
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.settings import load_settings
 
 __all__ = [
@@ -249,8 +249,8 @@ class LTDataLoader(TfmdDL):
         kwargs.pop("shuffle", None)
         kwargs.pop("drop_last", None)
         bs = kwargs.pop("batch_size", None) or bs
-        _check_whole("bs", bs, 1)
-        _check_whole("num_workers", num_workers, 0)
+        check_whole("bs", bs, 1)
+        check_whole("num_workers", num_workers, 0)
         self.training, self.seed, self.epoch = training, seed, 0
         self.augment = training if augment is None else augment
         self.sampler_name = self.sampler = None
@@ -490,13 +490,13 @@ class LTDataLoaders(DataLoaders):
         Raises:
             UserError: If a value is outside its range, or the pictures are not there.
         """
-        _check_choice("dataset", name, DATASETS)
-        _check_choice("split", split, SPLITS)
+        check_choice("dataset", name, DATASETS)
+        check_choice("split", split, SPLITS)
         _check_common(protocol, valid_pct, bs, seed)
         if n_max is not None:
-            _check_whole("n_max", n_max, 1)
+            check_whole("n_max", n_max, 1)
         if test_per_class is not None:
-            _check_whole("test_per_class", test_per_class, 1)
+            check_whole("test_per_class", test_per_class, 1)
         data_path = Path(data_path or load_settings().data_path).expanduser()
         classes_n = 100 if name == "cifar100_lt" else 10
         most = 124 if name == "digits_lt" else 50_000 // classes_n
@@ -591,11 +591,11 @@ class LTDataLoaders(DataLoaders):
         _check_common(protocol, valid_pct, bs, seed)
         if num_workers is None:
             num_workers = load_settings().num_workers
-        _check_whole("num_workers", num_workers, 0)
+        check_whole("num_workers", num_workers, 0)
         if size is not None:
-            _check_whole("size", size, 1)
+            check_whole("size", size, 1)
         if transform is not None:
-            _check_choice("transform", transform, TRANSFORMS)
+            check_choice("transform", transform, TRANSFORMS)
         folders = _split_folders(root)
         train, classes = list_class_folders(folders.get("train", root))
         parts = {"train": train}
@@ -676,7 +676,7 @@ class LTDataLoaders(DataLoaders):
             UserError: If shapes, types or labels do not fit, or another value is outside its range.
         """
         _check_common(protocol, valid_pct, bs, seed)
-        _check_choice("transform", transform, _BATCH_TRANSFORMS)
+        check_choice("transform", transform, _BATCH_TRANSFORMS)
         parts = {"train": _array_set("training", images, targets)}
         for part, given in (("valid", valid), ("test", test)):
             if given is None:
@@ -848,26 +848,15 @@ def _warn_about_counts(class_counts: Tensor, classes: list[str]) -> None:
             )  # fmt: skip
 
 
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-
-
 def _check_common(protocol: str, valid_pct: float, bs: int, seed: int) -> None:
-    _check_choice("protocol", protocol, PROTOCOLS)
+    check_choice("protocol", protocol, PROTOCOLS)
     if not isinstance(valid_pct, int | float | np.number) or not 0 < valid_pct < 1:
         raise UserError(
             f"valid_pct must be between 0 and 1, both excluded, got {valid_pct!r}: it is the share "
             "of images to carve off for validation."
         )
-    _check_whole("bs", bs, 1)
-    _check_whole("seed", seed, 0)
+    check_whole("bs", bs, 1)
+    check_whole("seed", seed, 0)
     if seed >= 2**32:
         raise UserError(f"seed must be below 2**32, got {seed}.")
 

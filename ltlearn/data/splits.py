@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_choice
 
 __all__ = ["carve_validation", "fingerprint", "select_long_tail"]
 
@@ -31,8 +31,7 @@ def select_long_tail(
     Raises:
         UserError: If the split is unknown or a class has too few images.
     """
-    if split not in SPLITS:
-        raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    check_choice("split", split, SPLITS)
     rng = np.random.RandomState(0)
     kept = []
     for c, n in enumerate(class_counts):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_choice
 
 __all__ = ["TRANSFORMS", "BatchCropFlip", "ImageTransform", "mix_seed"]
 
@@ -58,8 +58,7 @@ class ImageTransform:
     """
 
     def __init__(self, name: str, size: int, pad: int | None = None):
-        if name not in TRANSFORMS:
-            raise UserError(f"transform must be one of {', '.join(TRANSFORMS)}, got {name!r}.")
+        check_choice("transform", name, TRANSFORMS)
         if not isinstance(size, int | np.integer) or size < 1:
             raise UserError(f"size must be a whole number of pixels, at least 1, got {size!r}.")
         check_pad(pad)
