@@ -1,35 +1,27 @@
 """The one public function, what it accepts, and its gradient."""
 
-from collections.abc import Callable
 from math import inf, isfinite
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.linalg.blas import dasum  # the quickest pass over a short row, and it never warns
 from scipy.optimize import isotonic_regression
 from torch import Tensor, from_numpy
+from torch.compiler import is_compiling
 
-from ltlearn.isotonic import scipy_engine, tensor_ops
+from ltlearn.isotonic import scipy_engine
+from ltlearn.isotonic.engines import Engine, choose_engine, load_engine
+from ltlearn.isotonic.ops import gradients, solve_traced
 
 __all__ = ["pava"]
 
-
-class _Engine(NamedTuple):
-    solve: Callable[[Tensor, Tensor | None], Tensor]  # increasing fit of y under weights
-    blocks: Callable[[Tensor], Any]  # the blocks of a solution, in a form of the engine's own
-    block_means: Callable[[Tensor, Any, Tensor | None], Tensor]
-
-
-_ENGINES = {
-    "scipy": _Engine(scipy_engine.solve, scipy_engine.blocks, scipy_engine.block_means),
-    "tensor_ops": _Engine(tensor_ops.solve, tensor_ops.blocks, tensor_ops.block_means),
-}
-_DEVICE_ENGINE = {"cpu": "scipy"}  # a device that is not named: "tensor_ops"
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FLOAT64, _FLOAT32 = _DTYPES[:2]
 _NUMPY_FLOAT32 = np.dtype("float32")
 _PLAIN = (Tensor, torch.nn.Parameter)  # no subclass with a `numpy` of its own
+_functorch_active = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_jit_tracing = torch._C._get_tracing_state
 
 
 def pava(
@@ -37,21 +29,30 @@ def pava(
     weights: Tensor | None = None,
     increasing: bool = True,
     engine: str | None = None,
+    check: bool | None = None,
 ) -> Tensor:
     """Fit the closest monotone sequence to each row of `y`: L2 isotonic regression.
 
     The fit is exact. Backward averages the gradient over each pooled block, in time linear in N;
     at a tie between two blocks, where there is no gradient, it takes one that holds nearby.
-    There is no second derivative (backward with create_graph=True raises a RuntimeError) and no
-    forward-mode derivative.
+    There is no second derivative (a RuntimeError says so) and no forward-mode derivative.
+
+    On a device nothing waits for the host: the call can be captured in a CUDA graph.
+    `torch.compile` without a graph break, `torch.export`, fake tensors and `torch.func.vmap`,
+    `grad` and `vjp` work; inside them the values cannot be looked at, so none is checked.
 
     Args:
-        y: Values, finite. While a CUDA graph is captured they are not checked, because a check
-            needs the host.
-        weights: Weight of each value in the squared error, positive and finite. None is 1
-            everywhere.
+        y: Values, finite. A row with one that is not is an error where values are checked, and
+            comes back as NaN where they are not.
+        weights: Weight of each value in the squared error, positive and finite; checked as y is.
+            None is 1 everywhere.
         increasing: True for a non-decreasing fit, False for a non-increasing one.
-        engine: "scipy" (CPU), "tensor_ops" (any device), or None to follow the device of `y`.
+        engine: "scipy" (CPU), "triton" (CUDA; rows of up to 16,384, "tensor_ops" takes longer
+            ones), "tensor_ops" (any device), or None to follow the device of `y`. "triton" gives
+            the same bits from run to run, backward too; backward of "tensor_ops" on CUDA does so
+            under `torch.use_deterministic_algorithms` alone.
+        check: Whether to look for values and weights that are not allowed. On a device that waits
+            for the host. None: on the CPU alone.
 
     Shape:
         y is (..., N) with N >= 1, float64, float32, bfloat16 or float16; weights are of the shape
@@ -62,14 +63,16 @@ def pava(
         TypeError: If `y` or `weights` is no tensor of such a dtype, or `engine` no string.
         ValueError: If `y` has no last dimension or an empty one, a value is not finite, a weight
             is not positive and finite, the shape or the device of `weights` does not fit `y`,
-            or `engine` is unknown or cannot work on `y`'s device.
+            `engine` is unknown or cannot work on `y`'s device, or `check` is True where values
+            cannot be looked at.
 
     Source:
         Barlow et al., "Statistical Inference under Order Restrictions", Wiley 1972, for the
         problem; Busing, Journal of Statistical Software 102, 2022, for SciPy's O(N) solver.
     """
+    traced = is_compiling() or _functorch_active() or _dispatch_modes() or _jit_tracing()
     # The commonest call leaves early: the checks below would cost a short row more than its fit.
-    if weights is None and increasing and engine is None and type(y) in _PLAIN:
+    if not traced and weights is None and increasing and engine is None and type(y) in _PLAIN:
         dtype = y.dtype
         if (dtype is _FLOAT64 or dtype is _FLOAT32) and y.is_cpu and y.ndim == 1:
             needs_grad = y.requires_grad
@@ -83,30 +86,35 @@ def pava(
                 return from_numpy(row if dtype is _FLOAT64 else row.astype(_NUMPY_FLOAT32))
 
     _check_y(y)
-    chosen = _choose_engine(engine, y)
+    name = choose_engine(engine, y)
     if weights is not None:
         _check_weights(weights, y)
     if not y.numel():
         return y.clone()
-    _check_finite(y)
-    x = _solve(y.detach(), None if weights is None else weights.detach(), increasing, chosen)
+    traced = traced or y.is_meta
+    if traced:
+        if check:
+            raise ValueError(
+                "check=True looks at values, and there are none while a function is compiled, "
+                "exported or transformed by torch.func; leave it at None."
+            )
+        return solve_traced(y, weights, bool(increasing), name).to(y.dtype)
+    if y.is_cpu if check is None else check:
+        _check_values(y, weights)
+    return _solve(y, weights, increasing, load_engine(name))
+
+
+def _solve(y: Tensor, weights: Tensor | None, increasing: bool, engine: Engine) -> Tensor:
     needs_grad = y.requires_grad or (weights is not None and weights.requires_grad)
-    if needs_grad and torch.is_grad_enabled():
-        return _Pava.apply(y, weights, (x, chosen.blocks(x), chosen.block_means))
-    return x.to(y.dtype)
-
-
-def _solve(y: Tensor, weights: Tensor | None, increasing: bool, engine: _Engine) -> Tensor:
-    if increasing:
-        return engine.solve(y, weights)
-    flipped = None if weights is None else weights.flip(-1)
-    return engine.solve(y.flip(-1), flipped).flip(-1)
+    needs_grad = needs_grad and torch.is_grad_enabled()
+    w = None if weights is None else weights.detach()
+    fit, solution = engine.solve(y.detach(), w, increasing, needs_grad)
+    if needs_grad:
+        return _Pava.apply(y, weights, (solution, engine.blocks(solution), engine.block_means))
+    return fit
 
 
 class _Pava(torch.autograd.Function):
-    # The solution is s_B = sum_B w_j y_j / W_B on each block B, so with G_B = sum_B dL/dx_j
-    #   dL/dy_j = w_j G_B / W_B    and    dL/dw_j = (y_j - s_B) G_B / W_B.
-
     @staticmethod
     def forward(ctx, y, weights, fit):
         # fit is a tuple so that autograd takes x for an output alone, not for an input returned
@@ -131,12 +139,7 @@ class _Pava(torch.autograd.Function):
             return means if means.dtype is ctx.dtype else means.to(ctx.dtype), None, None
         weights, residual = ctx.saved_tensors
         means = ctx.block_means(grad, ctx.blocks, weights)
-        grad_y = grad_weights = None
-        if ctx.needs_input_grad[0]:
-            grad_y = (means * weights).to(ctx.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_weights = (means * residual).sum_to_size(weights.shape).to(weights.dtype)
-        return grad_y, grad_weights, None
+        return *gradients(ctx, means, weights, residual, ctx.dtype), None
 
 
 def _check_y(y: Tensor) -> None:
@@ -157,33 +160,6 @@ def _check_dtype(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must have a dtype among {allowed}, got {value.dtype}.")
 
 
-def _choose_engine(engine: str | None, y: Tensor) -> _Engine:
-    if engine is None:
-        return _ENGINES[_DEVICE_ENGINE.get(y.device.type, "tensor_ops")]
-    allowed = ", ".join(repr(name) for name in _ENGINES) + " or None"
-    if not isinstance(engine, str):
-        raise TypeError(f"engine must be {allowed}, got {type(engine).__name__}.")
-    if engine not in _ENGINES:
-        raise ValueError(f"engine must be {allowed}, got {engine!r}.")
-    if engine == "scipy" and not y.is_cpu:
-        raise ValueError(
-            f"engine 'scipy' works on CPU tensors alone, got y on {y.device}; "
-            "engine None or 'tensor_ops' works on every device."
-        )
-    return _ENGINES[engine]
-
-
-def _check_finite(y: Tensor) -> None:
-    if _is_capturing(y):
-        return
-    # The sum is finite for all but non-finite and huge values: one cheap pass for nearly every y.
-    if isfinite(y.detach().sum().item()):
-        return
-    bad = ~torch.isfinite(y)
-    if bad.any():
-        raise ValueError(f"y must be finite, got {_first(y, bad)}.")
-
-
 def _check_weights(weights: Tensor, y: Tensor) -> None:
     _check_dtype("weights", weights)
     if weights.shape != y.shape and weights.shape != y.shape[-1:]:
@@ -191,15 +167,18 @@ def _check_weights(weights: Tensor, y: Tensor) -> None:
         raise ValueError(f"weights must have shape {allowed}, got {tuple(weights.shape)}.")
     if weights.device != y.device:
         raise ValueError(f"weights must be on y's device {y.device}, got {weights.device}.")
-    if _is_capturing(y):
-        return
-    good = (weights > 0) & (weights < inf)
-    if not good.all():
-        raise ValueError(f"weights must be positive and finite, got {_first(weights, ~good)}.")
 
 
-def _is_capturing(y: Tensor) -> bool:
-    return y.is_cuda and torch.cuda.is_current_stream_capturing()
+def _check_values(y: Tensor, weights: Tensor | None) -> None:
+    # The sum is finite for all but non-finite and huge values: one cheap pass for nearly every y.
+    if not isfinite(y.detach().sum().item()):
+        bad = ~torch.isfinite(y)
+        if bad.any():
+            raise ValueError(f"y must be finite, got {_first(y, bad)}.")
+    if weights is not None:
+        good = (weights > 0) & (weights < inf)
+        if not good.all():
+            raise ValueError(f"weights must be positive and finite, got {_first(weights, ~good)}.")
 
 
 def _first(values: Tensor, bad: Tensor) -> str:

@@ -14,25 +14,38 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
 
 
-def solve(y: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Solve every row of `y` for an increasing fit.
+def solve(
+    y: Tensor, weights: Tensor | None = None, increasing: bool = True, keep: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Solve every row of `y`.
 
     Args:
-        y: Finite values, of any float dtype.
-        weights: Positive weights, or None for 1 everywhere.
+        y: Values, of any float dtype. A row with one that is not finite comes back as NaN.
+        weights: Weights, or None for 1 everywhere. A row with one that is not positive and finite
+            comes back as NaN.
+        increasing: True for a non-decreasing fit.
+        keep: Not used: the solution is there anyway.
 
     Shape:
-        y is (..., N) with N >= 1, weights (..., N) or (N,). The result is (..., N), float64.
+        y is (..., N) with N >= 1, weights (..., N) or (N,). The fit is (..., N), of y's dtype; the
+        solution is (..., N), float64.
     """
     values = _array(y)
-    if values.ndim == 1:
-        w = None if weights is None else _array(weights)
-        return torch.from_numpy(isotonic_regression(values, weights=w)["x"])
     x = np.empty(values.shape)
-    w = None if weights is None else np.broadcast_to(_array(weights), values.shape)
+    good = np.isfinite(values).all(-1)
+    w = None
+    if weights is not None:
+        w = np.broadcast_to(_array(weights), values.shape)
+        good &= ((w > 0) & (w < np.inf)).all(-1)
     for row in np.ndindex(values.shape[:-1]):
-        x[row] = isotonic_regression(values[row], weights=None if w is None else w[row])["x"]
-    return torch.from_numpy(x)
+        if good[row]:
+            x[row] = isotonic_regression(
+                values[row], weights=None if w is None else w[row], increasing=increasing
+            )["x"]
+        else:
+            x[row] = np.nan
+    solution = torch.from_numpy(x)
+    return solution.to(y.dtype), solution
 
 
 def blocks(x: Tensor) -> np.ndarray:

@@ -3,35 +3,52 @@
 Divide and conquer in log2(N) levels. At each one, two neighbouring halves that are already
 isotonic become one: a suffix of the left half and a prefix of the right half are pooled to their
 common mean. Which elements join is found for all of them at once, by binary search and prefix
-sums, so a level costs O(N log N) and no input needs more levels than another of its length.
+sums, so a level costs O(N log N), memory stays O(N), and no input needs more levels than another of
+its length.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ltlearn.isotonic.dtypes import wide_dtype
+
 __all__ = ["block_means", "blocks", "solve"]
 
 
-def _wide_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-
-
-def solve(y: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Solve every row of `y` for an increasing fit.
+def solve(
+    y: Tensor, weights: Tensor | None = None, increasing: bool = True, keep: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Solve every row of `y`.
 
     Args:
-        y: Finite values, of any float dtype.
-        weights: Positive weights, or None for 1 everywhere.
+        y: Values, of any float dtype. A row with one that is not finite comes back as NaN.
+        weights: Weights, or None for 1 everywhere. A row with one that is not positive and finite
+            comes back as NaN.
+        increasing: True for a non-decreasing fit.
+        keep: Not used: the solution is there anyway.
 
     Shape:
-        y is (..., N) with N >= 1, weights (..., N) or (N,). The result is (..., N), float64
-        (float32 on MPS, which has no float64).
+        y is (..., N) with N >= 1, weights (..., N) or (N,). The fit is (..., N), of y's dtype; the
+        solution is (..., N), float64 (float32 on MPS, which has no float64).
     """
+    good = y.isfinite().all(-1, keepdim=True)
+    if weights is not None:
+        good = good & ((weights > 0) & (weights < torch.inf)).all(-1, keepdim=True)
+    if increasing:
+        x = _solve(y, weights)
+    else:
+        x = _solve(y.flip(-1), None if weights is None else weights.flip(-1)).flip(-1)
+    solution = torch.where(good, x, torch.nan)
+    return solution.to(y.dtype), solution
+
+
+def _solve(y: Tensor, weights: Tensor | None) -> Tensor:
+    """Solve every row of `y` for an increasing fit, in the wide dtype."""
     n = y.shape[-1]
     rows = y.numel() // n
     size = 1 << (n - 1).bit_length()
-    dtype = _wide_dtype(y.device)
+    dtype = wide_dtype(y.device)
     # Padded with the row's maximum, which no pooled mean exceeds: the padding is never pooled.
     x = torch.empty(rows, size, dtype=dtype, device=y.device)
     x[:, :n] = y.reshape(rows, n)
@@ -43,7 +60,7 @@ def solve(y: Tensor, weights: Tensor | None = None) -> Tensor:
     while half < size:
         x = _merge(x.view(rows, -1, 2, half), w.view(rows, -1, 2, half))
         half *= 2
-    return x.view(rows, size)[:, :n].clone().view(y.shape)
+    return x.view(rows, size)[:, :n].reshape(y.shape)
 
 
 def _merge(x: Tensor, w: Tensor) -> Tensor:
@@ -84,7 +101,7 @@ def blocks(x: Tensor) -> Tensor:
     """
     first = torch.ones(x.shape, dtype=torch.bool, device=x.device)
     first[..., 1:] = x[..., 1:] != x[..., :-1]
-    return first.view(-1).cumsum(0) - 1
+    return first.reshape(-1).cumsum(0) - 1
 
 
 def block_means(grad: Tensor, ids: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -99,7 +116,7 @@ def block_means(grad: Tensor, ids: Tensor, weights: Tensor | None = None) -> Ten
         grad is (..., N), weights (..., N) or (N,). The result is (..., N), float64 (float32 on
         MPS), and the same value all over a block.
     """
-    flat = grad.reshape(-1).to(_wide_dtype(grad.device))
+    flat = grad.reshape(-1).to(wide_dtype(grad.device))
     if weights is None:
         w = torch.ones_like(flat)
     else:

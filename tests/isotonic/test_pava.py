@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.optimize import isotonic_regression
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ltlearn.isotonic import pava, tensor_ops
+from ltlearn.isotonic import ops, pava, tensor_ops
 
 ENGINES = ("scipy", "tensor_ops")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -368,15 +368,160 @@ def test_second_derivative_is_refused(engine):
                 torch.autograd.grad(loss, y, create_graph=True)
 
 
+@pytest.mark.parametrize("increasing", (True, False))
+@engines
+def test_unchecked_rows_that_are_not_finite_come_back_as_nan(engine, increasing):
+    y, w = randn(5, 9), weights_over_six_decades(5, 9)
+    good = pava(y, w, increasing, engine)
+    y[1, 3], y[2, 0] = NAN, INF
+    w[3, 8], w[4, 0] = 0.0, NAN
+    for dtype in (*DTYPES, torch.bfloat16):
+        x = pava(y.to(dtype), w.to(dtype), increasing, engine, check=False)
+        assert x.dtype == dtype and x[1:].isnan().all()
+        if dtype == torch.float64:
+            assert torch.equal(x[0], good[0])
+        assert pava(y[2].to(dtype), None, increasing, engine, check=False).isnan().all()
+        assert pava(y[3].to(dtype), None, increasing, engine, check=False).isfinite().all()
+    with pytest.raises(ValueError, match=r"got nan at index 3 of row 1\.$"):
+        pava(y, None, increasing, engine, check=True)
+
+
 def test_tensor_ops_never_asks_for_a_value():
     # Fake tensors hold no data: whatever would synchronise with a device raises.
     for shape in ((13,), (2, 3, 16)):
         y, w, g = randn(*shape), weights_over_six_decades(shape[-1]), randn(*shape)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             y, w, g = (mode.from_tensor(t) for t in (y, w, g))
-            x = tensor_ops.solve(y, w)
+            _, x = tensor_ops.solve(y, w)
             means = tensor_ops.block_means(g, tensor_ops.blocks(x), w)
         assert x.shape == means.shape == shape
+
+
+# -- torch's own transformations ---------------------------------------------------------------
+
+
+def both_gradients(function, y, w, g):
+    y, w = y.clone().requires_grad_(), w.clone().requires_grad_()
+    x = function(y, w)
+    return x.detach(), *torch.autograd.grad(x, (y, w), g)
+
+
+@engines
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("increasing", (True, False))
+def test_compiles_without_a_graph_break(engine, dtype, increasing):
+    torch._dynamo.reset()
+    y, w, g = randn(3, 17).to(dtype), weights_over_six_decades(17).to(dtype), randn(3, 17).to(dtype)
+
+    def function(y, w):
+        return pava(2 * y, w, increasing, engine)
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    expected = both_gradients(function, y, w, g)
+    for ours, theirs in zip(both_gradients(compiled, y, w, g), expected, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, theirs)
+    lone = torch.compile(lambda y: pava(y), backend="aot_eager", fullgraph=True)
+    assert torch.equal(lone(y[0]), pava(y[0]))
+    y[1, 0] = NAN  # nothing is checked in there
+    assert compiled(y, w)[1].isnan().all() and compiled(y, w)[0].isfinite().all()
+
+
+@engines
+def test_operators_pass_the_checks_of_torch(engine):
+    y, w, g = randn(3, 17), weights_over_six_decades(3, 17), randn(3, 17)
+    y, w = y.requires_grad_(), w.requires_grad_()
+    torch.library.opcheck(ops.isotonic, (y, w, True, engine))
+    torch.library.opcheck(ops.isotonic, (y.detach().float(), None, False, engine))
+    solution = pava(y, w, engine=engine).detach()
+    torch.library.opcheck(ops.isotonic_block_means, (g, solution, w.detach(), engine))
+    torch.library.opcheck(ops.isotonic_block_means, (g, solution, None, engine))
+
+
+@engines
+def test_exports_and_keeps_the_gradient_out_of_sight_of_values(engine):
+    class Fit(torch.nn.Module):
+        def forward(self, y):
+            return pava(y, engine=engine) * 2
+
+    y = randn(4, 9).float()
+    for strict in (True, False):
+        program = torch.export.export(Fit(), (y,), strict=strict)
+        assert torch.equal(program.module()(y), pava(y, engine=engine) * 2)
+
+
+@engines
+def test_fake_and_meta_tensors_have_the_shape_and_dtype(engine):
+    with FakeTensorMode():
+        y = torch.empty(2, 5, dtype=torch.float32, requires_grad=True)
+        x = pava(y, torch.empty(5), engine=engine)
+        assert x.shape == (2, 5) and x.dtype == torch.float32
+        x.sum().backward()
+        assert y.grad.shape == (2, 5)
+    y = torch.empty(2, 5, device="meta", dtype=torch.bfloat16)
+    x = pava(y, engine="tensor_ops")
+    assert x.is_meta and x.shape == (2, 5) and x.dtype == torch.bfloat16
+
+
+@engines
+def test_make_fx_keeps_the_operator_and_not_its_result(engine):
+    y = randn(7)
+    graph = torch.fx.experimental.proxy_tensor.make_fx(lambda y: pava(y, engine=engine))(y)
+    other = randn(7, seed=1)
+    assert torch.equal(graph(other), pava(other, engine=engine))
+
+
+@engines
+@pytest.mark.filterwarnings("ignore")  # it warns that it is deprecated, and of each comparison
+def test_jit_trace_keeps_the_operator_and_not_its_result(engine):
+    y, other = randn(7), randn(7, seed=1)
+    traced = torch.jit.trace(lambda y: pava(y, engine=engine), (y,))
+    assert torch.equal(traced(other), pava(other, engine=engine))
+
+
+@engines
+@pytest.mark.parametrize("in_dims", ((0, None), (1, None), (None, 0), (0, 0), (1, 1)))
+def test_vmap_equals_a_loop(engine, in_dims):
+    y = randn(*((4, 3, 9) if in_dims[0] is not None else (3, 9)))
+    w = weights_over_six_decades(*((4, 9) if in_dims[1] is not None else (9,)))
+    y = y if in_dims[0] != 1 else y.movedim(0, 1)
+    w = w if in_dims[1] != 1 else w.movedim(0, 1)
+    x = torch.func.vmap(lambda y, w: pava(y, w, engine=engine), in_dims)(y, w)
+    rows = [
+        pava(
+            y if in_dims[0] is None else y.select(in_dims[0], i),
+            w if in_dims[1] is None else w.select(in_dims[1], i),
+            engine=engine,
+        )
+        for i in range(4)
+    ]
+    torch.testing.assert_close(x, torch.stack(rows), rtol=0, atol=1e-14)
+
+
+@engines
+def test_functional_gradients(engine):
+    y, w, g = randn(4, 9), weights_over_six_decades(9), randn(4, 9)
+
+    def loss(y, w, g):
+        return (pava(y, w, engine=engine) * g).sum()
+
+    grads = torch.func.vmap(torch.func.grad(loss, (0, 1)), (0, None, 0))(y, w, g)
+    for i in range(4):
+        expected = both_gradients(lambda y, w: pava(y, w, engine=engine), y[i], w, g[i])[1:]
+        for ours, theirs in zip(grads, expected, strict=True):
+            torch.testing.assert_close(ours[i], theirs)
+    jacobian = torch.func.jacrev(lambda y: pava(y, engine=engine))(y[0])
+    torch.testing.assert_close(jacobian, jacobian.T)  # a projection
+    torch.testing.assert_close(jacobian @ jacobian, jacobian)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.func.grad(lambda y: torch.func.grad(loss)(y, w, g[0]).square().sum())(y[0])
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jacfwd(lambda y: pava(y, engine=engine))(y[0])
+
+
+def test_check_is_refused_where_there_are_no_values():
+    with pytest.raises(ValueError, match="check=True looks at values, and there are none while"):
+        torch.func.vmap(lambda y: pava(y, check=True))(randn(2, 3))
 
 
 # -- a user's mistakes -------------------------------------------------------------------------
@@ -419,7 +564,7 @@ VALUE_ERRORS = {
     "weights elsewhere": ((ROW, torch.ones(3, device="meta")), "on y's device cpu, got meta"),
     "unknown engine": (
         (ROW, None, True, "cuda"),
-        r"engine must be 'scipy', 'tensor_ops' or None, got 'cuda'\.$",
+        r"engine must be 'scipy', 'tensor_ops', 'triton' or None, got 'cuda'\.$",
     ),
     "scipy elsewhere": (
         (torch.ones(3, device="meta"), None, True, "scipy"),
