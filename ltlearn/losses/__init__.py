@@ -1,5 +1,28 @@
 """Losses, one a module; each imports torch alone."""
 
+from ltlearn.losses.balanced_softmax import BalancedSoftmaxLoss
+from ltlearn.losses.class_balanced import (
+    ClassBalancedBCELoss,
+    ClassBalancedLoss,
+    effective_number_weights,
+)
+from ltlearn.losses.counted import CountedLoss
 from ltlearn.losses.cross_entropy import CrossEntropy
+from ltlearn.losses.focal import SigmoidFocalLoss, SoftmaxFocalLoss
+from ltlearn.losses.label_aware_smoothing import LabelAwareSmoothingLoss
+from ltlearn.losses.ldam import LDAMLoss
+from ltlearn.losses.logit_adjusted import LogitAdjustedLoss
 
-__all__ = ["CrossEntropy"]
+__all__ = [
+    "BalancedSoftmaxLoss",
+    "ClassBalancedBCELoss",
+    "ClassBalancedLoss",
+    "CountedLoss",
+    "CrossEntropy",
+    "LDAMLoss",
+    "LabelAwareSmoothingLoss",
+    "LogitAdjustedLoss",
+    "SigmoidFocalLoss",
+    "SoftmaxFocalLoss",
+    "effective_number_weights",
+]

@@ -1,0 +1,57 @@
+"""Balanced softmax: cross-entropy under the class distribution of the training set."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ltlearn.losses.counted import CountedLoss
+
+__all__ = ["BalancedSoftmaxLoss"]
+
+# Share of the images that a class without any counts as having: it all but leaves the softmax, and
+# a target of it (in a validation set) costs about 28 more than elsewhere, not infinitely more.
+_FLOOR = 1e-12
+
+
+class BalancedSoftmaxLoss(CountedLoss):
+    """Cross-entropy on z_c + log n_c; predictions are made from the plain logits z.
+
+    With equal counts it is cross-entropy. A class without training images counts as having 1e-12 of
+    all images: its logit all but leaves the softmax, and a target of it gives a large, finite loss.
+
+    Args:
+        class_counts: Training images per class; None waits for `set_class_counts`.
+        reduction: "mean", "sum" or "none".
+
+    Shape:
+        Logits (N, C), any floating dtype; targets (N,), class indices. The result is a scalar, or
+        (N,) with reduction "none". A mean divides by N, or by the sum of the targets' weights where
+        there are class weights.
+
+    Raises:
+        UserError: If counts or `reduction` are not allowed.
+
+    Source:
+        Ren et al., NeurIPS 2020, arXiv:2007.10740. Departure: a class without images is allowed.
+    """
+
+    _without_images = "its logit is all but left out of the softmax"
+    _derived = ("log_prior",)
+
+    def __init__(
+        self,
+        class_counts: Tensor | Sequence[float] | None = None,
+        reduction: str = "mean",
+    ):
+        super().__init__(reduction)
+        self.set_class_counts(class_counts)
+
+    def _derive(self, counts: Tensor) -> dict[str, Tensor]:
+        # Shares in place of counts: softmax does not see the difference.
+        share = counts / counts.sum()
+        return {"log_prior": share.where(share > 0, _FLOOR).log()}
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss."""
+        logits, target = self._ready(logits, target)
+        return self._cross_entropy(logits + self.log_prior, target)

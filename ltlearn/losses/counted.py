@@ -1,0 +1,245 @@
+"""What the losses that know the class counts share."""
+
+import logging
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltlearn.errors import UserError, check_choice
+
+__all__ = ["CountedLoss"]
+
+REDUCTIONS = ("mean", "sum", "none")
+_HALF = (torch.float16, torch.bfloat16)
+_NAMED = 10  # classes that a warning names before it says "..."
+_log = logging.getLogger("ltlearn")
+
+
+class CountedLoss(nn.Module):
+    """Base of the losses that depend on the number of training images of each class.
+
+    The counts are given at the start, or later by `set_class_counts`. What follows from them is
+    computed once, in float64, and kept in float32 buffers, which stay out of the state dict (the
+    data say what they are, not a checkpoint), keep their dtype under `.half()`, and follow the
+    logits to their device. Logits in half precision are computed in float32.
+
+    Every loss also takes class weights, by `set_weights`, for deferred re-weighting.
+
+    A subclass sets its own values, ends its `__init__` with `set_class_counts`, lists in `_derived`
+    the buffers that `_derive` makes of the counts, and begins its `forward` with `_ready`.
+
+    Args:
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        UserError: If `reduction` is unknown.
+    """
+
+    # Tells fastai's MixUp and CutMix to mix the losses of two targets, not the targets.
+    y_int = True
+    # What the loss does with a class that has no training image, said in the warning about it.
+    _without_images = ""
+    _derived: tuple[str, ...] = ()
+    _shown: tuple[str, ...] = ()
+
+    def __init__(self, reduction: str = "mean"):
+        super().__init__()
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.reduction = reduction
+        for name in dict.fromkeys(("class_counts", "weights", *self._derived)):
+            self.register_buffer(name, None, persistent=False)
+
+    @property
+    def needs_counts(self) -> bool:
+        """Return whether the loss cannot be computed without class counts."""
+        return bool(self._derived)
+
+    def set_class_counts(self, class_counts: Tensor | Sequence[float] | None) -> None:
+        """Set the training images per class, and all that follows from them.
+
+        A class without training images is named in one warning. Nothing is not-a-number for it;
+        the loss's own page says what becomes of it.
+
+        Args:
+            class_counts: C numbers, at least 0, not all 0; None forgets those set before.
+
+        Raises:
+            UserError: If the counts are not such a vector, or are not as many as the weights.
+        """
+        name = type(self).__name__
+        if class_counts is None:
+            for buffer in ("class_counts", *self._derived):
+                setattr(self, buffer, None)
+            return
+        counts = check_vector("class_counts", class_counts)
+        if "weights" not in self._derived:
+            self._same_length(counts, self.weights)
+        for buffer, values in self._derive(counts).items():
+            setattr(self, buffer, values.float())
+        # Whole numbers, as counts mostly are, stay exact.
+        whole = bool((counts == counts.round()).all()) and counts.max() < 2**53
+        self.class_counts = counts.long() if whole else counts.float()
+        empty = (counts == 0).nonzero().flatten().tolist()
+        if empty and self.needs_counts:
+            listed = ", ".join(map(str, empty[:_NAMED])) + (" ..." if len(empty) > _NAMED else "")
+            _log.warning(
+                "%s: no training images of class %s; %s.", name, listed, self._without_images
+            )
+
+    def set_weights(self, weights: Tensor | Sequence[float] | None) -> None:
+        """Set the weight of each class, in place of any that the loss has now.
+
+        Args:
+            weights: C numbers, at least 0, not all 0; None weights all classes alike.
+
+        Raises:
+            UserError: If the weights are not such a vector, or are not as many as the counts.
+        """
+        if weights is not None:
+            weights = check_vector("weights", weights)
+            self._same_length(self.class_counts, weights)
+            weights = weights.float()
+        self.weights = weights
+
+    def activation(self, logits: Tensor) -> Tensor:
+        """Return probabilities, (N, C)."""
+        return logits.softmax(dim=-1)
+
+    def decodes(self, probabilities: Tensor) -> Tensor:
+        """Return the class of the highest probability, (N,)."""
+        return probabilities.argmax(dim=-1)
+
+    def extra_repr(self) -> str:
+        """Say what the loss is, for `repr`."""
+        shown = [f"{name}={getattr(self, name)!r}" for name in (*self._shown, "reduction")]
+        if self.class_counts is not None:
+            shown.append(f"num_classes={len(self.class_counts)}")
+        return ", ".join(shown)
+
+    def _derive(self, counts: Tensor) -> dict[str, Tensor]:
+        """Turn counts, (C,) in float64 on the CPU, into the buffers of `_derived`."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what follows from counts.")
+
+    def _ready(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Check a batch by its shapes alone, and return it as plain tensors to compute with.
+
+        No value is looked at: on an accelerator that would wait for the device at each step.
+        """
+        name = type(self).__name__
+        if self.needs_counts and self.class_counts is None:
+            raise UserError(
+                f"{name} has no class counts yet: give it class_counts=[...], one number of "
+                "training images per class, or call its set_class_counts before the training."
+            )
+        # fastai's subclasses of Tensor refuse to be computed with one another.
+        logits, target = _plain(logits), _plain(target)
+        if logits.ndim != 2 or target.ndim != 1 or len(logits) != len(target):
+            raise UserError(
+                f"{name} takes logits (N, C) and one class index per row, (N,); got shapes "
+                f"{tuple(logits.shape)} and {tuple(target.shape)}."
+            )
+        if target.dtype.is_floating_point or target.dtype == torch.bool:
+            raise UserError(f"{name} takes class indices as targets, got {target.dtype}.")
+        buffers = [buffer for buffer in self._buffers.values() if buffer is not None]
+        if any(len(buffer) != logits.shape[1] for buffer in buffers):
+            raise UserError(
+                f"{name} was given counts or weights of {len(buffers[0])} classes, and logits of "
+                f"{logits.shape[1]}."
+            )
+        if any(buffer.device != logits.device for buffer in buffers):
+            self.to(logits.device)
+        return logits.float() if logits.dtype in _HALF else logits, target.long()
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the reduced, weighted cross-entropy."""
+        if self.weights is None:
+            return F.cross_entropy(logits, target, reduction=self.reduction)
+        return self._reduce(F.cross_entropy(logits, target, reduction="none"), target)
+
+    def _reduce(
+        self, losses: Tensor, target: Tensor, divide_by: str = "weights", weighted: bool = True
+    ) -> Tensor:
+        """Weight the losses, (N,), and reduce them; a mean divides by "weights" or "images"."""
+        weights = self.weights.gather(0, target) if weighted and self.weights is not None else None
+        if weights is not None:
+            losses = losses * weights
+        if self.reduction == "none":
+            return losses
+        if self.reduction == "sum":
+            return losses.sum()
+        if weights is None or divide_by == "images":
+            return losses.mean()
+        # Where all weights of a batch are 0, so is its loss.
+        return losses.sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+
+    def _same_length(self, counts: Tensor | None, weights: Tensor | None) -> None:
+        if counts is not None and weights is not None and len(counts) != len(weights):
+            raise UserError(
+                f"{type(self).__name__} has {len(counts)} class_counts and {len(weights)} weights; "
+                "both must have a number per class."
+            )
+
+    def _apply(self, fn, recurse=True):
+        # `.half()` and the like move the buffers but do not round them: log counts need the digits.
+        def move(buffer: Tensor) -> Tensor:
+            moved = fn(buffer)
+            return moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
+def check_vector(name: str, values: Tensor | Sequence[float]) -> Tensor:
+    """Check a vector of a number per class, and return it in float64 on the CPU, as a new tensor.
+
+    Args:
+        name: What the parameter is called in an error.
+        values: At least two finite numbers of at least 0, not all 0.
+
+    Raises:
+        UserError: If they are not.
+    """
+    try:
+        vector = _plain(torch.as_tensor(values)).detach().cpu().double().clone()
+    except (ValueError, TypeError, RuntimeError):
+        raise UserError(f"{name} must be a vector of numbers, got {values!r}.") from None
+    if vector.ndim != 1 or len(vector) < 2:
+        raise UserError(
+            f"{name} must be a vector with a number for each of at least 2 classes, got shape "
+            f"{tuple(vector.shape)}."
+        )
+    bad = (~torch.isfinite(vector) | (vector < 0)).nonzero().flatten().tolist()
+    if bad:
+        raise UserError(
+            f"{name}[{bad[0]}] is {vector[bad[0]].item():g}; it must be finite and not negative."
+        )
+    if not vector.any():
+        raise UserError(f"{name} must not be 0 for all {len(vector)} classes.")
+    return vector
+
+
+def check_number(
+    name: str, value: object, low: float, high: float = math.inf, open_low: bool = False
+) -> None:
+    """Raise a `UserError` unless the value of the parameter `name` lies between two bounds.
+
+    Args:
+        name: What the parameter is called in the error.
+        value: What the user gave.
+        low: The lowest value allowed.
+        high: The bound that the value must stay below.
+        open_low: Whether `low` itself is not allowed.
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if number and low <= value < high and not (open_low and value == low):
+        return
+    above = f"above {low:g}" if open_low else f"of at least {low:g}"
+    below = "finite" if high == math.inf else f"below {high:g}"
+    raise UserError(f"{name} must be a number {above} and {below}, got {value!r}.")
+
+
+def _plain(values: Tensor) -> Tensor:
+    return values if type(values) is Tensor else values.as_subclass(Tensor)
