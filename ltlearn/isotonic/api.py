@@ -80,10 +80,10 @@ def pava(
             row = fit["x"]
             # A value that is not finite leaves its block so, and with it the sum of magnitudes.
             if row.size and isfinite(dasum(row)):
+                x = from_numpy(row if dtype is _FLOAT64 else row.astype(_NUMPY_FLOAT32))
                 if needs_grad and torch.is_grad_enabled():
-                    x = from_numpy(row)
                     return _Pava.apply(y, None, (x, fit["blocks"], scipy_engine.block_means))
-                return from_numpy(row if dtype is _FLOAT64 else row.astype(_NUMPY_FLOAT32))
+                return x
 
     _check_y(y)
     name = choose_engine(engine, y)
