@@ -12,7 +12,13 @@ from importlib.util import find_spec
 _LAZY = {
     "pava": "ltlearn.isotonic",
     "SAMNLinear": "ltlearn.models.heads",
+    "ScaledLinear": "ltlearn.models.scaled",
+    "CosineLinear": "ltlearn.models.cosine",
     "SAMN": "ltlearn.callbacks",
+    "MaxNorm": "ltlearn.callbacks",
+    "LearnableWeightScaling": "ltlearn.callbacks",
+    "DeferredReweighting": "ltlearn.callbacks",
+    "CosineHead": "ltlearn.callbacks",
     "LTDataLoaders": "ltlearn.data",
     "InstanceSampler": "ltlearn.data",
     "ClassBalancedSampler": "ltlearn.data",

@@ -190,6 +190,132 @@ def _without_out(words: list[str]) -> list[str]:
     return kept
 
 
+def _split(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _speaker(quiet: bool):
+    return (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))  # noqa: T201
+
+
+def _existing_run(path: Path):
+    from ltlearn.run import Run
+
+    if not path.is_dir():
+        raise UserError(f"there is no run {path}; give the folder that `ltlearn recipe` wrote.")
+    return Run(path)
+
+
+_RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `ltlearn recipe`.")]
+_DATA = Annotated[
+    Path | None, typer.Option(help="Folder of the pictures; the run's own if not given.")
+]
+_DEVICE = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+_QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results alone.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+_SELECT = Annotated[
+    str, typer.Option(help="Which epoch of stage 2 is kept: best (on validation) or last.")
+]
+
+
+@app.command()
+def compare(
+    run: _RUN,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Names between commas; all of `ltlearn methods` if not given."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each method that draws at random.")] = 1,
+    priors: Annotated[
+        str | None, typer.Option(help="Class priors to test under, of uniform,train,reversed.")
+    ] = None,
+    select: _SELECT = "best",
+    data: _DATA = None,
+    device: _DEVICE = None,
+    quiet: _QUIET = False,
+    as_json: _JSON = False,
+) -> None:
+    """Compare every way to correct the classifier of a run, on the same features."""
+    from ltlearn.methods import find_methods
+    from ltlearn.settings import load_settings
+
+    folder, names = _existing_run(run), find_methods(_split(methods))
+    settings = load_settings(device=device)
+    quiet = quiet or as_json
+    with _voice(quiet):
+        from ltlearn.report import render_rows
+        from ltlearn.study import compare_run
+
+        result = compare_run(
+            folder, names, seeds,
+            priors=_split(priors) or (), select=select, data_path=data,
+            cache_path=settings.cache_path / "features", device=settings.device,
+            say=_speaker(quiet),
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({"run": str(run), **result.to_dict()}, indent=1))
+        return
+    result.table().render()
+    head, rows = result.prior_rows()
+    if rows:
+        render_rows(head, rows, title="accuracy in % under other class priors")
+    if not quiet:
+        print(f"report: {run / 'compare.md'}", file=sys.stderr)  # noqa: T201
+
+
+@app.command()
+def sensitivity(
+    run: _RUN,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Names between commas; max_norm,label_aware_smoothing,samn if not given"),
+    ] = None,
+    select: _SELECT = "best",
+    data: _DATA = None,
+    device: _DEVICE = None,
+    quiet: _QUIET = False,
+    as_json: _JSON = False,
+) -> None:
+    """Show how much each method's accuracy depends on its own hyper-parameter."""
+    from ltlearn.methods import find_methods
+    from ltlearn.settings import load_settings
+
+    folder, settings = _existing_run(run), load_settings(device=device)
+    names = None if methods is None else find_methods(_split(methods))
+    quiet = quiet or as_json
+    with _voice(quiet):
+        from ltlearn.report import render_rows
+        from ltlearn.study import SENSITIVITY_METHODS, sensitivity_run
+
+        result = sensitivity_run(
+            folder, names or SENSITIVITY_METHODS,
+            select=select, data_path=data, cache_path=settings.cache_path / "features",
+            device=settings.device, say=_speaker(quiet),
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({"run": str(run), **result.to_dict()}, indent=1))
+        return
+    head = ["method", "hyper-parameter", "tried", "lowest", "highest", "span"]
+    render_rows(head, result.rows(), title="class-balanced test accuracy in %")
+
+
+@app.command()
+def methods(as_json: _JSON = False) -> None:
+    """List the ways to train or correct a classifier, and where their values are from."""
+    from ltlearn.methods import METHODS
+    from ltlearn.report import render_rows
+
+    rows = [
+        [name, m.label, m.kind, m.sampler, "new" if m.reset else "kept", m.source, m.values_from]
+        for name, m in METHODS.items()
+    ]
+    head = ["name", "label", "kind", "sampler", "head", "source", "values from"]
+    if as_json:
+        typer.echo(json.dumps([dict(zip(head, row, strict=True)) for row in rows], indent=1))
+    else:
+        render_rows(head, rows)
+
+
 @app.command()
 def recipes(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

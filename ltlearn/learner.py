@@ -7,6 +7,7 @@ import operator
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from numbers import Real
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ltlearn.callbacks.history import EpochProgress, FlipAverage, Trajectory, head_norms
-from ltlearn.callbacks.samn import SAMN
 from ltlearn.callbacks.schedule import SCHEDULES, EpochCosine, LoaderEpoch
 from ltlearn.data.loaders import (
     IMAGENET_STATS,
@@ -36,17 +36,35 @@ from ltlearn.data.sources import ImageSet, read_image
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.features import FeatureBank
-from ltlearn.losses import CrossEntropy
+from ltlearn.losses import CountedLoss, CrossEntropy
+from ltlearn.methods import find_method
 from ltlearn.metrics import FEW_RULES, ShotReport, shot_report
+from ltlearn.models.cosine import CosineLinear
 from ltlearn.models.cut import LTModel, create_lt_model, evaluating
-from ltlearn.models.heads import SAMNLinear
+from ltlearn.models.head_kinds import is_head, is_trainable
+from ltlearn.posthoc import (
+    adjust_logits,
+    choose_logit_adjustment,
+    choose_tau_norm,
+    fit_temperature,
+    nearest_class_mean,
+    scale_temperature,
+    tau_normalize,
+)
 from ltlearn.settings import load_settings
 
 __all__ = ["LTLearner", "lt_learner", "sgd"]
 
+_LEAST_TO_CHOOSE_ON = 30  # validation images; and no fewer than classes
 _BANK_BYTES = 1 << 30  # features that take more memory than this go to disk
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+# What stage 2 is without a method: SAMN's values.
+_STAGE2 = {
+    "epochs": 20, "lr": 5e-4, "wd": 0.0, "bs": 64, "sampler": "instance", "loss": None,
+    "reset": False,
+}  # fmt: skip
 
 # What a learner has without being asked: these belong to one learner and stay with it.
 _OWN_CALLBACKS = (TrainEvalCallback, Recorder, CastToTensor, MixedPrecision, ProgressCallback)
@@ -288,7 +306,7 @@ class LTLearner(_Quiet):
             lr = _check_rates(lr)
         else:
             lr = 0.1 * self.dls.train.bs / 256 * (0.1 if getattr(self, "pretrained", False) else 1)
-        self._fold_without_samn(cbs)
+        self._fold_without_owner(cbs)
         self.unfreeze_all()
         with self._borrowed(sampler, loss, opt_func):
             trajectory = self._trajectory(select, "stage 1", start=False)
@@ -310,14 +328,15 @@ class LTLearner(_Quiet):
 
     def retrain_classifier(
         self,
-        epochs: int = 20,
-        lr: float = 5e-4,
+        epochs: int | None = None,
+        lr: float | None = None,
         *,
-        wd: float = 0.0,
-        bs: int = 64,
-        sampler="instance",
+        method: str | None = None,
+        wd: float | None = None,
+        bs: int | None = None,
+        sampler=None,
         loss=None,
-        reset: bool = False,
+        reset: bool | None = None,
         views: int | None = None,
         bn: str = "frozen",
         schedule: str = "cosine",
@@ -325,19 +344,25 @@ class LTLearner(_Quiet):
         select: str = "best",
         flip: bool = False,
         seed: int = 0,
+        view_seed: int | None = None,
         cbs=None,
     ) -> dict:
         """Freeze the backbone and train the classifier again.
 
         Args:
-            epochs: Passes over the training images, at least 0. With 0 and `SAMN()` the classifier
-                gets SAMN's starting norms.
-            lr: Learning rate of the head, above 0.
-            wd: Weight decay of the head, at least 0.
-            bs: Images a batch, on cached features (on images the loader's own batch size stays).
-            sampler: Name of a sampler, or a torch sampler.
-            loss: Takes (logits, targets) to a scalar; None takes cross-entropy.
-            reset: Begin with a new head instead of the trained one.
+            epochs: Passes over the training images, at least 0; None: the method's, or 20. With 0
+                and `SAMN()` the classifier gets SAMN's starting norms.
+            lr: Learning rate of the head, above 0; None: the method's, or 5e-4.
+            method: A name of `ltlearn.methods.METHODS`: its sampler, loss, callbacks and values are
+                taken wherever they are not given here; a post-hoc one trains nothing, see
+                `correct_classifier`.
+            wd: Weight decay of the head, at least 0; None: the method's, or 0.
+            bs: Images a batch, on cached features (on images the loader's own batch size stays);
+                None: the method's, or 64.
+            sampler: Name of a sampler, or a torch sampler; None: the method's, or "instance".
+            loss: Takes (logits, targets) to a scalar; None: the method's, or the learner's
+                (cross-entropy). A loss of ltlearn without class counts is told those of the data.
+            reset: Begin with a new head instead of the trained one; None: the method's, or False.
             views: Augmented passes to cache features of; each time an image is drawn, one of its
                 views is. 0 caches nothing and runs the frozen backbone over the images in each
                 epoch. None: 1.
@@ -349,10 +374,11 @@ class LTLearner(_Quiet):
             select: "best" keeps the epoch with the best class-balanced accuracy on the validation
                 loader, the one before the first step included; "last" the last.
             flip: Validate on the mean logits of each picture and its mirror image; only on images.
-            seed: Of order and augmentation.
-            cbs: fastai callbacks, such as `SAMN()`; those that stay on the learner take part, too.
-                Without a `SAMN()` among them, a `SAMNLinear` is folded into a plain linear layer
-                first.
+            seed: Of order, augmentation and a new head.
+            view_seed: Of the augmentation alone, where features are to be shared between seeds.
+            cbs: fastai callbacks, such as `SAMN()`; those of the method and those that stay on the
+                learner take part, too. A head that belongs to a callback which is not among them
+                (`SAMNLinear` to `SAMN()`) is folded into a plain linear layer first.
 
         Returns:
             The trajectory: a list per figure, the first entry before the first step.
@@ -361,12 +387,35 @@ class LTLearner(_Quiet):
             UserError: If an argument is outside its range, or training diverges; the head is then
                 the one there was before.
         """
+        asked = {
+            "epochs": epochs, "lr": lr, "wd": wd, "bs": bs, "sampler": sampler, "loss": loss,
+            "reset": reset,
+        }  # fmt: skip
+        asked = {name: value for name, value in asked.items() if value is not None}
+        row, cbs = None, _listed(cbs)
+        if method is not None:
+            row = find_method(method)
+            if row.kind == "post hoc":
+                if asked or cbs:
+                    first = next(iter(asked), "cbs")
+                    raise UserError(f"{method} trains nothing, so {first} has no meaning for it.")
+                self.correct_classifier(method, seed=_or(view_seed, seed))
+                return self.trajectory
+            if row.kind == "stage 1":
+                raise UserError(f"{method} is {row.source}: there is nothing to retrain.")
+            spelled = {k: v for k, v in row.arguments().items() if v is not None}
+            cbs = [*spelled.pop("cbs"), *cbs]
+            asked = {**spelled, **asked}
+        asked = {**_STAGE2, **asked}
+        epochs, lr, wd, bs = (asked[k] for k in ("epochs", "lr", "wd", "bs"))
+        sampler, loss, reset = asked["sampler"], asked["loss"], asked["reset"]
         epochs = self._check(epochs, schedule, select, wd, loss, opt_func)
-        cbs = _listed(cbs)
         lr, wd = _check_rate(lr), _plain(wd)
         check_whole("bs", bs, 1)
         check_whole("seed", seed, 0)
-        bs, seed = operator.index(bs), operator.index(seed)
+        view_seed = _or(view_seed, seed)
+        check_whole("view_seed", view_seed, 0)
+        bs, seed, view_seed = map(operator.index, (bs, seed, view_seed))
         if bn not in ("frozen", "train"):
             raise UserError(f"bn must be 'frozen' or 'train', got {bn!r}.")
         if views is None:
@@ -382,18 +431,18 @@ class LTLearner(_Quiet):
         head, weights = self.model.head, copy.deepcopy(self.model.head.state_dict())
         if reset:
             self._reset_head(seed)
-        self._fold_without_samn(cbs)
+        self._fold_without_owner(cbs)
         cosine = [EpochCosine()] if schedule == "cosine" else []
         cbs = [*cosine, LoaderEpoch(), EpochProgress("stage 2"), *cbs]
         try:
             if views:
-                learn = self._head_learner(views, bs, sampler, seed)
+                learn = self._head_learner(views, bs, sampler, seed, view_seed)
                 learn.opt_func, learn.loss_func = opt_func or sgd(), loss or self.loss_func
                 trajectory = self._trajectory(
                     select, "stage 2", predict=lambda: _predict(learn, learn.dls.valid)
                 )
                 try:
-                    with self._lent_callbacks() as staying:
+                    with self._lent_callbacks() as staying, self._told_counts(learn.loss_func):
                         learn.fit(epochs, lr, wd, [trajectory, *cbs, *staying], reset_opt=True)
                     self._finish(learn, trajectory)
                 finally:
@@ -418,14 +467,120 @@ class LTLearner(_Quiet):
             stage="stage 2", trained=type(self.model.head).__name__, bn=bn, on=on,
             batch=bs if views else self.dls.train.bs, sampler=_name_of(sampler), loss=loss,
             head="new" if reset else "kept", epochs=epochs, lr=lr, weight_decay=wd,
-            schedule=schedule,
+            schedule=schedule, method=method,
         )  # fmt: skip
-        return self.trajectory
+        trajectory = self.trajectory
+        if row is not None and row.post is not None:
+            self.correct_classifier(row.post, seed=view_seed)
+            self.trajectory = trajectory
+        return trajectory
 
-    def _head_learner(self, views: int, bs: int, sampler, seed: int) -> Learner:
+    def correct_classifier(
+        self, method: str, value: float | None = None, *, views: int = 1, seed: int = 0
+    ) -> dict:
+        """Correct the classifier without training it.
+
+        Args:
+            method: "tau_norm", "logit_adjustment", "temperature" or "ncm".
+            value: tau, or the temperature. None chooses it on the validation images, by
+                class-balanced accuracy (temperature: by NLL); where they are too few to choose on,
+                it is 1.
+            views: For "ncm": augmented passes over the training images, of which the first is used,
+                as stage 2 caches them; 0 takes the images as they are.
+            seed: Of that augmentation.
+
+        Returns:
+            What was done: `value`, `chosen_on`, and the `curve` of (value, figure) pairs.
+
+        Raises:
+            UserError: If the method is not a post-hoc one, or the classifier cannot be corrected
+                (a row of zeros, a head that is not linear).
+        """
+        if find_method(method).kind != "post hoc":
+            raise UserError(f"{method} is no post-hoc method; use retrain_classifier.")
+        if value is not None and (not _is_number(value) or value < 0):
+            raise UserError(f"value must be a finite number of at least 0, got {value!r}.")
+        began = time.perf_counter()
+        if method == "ncm":
+            if value is not None:
+                raise UserError("ncm has nothing to choose; leave value out.")
+            train = self.features("train", views, seed)
+            head = nearest_class_mean(train.views[0], train.targets, self.dls.c)
+            done = {"value": None, "chosen_on": None, "curve": []}
+        else:
+            linear = self._linear_head()
+            done = self._choose_value(method, linear) if value is None else {
+                "value": value, "chosen_on": None, "curve": []
+            }  # fmt: skip
+            head = {
+                "tau_norm": lambda tau: tau_normalize(linear, tau),
+                "logit_adjustment": lambda tau: adjust_logits(linear, self.dls.class_counts, tau),
+                "temperature": lambda t: scale_temperature(linear, t),
+            }[method](done["value"])
+        self.model.head, self.opt = head.to(self.dls.device), None
+        trajectory = self._trajectory("last", "post hoc", predict=lambda: self.predict_logits())
+        trajectory.learn = self
+        trajectory.before_fit()
+        self.trajectory = trajectory.record
+        self.stages.append(
+            {
+                "stage": "post hoc",
+                "method": method,
+                "value": done["value"],
+                "chosen_on": done["chosen_on"] or "not chosen",
+                "precision": self.precision,
+                "seconds": round(time.perf_counter() - began, 2),
+            }
+        )
+        _log.info("%s", self.stages[-1])
+        return done
+
+    def _choose_value(self, method: str, linear: nn.Linear) -> dict:
+        """Choose the number of a post-hoc method on the validation images, where there are enough.
+
+        Returns:
+            `value`, `chosen_on` (None where there were too few), `curve`.
+        """
+        valid = self.features("valid")
+        features, targets = valid.views[0], valid.targets
+        if self.too_few_to_choose(method):
+            return {"value": 1.0, "chosen_on": None, "curve": []}
+        if method == "temperature":
+            x = torch.from_numpy(np.asarray(features)).to(linear.weight)
+            with torch.no_grad():
+                value, curve = fit_temperature(linear(x), targets), []
+        elif method == "tau_norm":
+            value, curve = choose_tau_norm(linear, features, targets)
+        else:
+            value, curve = choose_logit_adjustment(linear, features, targets, self.dls.class_counts)
+        return {"value": value, "chosen_on": self._select_on, "curve": curve}
+
+    def too_few_to_choose(self, what: str) -> bool:
+        """Tell whether the validation images are too few to choose on, and say so.
+
+        Args:
+            what: What is not chosen then, for the warning.
+        """
+        n, classes = self.dls.valid.n, self.dls.c
+        enough = n >= max(_LEAST_TO_CHOOSE_ON, classes)
+        if not enough:
+            _log.warning(
+                "%d validation images of %d classes are too few to choose on: %s takes its "
+                "published value", n, classes, what,
+            )  # fmt: skip
+        return not enough
+
+    def _linear_head(self) -> nn.Linear:
+        """Return the classifier as one linear layer."""
+        head = self.model.head
+        return head if isinstance(head, nn.Linear) else head.fold()
+
+    def _head_learner(
+        self, views: int, bs: int, sampler, seed: int, view_seed: int | None = None
+    ) -> Learner:
         """Make a Learner of the head alone, over cached features."""
         train = LTDataLoader(
-            self.features("train", views, seed),
+            self.features("train", views, _or(view_seed, seed)),
             bs,
             training=True,
             sampler=sampler,
@@ -488,6 +643,21 @@ class LTLearner(_Quiet):
             return tuple(t.cpu() for t in _run(head, loader, nullcontext))
         loader = self._loader(part).new(shuffle=False)
         return tuple(t.cpu() for t in _run(self.model, loader, self.autocast, flip))
+
+    def compare_classifiers(self, methods=None, seeds: int = 1, **kwargs):
+        """Compare every method, or those named, on the same features; see `ltlearn.compare`.
+
+        Args:
+            methods: Names, a list or with commas between them; None is all.
+            seeds: Runs of every method that draws something at random.
+            **kwargs: For `ltlearn.compare.compare`.
+
+        Returns:
+            A `Comparison`: print it, or take its `table()`, `differences()`, `to_dict()`.
+        """
+        from ltlearn.compare import compare
+
+        return compare(self, methods, seeds, **kwargs)
 
     def shot_report(self, part: str | None = None, flip: bool = False) -> ShotReport:
         """Report many / medium / few / all, per class, and calibration.
@@ -621,18 +791,28 @@ class LTLearner(_Quiet):
                 cb.learn = self
                 setattr(self, cb.name, cb)
 
-    def _fold_without_samn(self, cbs: list[Callback]) -> None:
-        """Make a SAMN head a plain one for a fit without SAMN: none would project its norms."""
-        head = self.model.head
-        if not isinstance(head, SAMNLinear):
+    def _fold_without_owner(self, cbs: list[Callback]) -> None:
+        """Make a head of a callback's a plain one, for a fit without the callback."""
+        head, kind = self.model.head, type(self.model.head)
+        if isinstance(head, nn.Linear) or not is_head(head):
             return
-        if any(isinstance(cb, SAMN) for cb in [*cbs, *self.cbs]):
+        # On the class: a callback gives the learner's attributes out as its own.
+        if any(getattr(type(cb), "head_type", None) is kind for cb in [*cbs, *self.cbs]):
             return
+        try:
+            linear = head.fold()
+        except UserError:
+            stay = "pass cbs=CosineHead() to go on with it, or " if kind is CosineLinear else ""
+            raise UserError(
+                f"the head is a {kind.__name__}, which no linear layer stands for: {stay}begin "
+                "with a new linear layer, retrain_classifier(reset=True)."
+            ) from None
         _log.warning(
-            "the head is a SAMNLinear and no SAMN callback is given: it is folded into an "
-            "nn.Linear, whose norms are free"
+            "the head is a %s and no callback that trains one is given: it is folded into an "
+            "nn.Linear, whose norms are free",
+            kind.__name__,
         )
-        self.model.head = head.fold().requires_grad_(head.weight.requires_grad)
+        self.model.head = linear.requires_grad_(is_trainable(head))
         self.opt = None
 
     @contextmanager
@@ -644,10 +824,23 @@ class LTLearner(_Quiet):
             train.seed = train.seed if seed is None else seed
             train.set_sampler(sampler)
             self.loss_func, self.opt_func = loss or self.loss_func, opt_func or self.opt_func
-            yield
+            with self._told_counts(self.loss_func):
+                yield
         finally:
             train.sampler_name, train.sampler, train.seed, self.loss_func, self.opt_func = old
             self.opt = None
+
+    @contextmanager
+    def _told_counts(self, loss):
+        """Tell a loss that has no class counts those of the data, for as long as a fit takes."""
+        tell = isinstance(loss, CountedLoss) and loss.class_counts is None
+        if tell:
+            loss.set_class_counts(self.dls.class_counts)
+        try:
+            yield
+        finally:
+            if tell:
+                loss.set_class_counts(None)
 
     @contextmanager
     def _frozen_backbone(self, bn: str):
@@ -672,15 +865,18 @@ class LTLearner(_Quiet):
     def _reset_head(self, seed: int) -> None:
         """Begin with a new linear head, the same one for the same seed."""
         old = self.model.head
-        if not isinstance(old, nn.Linear | SAMNLinear):
+        if not is_head(old):
             raise UserError(
-                "the head must be an nn.Linear or a SAMNLinear to be made anew, it is "
+                "the head must be an nn.Linear or a head of ltlearn to be made anew, it is "
                 f"{type(old).__name__}."
             )
+        # A head that never has a bias, such as a cosine one, makes room for a layer that has one.
+        bias = getattr(old, "bias", True) is not None
+        device = next(iter(old.state_dict().values())).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            new = nn.Linear(old.in_features, old.out_features, old.bias is not None)
-        self.model.head, self.opt = new.to(old.weight.device), None
+            new = nn.Linear(old.in_features, old.out_features, bias)
+        self.model.head, self.opt = new.to(device), None
 
     def unfreeze_all(self) -> None:
         """Let every parameter train."""
@@ -727,6 +923,10 @@ def _listed(cbs) -> list[Callback]:
     return [cb() if isinstance(cb, type) else cb for cb in found]
 
 
+def _or(value, other):
+    return other if value is None else value
+
+
 def _is_number(value) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -768,7 +968,8 @@ def _predict(learn: Learner, dl) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _run(model: nn.Module, dl, context, flip: bool = False) -> tuple[Tensor, Tensor]:
     """Run a model in evaluation mode over a loader; it is left in the mode it was found in."""
-    device = next(model.parameters()).device
+    # A head without parameters, such as the nearest class mean, has its buffers.
+    device = next(chain(model.parameters(), model.buffers())).device
     logits, targets = [], []
     with evaluating(model):
         for x, y in dl:

@@ -419,11 +419,16 @@ def _float64_blocks(output: Tensor | np.ndarray) -> Iterator[tuple[int, Tensor]]
             yield start, block.cpu().double()
 
 
-def _calibration_error(confidence: Tensor, correct: Tensor, n_bins: int) -> float:
+def _calibration_error(
+    confidence: Tensor, correct: Tensor, n_bins: int, weights: Tensor | None = None
+) -> float:
     inner_edges = torch.arange(1, n_bins, dtype=torch.float64) / n_bins
     bins = torch.bucketize(confidence, inner_edges)  # a bin is (lower, upper]
-    gap = torch.bincount(bins, weights=confidence - correct.double(), minlength=n_bins)
-    return float(gap.abs().sum() / len(confidence))
+    gap = confidence - correct.double()
+    if weights is not None:
+        gap = gap * weights
+    total = len(confidence) if weights is None else weights.sum()
+    return float(torch.bincount(bins, weights=gap, minlength=n_bins).abs().sum() / total)
 
 
 def _unwrap(values: Any) -> Tensor | np.ndarray:
@@ -484,9 +489,9 @@ def _labels(values: Any, num_classes: int, name: str) -> Tensor:
     return labels
 
 
-def _check_lengths(rows: int, labels: int, name: str) -> None:
+def _check_lengths(rows: int, labels: int, name: str, target: str = "target") -> None:
     if rows != labels:
-        raise UserError(f"`{name}` has {rows} rows but `target` has {labels}.")
+        raise UserError(f"`{name}` has {rows} rows but `{target}` has {labels}.")
     if rows == 0:
         raise UserError(f"`{name}` is empty: there is no image to evaluate.")
 

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from ltlearn.errors import UserError
 
@@ -23,7 +23,7 @@ class _Section(BaseModel):
 class DataSection(_Section):
     """Which pictures."""
 
-    dataset: Literal["digits_lt", "cifar10_lt", "cifar100_lt"]
+    dataset: Literal["digits_lt", "cifar10_lt", "cifar100_lt", "tiny_imagenet_lt"]
     imbalance_factor: float = Field(100, ge=1)
     profile: Literal["exponential", "step"] = "exponential"
     split: Literal["first_n", "shuffle_seed0"] = "first_n"
@@ -31,6 +31,7 @@ class DataSection(_Section):
     few: Literal["<20", "<=20"] = "<20"
     n_max: int | None = Field(None, ge=1)
     test_per_class: int | None = Field(None, ge=1)
+    size: int | None = Field(None, ge=1)  # None: the pictures' own
 
 
 class ModelSection(_Section):
@@ -93,6 +94,11 @@ class Recipe(_Section):
     stage2: Stage2Section
     provenance: dict[str, str] = {}
     expected: list[Expected] = []
+    _smoke: bool = PrivateAttr(False)
+
+    def is_smoke(self) -> bool:
+        """Tell whether this is what `smoke` returned."""
+        return self._smoke
 
     def settled(self) -> "Recipe":
         """Return the recipe with everything filled in: by its protocol, or as ltlearn's default.
@@ -139,6 +145,7 @@ class Recipe(_Section):
     def smoke(self) -> "Recipe":
         """Return the recipe shrunk to seconds: the same steps, on a handful of pictures."""
         recipe = self.model_copy(deep=True)
+        recipe._smoke = True
         recipe.seeds = 1
         recipe.stage1.epochs, recipe.stage2.epochs = (
             min(2, self.stage1.epochs),

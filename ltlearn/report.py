@@ -56,6 +56,7 @@ class ResultRow:
         reports: One report per seed, at least one.
         selected: Which weights were tested, e.g. "last epoch" or "epoch 7 on validation".
         seconds: Training time, the mean over seeds; None if unknown.
+        extra: More columns, heading to cell; the same headings in every row of a table.
     """
 
     method: str
@@ -63,6 +64,7 @@ class ResultRow:
     reports: list[ShotReport]
     selected: str
     seconds: float | None = None
+    extra: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -141,7 +143,7 @@ class ResultTable:
 
     def to_text(self) -> str:
         """Return the table as plain aligned lines, without a trailing newline."""
-        head = ["method", *_COLUMNS.values()]
+        head = ["method", *self._heads()]
         body = [[_label(row), *cells] for row, cells in zip(self.rows, self._cells(), strict=True)]
         widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
         lines = [self._title()]
@@ -157,8 +159,9 @@ class ResultTable:
         It has two more columns than the terminal's: which weights were tested, and the time.
         """
         timed = any(row.seconds is not None for row in self.rows)
-        head = ["method", *(f"{h} %" for h in _COLUMNS.values()), "tested"]
-        align = ["---", *["---:"] * len(_COLUMNS), "---"]
+        more = self._heads()[len(_COLUMNS) :]
+        head = ["method", *(f"{h} %" for h in _COLUMNS.values()), *more, "tested"]
+        align = ["---", *["---:"] * (len(head) - 2), "---"]
         if timed:
             head.append("seconds")
             align.append("---:")
@@ -217,7 +220,7 @@ class ResultTable:
         console = Console(file=file, width=width, highlight=False)
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left")
         table.add_column("method", overflow="fold", min_width=8)
-        for heading in _COLUMNS.values():
+        for heading in self._heads():
             table.add_column(heading, justify="right", no_wrap=True)
         for row, cells in zip(self.rows, self._cells(), strict=True):
             # Text, not str: rich would read a label such as "[x]" as markup.
@@ -233,7 +236,13 @@ class ResultTable:
         return True
 
     def _cells(self) -> list[list[str]]:
-        return [[_mean_sd(values[name]) for name in _COLUMNS] for values in self._values]
+        return [
+            [*(_mean_sd(values[name]) for name in _COLUMNS), *row.extra.values()]
+            for row, values in zip(self.rows, self._values, strict=True)
+        ]
+
+    def _heads(self) -> list[str]:
+        return [*_COLUMNS.values(), *(self.rows[0].extra if self.rows else {})]
 
     def _title(self) -> str:
         plus_minus = ", mean ± standard deviation over seeds" if self._several_seeds() else ""

@@ -125,16 +125,7 @@ def run_recipe(
     run.write_json("manifest.json", manifest)
     seeds, dls = [], None
     for seed in range(recipe.seeds):
-        dls = LTDataLoaders.from_dataset(
-            recipe.data.dataset,
-            data_path,
-            **recipe.data.model_dump(exclude={"dataset", "few"}),
-            protocol=recipe.protocol,
-            bs=recipe.stage1.batch_size,
-            seed=seed,
-            skip_bad=skip_bad,
-            device=where,
-        )
+        dls = _loaders(recipe, data_path, seed, skip_bad, where)
         manifest["seeds"].append(
             {
                 "seed": seed,
@@ -199,13 +190,70 @@ def _learner(recipe: Recipe, dls: LTDataLoaders, precision: str, cache_path) -> 
     )
 
 
+def _loaders(recipe: Recipe, data_path, seed: int, skip_bad: bool, device) -> LTDataLoaders:
+    return LTDataLoaders.from_dataset(
+        recipe.data.dataset,
+        data_path,
+        **recipe.data.model_dump(exclude={"dataset", "few"}),
+        protocol=recipe.protocol,
+        bs=recipe.stage1.batch_size,
+        seed=seed,
+        skip_bad=skip_bad,
+        device=device,
+    )
+
+
+def load_stage1(
+    recipe: Recipe,
+    run: Run,
+    seed: int,
+    *,
+    data_path: str | Path | None = None,
+    cache_path: str | Path | None = None,
+    device: str = "auto",
+) -> LTLearner:
+    """Return a learner with the finished stage 1 of a run.
+
+    Args:
+        recipe: The run's recipe.
+        run: Its folder.
+        seed: Which of its seeds.
+        data_path: Where the pictures are; None takes the place in the run's manifest.
+        cache_path: Folder of cached features; None keeps them in memory.
+        device: "auto" or a torch device.
+
+    Raises:
+        UserError: If that stage 1 is not finished or damaged, or the pictures are others.
+    """
+    manifest = run.read_json("manifest.json")
+    set_seed(seed)
+    dls = _loaders(
+        recipe, data_path or manifest["data_path"], seed, bool(manifest.get("skipped_pictures")),
+        pick_device(device),
+    )  # fmt: skip
+    name = _stage1_name(seed)
+    # In the precision that the features were trained in.
+    record = run.read_json(f"{name}.json")
+    learn = _learner(recipe, dls, record.get("precision", "auto"), cache_path)
+    if _finished(run, name, learn) is None:
+        raise UserError(
+            f"the stage 1 in {run.path / name}.safetensors is damaged or missing; finish it with "
+            f"`ltlearn recipe {recipe.name} --out {run.path} --resume`."
+        )
+    return learn
+
+
+def _stage1_name(seed: int) -> str:
+    return f"checkpoints/seed{seed}-stage1"
+
+
 def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, say) -> _Seed:
     set_seed(seed)
     learn = _learner(recipe, dls, precision, cache_path)
     paper = recipe.protocol == "paper"
     result = _Seed()
     s1 = recipe.stage1
-    name = f"checkpoints/seed{seed}-stage1"
+    name = _stage1_name(seed)
     train = partial(
         learn.fit_stage1,
         s1.epochs,
@@ -229,7 +277,7 @@ def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, s
             done = record
         else:
             done = _stage2(recipe, run, learn, seed, method_name, paper, say)
-        result.stages.append({"seed": seed, "method": method_name, **done["stage"]})
+        result.stages.append({**done["stage"], "seed": seed, "method": method_name})
         result.norms[method_name] = learn.head_norms().tolist()
         result.seconds[method_name] = done["stage"]["seconds"]
         result.selected[method_name] = _chosen(done["trajectory"])
@@ -248,14 +296,23 @@ def _stage2(
 ) -> dict:
     s2, method = recipe.stage2, METHODS[method_name]
     name = f"checkpoints/seed{seed}-{method_name}"
+    if method.kind == "post hoc":
+        what = f"seed {seed}: {method.label}"
+        correct = partial(_correct, learn, method_name, seed)
+        return _load_or_train(
+            run, f"checkpoints/seed{seed}-{method_name}", learn, what, correct, say
+        )
+    name = f"checkpoints/seed{seed}-{method_name}"
+    # The recipe's values, but a method's own where the table has them.
+    values = {
+        "epochs": s2.epochs, "lr": s2.lr, "wd": s2.weight_decay, "bs": s2.batch_size,
+        **method.values,
+    }  # fmt: skip
+    values["epochs"] = min(values["epochs"], s2.epochs) if recipe.is_smoke() else values["epochs"]
     train = partial(
         learn.retrain_classifier,
-        s2.epochs,
-        s2.lr,
-        wd=s2.weight_decay,
-        bs=s2.batch_size,
-        sampler=method.sampler,
-        reset=method.reset,
+        method=method_name,
+        **values,
         views=s2.views,
         bn=s2.bn,
         schedule=s2.schedule,
@@ -263,11 +320,16 @@ def _stage2(
         select=s2.select,
         flip=paper,
         seed=seed,
-        cbs=method.callbacks(),
     )
     on = "features" if s2.views else "images"
-    what = f"seed {seed}: stage 2, {method.label}, {s2.epochs} epochs on {on}"
+    what = f"seed {seed}: stage 2, {method.label}, {values['epochs']} epochs on {on}"
     return _load_or_train(run, name, learn, what, train, say)
+
+
+def _correct(learn: LTLearner, method: str, seed: int) -> dict:
+    """Correct the classifier without training; return the trajectory, of one entry."""
+    learn.correct_classifier(method, seed=seed)
+    return learn.trajectory
 
 
 def _load_or_train(run: Run, name: str, learn: LTLearner, what: str, train, say) -> dict:
@@ -275,7 +337,11 @@ def _load_or_train(run: Run, name: str, learn: LTLearner, what: str, train, say)
     record = _finished(run, name, learn)
     if record is None:
         say(what)
-        trajectory, stage = train(), learn.stages[-1]
+        noted = len(learn.stages)
+        trajectory = train()
+        stage, *then = learn.stages[noted:]
+        if then:  # a correction after stage 2
+            stage = {**stage, "then": then, "seconds": sum(s["seconds"] for s in [stage, *then])}
         record = {"trajectory": trajectory, "stage": stage}
         # Weights first, then the record that says they are complete.
         run.save_tensors(f"{name}.safetensors", learn.model.state_dict(), {"arch": learn.arch})

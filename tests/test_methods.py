@@ -1,19 +1,67 @@
-import pytest
+"""Contract tests over the whole table of methods."""
 
-from ltlearn import UserError
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import (
+    Callback,
+    CancelBatchException,
+    CancelEpochException,
+    CancelFitException,
+    CancelTrainException,
+    CancelValidException,
+)
+from torch import nn
+
+from ltlearn import LTDataLoaders, UserError
 from ltlearn.callbacks import SAMN
 from ltlearn.data.samplers import SAMPLERS
-from ltlearn.methods import METHODS, find_method
+from ltlearn.losses import CountedLoss
+from ltlearn.methods import KINDS, METHODS, find_method, find_methods
+from tests.callbacks.helpers import COUNTS, make_dls, make_images, make_lt_learner
+
+LATER = [name for name, m in METHODS.items() if m.kind != "stage 1"]
+TRAINED = [name for name, m in METHODS.items() if m.kind == "stage 2"]
+NOT_LINEAR = ("ldam_drw", "ncm")
+later = pytest.mark.parametrize("name", LATER)
+
+
+def brief(name, **more):
+    """Arguments that keep a method's own values, but train for two epochs at the most."""
+    row = METHODS[name]
+    if row.kind == "post hoc":
+        return {"method": name, **more}
+    return {"method": name, "epochs": min(2, row.values.get("epochs", 2)), **more}
+
+
+def make(counts=COUNTS, **kwargs):
+    return make_lt_learner(make_dls(counts), **kwargs)
+
+
+def logits_of(learn, part="test"):
+    return learn.predict_logits(part, cached=False)[0]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_complete(name):
+def test_every_row_is_complete(name):
     method = find_method(name)
     assert method is METHODS[name]
-    assert method.label and method.source and method.stage in (1, 2)
-    assert method.sampler in SAMPLERS
+    assert method.label and method.source and method.kind in KINDS
+    assert method.sampler in SAMPLERS and method.prior in ("uniform", "train")
+    assert method.kind == "stage 1" or method.values_from
+    assert method.post is None or METHODS[method.post].kind == "post hoc"
     first, second = method.callbacks(), method.callbacks()
     assert not {id(cb) for cb in first} & {id(cb) for cb in second}, "callbacks hold state"
+    if method.sweep is not None:
+        assert method.sweep.default in method.sweep.values
+        assert list(method.sweep.values) == sorted(method.sweep.values)
+
+
+def test_labels_tell_the_methods_apart():
+    assert len({m.label for m in METHODS.values()}) == len(METHODS)
 
 
 def test_samn_is_samn():
@@ -21,7 +69,205 @@ def test_samn_is_samn():
 
 
 def test_unknown_methods():
-    with pytest.raises(UserError, match="there is no method 'sanm'; did you mean samn?"):
+    with pytest.raises(UserError, match="there is no method 'sanm'; did you mean samn"):
         find_method("sanm")
-    with pytest.raises(UserError, match="there is no method 'zzz'; there is ce, samn"):
+    with pytest.raises(UserError, match="there is no method 'zzz'; there is ce, crt"):
         find_method("zzz")
+    with pytest.raises(UserError, match="there is no method 'crtt'; did you mean crt"):
+        make().retrain_classifier(method="crtt")
+    assert find_methods("crt, ce,crt") == ["crt", "ce"]
+    assert find_methods(None) == list(METHODS)
+    with pytest.raises(UserError, match="give a method or more: ce, crt"):
+        find_methods(" , ")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_name_and_its_spelling_are_the_same(name):
+    named, spelled = make(), make()
+    args = brief(name)
+    named.retrain_classifier(**args, seed=3)
+    row = METHODS[name]
+    spelled.retrain_classifier(**{**row.arguments(), "epochs": args["epochs"]}, seed=3)
+    if row.post is not None:
+        spelled.correct_classifier(row.post, seed=3)
+    for a, b in zip(*(x.model.state_dict().items() for x in (named, spelled)), strict=True):
+        assert a[0] == b[0] and torch.equal(a[1], b[1])
+    facts = [{k: v for k, v in s.stages[0].items() if k != "method"} for s in (named, spelled)]
+    assert all(f.pop("seconds") >= 0 for f in facts) and facts[0] == facts[1]
+
+
+def test_crt_in_words():
+    named, spelled = make(), make()
+    named.retrain_classifier(method="crt", epochs=1)
+    spelled.retrain_classifier(1, 0.025, wd=5e-4, sampler="class_balanced", reset=True)
+    assert torch.equal(named.model.head.weight, spelled.model.head.weight)
+
+
+def test_what_is_given_wins_over_the_method():
+    learn = make()
+    learn.retrain_classifier(1, 0.5, method="crt", reset=False, sampler="instance")
+    stage = learn.stages[-1]
+    assert (stage["epochs"], stage["lr"], stage["head"], stage["sampler"]) == (
+        1, 0.5, "kept", "instance",
+    )  # fmt: skip
+
+
+def test_what_trains_nothing_takes_no_values():
+    learn = make()
+    with pytest.raises(UserError, match="tau_norm trains nothing, so lr has no meaning for it"):
+        learn.retrain_classifier(method="tau_norm", lr=0.1)
+    with pytest.raises(UserError, match="ce is cross-entropy, .* nothing to retrain"):
+        learn.retrain_classifier(method="ce")
+    with pytest.raises(UserError, match="crt is no post-hoc method; use retrain_classifier"):
+        learn.correct_classifier("crt")
+    with pytest.raises(UserError, match="ncm has nothing to choose"):
+        learn.correct_classifier("ncm", 0.5)
+    with pytest.raises(UserError, match="value must be a finite number of at least 0"):
+        learn.correct_classifier("tau_norm", -1)
+
+
+@later
+def test_same_seed_same_numbers_and_the_backbone_stays(name):
+    outcomes = []
+    for seed in (1, 1, 2):
+        learn = make()
+        before = copy.deepcopy(learn.model.backbone.state_dict())
+        record = learn.retrain_classifier(**brief(name, seed=seed))
+        assert record["epoch"] and record is learn.trajectory
+        for key, value in learn.model.backbone.state_dict().items():
+            assert torch.equal(value, before[key])
+        outcomes.append(logits_of(learn))
+        assert outcomes[-1].isfinite().all()
+    assert torch.equal(outcomes[0], outcomes[1])
+
+
+@later
+def test_saves_and_loads(name, tmp_path):
+    learn, other = make(), make(seed=5)
+    learn.path = other.path = tmp_path
+    learn.retrain_classifier(**brief(name))
+    learn.save("kept")
+    other.load("kept")
+    assert torch.equal(logits_of(learn), logits_of(other))
+    assert type(learn.model.head) is type(other.model.head)
+    assert not torch.equal(learn.head_norms(), make(seed=5).head_norms())
+
+
+@later
+def test_folds_into_a_linear_layer_where_it_is_linear(name):
+    learn = make()
+    learn.retrain_classifier(**brief(name))
+    head, logits = learn.model.head, logits_of(learn)
+    if name in NOT_LINEAR:
+        with pytest.raises(UserError, match="cannot be folded|not linear|fold"):
+            head.fold()
+        return
+    learn.model.head = head if type(head) is nn.Linear else head.fold()
+    assert type(learn.model.head) is nn.Linear
+    torch.testing.assert_close(logits_of(learn), logits, rtol=1e-5, atol=1e-5)
+
+
+EXITS = {
+    "batch": CancelBatchException,
+    "epoch": CancelEpochException,
+    "train": CancelTrainException,
+    "valid": CancelValidException,
+    "fit": CancelFitException,
+    "exception": ArithmeticError("the user's"),
+    "interrupt": KeyboardInterrupt,
+}
+
+
+class Leave(Callback):
+    order = 100
+
+    def __init__(self, how):
+        self.how, self.left = how, False
+
+    def before_batch(self):
+        if not self.left and self.learn.training is not (self.how is CancelValidException):
+            self.left = True
+            raise self.how
+
+
+@pytest.mark.parametrize("how", EXITS)
+@pytest.mark.parametrize("name", TRAINED)
+def test_however_it_ends_all_else_is_as_it_was(name, how):
+    learn = make()
+    before = copy.deepcopy(learn.model.backbone.state_dict())
+    flags = [p.requires_grad for p in learn.model.backbone.parameters()]
+    train = learn.dls.train
+    loader = (train.sampler, train.sampler_name, train.seed, train.bs)
+    loss, optimiser, callbacks = learn.loss_func, learn.opt_func, list(learn.cbs)
+    args = brief(name)
+    if not args["epochs"]:
+        pytest.skip("trains nothing, so there is nothing to leave")
+    for views in (1, 0):
+        leave = Leave(EXITS[how])
+        try:
+            learn.retrain_classifier(**args, views=views, cbs=leave)
+        except (ArithmeticError, KeyboardInterrupt):
+            assert how in ("exception", "interrupt")
+        assert leave.left
+    for key, value in learn.model.backbone.state_dict().items():
+        assert torch.equal(value, before[key])
+    assert [p.requires_grad for p in learn.model.backbone.parameters()] == flags
+    assert (train.sampler, train.sampler_name, train.seed, train.bs) == loader
+    assert (learn.loss_func, learn.opt_func, list(learn.cbs)) == (loss, optimiser, callbacks)
+    assert logits_of(learn).isfinite().all()
+    learn.retrain_classifier(1, 0.05, reset=True)  # and another training works
+
+
+@later
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("counts", ([30, 1], [40, 12, 1], [40, 0, 12, 4]), ids=str)
+def test_two_classes_one_image_and_none(name, counts, caplog):
+    images, targets = make_images(counts)
+    held = make_images([3] * len(counts), seed=1)
+    dls = LTDataLoaders.from_arrays(images, targets, valid=held, test=held, bs=8, device="cpu")
+    learn = make_lt_learner(dls)
+    with caplog.at_level(logging.WARNING, "ltlearn"):
+        learn.retrain_classifier(**brief(name))
+    logits = logits_of(learn)
+    assert logits.shape == (3 * len(counts), len(counts)) and logits.isfinite().all()
+    loss = learn.stages[0].get("loss")
+    assert loss is None or isinstance(loss, str)
+
+
+def test_a_loss_is_told_the_counts_for_as_long_as_it_trains():
+    seen = []
+
+    class Look(Callback):
+        def before_batch(self):
+            if self.learn.training:
+                seen.append(self.learn.loss_func.class_counts.tolist())
+
+    learn = make()
+    losses = [METHODS["balanced_softmax"].loss() for _ in range(3)]
+    learn.retrain_classifier(1, loss=losses[0], cbs=Look())
+    learn.retrain_classifier(1, loss=losses[1], views=0, cbs=Look())
+    learn.fit_stage1(1, 0.1, loss=losses[2], cbs=Look())
+    assert all(counts == learn.dls.class_counts.tolist() for counts in seen) and len(seen) >= 3
+    assert all(isinstance(loss, CountedLoss) and loss.class_counts is None for loss in losses)
+    own = type(losses[0])(class_counts=[1, 2, 3])
+    learn.retrain_classifier(1, loss=own, cbs=Look())
+    assert seen[-1] == [1, 2, 3] and own.class_counts.tolist() == [1, 2, 3]
+
+
+def test_too_few_validation_images_take_the_published_value(caplog):
+    learn = make()  # 12 validation images
+    with caplog.at_level(logging.WARNING, "ltlearn"):
+        done = learn.correct_classifier("tau_norm")
+    assert (done["value"], done["chosen_on"]) == (1.0, None)
+    assert "12 validation images of 3 classes are too few to choose on" in caplog.text
+    np.testing.assert_allclose(learn.head_norms(), 1, rtol=1e-5)
+
+
+def test_tau_is_chosen_on_validation_images_where_there_are_enough():
+    held = make_images([20, 20, 20], seed=1)
+    learn = make_lt_learner(make_dls(valid=held))
+    done = learn.correct_classifier("logit_adjustment")
+    assert done["chosen_on"] == "validation" and len(done["curve"]) == 21
+    best = max(accuracy for _, accuracy in done["curve"])
+    assert dict(done["curve"])[done["value"]] == best
+    assert learn.stages[-1]["value"] == done["value"]

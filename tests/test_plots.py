@@ -4,12 +4,16 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ltlearn.errors import UserError
 from ltlearn.plots import (
     plot_class_counts,
     plot_norms,
+    plot_norms_by_method,
     plot_per_class_accuracy,
+    plot_sensitivity,
+    plot_tradeoff,
     plot_trajectory,
 )
 
@@ -55,6 +59,41 @@ def assert_tick_labels_apart(axes):
             if tick.label1.get_visible() and tick.label1.get_text()
         ]
         for a, b in zip(boxes, boxes[1:], strict=False):
+            assert not a.overlaps(b)
+
+
+def make_points(methods, seeds=3, crowd=0.05, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = rng.normal((0.85, 0.5), crowd, size=(methods, 2))
+    points = np.clip(centres[:, None] + rng.normal(0, 0.01, (methods, seeds, 2)), 0, 1)
+    return {f"a method called {i}": values.tolist() for i, values in enumerate(points)}
+
+
+def make_curve(**values):
+    return {
+        "label": "SLAS",
+        "parameter": "smoothing of the most frequent class",
+        "values": [0.001, 0.01, 0.1, 1.0],
+        "accuracy": [0.612, 0.65, 0.689, 0.64],
+        "default": 0.1,
+        "log": True,
+    } | values
+
+
+def extent(text):
+    """Of the text alone: an annotation's own extent has its line in it."""
+    return Text.get_window_extent(text)
+
+
+def labels_of(axes, names):
+    found = {text.get_text(): text for text in axes.texts}
+    return [found[name] for name in names]
+
+
+def assert_apart(texts):
+    boxes = [extent(text) for text in texts]
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
             assert not a.overlaps(b)
 
 
@@ -187,6 +226,180 @@ def test_trajectory_of_epoch_zero_alone():
     assert [t for t in left.get_xticks()] == [0]
 
 
+@pytest.mark.parametrize("methods", [1, 2, 20])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_tradeoff(methods, seeds):
+    points = make_points(methods, seeds)
+    names = list(points)
+    figure = draw(plot_tradeoff(points, ("many", "few"), highlight=names[-1]))
+    (axes,) = figure.axes
+    assert_tick_labels_apart(axes)
+    assert axes.get_xlabel() == "many-shot accuracy (%)"
+    assert axes.get_ylabel() == "few-shot accuracy (%)"
+    drawn = {line.get_label(): line for line in axes.lines}
+    for name in names:
+        np.testing.assert_allclose(drawn[name].get_xydata()[0], 100 * np.mean(points[name], 0))
+        assert drawn[name].get_marker() == ("s" if name == names[-1] else "o")
+    labels = labels_of(axes, names)
+    assert_apart(labels)
+    for label in labels:
+        box, frame = extent(label), axes.bbox
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 and box.y1 <= frame.y1
+    assert ("one seed" in texts(figure)) == (seeds > 1)
+    assert any(text.get_text().startswith("mean ") for text in axes.texts)
+
+
+@pytest.mark.parametrize("crowd", [0.0, 0.005])
+def test_labels_of_20_methods_in_a_crowd_are_apart(crowd):
+    points = make_points(20, 1, crowd)
+    if not crowd:
+        points = {name: [(0.9, 0.4)] for name in points}
+    points["far off"] = [(0.1, 0.1)]
+    (axes,) = draw(plot_tradeoff(points)).axes
+    labels = labels_of(axes, points)
+    assert_apart(labels)
+    # There is no room for all beside the point itself: some have a line to it.
+    assert any(label.arrow_patch is not None for label in labels)
+
+
+def test_tradeoff_labels_stay_in_place_at_another_resolution(tmp_path):
+    points = make_points(20)
+    figure = plot_tradeoff(points)
+    figure.savefig(tmp_path / "figure.png", dpi=60)
+    figure.savefig(tmp_path / "figure.pdf")
+    assert_apart(labels_of(draw(figure).axes[0], points))
+
+
+def test_tradeoff_colours_the_pareto_optimal():
+    points = {"a": [(0.9, 0.3)], "b": [(0.8, 0.5)], "c": [(0.8, 0.4)], "d": [(0.8, 0.5)]}
+    figure = draw(plot_tradeoff(points, highlight="a"))
+    colours = {line.get_label(): line.get_color() for line in figure.axes[0].lines}
+    assert colours["b"] == colours["d"] != colours["c"]
+    assert colours["a"] not in (colours["b"], colours["c"])
+    assert texts(figure) == ["Pareto-optimal", "dominated by another method"]
+
+
+def test_tradeoff_error_bars_are_one_standard_deviation():
+    (axes,) = draw(plot_tradeoff({"CE": [(0.8, 0.3), (0.9, 0.5), (0.7, 0.4)]})).axes
+    across, up = [c.get_segments()[0] for c in axes.collections]
+    np.testing.assert_allclose(across, [[70, 40], [90, 40]])
+    np.testing.assert_allclose(up, [[80, 30], [80, 50]])
+
+
+def test_tradeoff_without_accuracy_in_a_group():
+    points = {"CE": [(0.8, None)], "cRT": [(0.7, 0.5), (0.9, float("nan"))]}
+    (axes,) = draw(plot_tradeoff(points, ("many", "all"), highlight="CE")).axes
+    assert axes.get_ylabel() == "all accuracy (%)"
+    assert axes.get_title(loc="left") == "without accuracy in a group, not drawn: CE"
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert "CE" not in drawn
+    np.testing.assert_allclose(drawn["cRT"], [[70, 50]])
+    draw(plot_tradeoff({"CE": [(0.8, None)]}))
+
+
+@pytest.mark.parametrize("num_classes", [2, 100, 1000])
+@pytest.mark.parametrize("methods", [1, 5, 20])
+def test_norms_by_method(num_classes, methods):
+    counts = long_tail(num_classes)
+    rng = np.random.default_rng(0)
+    norms = {"CE": rng.uniform(1, 3, num_classes)}
+    norms |= {f"m{i}": rng.uniform(0.01, 0.02, num_classes) for i in range(1, methods)}
+    figure = draw(plot_norms_by_method(norms, counts))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == list(norms)
+    assert figure.get_supxlabel() == "training images per class (log scale)"
+    assert "mean norm" in figure.get_supylabel()
+    for axes, (name, values) in zip(figure.axes, norms.items(), strict=True):
+        assert_tick_labels_apart(axes)
+        assert axes.get_xscale() == "log" and axes.get_ylim() == figure.axes[0].get_ylim()
+        (dots,) = [line for line in axes.lines if line.get_linestyle() == "None"]
+        np.testing.assert_array_equal(dots.get_xdata(), counts)
+        np.testing.assert_allclose(dots.get_ydata(), values / values.mean())
+        assert axes.texts[0].get_text() == f"mean norm {values.mean():.3g}"
+        grey = [line for line in axes.lines if line.get_color() == "#999999"]
+        assert len(grey) == (name != "CE")
+    assert ("CE, for reference" in texts(figure)) == (methods > 1)
+
+
+def test_curve_of_norms_is_an_average():
+    counts = np.repeat([1, 1000], 50)
+    values = np.tile([1.0, 3.0], 50)
+    (axes,) = draw(plot_norms_by_method({"CE": values}, counts, reference=None)).axes
+    curve = axes.lines[-1]
+    np.testing.assert_array_equal(curve.get_xdata(), [1, 1000])
+    np.testing.assert_allclose(curve.get_ydata(), 1)
+
+
+@pytest.mark.parametrize("counts", [[5, 0], [0, 0], [7, 7]])
+def test_norms_that_are_zero_or_unknown(counts):
+    norms = {"CE": [0, 0], "cRT": [None, float("nan")], "LWS": [1, None]}
+    figure = draw(plot_norms_by_method(norms, counts))
+    means = [axes.texts[0].get_text() for axes in figure.axes]
+    assert means == ["mean norm 0", "no norms", "mean norm 1"]
+
+
+def test_norms_far_above_the_mean_get_a_log_axis():
+    (axes,) = draw(plot_norms_by_method({"CE": [1e-3] * 99 + [1]}, [5] * 100)).axes
+    assert axes.get_yscale() == "log"
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 20])
+def test_sensitivity(number):
+    curves = [make_curve(label=f"m{i}") for i in range(number)]
+    lines = {"SAMN": 0.682, "CE": 0.681, "NCM": 0.584, "cRT": None}
+    figure = draw(plot_sensitivity(curves, lines))
+    assert len(figure.axes) == number
+    assert figure.get_supylabel() == "class-balanced accuracy (%)"
+    for i, axes in enumerate(figure.axes):
+        assert_tick_labels_apart(axes)
+        assert axes.get_title(loc="left") == f"m{i}" and axes.get_xscale() == "log"
+        assert " ".join(axes.get_xlabel().split()) == curves[i]["parameter"]
+        assert axes.texts[0].get_text() == "61.2 to 68.9 %"
+        assert axes.get_ylim() == figure.axes[0].get_ylim()
+        (curve,) = [line for line in axes.lines if len(line.get_xdata()) == 4]
+        np.testing.assert_allclose(curve.get_xydata().T[0], curves[i]["values"])
+        np.testing.assert_allclose(curve.get_ydata(), 100 * np.array(curves[i]["accuracy"]))
+        (default,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+        assert default.get_xdata()[0] == 0.1
+        (ring,) = [line for line in axes.lines if len(line.get_xdata()) == 1]
+        np.testing.assert_allclose(ring.get_xydata(), [[0.1, 68.9]])
+        assert len([line for line in axes.lines if line.is_dashed()]) == 4  # three and the default
+    labels = labels_of(figure.axes[-1], ["SAMN 68.2", "CE 68.1", "NCM 58.4"])
+    assert_apart(labels)
+    for label in labels:
+        assert extent(label).x1 <= figure.bbox.x1
+
+
+def test_20_lines_are_labelled_apart():
+    lines = {f"method {i}": 0.6 + 0.001 * i for i in range(20)}
+    (axes,) = draw(plot_sensitivity([make_curve()], lines)).axes
+    labels = labels_of(axes, [f"{name} {100 * value:.1f}" for name, value in lines.items()])
+    assert_apart(labels)
+    heights = [extent(label).y0 for label in labels]
+    assert heights == sorted(heights)
+    assert heights[0] >= 0 and extent(labels[-1]).y1 <= axes.figure.bbox.y1
+
+
+def test_sensitivity_of_unordered_missing_and_single_values():
+    curves = [
+        make_curve(values=[1.0, 0, 0.5, 2], log=False, default=None),
+        make_curve(accuracy=[None, float("nan"), None, None]),
+        make_curve(values=[0.3], accuracy=[0.5], default=0.2),
+        make_curve(accuracy=[0.6, None, 0.7, 0.65]),
+    ]
+    figure = draw(plot_sensitivity(curves))
+    first, empty, single, gap = figure.axes
+    np.testing.assert_array_equal(first.lines[-1].get_xdata(), [0, 0.5, 1, 2])
+    assert first.get_xscale() == "linear"
+    assert not [line for line in first.lines if line.is_dashed()]
+    assert empty.texts[0].get_text() == "no accuracy"
+    assert single.get_xlim()[0] < 0.2 and single.get_xlim()[1] > 0.3
+    assert gap.texts[0].get_text() == "60.0 to 70.0 %"
+    for axes in figure.axes:
+        assert_tick_labels_apart(axes)
+    draw(plot_sensitivity(curves[1:2], {"CE": None}))
+
+
 def test_8142_classes_need_few_artists(tmp_path):
     counts = long_tail(8142)
     values = np.random.default_rng(0).uniform(size=8142)
@@ -229,6 +442,19 @@ def test_import_leaves_matplotlib_alone():
             lambda: plot_trajectory({**make_trajectory(), "all": [0.5]}),
             "5 epochs but 1 values of 'all'",
         ),
+        (lambda: plot_tradeoff({}), "`points` is empty"),
+        (lambda: plot_tradeoff({"CE": []}), "no seed of 'CE'"),
+        (lambda: plot_tradeoff({"CE": [0.5, 0.4]}), "a seed is two accuracies"),
+        (lambda: plot_tradeoff({"CE": [(0.5, 0.4, 0.1)]}), "a seed is two accuracies"),
+        (lambda: plot_tradeoff({"CE": [(50, 40)]}), "not all fractions"),
+        (lambda: plot_tradeoff({"CE": [(0.5, 0.4)]}, ("all",)), "`groups` has 1 names"),
+        (lambda: plot_tradeoff({"CE": [(0.5, 0.4)]}, highlight="x"), "must be one of CE"),
+        (lambda: plot_norms_by_method({}, [3, 4]), "`norms` is empty"),
+        (lambda: plot_norms_by_method({"CE": [1]}, [3, 4]), r"`norms\['CE'\]` has 1 values"),
+        (lambda: plot_sensitivity([]), "`curves` is empty"),
+        (lambda: plot_sensitivity([make_curve(values=[], accuracy=[])]), "'SLAS' has no values"),
+        (lambda: plot_sensitivity([make_curve(values=[1])]), "1 values but 4 accuracies"),
+        (lambda: plot_sensitivity([make_curve(values=[0, 1, 2, 3])]), "a value of 0 or less"),
     ],
 )
 def test_errors_say_what_is_wrong(call, message):

@@ -1,4 +1,5 @@
 import pytest
+from PIL import Image
 
 from ltlearn.errors import UserError
 from ltlearn.recipe import load_recipe, recipe_names
@@ -14,7 +15,7 @@ def test_every_recipe_is_valid_and_named_like_its_file(name):
 
 
 def test_the_recipes_of_the_first_release_are_there():
-    assert {"digits_lt", "cifar10_lt", "cifar100_lt"} <= set(recipe_names())
+    assert {"digits_lt", "cifar10_lt", "cifar100_lt", "tiny_imagenet_lt"} <= set(recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -31,6 +32,37 @@ def test_cifar_recipe_holds_the_published_values():
     assert (recipe.stage2.epochs, recipe.stage2.lr, recipe.stage2.weight_decay) == (20, 5e-4, 0)
     assert recipe.model.width == 64
     assert recipe.stage1.batch_size == recipe.stage2.batch_size == 64
+
+
+def test_tiny_imagenet_recipe_is_our_own():
+    recipe = load_recipe("tiny_imagenet_lt")
+    assert (recipe.data.imbalance_factor, recipe.data.size) == (100, 32)
+    assert recipe.expected == []
+    assert "validation part is the test set" in recipe.provenance["data.dataset"]
+    assert load_recipe("tiny_imagenet_lt", ["data.size=64"]).data.size == 64
+    assert load_recipe("cifar10_lt").data.size is None
+
+
+def test_tiny_imagenet_recipe_runs(tmp_path):
+    from ltlearn.run import Run
+    from ltlearn.runner import run_recipe
+
+    for c in range(200):
+        for part, n in (("train", 2), ("val", 1)):
+            folder = tmp_path / "data" / part / f"n{c:08d}"
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (8, 8), (c, 99 * i, 50)).save(folder / f"{i}.JPEG")
+    small = [
+        "data.n_max=2", "data.imbalance_factor=1", "model.width=2", "model.arch=resnet20_cifar",
+        "stage1.epochs=1", "stage2.epochs=1",
+    ]  # fmt: skip
+    run = Run(tmp_path / "run")
+    recipe = load_recipe("tiny_imagenet_lt", small)
+    run_recipe(recipe, run, data_path=tmp_path / "data", device="cpu")
+    manifest = run.read_json("manifest.json")
+    assert manifest["values"]["data"]["size"] == 32
+    assert manifest["class_counts"] == [2] * 200 and manifest["test_images"] == 200
 
 
 def test_protocols_settle_what_the_recipe_leaves_open():

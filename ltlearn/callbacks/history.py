@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ltlearn.errors import UserError
 from ltlearn.metrics import shot_report
 from ltlearn.models.cut import find_head
-from ltlearn.models.heads import SAMNLinear
 from ltlearn.progress import ProgressLine
 
 __all__ = ["EpochProgress", "FlipAverage", "Trajectory", "head_norms"]
@@ -23,7 +22,7 @@ _log = logging.getLogger("ltlearn")
 def head_norms(model: nn.Module) -> Tensor:
     """Return the weight norm of each class, (C,), float32 on the CPU."""
     head = find_head(model)[1]
-    norms = head.norms() if isinstance(head, SAMNLinear) else head.weight.float().norm(dim=1)
+    norms = head.weight.float().norm(dim=1) if isinstance(head, nn.Linear) else head.norms()
     return norms.detach().float().cpu()
 
 

@@ -7,9 +7,9 @@ from contextlib import suppress
 from fastai.callback.core import Callback
 from torch import Tensor, nn
 
+from ltlearn.callbacks.heads import install_head
 from ltlearn.data.counts import find_class_counts
 from ltlearn.errors import UserError
-from ltlearn.models.cut import find_head, set_head
 from ltlearn.models.heads import SAMNLinear
 
 __all__ = ["SAMN"]
@@ -48,6 +48,7 @@ class SAMN(Callback):
 
     # After callbacks that change the model in before_fit, before those that look at its norms.
     order = 5
+    head_type = SAMNLinear
 
     def __init__(
         self,
@@ -78,21 +79,18 @@ class SAMN(Callback):
                 "SAMN needs the number of training images of each class, and these dataloaders do "
                 "not tell: give them, as SAMN(class_counts=[500, 120, ...]), or use LTDataLoaders."
             )
-        name, head = find_head(learn.model, len(counts))
-        if isinstance(head, SAMNLinear):
-            if (set(head.on), head.project) != (set(self.on), self.project):
-                _log.warning(
-                    "the model has a SAMN head already, with on=%s and project=%r: it is kept",
-                    head.on,
-                    head.project,
-                )
-            return head
-        new = SAMNLinear.from_linear(head, counts, self.norm_order, self.on, self.project)
-        new.requires_grad_(head.weight.requires_grad)
-        learn.model = set_head(learn.model, name, new)
-        if learn.opt is not None:
-            _exchange_parameters(learn.opt, head, new)
-        return new
+
+        def make(linear: nn.Linear) -> SAMNLinear:
+            return SAMNLinear.from_linear(linear, counts, self.norm_order, self.on, self.project)
+
+        head = install_head(learn, SAMNLinear, make, len(counts))
+        if (set(head.on), head.project) != (set(self.on), self.project):
+            _log.warning(
+                "the model has a SAMN head already, with on=%s and project=%r: it is kept",
+                head.on,
+                head.project,
+            )
+        return head
 
     def before_fit(self):
         """Install the head and give its parameters to the optimiser."""
@@ -111,27 +109,3 @@ class SAMN(Callback):
             # Norms that are not finite have ended the fit, which says so; others want to close too.
             with suppress(UserError):
                 installed.project_()
-
-
-def _exchange_parameters(opt, old: nn.Linear, new: SAMNLinear) -> None:
-    """Put the parameters of the new head into the optimiser where those of the old one were."""
-    gone = {id(p) for p in old.parameters()}
-    groups = [list(group) for group in opt.param_lists]
-    # Splitters may leave out what is frozen: such a head goes to the end of the last group.
-    place, at = len(groups) - 1, len(groups[-1])
-    for i, group in enumerate(groups):
-        found = [k for k, p in enumerate(group) if id(p) in gone]
-        if found:
-            place, at = i, found[0]
-            break
-    groups[place][at:at] = new.parameters()
-    opt.param_lists = [[p for p in group if id(p) not in gone] for group in groups]
-    # fastai notes beside a parameter whether weight decay and freezing pass it by. The rest of the
-    # state is the momentum of parameters that are no more.
-    notes = {name: opt.state.pop(p, {}) for name, p in old.named_parameters()}
-    for name, p in new.named_parameters():
-        kept = notes.get(name, {}).items()
-        opt.state[p] = {k: v for k, v in kept if k in ("do_wd", "force_train")}
-    if hasattr(opt, "opt"):
-        for p in old.parameters():
-            opt.opt.state.pop(p, None)

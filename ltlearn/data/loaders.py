@@ -24,6 +24,7 @@ from ltlearn.data.sources import (
     list_class_folders,
     load_cifar,
     load_digits_pictures,
+    load_tiny_imagenet,
     read_image,
 )
 from ltlearn.data.splits import SPLITS, carve_validation, select_long_tail
@@ -42,7 +43,14 @@ __all__ = [
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-DATASETS = ("digits_lt", "cifar10_lt", "cifar100_lt")
+# Classes, training images of the largest class, and sides in pixels, the usual one first.
+_FACTS = {
+    "digits_lt": (10, 124, (8,)),
+    "cifar10_lt": (10, 5_000, (32,)),
+    "cifar100_lt": (100, 500, (32,)),
+    "tiny_imagenet_lt": (200, 500, (64, 32)),
+}
+DATASETS = tuple(_FACTS)
 PROTOCOLS = ("clean", "paper")
 _BATCH_TRANSFORMS = ("crop_flip", "crop", "none")
 
@@ -464,14 +472,22 @@ class LTDataLoaders(DataLoaders):
         skip_bad: bool = False,
         n_max: int | None = None,
         test_per_class: int | None = None,
+        size: int | None = None,
         device=None,
     ) -> "LTDataLoaders":
         """Make a long-tailed version of a known balanced set.
 
+        The test set of "tiny_imagenet_lt" is Tiny-ImageNet's validation part, 50 pictures a class:
+        the labels of its own test pictures are not public. Its largest class is the first by
+        WordNet id. A copy that is long-tailed already, with the first pictures of each class, will
+        do where it has enough of each; only "first_n" goes with it.
+
         Args:
-            name: "digits_lt" (scikit-learn's, always there), "cifar10_lt" or "cifar100_lt".
-            data_path: Where CIFAR is: class folders or torchvision's pickles. None takes the
-                setting of that name. Nothing is downloaded.
+            name: "digits_lt" (scikit-learn's, always there), "cifar10_lt", "cifar100_lt" or
+                "tiny_imagenet_lt".
+            data_path: Where the pictures are. CIFAR: class folders or torchvision's pickles.
+                Tiny-ImageNet: as its archive has them, or class folders. None takes the setting of
+                that name. Nothing is downloaded.
             imbalance_factor: Images of the largest class over those of the smallest, at least 1.
             split: Which images are kept: "first_n" (SAMN) or "shuffle_seed0" (LDAM-DRW and most
                 others).
@@ -485,10 +501,13 @@ class LTDataLoaders(DataLoaders):
             n_max: Images of the largest class; None takes all there are.
             test_per_class: Test images of each class, the first in file order; None takes all there
                 are.
+            size: Side in pixels that pictures are brought to: 64 or 32 for "tiny_imagenet_lt", the
+                pictures' own for the others. None takes their own.
             device: Where batches go; None takes fastai's default.
 
         Raises:
-            UserError: If a value is outside its range, or the pictures are not there.
+            UserError: If a value is outside its range, the pictures are not there, or a class has
+                too few.
         """
         check_choice("dataset", name, DATASETS)
         check_choice("split", split, SPLITS)
@@ -497,15 +516,25 @@ class LTDataLoaders(DataLoaders):
             check_whole("n_max", n_max, 1)
         if test_per_class is not None:
             check_whole("test_per_class", test_per_class, 1)
+        classes_n, most, sides = _FACTS[name]
+        if size is not None:
+            check_whole("size", size, 1)
+        if size not in (None, *sides):
+            raise UserError(
+                f"the size of {name} must be {' or '.join(map(str, sides))} pixels, got {size!r}."
+            )
         data_path = Path(data_path or load_settings().data_path).expanduser()
-        classes_n = 100 if name == "cifar100_lt" else 10
-        most = 124 if name == "digits_lt" else 50_000 // classes_n
         # Before the files are looked for: a wrong factor is said at once.
         counts = long_tail_counts(n_max or most, classes_n, imbalance_factor, profile)
         if name == "digits_lt":
             train, classes = load_digits_pictures("train")
             test, _ = load_digits_pictures("test")
             stats, transform, pad = _pixel_stats(train.images), "crop", 1
+        elif name == "tiny_imagenet_lt":
+            train, classes = load_tiny_imagenet(data_path, "train")
+            test, _ = load_tiny_imagenet(data_path, "test")
+            stats, transform, pad = None, "crop_flip", None
+            _check_tiny(train.targets, classes, counts, split, imbalance_factor, profile)
         else:
             train, classes = load_cifar(classes_n, data_path, "train")
             test, _ = load_cifar(classes_n, data_path, "test")
@@ -513,8 +542,8 @@ class LTDataLoaders(DataLoaders):
         if test_per_class is not None:
             test = test.take(select_long_tail(test.targets, [test_per_class] * len(classes)))
         train = train.take(select_long_tail(train.targets, counts, split))
-        train = train.load(32, skip_bad, "reading training pictures")
-        test = test.load(32, skip_bad, "reading test pictures")
+        train = train.load(size or sides[0], skip_bad, "reading training pictures")
+        test = test.load(size or sides[0], skip_bad, "reading test pictures")
         return cls._from_parts(
             {"train": train, "test": test},
             classes,
@@ -846,6 +875,45 @@ def _warn_about_counts(class_counts: Tensor, classes: list[str]) -> None:
                 "%d class%s %s: %s%s", len(names), " has" if len(names) == 1 else "es have", what,
                 ", ".join(names[:5]), " ..." if len(names) > 5 else "",
             )  # fmt: skip
+
+
+def _check_tiny(
+    targets: np.ndarray,
+    classes: list[str],
+    counts: list[int],
+    split: str,
+    imbalance_factor: float,
+    profile: str,
+) -> None:
+    """Refuse what pictures that may be long-tailed already cannot give."""
+    have = np.bincount(targets, minlength=len(classes))
+    low, high = have.argmin(), have.argmax()
+    if split != "first_n" and have[low] < have[high]:
+        raise UserError(
+            f"the split {split} draws from the balanced set, but here class {classes[high]} has "
+            f"{have[high]} training images and {classes[low]} has {have[low]}; take first_n, or "
+            "give the full set."
+        )
+    short = counts - have
+    worst = short.argmax()
+    if short[worst] <= 0:
+        return
+    n_max = counts[0]
+    enough = (
+        factor
+        for factor in range(1, n_max + 1)
+        if (long_tail_counts(n_max, len(classes), factor, profile) <= have).all()
+    )
+    factor = next(enough, None)
+    if factor is None:
+        hint = f"no imbalance factor does with {n_max} images of the largest class (lower n_max)"
+    else:
+        hint = f"these pictures allow an imbalance factor of {factor} or more"
+    raise UserError(
+        f"class {classes[worst]} has {have[worst]} training images, but {profile} imbalance factor "
+        f"{imbalance_factor:g} wants {counts[worst]} of them; {hint}, and the full set has "
+        f"{_FACTS['tiny_imagenet_lt'][1]} of each."
+    )
 
 
 def _check_common(protocol: str, valid_pct: float, bs: int, seed: int) -> None:

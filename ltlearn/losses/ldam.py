@@ -13,29 +13,31 @@ class LDAMLoss(CountedLoss):
     """Cross-entropy on scaled cosines, of which the target's is first lowered by a margin.
 
     The margin of class c is max_margin (n_min / n_c) ** (1/4), so that the rarest class has
-    `max_margin`. The logits must be cosines, in [-1, 1]: the classifier has unit rows, no bias, and
-    gets unit features. A class without training images has no margin, and its logit stays in the
-    softmax: a target of it costs scaled cross-entropy.
+    `max_margin`. The logits must be cosines times `scale`, as `CosineLinear` gives them: the
+    classifier has unit rows, no bias, and gets unit features. A class without training images has
+    no margin, and its logit stays in the softmax: a target of it costs cross-entropy.
 
     LDAM-DRW is this loss with class weights from some epoch on, by `set_weights`.
 
     Args:
         class_counts: Training images per class; None waits for `set_class_counts`.
         max_margin: Margin of the rarest class, in units of the cosine, at least 0.
-        scale: What the cosines are multiplied by, above 0.
+        scale: What the classifier has multiplied the cosines by, and the margins are here, above 0.
         weights: Weight of each class, C numbers; None weights all alike.
         reduction: "mean", "sum" or "none".
 
     Shape:
-        Logits (N, C), cosines in any floating dtype; targets (N,), class indices. The result is a
-        scalar, or (N,) with reduction "none". A mean divides by N, or by the sum of the targets'
-        weights where there are class weights.
+        Logits (N, C), scaled cosines in any floating dtype; targets (N,), class indices. The result
+        is a scalar, or (N,) with reduction "none". A mean divides by N, or by the sum of the
+        targets' weights where there are class weights.
 
     Raises:
         UserError: If counts, weights or an option are not allowed.
 
     Source:
-        Cao et al., NeurIPS 2019, arXiv:1906.07413. Departure: a class without images is allowed.
+        Cao et al., NeurIPS 2019, arXiv:1906.07413. Departures: the classifier scales the cosines,
+        not the loss, so that what a model gives are logits everywhere (value and gradients are the
+        same); a class without images is allowed.
     """
 
     _without_images = "it has no margin"
@@ -62,13 +64,9 @@ class LDAMLoss(CountedLoss):
         margins = self.max_margin * (n_min / counts) ** 0.25
         return {"margins": margins.where(counts > 0, 0)}
 
-    def activation(self, logits: Tensor) -> Tensor:
-        """Return probabilities, (N, C), of cosines: the softmax of the scaled ones."""
-        return (self.scale * logits).softmax(dim=-1)
-
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
         logits, target = self._ready(logits, target)
-        margin = self.margins.gather(0, target).to(logits.dtype)
+        margin = self.scale * self.margins.gather(0, target).to(logits.dtype)
         lowered = logits.scatter_add(1, target[:, None], -margin[:, None])
-        return self._cross_entropy(self.scale * lowered, target)
+        return self._cross_entropy(lowered, target)

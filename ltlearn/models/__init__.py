@@ -5,7 +5,9 @@ Only the heads load at once (torch alone); the rest loads on first use, because 
 
 from importlib import import_module
 
+from ltlearn.models.cosine import CosineLinear
 from ltlearn.models.heads import SAMNLinear
+from ltlearn.models.scaled import ScaledLinear
 
 _LAZY = {
     "CifarResNet": "cifar_resnet",
@@ -14,7 +16,7 @@ _LAZY = {
     "find_head": "cut",
 }
 
-__all__ = ["SAMNLinear", *_LAZY]
+__all__ = ["CosineLinear", "SAMNLinear", "ScaledLinear", *_LAZY]
 
 
 def __getattr__(name: str):

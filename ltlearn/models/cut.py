@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ltlearn.models.cifar_resnet  # noqa: F401  (registers the CIFAR ResNets)
 from ltlearn.errors import UserError
-from ltlearn.models.heads import SAMNLinear
+from ltlearn.models.head_kinds import head_from_state, is_head, is_trainable
 
 __all__ = ["LTModel", "create_lt_model", "evaluating", "find_head", "set_head"]
 
@@ -27,8 +27,8 @@ _log = logging.getLogger("ltlearn")
 class LTModel(nn.Module):
     """A timm backbone that gives pooled features, and one linear layer.
 
-    A state dict with the other kind of head (`nn.Linear` or `SAMNLinear`) loads too: the head is
-    exchanged.
+    A state dict with another kind of head (one of `ltlearn.models.head_kinds`) loads too: the head
+    is exchanged.
 
     Args:
         backbone: Gives (N, D) features.
@@ -49,25 +49,23 @@ class LTModel(nn.Module):
 
 
 def _fit_head_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:
-    """Exchange the head where the state dict holds one of the other kind."""
+    """Exchange the head where the state dict holds one of another kind."""
     start = f"{prefix}head."
-    parts = {k[len(start) :] for k in state if k.startswith(start)}
-    weight, head = state.get(f"{start}weight"), module.head
-    if weight is None or not isinstance(head, nn.Linear | SAMNLinear):
+    parts = {k[len(start) :]: v for k, v in state.items() if k.startswith(start)}
+    head = module.head
+    if not is_head(head) or parts.keys() == head.state_dict().keys():
         return
-    on = tuple(p for p in ("weight", "bias") if f"raw_norm_{p}" in parts)
-    bias = "bias" in parts
-    fits = getattr(head, "on", ()) == on and (head.bias is not None) == bias
-    # Another number of classes or features is for torch to refuse.
-    if fits or head.weight.shape != weight.shape:
+    new = head_from_state(parts)
+    # What is no head, and another number of classes or features, is for torch to refuse.
+    if new is None or _size(new) != _size(head):
         return
-    width, classes = head.in_features, head.out_features
-    if on:
-        new = SAMNLinear(width, state[f"{start}class_counts"], on=on, bias=bias)
-    else:
-        new = nn.Linear(width, classes, bias)
-    new.requires_grad_(head.weight.requires_grad)
-    module.head = new.to(head.weight.device, head.weight.dtype).train(head.training)
+    new.requires_grad_(is_trainable(head))
+    like = next(v for v in head.state_dict().values() if v.is_floating_point())
+    module.head = new.to(like.device, like.dtype).train(head.training)
+
+
+def _size(head: nn.Module) -> tuple[int, int]:
+    return head.in_features, head.out_features
 
 
 @contextmanager
@@ -289,16 +287,15 @@ def _is_reachable(url: str) -> bool:
         return False
 
 
-def find_head(
-    model: nn.Module, num_classes: int | None = None
-) -> tuple[str, nn.Linear | SAMNLinear]:
+def find_head(model: nn.Module, num_classes: int | None = None) -> tuple[str, nn.Module]:
     """Find the classifier at the end of a model, and its dotted name ("" for the model itself).
 
-    Asks `get_classifier` (timm) where there is one; else takes the last layer that has parameters.
+    Asks `get_classifier` (timm) where there is one; else takes the last layer that has parameters,
+    or a head of ours.
 
     Raises:
-        UserError: If that is no `nn.Linear` (nor a `SAMNLinear`), or does not give `num_classes`
-            logits.
+        UserError: If that is no `nn.Linear` (nor a head of ours, see `ltlearn.models.head_kinds`),
+            or does not give `num_classes` logits.
     """
     wanted = None
     if hasattr(model, "get_classifier"):
@@ -308,12 +305,12 @@ def find_head(
         if wanted is not None:
             if module is wanted:
                 name, head = n, module
-        elif isinstance(module, SAMNLinear) or (
+        elif is_head(module) or (
             not any(True for _ in module.children())
             and any(True for _ in module.parameters(recurse=False))
         ):
             name, head = n, module
-    if not isinstance(head, nn.Linear | SAMNLinear):
+    if not is_head(head):
         raise UserError(
             "the model must end in an nn.Linear classifier, but its last layer with weights is "
             f"{type(head).__name__} ({name or 'the model itself'})."

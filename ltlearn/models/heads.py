@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from ltlearn.errors import UserError
@@ -18,6 +19,8 @@ __all__ = ["SAMNLinear"]
 _MAX_LOG_NORM = 10.0
 _EPS = 2e-6  # the authors' code adds 1e-6 to the softplus and again to the denominator
 _MIN_RAW = math.log(math.expm1(1 / _MAX_LOG_NORM - _EPS))
+_FULL = (torch.float32, torch.float64)
+_MIN_LENGTH = 1e-12  # a row of zeros has no direction, and is to stay zeros
 
 
 class SAMNLinear(nn.Module):
@@ -86,7 +89,7 @@ class SAMNLinear(nn.Module):
                     f"SAMNLinear: order has {len(key)} numbers for {len(counts)} classes."
                 )
         self.in_features, self.out_features = in_features, len(counts)
-        self._project_known: bool | None = None
+        self._project_known: bool | None = project == "forward"
         self.weight = nn.Parameter(torch.empty(self.out_features, in_features))
         nn.init.normal_(self.weight, std=0.02)
         has_bias = bias or "bias" in self.on
@@ -172,17 +175,23 @@ class SAMNLinear(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._project_known = None
+        if not self.project_in_forward.is_meta:
+            self._forward_mode()  # now: `torch.compile` and `torch.export` could not look
 
-    def _monotone(self, raw: Tensor) -> Tensor:
-        """Project a raw vector, in class order, onto the monotone ones."""
-        ranked = raw[self.rank_to_class]
+    def _fit(self, ranked: Tensor) -> Tensor:
+        """Fit raw norms, in rows from rarest to most frequent class."""
         try:
-            fit = pava(ranked)
+            return pava(ranked)
         except ValueError as e:
             raise UserError(
                 "SAMNLinear: the raw norms are not finite any more, so training has diverged; "
                 "lower the learning rate."
             ) from e
+
+    def _monotone(self, raw: Tensor) -> Tensor:
+        """Project a raw vector, in class order, onto the monotone ones."""
+        ranked = raw[self.rank_to_class]
+        fit = self._fit(ranked)
         if fit.requires_grad:
             # Classes that are equal without having been pooled, such as those of one count at the
             # start, each keep a gradient of their own, or they would never part.
@@ -191,46 +200,52 @@ class SAMNLinear(nn.Module):
             fit = torch.where(moved[run] == 0, ranked, fit)
         return fit[self.class_to_rank]
 
-    def _log_scale(self, raw: Tensor) -> Tensor:
-        """Turn a raw vector, in class order, into s = 1 / softplus(q)."""
+    def _parts(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Return weight, bias and the two raw vectors, monotone, all in full precision."""
+        parts = [self.weight, self.bias, self.raw_norm_weight, self.raw_norm_bias]
+        parts = [part if part is None else _full(part) for part in parts]
         if self._forward_mode():
-            raw = self._monotone(raw)
-        # The gradient passes the clamp as if it were not there, so that a norm can leave the limit.
-        raw = raw.detach().clamp(min=_MIN_RAW) + (raw - raw.detach())
-        return 1 / (F.softplus(raw) + _EPS)
+            parts[2:] = [raw if raw is None else self._monotone(raw) for raw in parts[2:]]
+        return tuple(parts)
 
     def effective(self) -> tuple[Tensor, Tensor | None]:
         """Return weight (C, D) and bias (C,) of the linear layer that this head stands for."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            weight, bias = self.weight, self.bias
-            if self.raw_norm_weight is not None:
-                scale = self._log_scale(_full(self.raw_norm_weight)).exp()
-                weight = F.normalize(_full(weight), dim=1) * scale[:, None]
-            if self.raw_norm_bias is not None:
-                bias = _full(bias) + self._log_scale(_full(self.raw_norm_bias)).exp()
-        return weight, bias
+        return _compose(*self._parts())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (..., C)."""
-        weight, bias = self.effective()
-        if not torch.is_autocast_enabled(x.device.type):
-            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        return F.linear(x, weight, bias)
+        dtype, kind = x.dtype, x.device.type
+        # Autocast leaves float64 as it is.
+        if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+        if torch.is_grad_enabled() and not _is_transformed():
+            return _Logits.apply(x, *self._parts(), dtype)
+        return _linear(x, *_compose(*self._parts()), dtype)
 
-    @torch.no_grad()
     def project_(self) -> "SAMNLinear":
         """Project the raw norms, in place, onto the monotone vectors.
 
-        With `project="forward"` it only keeps them from overflowing.
+        With `project="forward"` it only keeps them from overflowing. It never waits for a device,
+        where norms that are not finite stay so, and with them the logits.
 
         Raises:
-            UserError: If a raw norm is not finite.
+            UserError: If a raw norm is not finite, on the CPU.
         """
-        for raw in (self.raw_norm_weight, self.raw_norm_bias):
-            if raw is None:
-                continue
-            if not self._forward_mode():
-                raw.copy_(self._monotone(raw))
+        raws = (self.raw_norm_weight, self.raw_norm_bias)
+        raws = [raw.detach() for raw in raws if raw is not None]
+        rank_to_class, class_to_rank = self.rank_to_class, self.class_to_rank
+        if self._forward_mode():
+            pass
+        elif self.weight.is_cpu:
+            for raw in raws:
+                fit = self._fit(raw.index_select(0, rank_to_class))
+                torch.index_select(fit, 0, class_to_rank, out=raw)
+        else:
+            # Both in one fit: on a device a kernel costs more to launch than to run.
+            fit = self._fit(torch.stack(raws).index_select(1, rank_to_class))
+            for raw, row in zip(raws, fit.index_select(1, class_to_rank), strict=True):
+                raw.copy_(row)
+        for raw in raws:
             raw.clamp_(min=_MIN_RAW)
         return self
 
@@ -263,9 +278,117 @@ class SAMNLinear(nn.Module):
         )
 
 
+class _Logits(torch.autograd.Function):
+    """The logits of the head, with the gradient in closed form.
+
+    With G = dL/dz, A = G^T x, n_c = ||W_c||, u_c = W_c / n_c, e = exp(s), a_c = A_c . u_c:
+        dL/dW_c = e_c / n_c (A_c - a_c u_c)
+        dL/dq_c = -a_c e_c s_c^2 sigmoid(q_c)
+    and for the bias the same q, with the sum of G over the batch in the place of a.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, raw_weight, raw_bias, dtype):
+        raws = [raw for raw in (raw_weight, raw_bias) if raw is not None]
+        # Both as rows of one tensor: of so few numbers, a call costs more than its work.
+        q = torch.stack(raws).clamp_(_MIN_RAW)
+        s = F.softplus(q).add_(_EPS).reciprocal_()
+        scale = s.exp()
+        layer, shift, length, factor = weight, bias, None, None
+        if raw_weight is not None:
+            length = torch.linalg.vector_norm(weight, dim=1).clamp_(_MIN_LENGTH)
+            factor = (scale[0] / length).unsqueeze(1)
+            layer = weight * factor
+        if raw_bias is not None:
+            shift = bias + scale[-1]
+        if dtype is not weight.dtype:
+            layer, shift = layer.to(dtype), None if shift is None else shift.to(dtype)
+        saved = x, weight, bias, raw_weight, raw_bias, q, s, scale, length, factor
+        ctx.save_for_backward(*saved, layer if ctx.needs_input_grad[0] else None)
+        ctx.dtype = dtype
+        return F.linear(x if x.dtype is dtype else x.to(dtype), layer, shift)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, bias, raw_weight, raw_bias, *saved = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            # A second derivative is asked for, and autograd knows how to go on from here.
+            inputs = (x, weight, bias, raw_weight, raw_bias)
+            logits = _linear(x, *_compose(*inputs[1:]), ctx.dtype)
+            wanted = [value for value, need in zip(inputs, needs, strict=False) if need]
+            found = iter(torch.autograd.grad(logits, wanted, grad, create_graph=True))
+            return *(next(found) if need else None for need in needs[:5]), None
+        q, s, scale, length, factor, layer = saved
+        needs_raw = needs[3] or needs[4]
+        dx = dweight = dbias = draw_weight = draw_bias = None
+        if needs[0]:
+            dx = (grad @ layer).to(x.dtype)
+        if x.dtype is not ctx.dtype:
+            x = x.to(ctx.dtype)
+        if x.ndim != 2:
+            grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        of_norms = []
+        if needs[1] or (needs_raw and length is not None):
+            dweight = grad.t() @ x
+            if dweight.dtype is not weight.dtype:
+                dweight = dweight.to(weight.dtype)
+            if length is not None:
+                along = (dweight * weight).sum(1).div_(length)
+                of_norms.append(along)
+                # In place: this tensor is nobody else's.
+                dweight.addcmul_(weight, (along / length).unsqueeze(1), value=-1).mul_(factor)
+        if needs[2] or (needs_raw and raw_bias is not None):
+            dbias = grad.sum(0, dtype=bias.dtype)
+            if raw_bias is not None:
+                of_norms.append(dbias)
+        if needs_raw:
+            of_raws = torch.stack(of_norms).mul_(scale).mul_(s).mul_(s).mul_(q.sigmoid()).neg_()
+            rows = of_raws.unbind()
+            draw_weight = None if raw_weight is None else rows[0]
+            draw_bias = None if raw_bias is None else rows[-1]
+        # What is frozen may get a gradient, too: autograd passes it by.
+        return dx, dweight, dbias, draw_weight, draw_bias, None
+
+
+def _compose(
+    weight: Tensor, bias: Tensor | None, raw_weight: Tensor | None, raw_bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of the linear layer, in operations that torch knows about."""
+    if raw_weight is not None:
+        length = torch.linalg.vector_norm(weight, dim=1).clamp(min=_MIN_LENGTH)
+        weight = weight * (_scale(raw_weight) / length)[:, None]
+    if raw_bias is not None:
+        bias = bias + _scale(raw_bias)
+    return weight, bias
+
+
+def _scale(raw: Tensor) -> Tensor:
+    """Turn a monotone vector into exp(s), with s = 1 / softplus(q)."""
+    q = raw.detach().clamp(min=_MIN_RAW)
+    if torch.is_grad_enabled() or torch.jit.is_tracing():
+        # The gradient passes the clamp as if it were not there, so that a norm can leave the limit.
+        q = q + (raw - raw.detach())
+    return (1 / (F.softplus(q) + _EPS)).exp()
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _is_transformed() -> bool:
+    """Tell whether torch traces or transforms what runs, which wants operations it can see into."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
 def _full(values: Tensor) -> Tensor:
     """Return float64 as it is and any other dtype as float32: exp and norms need the digits."""
-    return values if values.dtype == torch.float64 else values.float()
+    return values if values.dtype in _FULL else values.float()
 
 
 def _vector(values: Tensor | Sequence[float], name: str) -> Tensor:

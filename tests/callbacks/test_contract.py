@@ -17,7 +17,7 @@ from fastai.callback.core import (
 from torch import nn
 
 import ltlearn.callbacks
-from ltlearn import SAMNLinear
+from ltlearn import CosineLinear, SAMNLinear, ScaledLinear
 from ltlearn.callbacks.history import Trajectory
 from tests.callbacks.helpers import COUNTS, make_lt_learner
 
@@ -34,6 +34,8 @@ def find_callbacks():
 
 
 CALLBACKS = find_callbacks()
+# The heads that stay after the fit; under any other callback the linear layer is kept.
+HEADS = {"SAMN": SAMNLinear, "LearnableWeightScaling": ScaledLinear, "CosineHead": CosineLinear}
 EXITS = {
     "finished": None,
     "batch": CancelBatchException,
@@ -78,7 +80,7 @@ def state_of(learn):
         "decay": [h["wd"] for h in learn.opt.hypers],
         "groups": len(learn.opt.param_lists),
         "frozen": learn.opt.frozen_idx,
-        "loss": learn.loss_func,
+        "loss": (learn.loss_func, learn.loss_func.weights),
         "optimiser": learn.opt_func,
         "sampler": (train.sampler, train.sampler_name, train.seed, train.bs),
         "callbacks": list(learn.cbs),
@@ -90,7 +92,9 @@ def state_of(learn):
 
 
 def test_the_callbacks_are_found():
-    assert {"SAMN", "EpochCosine", "LoaderEpoch", "FlipAverage", "Trajectory"} <= set(CALLBACKS)
+    public = {getattr(ltlearn.callbacks, name) for name in ltlearn.callbacks.__all__}
+    assert public <= set(CALLBACKS.values())
+    assert {"EpochCosine", "LoaderEpoch", "FlipAverage", "Trajectory"} <= set(CALLBACKS)
 
 
 @pytest.mark.parametrize("how", EXITS)
@@ -113,16 +117,17 @@ def test_the_learner_is_left_as_it_was_found(name, how):
     assert leave.steps >= least.get(how, n + 1), "training did not really run"
 
     assert state_of(learn) == before
-    assert type(learn.model.head) is (SAMNLinear if name == "SAMN" else nn.Linear)
+    assert type(learn.model.head) is HEADS.get(name, nn.Linear)
     assert cb.learn is None and not hasattr(learn, cb.name)
     assert all(p.grad is None for p in learn.model.parameters())
     assert not torch.is_autocast_enabled("cpu")
 
     # Training still works, with the callback and without.
     for cbs in ([], [make(name, learn)]):
-        weight = learn.model.head.weight.clone()
+        weights = {k: v.clone() for k, v in learn.model.head.state_dict().items()}
         again = Leave(None)
         learn.fit(1, 0.05, cbs=[*cbs, again])
         assert again.steps == n
-        assert not torch.equal(weight, learn.model.head.weight)
-        assert learn.model.head.weight.isfinite().all()
+        after = learn.model.head.state_dict()
+        assert any(not torch.equal(after[k], v) for k, v in weights.items())
+        assert all(v.isfinite().all() for v in after.values())

@@ -78,6 +78,42 @@ def write_cifar_pickles():
     return write
 
 
+TINY_CLASSES = [f"n{(c + 1) * 37:08d}" for c in range(200)]
+
+
+@pytest.fixture
+def write_tiny():
+    """Write Tiny-ImageNet in the layout of its archive, or in class folders, with few pictures.
+
+    A picture is the same in every layout and however many others there are.
+    """
+
+    def write(root: Path, counts, archive: bool = False, valid: int = 2) -> Path:
+        def save(path: Path, seed: int) -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Some are grey, as in the set.
+            image = picture(seed) if seed % 7 else picture(seed)[..., 0]
+            Image.fromarray(image).save(path, quality=95)
+
+        inner, rows = "images" if archive else "", []
+        for c, (name, n) in enumerate(zip(TINY_CLASSES, counts, strict=True)):
+            for i in range(n):
+                save(root / "train" / name / inner / f"{name}_{i}.JPEG", 100 * c + i)
+            if archive:
+                (root / "train" / name / f"{name}_boxes.txt").write_text("a box\n")
+        # The numbers of the validation pictures do not go class by class.
+        for k, c in enumerate(np.random.default_rng(0).permutation(200 * valid) % 200):
+            file, name = f"val_{k}.JPEG", TINY_CLASSES[c]
+            save(root / "val" / (inner or name) / file, 100_000 + k)
+            rows.append(f"{file}\t{name}\t0\t32\t44\t62\n")
+        if archive:
+            # In the archive they are not in order either.
+            (root / "val" / "val_annotations.txt").write_text("".join(rows[::-1]))
+        return root
+
+    return write
+
+
 @pytest.fixture
 def bad_pictures():
     """Files that look like pictures by name and are none: {file name: content}."""

@@ -467,7 +467,7 @@ def test_cifar_is_the_same_from_folders_and_from_pickles(tmp_path, write_cifar_p
     [
         (
             {"name": "imagenet"},
-            r"dataset must be one of digits_lt, cifar10_lt, cifar100_lt, got 'im",
+            r"dataset must be one of digits_lt, cifar10_lt, cifar100_lt, tiny_imagenet_lt, got 'im",
         ),
         ({"imbalance_factor": 0.5}, r"imbalance_factor must be at least 1, got 0\.5"),
         ({"imbalance_factor": 500}, r"imbalance_factor 500 leaves the smallest class empty"),
@@ -475,6 +475,16 @@ def test_cifar_is_the_same_from_folders_and_from_pickles(tmp_path, write_cifar_p
         ({"profile": "pareto"}, r"profile must be one of exponential, step, got 'pareto'"),
         ({"n_max": 0}, r"n_max must be a whole number of at least 1, got 0"),
         ({"n_max": 1000}, r"class 0 has \d+ images, but the long-tailed split wants 1000"),
+        ({"size": 32}, r"the size of digits_lt must be 8 pixels, got 32"),
+        ({"size": 0}, r"size must be a whole number of at least 1, got 0"),
+        (
+            {"name": "cifar10_lt", "size": 64},
+            r"the size of cifar10_lt must be 32 pixels, got 64",
+        ),
+        (
+            {"name": "tiny_imagenet_lt", "size": 48},
+            r"the size of tiny_imagenet_lt must be 64 or 32 pixels, got 48",
+        ),
         ({"test_per_class": 0}, r"test_per_class must be a whole number of at least 1, got 0"),
         ({"test_per_class": 51}, r"class 0 has 50 images, but the long-tailed split wants 51"),
     ],
@@ -489,6 +499,84 @@ def test_missing_cifar_says_how_to_fetch_it(tmp_path):
         LTDataLoaders.from_dataset("cifar10_lt", tmp_path)
     with pytest.raises(UserError, match=r"CIFAR-100 is not under .*untar_data\(URLs\.CIFAR_100\)"):
         LTDataLoaders.from_dataset("cifar100_lt", tmp_path)
+
+
+def tiny(place, factor, **kwargs) -> LTDataLoaders:
+    return LTDataLoaders.from_dataset("tiny_imagenet_lt", place, factor, device="cpu", **kwargs)
+
+
+def test_tiny_imagenet_has_its_counts_and_statistics(monkeypatch):
+    full = [500] * 200
+    tailed = [int(500 * 10 ** (-c / 199) + 1e-9) for c in range(200)]  # 500 down to 50
+    have = full
+
+    def load(data_path, part):
+        counts = have if part == "train" else [50] * 200
+        targets = np.repeat(np.arange(200), counts)
+        images = np.zeros((len(targets), 1, 1, 3), dtype=np.uint8)
+        return ImageSet(targets, images=images), [f"n{c:03d}" for c in range(200)]
+
+    monkeypatch.setattr(loaders, "load_tiny_imagenet", load)
+    whole = tiny("/somewhere", 100)
+    assert whole.shot_counts.tolist() == [int(500 * 100 ** (-c / 199) + 1e-9) for c in range(200)]
+    assert whole.shot_counts.sum() == 21_549 and whole.test.n == 10_000
+    assert whole.shot_counts[[0, 1, 99, 100, 199]].tolist() == [500, 488, 50, 49, 5]
+    assert whole.split.valid_from == "training images"
+    assert whole.train.dataset.transform == "crop_flip"
+    assert torch.allclose(whole.normalize.mean.flatten() / 255, torch.tensor([0.485, 0.456, 0.406]))
+    have = tailed
+    assert tiny("/somewhere", 100).split == whole.split
+    assert tiny("/somewhere", 10, protocol="paper").train.n == 39_072
+    for wrong, sentence in (
+        (
+            {"factor": 5},
+            r"class n\d+ has 164 training images, but exponential imbalance factor 5 wants 230 of "
+            r"them; these pictures allow an imbalance factor of 10 or more, and the full set has "
+            r"500 of each\.",
+        ),
+        (
+            {"factor": 100, "profile": "step"},
+            r"n099 has 159 training images, but step imbalance factor 100 wants 500 of them; no "
+            r"imbalance factor does with 500 images of the largest class \(lower n_max\)",
+        ),
+        (
+            {"factor": 100, "split": "shuffle_seed0"},
+            r"shuffle_seed0 draws from the balanced set, but here class n000 has 500 training "
+            r"images and n198 has 50; take first_n, or give the full set\.",
+        ),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            tiny("/somewhere", **wrong)
+    assert tiny("/somewhere", 1, n_max=50).shot_counts.tolist() == [50] * 200
+
+
+def test_tiny_imagenet_is_the_same_from_every_layout(tmp_path, write_tiny):
+    counts = [max(2, 4 - c // 50) for c in range(200)]
+    archive = write_tiny(tmp_path / "tiny-imagenet-200", [4] * 200, archive=True)
+    folders = write_tiny(tmp_path / "elsewhere", counts)
+    one = tiny(tmp_path, 2, n_max=4, size=32)
+    other = tiny(folders, 2, n_max=4, size=32)
+    assert one.split == other.split and one.vocab == other.vocab
+    assert same(batches(one.train), batches(other.train))
+    assert same(batches(one.test), batches(other.test))
+    assert one.size == (32, 32) and one.train.dataset.augment.pad == 4
+    assert one.train.one_batch()[0].shape == (64, 3, 32, 32)
+    large = tiny(archive, 2, n_max=2, test_per_class=1)
+    assert large.size == (64, 64) and large.train.dataset.augment.pad == 8
+    assert large.test.n == 200
+    shuffled = tiny(archive, 2, n_max=4, size=32, split="shuffle_seed0")
+    assert shuffled.shot_counts.tolist() == one.shot_counts.tolist()
+    assert shuffled.split.train != one.split.train and shuffled.split.test == one.split.test
+    bad = archive / "train" / one.vocab[0] / "images" / f"{one.vocab[0]}_0.JPEG"
+    bad.write_text("no")
+    with pytest.raises(UserError, match="cannot read the picture"):
+        tiny(archive, 2, n_max=4, size=32)
+    assert tiny(archive, 2, n_max=4, size=32, skip_bad=True).skipped == [str(bad)]
+
+
+def test_missing_tiny_imagenet_says_how_to_fetch_it(tmp_path):
+    with pytest.raises(UserError, match=r"Tiny-ImageNet is not under .*tiny-imagenet-200\.zip"):
+        tiny(tmp_path, 100)
 
 
 # ---------------------------------------------------------------- order and augmentation

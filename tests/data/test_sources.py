@@ -15,6 +15,7 @@ from ltlearn.data.sources import (
     list_class_folders,
     load_cifar,
     load_digits_pictures,
+    load_tiny_imagenet,
     read_image,
 )
 from ltlearn.errors import UserError
@@ -387,6 +388,66 @@ def test_a_damaged_pickle_is_named(tmp_path, write_cifar_pickles, content, reaso
     file.unlink() if content is None else file.write_bytes(content)
     with pytest.raises(UserError, match=rf"data_batch_3 as a CIFAR file \(.*{reason}.*fetch the"):
         load_cifar(10, tmp_path, "train")
+
+
+# ---------------------------------------------------------------- Tiny-ImageNet
+
+
+def test_both_layouts_of_tiny_imagenet_hold_the_same(tmp_path, write_tiny):
+    counts = [12] + [2] * 199
+    archive = write_tiny(tmp_path / "a" / "tiny-imagenet-200", counts, archive=True)
+    folders = write_tiny(tmp_path / "b" / "tiny-imagenet-200-lt10", counts)
+    for part, n in (("train", 410), ("test", 400)):
+        sets = []
+        # The set's own folder, and the folder that holds it.
+        for place in (archive, archive.parent, folders, folders.parent):
+            found, classes = load_tiny_imagenet(place, part)
+            assert len(found) == n and classes == sorted(classes) and len(classes) == 200
+            sets.append(found.load(16))
+        for other in sets[1:]:
+            assert (other.images == sets[0].images).all()
+            assert (other.targets == sets[0].targets).all()
+    found, classes = load_tiny_imagenet(archive, "train")
+    first = [f"{classes[0]}/images/{classes[0]}_{i}.JPEG" for i in range(12)]
+    assert found.paths[:12] == first  # 10 after 9
+
+
+def test_missing_tiny_imagenet_says_what_to_fetch_and_where_it_was_sought(tmp_path):
+    (tmp_path / "train").mkdir()  # of some other set
+    with pytest.raises(UserError) as e:
+        load_tiny_imagenet(tmp_path, "train")
+    message = str(e.value)
+    assert f"Tiny-ImageNet is not under {tmp_path} (looked for train/ and val/ there" in message
+    for words in (
+        "tiny-imagenet-200/", "tiny-imagenet-200-lt10/", "--data",
+        "Fetch http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    ):  # fmt: skip
+        assert words in message
+
+
+def test_tiny_imagenet_has_200_classes(tmp_path, write_classes):
+    write_classes(tmp_path / "train", {"cat": 1, "dog": 1})
+    (tmp_path / "val").mkdir()
+    with pytest.raises(UserError, match=r"train has 2 class folders; Tiny-ImageNet has 200\."):
+        load_tiny_imagenet(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"val_0.JPEG\tn99999999\t0\t0\t9\t9\n", r"has the line 'val_0.*, which names no picture"),
+        (b"val_0.JPEG\n", "has the line 'val_0.JPEG', which names no picture and training class"),
+        (b"\n", "val_annotations.txt names no pictures"),
+        (b"\xff\xfe", r"cannot read .*val_annotations.txt \('utf-8' codec"),
+    ],
+)
+def test_a_damaged_list_of_validation_pictures_is_named(tmp_path, content, reason):
+    for c in range(200):
+        (tmp_path / "train" / f"n{c:08d}").mkdir(parents=True)
+    (tmp_path / "val" / "images").mkdir(parents=True)
+    (tmp_path / "val" / "val_annotations.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"{reason}.*; fetch http.*zip again"):
+        load_tiny_imagenet(tmp_path, "test")
 
 
 # ---------------------------------------------------------------- digits

@@ -9,8 +9,10 @@ import timm
 import torch
 from torch import nn
 
-from ltlearn import SAMNLinear, UserError
+from ltlearn import CosineLinear, SAMNLinear, ScaledLinear, UserError
 from ltlearn.models.cut import LTModel, create_lt_model, evaluating, find_head, set_head
+from ltlearn.models.head_kinds import as_linear, head_from_state, is_head
+from ltlearn.models.nearest_mean import NearestClassMean
 
 SMALL = {
     "resnet20_cifar": {"width": 4},
@@ -221,8 +223,76 @@ def test_a_state_dict_brings_its_kind_of_head(on):
             assert getattr(target.head, "project", "") == getattr(source.head, "project", "")
 
 
+def make_nearest_mean():
+    head = NearestClassMean(4, 3)
+    head.load_state_dict(
+        {
+            "means": torch.randn(3, 4),
+            "centre": torch.randn(4),
+            "has_images": torch.tensor([True, True, False]),
+            "normalize": torch.tensor(False),
+        }
+    )
+    return head
+
+
+HEADS = {
+    "linear": lambda: nn.Linear(4, 3),
+    "no bias": lambda: nn.Linear(4, 3, bias=False),
+    "samn": lambda: SAMNLinear(4, [9, 3, 1]),
+    "samn weight": lambda: SAMNLinear(4, [9, 3, 1], on=("weight",), bias=False),
+    "scaled": lambda: ScaledLinear(4, 3),
+    "scaled no bias": lambda: ScaledLinear(4, 3, bias=False),
+    "scaled all": lambda: ScaledLinear(4, 3, train="all"),
+    "cosine": lambda: CosineLinear(4, 3, scale=7.0),
+    "nearest mean": make_nearest_mean,
+}
+
+
+@pytest.mark.parametrize("source", HEADS)
+@pytest.mark.parametrize("target", HEADS)
+def test_any_head_loads_into_a_model_with_any_other(source, target):
+    torch.manual_seed(0)
+    source, target = tiny(HEADS[source]()), tiny(HEADS[target]())
+    target.eval()
+    old, x = target.head, torch.randn(5, 4)
+    target.load_state_dict(source.state_dict())
+    assert type(target.head) is type(source.head)
+    assert (target.head is old) == (old.state_dict().keys() == source.head.state_dict().keys())
+    assert torch.equal(target(x), source(x)) and not target.head.training
+    kept = dict(target.head.named_parameters())
+    assert kept.keys() == dict(source.head.named_parameters()).keys()
+    assert all(p.requires_grad for p in kept.values())
+    if len(kept):
+        assert find_head(target, 3) == ("head", target.head)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_every_head_is_found(kind):
+    head = HEADS[kind]()
+    assert is_head(head)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), head, nn.Identity())
+    assert find_head(model, 3) == ("2", head)
+    if kind in ("cosine", "nearest mean"):
+        with pytest.raises(UserError, match="cannot be folded into an nn.Linear"):
+            as_linear(head)
+    else:
+        x = torch.randn(5, 4)
+        torch.testing.assert_close(as_linear(head)(x), head(x))
+
+
+def test_a_state_that_is_of_no_head():
+    assert head_from_state({"kernel": torch.zeros(3, 4)}) is None
+    assert head_from_state({"weight": torch.zeros(3)}) is None
+    assert head_from_state({"scales": torch.zeros(3)}) is None
+    model = tiny(nn.Linear(4, 3))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict({"head.kernel": torch.zeros(3, 4)})
+    assert type(model.head) is nn.Linear
+
+
 def test_a_head_that_fits_is_not_exchanged():
-    for head in (nn.Linear(4, 3), SAMNLinear(4, [9, 3, 1])):
+    for head in (make() for make in HEADS.values()):
         model = tiny(head)
         model.load_state_dict(copy.deepcopy(model).state_dict())
         assert model.head is head
@@ -236,9 +306,10 @@ def test_a_state_of_other_classes_is_refused():
 
 
 def test_a_frozen_head_stays_frozen_when_it_is_exchanged():
-    model = tiny(nn.Linear(4, 3).requires_grad_(False))
-    model.load_state_dict(tiny(SAMNLinear(4, [3, 2, 1])).state_dict())
-    assert not any(p.requires_grad for p in model.head.parameters())
+    for source in (SAMNLinear(4, [3, 2, 1]), ScaledLinear(4, 3), CosineLinear(4, 3)):
+        model = tiny(nn.Linear(4, 3).requires_grad_(False))
+        model.load_state_dict(tiny(source).state_dict())
+        assert not any(p.requires_grad for p in model.head.parameters())
 
 
 def test_evaluating_leaves_each_module_as_it_was():

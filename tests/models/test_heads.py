@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from ltlearn import SAMNLinear, UserError
+from ltlearn import SAMNLinear, UserError, pava
+from ltlearn.models import heads
 
 COUNTS = [
     [500, 120, 30, 5],
@@ -309,7 +311,270 @@ def test_gradient_is_exact():
     def run(*parameters):
         return torch.func.functional_call(head, dict(zip(names, parameters, strict=True)), (x,))
 
-    assert torch.autograd.gradcheck(run, values)
+    assert gradcheck(run, values)
+
+
+# ------------------------------------------------ the gradient in closed form
+
+
+PARTS = [("weight",), ("bias",), ("weight", "bias")]
+
+
+def compose(head, x):
+    """The head's logits in torch's own operations, each with its own gradient."""
+
+    def scale(raw):
+        if head.project == "forward":
+            raw = pava(raw[head.rank_to_class])[head.class_to_rank]
+        raw = raw.detach().clamp(min=heads._MIN_RAW) + (raw - raw.detach())
+        return (1 / (F.softplus(raw) + 2e-6)).exp()
+
+    weight, bias = head.weight, head.bias
+    if "weight" in head.on:
+        weight = F.normalize(weight, dim=1) * scale(head.raw_norm_weight)[:, None]
+    if "bias" in head.on:
+        bias = bias + scale(head.raw_norm_bias)
+    return F.linear(x, weight, bias)
+
+
+def make_odd_head(on=("weight", "bias"), project="step", bias=True, width=7, dtype=torch.float64):
+    """A head away from its start, one norm of which is at the limit."""
+    counts = [90, 40, 41, 9, 3, 1]
+    linear = make_linear(counts, width, bias=bias).to(dtype)
+    head = SAMNLinear.from_linear(linear, counts, on=on, project=project)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, p in head.named_parameters():
+            p.add_(torch.randn(p.shape, generator=generator, dtype=dtype))
+            if name.startswith("raw"):
+                p[5] = -9.0
+    return head
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(16, 7), (2, 5, 7), (7,), (0, 7)], ids=str)
+@pytest.mark.parametrize("project", ["step", "forward"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("on", PARTS)
+def test_values_and_gradients_are_those_of_torchs_own_operations(on, bias, project, shape, dtype):
+    head = make_odd_head(on, project, bias, dtype=dtype)
+    inputs = [torch.randn(shape, dtype=dtype).requires_grad_(), *head.parameters()]
+    expected, logits = compose(head, inputs[0]), head(inputs[0])
+    assert logits.grad_fn.name() == "_LogitsBackward", "the other way was taken"
+    grad = torch.randn(logits.shape, dtype=dtype)
+    limit = 1e-12 if dtype == torch.float64 else 1e-5
+    ours, theirs = (torch.autograd.grad(z, inputs, grad) for z in (logits, expected))
+    for a, b in zip((logits, *ours), (expected, *theirs), strict=True):
+        assert a.dtype == dtype and a.shape == b.shape
+        assert b.numel() == 0 or (a - b).abs().max() <= limit * b.abs().max()
+    with torch.no_grad():
+        assert torch.allclose(head(inputs[0]), expected, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("on", PARTS)
+def test_first_and_second_derivative(on, bias):
+    head = make_odd_head(on, bias=bias, width=3)
+    with torch.no_grad():
+        for name, p in head.named_parameters():
+            if name.startswith("raw"):
+                p[5] = -0.7  # at the limit the gradient is not that of a finite difference
+    names, values = zip(*head.named_parameters(), strict=True)
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+
+    def run(x, *parameters):
+        return torch.func.functional_call(head, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert gradcheck(run, (x, *values))
+    assert gradgradcheck(run, (x, *values))
+
+
+def test_no_second_derivative_through_the_projection():
+    head = make_odd_head(project="forward")
+    loss = head(torch.randn(4, 7, dtype=torch.float64)).square().sum()
+    with pytest.raises(RuntimeError, match="pava has no second derivative"):
+        torch.autograd.grad(loss, head.raw_norm_weight, create_graph=True)
+
+
+@pytest.mark.parametrize("on", PARTS)
+@pytest.mark.parametrize("frozen", range(32))
+def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen, on):
+    head = make_odd_head(on)
+    x = torch.randn(16, 7, dtype=torch.float64)
+    inputs = [x.requires_grad_(), *head.parameters()]
+    everything = torch.autograd.grad(head(x).square().sum(), inputs)
+    for i, value in enumerate(inputs):
+        value.requires_grad_(not frozen >> i & 1)
+    wanted = [i for i, value in enumerate(inputs) if value.requires_grad]
+    loss = head(x).square().sum()
+    if not wanted:
+        assert not loss.requires_grad
+        return
+    for i, grad in zip(wanted, torch.autograd.grad(loss, [inputs[i] for i in wanted]), strict=True):
+        assert torch.equal(grad, everything[i])
+
+
+def test_backward_twice_and_gradients_that_add_up():
+    head, x = make_odd_head(), torch.randn(16, 7, dtype=torch.float64)
+    loss = head(x).square().sum()
+    loss.backward(retain_graph=True)
+    once = [p.grad.clone() for p in head.parameters()]
+    loss.backward()
+    for p, grad in zip(head.parameters(), once, strict=True):
+        assert torch.allclose(p.grad, 2 * grad, rtol=1e-12)
+
+
+def test_weights_changed_before_backward_are_noticed():
+    head = make_odd_head()
+    loss = head(torch.randn(16, 7, dtype=torch.float64)).sum()
+    head.project_()
+    with torch.no_grad():
+        head.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_row_of_zeros_is_no_direction_and_no_nan():
+    head = make_odd_head()
+    with torch.no_grad():
+        head.weight[2] = 0
+    x = torch.randn(16, 7, dtype=torch.float64)
+    inputs = list(head.parameters())
+    ours = torch.autograd.grad(head(x).square().sum(), inputs)
+    theirs = torch.autograd.grad(compose(head, x).square().sum(), inputs)
+    assert head.effective()[0][2].abs().max() == 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert b.isfinite().all() and torch.allclose(a, b, rtol=1e-10)
+
+
+@pytest.mark.parametrize("on", PARTS)
+def test_autocast_runs_the_linear_map_alone_in_low_precision(on):
+    head = make_odd_head(on, dtype=torch.float32)
+    x = torch.randn(64, 7, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(x)
+        low = F.linear(x, *head.effective())
+        weight, bias = head.effective()
+    assert weight.dtype == bias.dtype == torch.float32
+    assert logits.dtype == torch.bfloat16 and torch.equal(logits, low)
+    inputs, grad = [x, *head.parameters()], torch.randn_like(logits)
+    ours = torch.autograd.grad(logits, inputs, grad)
+    theirs = torch.autograd.grad(low, inputs, grad)
+    exact = torch.autograd.grad(compose(head, x), inputs, grad.float())
+    # As exact as torch's own operations in this precision.
+    for a, b, e in zip(ours, theirs, exact, strict=True):
+        assert a.dtype == torch.float32
+        assert ((a - e).norm() <= 1.05 * (b - e).norm() + 1e-6 * e.norm()).all()
+
+
+# ------------------------------------------------ torch's tracers and transforms
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_in_one_graph(backend):
+    torch._dynamo.reset()
+    head, x = make_odd_head(), torch.randn(16, 7, dtype=torch.float64)
+    fresh = SAMNLinear(7, [1] * 6).double()
+    fresh.load_state_dict(head.state_dict())
+    expected = head(x)
+    grads = torch.autograd.grad(expected.square().sum(), list(head.parameters()))
+    # A head that has just been loaded, and one that has been used.
+    for other in (fresh, head):
+        logits = torch.compile(other, backend=backend, fullgraph=True)(x)
+        assert torch.allclose(logits, expected, rtol=1e-12)
+        ours = torch.autograd.grad(logits.square().sum(), list(other.parameters()))
+        assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(ours, grads, strict=True))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_exported(grad):
+    head, x = make_odd_head(), torch.randn(16, 7, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        program = torch.export.export(head, (x,))
+    assert torch.allclose(program.module()(x), head(x), rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_traced():
+    head, x = make_odd_head(), torch.randn(16, 7, dtype=torch.float64)
+    traced = torch.jit.trace(head, (x,))
+    assert torch.allclose(traced(x), head(x), rtol=1e-12)
+
+
+def test_transforms():
+    head, x = make_odd_head(), torch.randn(16, 7, dtype=torch.float64)
+    parameters = {k: v.detach() for k, v in head.named_parameters()}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(head, parameters, (x,)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    tangents = {k: torch.randn_like(v) for k, v in parameters.items()}
+    slope = torch.func.jvp(lambda p: loss(p, x), (parameters,), (tangents,))[1]
+    with forward_ad.dual_level():
+        duals = {k: forward_ad.make_dual(v, tangents[k]) for k, v in parameters.items()}
+        dual = forward_ad.unpack_dual(loss(duals, x)).tangent
+    head(x).square().sum().backward()
+    expected = 0
+    for name, p in head.named_parameters():
+        assert torch.allclose(each[name].sum(0), p.grad, rtol=1e-10)
+        expected = expected + (p.grad * tangents[name]).sum()
+    assert torch.allclose(slope, expected, rtol=1e-10)
+    assert torch.allclose(dual, expected, rtol=1e-10)
+
+
+# ------------------------------------------------ projection on other devices
+
+
+def test_projection_of_both_vectors_at_once(monkeypatch):
+    """The way of a device, on tensors that only say that they are on one."""
+
+    class Elsewhere(nn.Parameter):
+        is_cpu = False
+
+    def refuse(*_):
+        raise AssertionError("waited for the device")
+
+    here, there = make_odd_head(), make_odd_head()
+    there.weight = Elsewhere(there.weight.detach())
+    rows = []
+
+    def fit(y):
+        rows.append(tuple(y.shape))
+        return pava(y)
+
+    monkeypatch.setattr(heads, "pava", fit)
+    there.project_()
+    assert rows == [(2, 6)]
+    assert here.project_() is here and rows[1:] == [(6,), (6,)]
+    for a, b in zip(here.parameters(), there.parameters(), strict=True):
+        assert torch.equal(a, b)
+    # A pava that checks nothing, as on a device: nothing else may ask for a value either.
+    monkeypatch.setattr(heads, "pava", lambda y: y.clone())
+    for name in ("item", "__bool__", "tolist", "nonzero", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    there.project_()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("on", PARTS)
+def test_a_step_on_a_gpu_is_that_of_the_cpu_and_waits_for_nothing(on):
+    here, there = make_odd_head(on), make_odd_head(on).cuda()
+    x = torch.randn(16, 7, dtype=torch.float64)
+    away = x.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there(away).square().sum().backward()
+        there.project_()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    here(x).square().sum().backward()
+    here.project_()
+    for a, b in zip(here.parameters(), there.parameters(), strict=True):
+        assert torch.allclose(a, b.cpu(), rtol=1e-10)
+        assert torch.allclose(a.grad, b.grad.cpu(), rtol=1e-10)
 
 
 def test_two_classes_and_batch_dimensions():

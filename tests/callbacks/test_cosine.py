@@ -1,0 +1,130 @@
+import pytest
+import torch
+from torch import nn
+
+from ltlearn import (
+    SAMN,
+    CosineHead,
+    CosineLinear,
+    DeferredReweighting,
+    LearnableWeightScaling,
+    UserError,
+)
+from ltlearn.losses import LDAMLoss
+from ltlearn.models.cut import find_head
+from tests.callbacks.helpers import (
+    COUNTS,
+    OPTIMIZERS,
+    make_dls,
+    make_learner,
+    make_lt_learner,
+    two_groups,
+)
+
+
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_plain_learner_and_any_optimiser(opt, bias):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3, bias))
+    learn = make_learner(model, opt_func=OPTIMIZERS[opt], splitter=two_groups)
+    learn.loss_func = LDAMLoss(COUNTS)
+    learn.fit(1, 0.01)
+    groups = [len(group) for group in learn.opt.param_lists]
+    directions = nn.functional.normalize(learn.model[2].weight.detach(), dim=1)
+    head = CosineHead().install(learn)
+    assert type(head) is CosineLinear and find_head(learn.model) == ("2", head)
+    torch.testing.assert_close(nn.functional.normalize(head.weight, dim=1), directions)
+    assert [len(group) for group in learn.opt.param_lists] == [groups[0], 1]
+    weight = head.weight.detach().clone()
+    learn.fit(1, 0.01, cbs=CosineHead())
+    assert learn.model[2] is head and not torch.equal(head.weight, weight)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("views", [1, 0], ids=["features", "images"])
+@pytest.mark.parametrize("counts", [[20, 5, 1], [20, 1]], ids=str)
+def test_retrain_classifier_with_ldam_drw(counts, views, precision):
+    learn = make_lt_learner(make_dls(counts), precision=precision)
+    record = learn.retrain_classifier(
+        2, 0.1, views=views, loss=LDAMLoss(counts), select="last",
+        cbs=[CosineHead(), DeferredReweighting(1)],
+    )  # fmt: skip
+    assert type(learn.model.head) is CosineLinear
+    assert record["norms"][-1] == [30.0] * len(counts)
+    logits = learn.predict_logits()[0]
+    assert logits.abs().max() <= 30.2
+    report = learn.shot_report()
+    assert 0 <= report.all <= 1
+
+
+def test_stage_1():
+    learn = make_lt_learner()
+    learn.fit_stage1(2, 0.05, loss=LDAMLoss(COUNTS, scale=16.0), cbs=CosineHead(16))
+    head = learn.model.head
+    assert type(head) is CosineLinear and head.cosine_scale == 16
+    learn.fit_stage1(1, 0.05, loss=LDAMLoss(COUNTS, scale=16.0), cbs=CosineHead(16))
+    assert learn.model.head is head
+
+
+def test_without_the_callback_it_is_refused_until_the_head_is_new():
+    learn = make_lt_learner()
+    learn.retrain_classifier(1, 0.1, loss=LDAMLoss(COUNTS), cbs=CosineHead())
+    head = learn.model.head
+    message = r"the head is a CosineLinear, .*CosineHead\(\) to go on with it, or .*reset=True"
+    for cbs in (None, SAMN(), LearnableWeightScaling()):
+        with pytest.raises(UserError, match=message):
+            learn.retrain_classifier(1, 0.1, cbs=cbs)
+        assert learn.model.head is head
+    with pytest.raises(UserError, match=message):
+        learn.fit_stage1(1, 0.1)
+    learn.retrain_classifier(1, 0.1, loss=LDAMLoss(COUNTS), cbs=CosineHead())
+    assert learn.model.head is head
+    learn.retrain_classifier(1, 0.1, reset=True)
+    assert type(learn.model.head) is nn.Linear and learn.model.head.bias is not None
+
+
+def test_a_plain_learner_with_another_callback_is_refused():
+    learn = make_learner()
+    learn.fit(1, 0.1, cbs=CosineHead())
+    with pytest.raises(UserError, match="a CosineLinear head cannot be folded into an nn.Linear"):
+        learn.fit(1, 0.1, cbs=LearnableWeightScaling())
+
+
+def test_save_and_load(tmp_path):
+    learn, fresh = make_lt_learner(), make_lt_learner(seed=1)
+    learn.path = fresh.path = tmp_path
+    learn.retrain_classifier(1, 0.1, loss=LDAMLoss(COUNTS), select="last", cbs=CosineHead(12.5))
+    learn.save("cosine")
+    fresh.load("cosine")
+    assert type(fresh.model.head) is CosineLinear and fresh.model.head.cosine_scale == 12.5
+    assert torch.equal(fresh.predict_logits()[0], learn.predict_logits()[0])
+
+
+def test_another_scale_for_a_head_that_is_there_is_told(caplog):
+    learn = make_learner()
+    learn.fit(1, 0.1, cbs=CosineHead(1 / 3))
+    learn.fit(1, 0.1, cbs=CosineHead(1 / 3))
+    assert not caplog.records
+    learn.fit(1, 0.1, cbs=CosineHead())
+    assert "has a CosineLinear already, with scale=0.333333: it is kept" in caplog.text
+
+
+def test_get_preds_and_validate_change_no_model():
+    learn = make_learner(cbs=CosineHead())
+    learn.validate()
+    learn.get_preds()
+    assert type(learn.model[2]) is nn.Linear
+    learn.fit(1, 0.1)
+    assert type(learn.model[2]) is CosineLinear
+
+
+def test_no_warning_of_a_shadowed_name(recwarn):
+    learn = make_lt_learner()
+    learn.retrain_classifier(1, loss=LDAMLoss(COUNTS), cbs=[CosineHead(), DeferredReweighting()])
+    assert [w for w in recwarn if "shadowing" in str(w.message)] == []
+
+
+@pytest.mark.parametrize("scale", [0, None, -3.0])
+def test_scales_that_are_not_allowed(scale):
+    with pytest.raises(UserError, match="scale must be a number above 0 and finite, got"):
+        CosineHead(scale)
