@@ -81,7 +81,18 @@ def sgd(momentum: float = 0.9, nesterov: bool = False):
         momentum: Share of the last step in the next, in [0, 1).
         nesterov: Whether the momentum is Nesterov's.
     """
-    return partial(OptimWrapper, opt=torch.optim.SGD, momentum=momentum, nesterov=nesterov)
+    return partial(OptimWrapper, opt=_SGD, momentum=momentum, nesterov=nesterov)
+
+
+class _SGD(torch.optim.SGD):
+    """torch's SGD, in one kernel a step on a CPU, where torch itself takes three a parameter."""
+
+    def __init__(self, params, *args, **kwargs):
+        params = list(params)
+        group = params[0] if params else None
+        first = group["params"] if isinstance(group, dict) else params
+        on_cpu = all(p.is_cpu and p.dtype.is_floating_point for p in first)
+        super().__init__(params, *args, **{"fused": True if on_cpu else None, **kwargs})
 
 
 def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:

@@ -1,11 +1,14 @@
 """Isotonic regression on the CPU: SciPy solves the rows, NumPy averages inside the blocks."""
 
+from math import isfinite
+
 import numpy as np
 import torch
+from scipy.linalg.blas import dasum
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-__all__ = ["block_means", "blocks", "solve"]
+__all__ = ["block_means", "blocks", "project_", "solve"]
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -89,3 +92,28 @@ def block_means(grad: Tensor, bounds: np.ndarray, weights: Tensor | None = None)
         w = np.broadcast_to(_array(weights), values.shape).reshape(-1)
         means /= np.add.reduceat(w, starts, dtype=np.float64)
     return torch.from_numpy(means.repeat(lengths).reshape(values.shape))
+
+
+def project_(values: Tensor, order: Tensor, least: float) -> bool:
+    """Make a vector increase along `order`, in place, and hold it above a limit.
+
+    What `pava` and a few indexing operations do, in half the time for a hundred values: it runs
+    after every step of an optimiser.
+
+    Args:
+        values: On the CPU, contiguous, detached.
+        order: Index of the lowest value, of the next, and so on.
+        least: The limit.
+
+    Shape:
+        values is (N,), float32 or float64; order (N,), int64.
+
+    Returns:
+        Whether all values are finite; if not, nothing is changed.
+    """
+    target, index = values.numpy(), order.numpy()
+    row = isotonic_regression(target.take(index))["x"]
+    if not isfinite(dasum(row)):
+        return False
+    target[index] = np.maximum(row, least, out=row)
+    return True

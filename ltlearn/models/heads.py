@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ltlearn.errors import UserError
 from ltlearn.isotonic import pava
+from ltlearn.isotonic.scipy_engine import project_
 
 __all__ = ["SAMNLinear"]
 
@@ -20,6 +21,10 @@ _MAX_LOG_NORM = 10.0
 _EPS = 2e-6  # the authors' code adds 1e-6 to the softplus and again to the denominator
 _MIN_RAW = math.log(math.expm1(1 / _MAX_LOG_NORM - _EPS))
 _FULL = (torch.float32, torch.float64)
+_DIVERGED = (
+    "SAMNLinear: the raw norms are not finite any more, so training has diverged; lower the "
+    "learning rate."
+)
 _MIN_LENGTH = 1e-12  # a row of zeros has no direction, and is to stay zeros
 
 
@@ -183,10 +188,7 @@ class SAMNLinear(nn.Module):
         try:
             return pava(ranked)
         except ValueError as e:
-            raise UserError(
-                "SAMNLinear: the raw norms are not finite any more, so training has diverged; "
-                "lower the learning rate."
-            ) from e
+            raise UserError(_DIVERGED) from e
 
     def _monotone(self, raw: Tensor) -> Tensor:
         """Project a raw vector, in class order, onto the monotone ones."""
@@ -233,20 +235,19 @@ class SAMNLinear(nn.Module):
         """
         raws = (self.raw_norm_weight, self.raw_norm_bias)
         raws = [raw.detach() for raw in raws if raw is not None]
-        rank_to_class, class_to_rank = self.rank_to_class, self.class_to_rank
         if self._forward_mode():
-            pass
-        elif self.weight.is_cpu:
             for raw in raws:
-                fit = self._fit(raw.index_select(0, rank_to_class))
-                torch.index_select(fit, 0, class_to_rank, out=raw)
+                raw.clamp_(min=_MIN_RAW)
+        elif self.weight.is_cpu and raws[0].dtype in _FULL:
+            for raw in raws:
+                if not project_(raw, self.rank_to_class, _MIN_RAW):
+                    raise UserError(_DIVERGED)
         else:
             # Both in one fit: on a device a kernel costs more to launch than to run.
-            fit = self._fit(torch.stack(raws).index_select(1, rank_to_class))
-            for raw, row in zip(raws, fit.index_select(1, class_to_rank), strict=True):
+            fit = self._fit(torch.stack(raws).index_select(1, self.rank_to_class))
+            fit = fit.clamp_(min=_MIN_RAW).index_select(1, self.class_to_rank)
+            for raw, row in zip(raws, fit, strict=True):
                 raw.copy_(row)
-        for raw in raws:
-            raw.clamp_(min=_MIN_RAW)
         return self
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.optimize import isotonic_regression
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ltlearn.isotonic import ops, pava, tensor_ops
+from ltlearn.isotonic import ops, pava, scipy_engine, tensor_ops
 
 ENGINES = ("scipy", "tensor_ops")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -384,6 +384,19 @@ def test_unchecked_rows_that_are_not_finite_come_back_as_nan(engine, increasing)
         assert pava(y[3].to(dtype), None, increasing, engine, check=False).isfinite().all()
     with pytest.raises(ValueError, match=r"got nan at index 3 of row 1\.$"):
         pava(y, None, increasing, engine, check=True)
+
+
+@dtypes
+def test_projection_in_place_is_pava_in_another_order(dtype):
+    values, order = randn(50).to(dtype), torch.randperm(50)
+    expected = values.clone()
+    expected[order] = pava(values[order]).clamp(min=-0.5)
+    assert scipy_engine.project_(values, order, -0.5)
+    assert torch.equal(values, expected)
+    values[7] = NAN
+    kept = values.clone()
+    assert not scipy_engine.project_(values, order, -0.5)
+    torch.testing.assert_close(values, kept, rtol=0, atol=0, equal_nan=True)
 
 
 def test_tensor_ops_never_asks_for_a_value():

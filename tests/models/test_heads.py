@@ -547,7 +547,7 @@ def test_projection_of_both_vectors_at_once(monkeypatch):
     monkeypatch.setattr(heads, "pava", fit)
     there.project_()
     assert rows == [(2, 6)]
-    assert here.project_() is here and rows[1:] == [(6,), (6,)]
+    assert here.project_() is here and len(rows) == 1
     for a, b in zip(here.parameters(), there.parameters(), strict=True):
         assert torch.equal(a, b)
     # A pava that checks nothing, as on a device: nothing else may ask for a value either.
