@@ -432,7 +432,7 @@ def plot_norms_by_method(
     shown = shown[np.isfinite(shown)]
     for axes in panels:
         # A panel is narrow: powers of ten, or 2 and 5 between, whichever leaves a few numbers.
-        _count_axis(axes, "x", counts)
+        _count_axis(axes, "x", counts, narrow=True)
         axes.set_xlabel("")
         axes.set_xlim((counts.min() or _log_floor(counts)) / 1.4, max(counts.max(), 1) * 1.4)
         # In units of the mean, 0 to 8 can be read off a plain axis; a longer tail cannot.
@@ -575,20 +575,27 @@ def _log_floor(counts: np.ndarray) -> float:
     return least / 2
 
 
-def _count_axis(axes: "Axes", which: str, counts: np.ndarray) -> None:
+def _count_axis(axes: "Axes", which: str, counts: np.ndarray, narrow: bool = False) -> None:
     # Limits before the scale: matplotlib warns if it is to fit a log axis to zeros alone.
     getattr(axes, f"set_{which}lim")(_log_floor(counts), max(counts.max(), 1) * 1.15)
     getattr(axes, f"set_{which}scale")("log")
     getattr(axes, f"set_{which}label")("training images per class (log scale)")
     axis = axes.xaxis if which == "x" else axes.yaxis
-    _plain_log_ticks(axis, _log_floor(counts), max(counts.max(), 1))
+    _plain_log_ticks(axis, _log_floor(counts), max(counts.max(), 1), narrow)
 
 
-def _plain_log_ticks(axis: Any, low: float, high: float) -> None:
-    """Label a log axis with plain numbers: 1, 10, 100, and 2 and 5 between if it is short."""
+def _plain_log_ticks(axis: Any, low: float, high: float, narrow: bool = False) -> None:
+    """Label a log axis with plain numbers: 1, 10, 100, and 2 and 5 between if it is short.
+
+    Args:
+        axis: The axis.
+        low: Its lower end.
+        high: Its upper end.
+        narrow: Whether there is little room: it is short only if it spans a decade or so.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    short = high / low < 300
+    short = high / low < (20 if narrow else 300)
     axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if short else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -1165,6 +1172,10 @@ def _level_lines(panels: "Sequence[Axes]", most: int, levels: Mapping[str, float
         heights = np.maximum(np.minimum(heights, 1 - steps[::-1]), steps)  # beside the panel
         for text, height in zip(texts[axes], heights, strict=True):
             text.set_position((across, height))
+    # The places are final. Saving with a tight box leaves out what is not in the layout.
+    figure.set_layout_engine("none")
+    for text in (text for row in texts.values() for text in row):
+        text.set_in_layout(True)
 
 
 def _level_styles(number: int) -> list[dict[str, Any]]:

@@ -460,3 +460,10 @@ def test_import_leaves_matplotlib_alone():
 def test_errors_say_what_is_wrong(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_labels_of_levels_are_in_a_tight_picture():
+    figure = plot_sensitivity([make_curve()], {"a method with a long name": 0.7})
+    label = next(t for t in figure.axes[0].texts if t.get_text().startswith("a method"))
+    figure.draw_without_rendering()
+    assert label.get_window_extent().x1 <= figure.dpi * figure.get_tightbbox().x1 + 1

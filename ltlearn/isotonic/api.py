@@ -7,6 +7,7 @@ import torch
 from scipy.linalg.blas import dasum  # the quickest pass over a short row, and it never warns
 from scipy.optimize import isotonic_regression
 from torch import Tensor, from_numpy
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from ltlearn.isotonic import scipy_engine
@@ -37,7 +38,8 @@ def pava(
     at a tie between two blocks, where there is no gradient, it takes one that holds nearby.
     There is no second derivative (a RuntimeError says so) and no forward-mode derivative.
 
-    On a device nothing waits for the host: the call can be captured in a CUDA graph.
+    On a device nothing waits for the host: after a first call of the same kind (dtype, length,
+    arguments), which compiles a kernel, the call can be captured in a CUDA graph.
     `torch.compile` without a graph break, `torch.export`, fake tensors and `torch.func.vmap`,
     `grad` and `vjp` work; inside them the values cannot be looked at, so none is checked.
 
@@ -57,7 +59,7 @@ def pava(
     Shape:
         y is (..., N) with N >= 1, float64, float32, bfloat16 or float16; weights are of the shape
         of y or (N,). The result is of y's shape and dtype. Sums are taken in float64 (float32 on
-        MPS, which has no float64).
+        MPS, which has no float64); of float64 values near 1e308 they overflow.
 
     Raises:
         TypeError: If `y` or `weights` is no tensor of such a dtype, or `engine` no string.
@@ -71,10 +73,12 @@ def pava(
         problem; Busing, Journal of Statistical Software 102, 2022, for SciPy's O(N) solver.
     """
     traced = is_compiling() or _functorch_active() or _dispatch_modes() or _jit_tracing()
+    # Not known to NumPy or Triton, which would drop the tangent and call the derivative zero.
+    traced = traced or forward_ad._current_level >= 0
     # The commonest call leaves early: the checks below would cost a short row more than its fit.
     if not traced and weights is None and increasing and engine is None and type(y) in _PLAIN:
         dtype = y.dtype
-        if (dtype is _FLOAT64 or dtype is _FLOAT32) and y.is_cpu and y.ndim == 1:
+        if (dtype is _FLOAT64 or dtype is _FLOAT32) and y.is_cpu and y.ndim == 1 and not y.is_neg():
             needs_grad = y.requires_grad
             fit = isotonic_regression((y.detach() if needs_grad else y).numpy())
             row = fit["x"]
@@ -82,7 +86,7 @@ def pava(
             if row.size and isfinite(dasum(row)):
                 x = from_numpy(row if dtype is _FLOAT64 else row.astype(_NUMPY_FLOAT32))
                 if needs_grad and torch.is_grad_enabled():
-                    return _Pava.apply(y, None, (x, fit["blocks"], scipy_engine.block_means))
+                    return _Pava.apply(y, None, (x, None, fit["blocks"], scipy_engine.block_means))
                 return x
 
     _check_y(y)
@@ -98,7 +102,8 @@ def pava(
                 "check=True looks at values, and there are none while a function is compiled, "
                 "exported or transformed by torch.func; leave it at None."
             )
-        return solve_traced(y, weights, bool(increasing), name).to(y.dtype)
+        # A copy even in the solution's own dtype: backward needs that one, whatever befalls ours.
+        return solve_traced(y, weights, bool(increasing), name).to(y.dtype, copy=True)
     if y.is_cpu if check is None else check:
         _check_values(y, weights)
     return _solve(y, weights, increasing, load_engine(name))
@@ -110,21 +115,23 @@ def _solve(y: Tensor, weights: Tensor | None, increasing: bool, engine: Engine) 
     w = None if weights is None else weights.detach()
     fit, solution = engine.solve(y.detach(), w, increasing, needs_grad)
     if needs_grad:
-        return _Pava.apply(y, weights, (solution, engine.blocks(solution), engine.block_means))
+        solved = fit, solution, engine.blocks(solution), engine.block_means
+        return _Pava.apply(y, weights, solved)
     return fit
 
 
 class _Pava(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y, weights, fit):
-        # fit is a tuple so that autograd takes x for an output alone, not for an input returned
-        x, ctx.blocks, ctx.block_means = fit
+    def forward(ctx, y, weights, solved):
+        # A tuple, so that autograd takes the fit for an output alone, not for an input returned.
+        # Nothing of the fit is kept: it may be changed in place, and it refers back to this node.
+        fit, solution, ctx.blocks, ctx.block_means = solved
         ctx.dtype = y.dtype
         ctx.weighted = weights is not None
         if ctx.weighted:
-            residual = y.to(x.dtype) - x if ctx.needs_input_grad[1] else None
+            residual = y.to(solution.dtype) - solution if ctx.needs_input_grad[1] else None
             ctx.save_for_backward(weights, residual)
-        return x if x.dtype is y.dtype else x.to(y.dtype)
+        return fit
 
     @staticmethod
     def backward(ctx, grad):

@@ -5,6 +5,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.library import custom_op
 
@@ -114,7 +115,10 @@ class _FunctionalMeans(torch.autograd.Function):
 
 def solve_traced(y: Tensor, weights: Tensor | None, increasing: bool, engine: str) -> Tensor:
     """Solve every row of `y` by the operator, in whatever transformation is active."""
-    if not is_compiling() and torch._C._are_functorch_transforms_active():
+    # Forward mode too: an operator would drop the tangent, where this one refuses.
+    if not is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    ):
         return _Functional.apply(y, weights, increasing, engine)
     return isotonic(y, weights, increasing, engine)
 

@@ -14,6 +14,8 @@ __all__ = ["block_means", "blocks", "project_", "solve"]
 def _array(tensor: Tensor) -> np.ndarray:
     if tensor.dtype is torch.bfloat16:  # unknown to NumPy
         tensor = tensor.float()
+    if tensor.is_neg():  # the imaginary part of a conjugate, say
+        tensor = tensor.resolve_neg()
     return tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
 
 

@@ -300,11 +300,16 @@ def _power_of_two(n: int) -> int:
     return max(2, triton.next_power_of_2(n))
 
 
+def _in_memory(values: Tensor) -> Tensor:
+    """Return the values in a row in memory, with no sign that only the tensor knows of."""
+    return values.resolve_neg().contiguous()
+
+
 def _weights_of(weights: Tensor | None, y: Tensor) -> tuple[Tensor, int]:
     """Return weights as they lie in memory, and how far apart two rows of them are."""
     if weights is None:
         return y, 0  # not read
-    return weights.contiguous(), 0 if weights.ndim < y.ndim else y.shape[-1]
+    return _in_memory(weights), 0 if weights.ndim < y.ndim else y.shape[-1]
 
 
 def solve(
@@ -325,7 +330,7 @@ def solve(
     """
     n = y.shape[-1]
     rows = y.numel() // n
-    y = y.contiguous()
+    y = _in_memory(y)
     w, stride = _weights_of(weights, y)
     size = _power_of_two(n)
     tile, warps = _tile(size)
@@ -362,7 +367,7 @@ def block_means(grad: Tensor, solution: Tensor, weights: Tensor | None = None) -
     """
     n = grad.shape[-1]
     rows = grad.numel() // n
-    grad, solution = grad.contiguous(), solution.contiguous()
+    grad, solution = _in_memory(grad), solution.contiguous()
     w, stride = _weights_of(weights, grad)
     tile, warps = _tile(_power_of_two(n))
     means = torch.empty_like(grad, dtype=grad.dtype if weights is None else torch.float64)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import isotonic_regression
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from ltlearn.isotonic import ops, pava, scipy_engine, tensor_ops
 
@@ -305,6 +306,23 @@ def test_input_is_neither_changed_nor_shared(engine, dtype, n):
 
 
 @engines
+def test_values_whose_sign_is_kept_by_the_tensor(engine):
+    z = torch.complex(randn(9), randn(9, seed=1))
+    y = z.conj().imag  # NumPy refuses it as it is
+    assert y.is_neg()
+    for chosen in (None, engine):
+        assert torch.equal(pava(y, engine=chosen), pava(y.clone(), engine=chosen))
+    weights = torch.complex(randn(9), -weights_over_six_decades(9)).conj().imag
+    leaf, other = (y.clone().requires_grad_() for _ in range(2))
+    ours = pava(leaf, weights, engine=engine)
+    theirs = pava(other, weights.clone(), engine=engine)
+    assert torch.equal(ours, theirs)
+    ours.backward(y)
+    theirs.backward(y.clone())
+    assert torch.equal(leaf.grad, other.grad)
+
+
+@engines
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_half_precision(engine, dtype):
     for shape in ((200,), (3, 50)):
@@ -327,6 +345,19 @@ def test_half_precision_sum_beyond_its_range_is_no_error(engine):
 
 
 # -- gradient ----------------------------------------------------------------------------------
+
+
+@engines
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.bfloat16))
+def test_nothing_of_the_result_is_kept_for_backward(engine, dtype):
+    factor, w = torch.arange(1.0, 10).to(dtype), torch.ones(9, dtype=dtype)
+    for weights in (None, w.requires_grad_()):
+        for chosen in (None, engine):
+            y = randn(9).to(dtype).requires_grad_()
+            x = pava(y, weights, engine=chosen)
+            expected = torch.autograd.grad(x, y, factor, retain_graph=True)[0]
+            changed = x.mul_(factor)  # ends each block that there was
+            assert torch.equal(torch.autograd.grad(changed.sum(), y)[0], expected)
 
 
 @engines
@@ -441,6 +472,20 @@ def test_compiles_without_a_graph_break(engine, dtype, increasing):
 
 
 @engines
+@dtypes
+def test_a_compiled_function_may_change_the_result_in_place(engine, dtype):
+    torch._dynamo.reset()
+    y, factor = randn(9).to(dtype).requires_grad_(), torch.arange(9.0, dtype=dtype)
+
+    def function(y):
+        return pava(y, engine=engine).mul_(factor)
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    ours, theirs = (torch.autograd.grad(f(y).sum(), y)[0] for f in (compiled, function))
+    torch.testing.assert_close(ours, theirs)
+
+
+@engines
 def test_operators_pass_the_checks_of_torch(engine):
     y, w, g = randn(3, 17), weights_over_six_decades(3, 17), randn(3, 17)
     y, w = y.requires_grad_(), w.requires_grad_()
@@ -530,6 +575,19 @@ def test_functional_gradients(engine):
         torch.func.grad(lambda y: torch.func.grad(loss)(y, w, g[0]).square().sum())(y[0])
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         torch.func.jacfwd(lambda y: pava(y, engine=engine))(y[0])
+
+
+@pytest.mark.parametrize("engine", (None, *ENGINES))
+def test_forward_mode_is_refused_and_not_taken_for_zero(engine):
+    y, w = randn(9), weights_over_six_decades(9)
+    with forward_ad.dual_level():
+        y_dual, w_dual = (forward_ad.make_dual(t, torch.ones_like(t)) for t in (y, w))
+        for args in ((y_dual, None), (y_dual, w), (y, w_dual)):
+            with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+                pava(*args, engine=engine)
+        torch.testing.assert_close(pava(y, w, engine=engine), exact(y, w))  # no tangent, no error
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.linearize(lambda y: pava(y, engine=engine), y)
 
 
 def test_check_is_refused_where_there_are_no_values():
