@@ -198,6 +198,15 @@ def _speaker(quiet: bool):
     return (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))  # noqa: T201
 
 
+@contextmanager
+def _stoppable(then: str = "") -> Iterator[None]:
+    """Say on Ctrl-C that the command has stopped: typer ends without a word."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _stop(f"stopped{then}.", EXIT_INTERRUPTED)
+
+
 def _existing_run(path: Path):
     from ltlearn.run import Run
 
@@ -242,7 +251,8 @@ def compare(
     folder, names = _existing_run(run), find_methods(_split(methods))
     settings = load_settings(device=device)
     quiet = quiet or as_json
-    with _voice(quiet):
+    kept = f"; what is trained is in {run / 'compare'}, and the same command goes on from there"
+    with _stoppable(kept), _voice(quiet):
         from ltlearn.report import render_rows
         from ltlearn.study import compare_run
 
@@ -283,7 +293,7 @@ def sensitivity(
     folder, settings = _existing_run(run), load_settings(device=device)
     names = None if methods is None else find_methods(_split(methods))
     quiet = quiet or as_json
-    with _voice(quiet):
+    with _stoppable(), _voice(quiet):
         from ltlearn.report import render_rows
         from ltlearn.study import SENSITIVITY_METHODS, sensitivity_run
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import ltlearn
 from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.features import weights_fingerprint
 from ltlearn.methods import METHODS, find_methods
@@ -172,8 +173,9 @@ class Comparison:
         facts = {k: self.about[k] for k in ("protocol", "dataset")}
         seeds = sorted({o.seed for o in self.outcomes})
         best = METHODS[self.best].label
+        where = "the test set" if self.about["protocol"] == "paper" else "validation"
         note = (
-            f"best on validation: {best}. Differences in class-balanced accuracy, in points, with "
+            f"best on {where}: {best}. Differences in class-balanced accuracy, in points, with "
             "the 95 % interval of a paired bootstrap over test images."
         )
         return ResultTable(
@@ -223,7 +225,10 @@ class Comparison:
                 "trajectories": [o.trajectory for o in found],
                 "priors": [o.priors for o in found],
             }
-        return {**table, "best_on_validation": self.best, "class_counts": self.class_counts}
+        # Under the paper protocol the validation images are the test set, and all is chosen on it.
+        chosen_on = "test" if self.about["protocol"] == "paper" else "validation"
+        best = {"best_on_validation": self.best, "chosen_on": chosen_on}
+        return {**table, **best, "class_counts": self.class_counts}
 
     def __str__(self) -> str:
         """Return the plain text table."""
@@ -287,7 +292,8 @@ def compare(
     fingerprint = weights_fingerprint(learn.model)
     before = (learn.trajectory, list(learn.stages))
     options = {"views": views, "bn": bn, "flip": flip, "select": select}
-    outcomes = []
+    outcomes, once = [], _Once()
+    _log.addFilter(once)
     try:
         done: list[tuple[str, int, _Done]] = []
         for method in methods:
@@ -297,8 +303,12 @@ def compare(
                 key = _key(learn, fingerprint, method, seed, options)
                 learn.model.load_state_dict(stage1)
                 say(f"{row.label}, seed {seed}")
-                found = _kept(run, name, key, learn) or _do(learn, method, seed, options)
-                _keep(run, name, key, learn, found)
+                found = _kept(run, name, key, learn)
+                if found is None:
+                    # Of a file that does not fit, the model may have taken up a part.
+                    learn.model.load_state_dict(stage1)
+                    found = _do(learn, method, seed, options)
+                    _keep(run, name, key, learn, found)
                 if bn == "train":
                     # The backbone's statistics differ by method: it cannot wait.
                     outcomes.append(_test(learn, method, start, seed, found, flip, shares))
@@ -308,6 +318,7 @@ def compare(
             learn.model.head = found.head
             outcomes.append(_test(learn, method, start, seed, found, flip, shares))
     finally:
+        _log.removeFilter(once)
         learn.model.load_state_dict(stage1)
         learn.opt = None
         learn.trajectory, learn.stages = before
@@ -326,6 +337,20 @@ def compare(
     return Comparison(outcomes, np.asarray(targets), counts, about, _remark(learn, options))
 
 
+class _Once(logging.Filter):
+    """Let a message through once: what is odd about the data is so for every method and seed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in self.seen
+        self.seen.add(text)
+        return new
+
+
 def check_request(
     methods: Sequence[str] | str | None, seeds: int, priors: Sequence[str] | str, select: str
 ) -> tuple[list[str], list[str]]:
@@ -336,7 +361,8 @@ def check_request(
     """
     check_whole("seeds", seeds, 1)
     check_choice("select", select, ("best", "last"))
-    priors = [p for p in priors.split(",") if p] if isinstance(priors, str) else list(priors)
+    priors = priors.split(",") if isinstance(priors, str) else priors
+    priors = [name.strip() if isinstance(name, str) else name for name in priors if name]
     for name in priors:
         check_choice("prior", name, PRIORS)
     return find_methods(methods), priors
@@ -358,9 +384,14 @@ def _draws(row) -> bool:
 
 
 def _remark(learn, options: dict) -> str:
+    parts = []
     if options["bn"] == "train":
-        return "Stage 2 with batch normalisation in training mode; best epoch on the test set."
-    return "Stage 2 keeps its last epoch." if options["select"] == "last" else ""
+        parts.append("Stage 2 with batch normalisation in training mode.")
+    if options["select"] == "last":
+        parts.append("Stage 2 keeps its last epoch.")
+    elif learn._select_on == "test":
+        parts.append("Stage 2 keeps its best epoch on the test set.")
+    return " ".join(parts)
 
 
 def _key(learn, fingerprint: str, method: str, seed: int, options: dict) -> dict[str, Any]:
@@ -371,10 +402,22 @@ def _key(learn, fingerprint: str, method: str, seed: int, options: dict) -> dict
         "pictures": f"train {split.train}, valid {split.valid}",
         "precision": learn.precision,
         "method": method,
-        "values": f"{row.values_from} {sorted(row.values.items())} {row.sampler} {row.post}",
+        "values": _spelled_out(row),
+        "library": ltlearn.__version__,
         "seed": seed,
         **options,
     }
+
+
+def _spelled_out(row) -> str:
+    """Say all that the table has of a method: another loss or callback makes another outcome."""
+    arguments = row.arguments()
+    simple = (str, int, float, tuple, type(None))
+    arguments["cbs"] = [
+        (type(cb).__name__, sorted((k, v) for k, v in vars(cb).items() if isinstance(v, simple)))
+        for cb in arguments["cbs"]
+    ]
+    return f"{sorted(arguments.items())}, then {row.post}"
 
 
 def _do(learn, method: str, seed: int, options: dict) -> _Done:
@@ -398,8 +441,18 @@ def _keep(run: Run | None, name: str, key: dict, learn, found: _Done) -> None:
     state = learn.model.state_dict()
     state = {k: v for k, v in state.items() if whole or k.startswith("head.")}
     run.save_tensors(f"{name}.safetensors", state, {"method": key["method"]})
-    record = {"stages": found.stages, "trajectory": found.trajectory, "seconds": found.seconds}
+    # A kill may come between the two files: the record says which weights it is of.
+    record = {
+        "weights": _fingerprint(learn, whole),
+        "stages": found.stages,
+        "trajectory": found.trajectory,
+        "seconds": found.seconds,
+    }
     run.write_json(f"{name}.json", {"key": key, **record})
+
+
+def _fingerprint(learn, whole: bool) -> str:
+    return weights_fingerprint(learn.model if whole else learn.model.head)
 
 
 def _kept(run: Run | None, name: str, key: dict, learn) -> _Done | None:
@@ -411,11 +464,14 @@ def _kept(run: Run | None, name: str, key: dict, learn) -> _Done | None:
         if record["key"] != key:
             return None
         learn.model.load_state_dict({**_backbone_state(learn.model), **state})
+        if record["weights"] != _fingerprint(learn, key["bn"] == "train"):
+            raise UserError("the weights are not those of the record")
         found = _Done(
             copy.deepcopy(learn.model.head), record["stages"], record["trajectory"],
-            record["seconds"],
+            float(record["seconds"]),
         )  # fmt: skip
-    except (UserError, RuntimeError, KeyError, TypeError) as e:
+        _selected(found, learn)  # reads all that is read of a record later
+    except (UserError, RuntimeError, KeyError, TypeError, ValueError) as e:
         _log.warning("%s cannot be used (%s): it is made again.", run.path / name, e)
         return None
     return found

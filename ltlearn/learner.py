@@ -410,7 +410,7 @@ class LTLearner(_Quiet):
                 if asked or cbs:
                     first = next(iter(asked), "cbs")
                     raise UserError(f"{method} trains nothing, so {first} has no meaning for it.")
-                self.correct_classifier(method, seed=_or(view_seed, seed))
+                self.correct_classifier(method, views=_or(views, 1), seed=_or(view_seed, seed))
                 return self.trajectory
             if row.kind == "stage 1":
                 raise UserError(f"{method} is {row.source}: there is nothing to retrain.")
@@ -511,6 +511,8 @@ class LTLearner(_Quiet):
             raise UserError(f"{method} is no post-hoc method; use retrain_classifier.")
         if value is not None and (not _is_number(value) or value < 0):
             raise UserError(f"value must be a finite number of at least 0, got {value!r}.")
+        check_whole("views", views, 0)
+        check_whole("seed", seed, 0)
         began = time.perf_counter()
         if method == "ncm":
             if value is not None:

@@ -182,7 +182,8 @@ METHODS: dict[str, Method] = {
     ),
     "label_aware_smoothing": _stage2(
         "SLAS", _MISLAS,
-        "smoothing .3 to 0, W, b and scales trained, 20 epochs, rate 5e-4: SAMN's code, CIFAR-10",
+        "smoothing .3 to 0, W, b and scales trained, 20 epochs, rate 5e-4: SAMN's code, "
+        "CIFAR-10-LT 100",
         loss=_las(0.3, 0.0),
         callbacks=_callbacks("LearnableWeightScaling", LearnableWeightScaling={"train": "all"}),
         sweep=Sweep(
@@ -193,12 +194,12 @@ METHODS: dict[str, Method] = {
     ),
     "mislas": _stage2(
         "MiSLAS, stage 2", _MISLAS,
-        "10 epochs, batch 128, scales at rate .1, W and b at a fifth of it, decay 2e-4, smoothing "
+        "10 epochs, batch 128, scales at rate .1, W and b at a tenth of it, decay 2e-4, smoothing "
         ".3 to 0: the authors, CIFAR-100-LT 50",
         sampler="class_balanced", loss=_las(0.3, 0.0),
         callbacks=_callbacks(
             "LearnableWeightScaling",
-            LearnableWeightScaling={"train": "all", "head_lr_factor": 0.2},
+            LearnableWeightScaling={"train": "all", "head_lr_factor": 0.1},
         ),
         values={"epochs": 10, "bs": 128, "lr": 0.1, "wd": 2e-4},
     ),
@@ -234,6 +235,20 @@ METHODS: dict[str, Method] = {
     "samn_class_balanced": _stage2(
         "SAMN, class-balanced", f"{_SAMN}; {_CRT}", _AS_SAMN.format("class-balanced sampler"),
         sampler="class_balanced", callbacks=_callbacks("SAMN"),
+    ),
+    "samn_class_balanced_adjusted": _stage2(
+        "SAMN, class-balanced, adjusted", f"{_SAMN}; {_CRT}; {_LA}",
+        "own: 10 epochs, rate .025, class-balanced sampler, then logit adjustment, tau chosen on "
+        "validation images",
+        sampler="class_balanced", callbacks=_callbacks("SAMN"),
+        values={"epochs": 10, "lr": 0.025}, post="logit_adjustment",
+    ),
+    "samn_smoothed_adjusted": _stage2(
+        "SAMN, smoothed, adjusted", f"{_SAMN}; {_MISLAS}; {_LA}",
+        "own: 10 epochs, rate .005, smoothing .3 to 0, then logit adjustment, tau chosen on "
+        "validation images",
+        loss=_las(0.3, 0.0), callbacks=_callbacks("SAMN"),
+        values={"epochs": 10, "lr": 0.005}, post="logit_adjustment",
     ),
     "samn_small_lr": _stage2(
         "SAMN, rate 5e-5", _SAMN, "rate 5e-5: the authors' code, GLMC variant",

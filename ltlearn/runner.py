@@ -114,7 +114,7 @@ def run_recipe(
         "command": command,
         "protocol": recipe.protocol,
         "values": effective,
-        "data_path": str(data_path),
+        "data_path": str(Path(data_path).absolute()),
         "cache_path": None if cache_path is None else str(cache_path),
         "precision_asked": precision,
         "run_device": str(where),

@@ -14,7 +14,7 @@ from ltlearn.learner import LTLearner
 from ltlearn.methods import METHODS, find_methods
 from ltlearn.metrics import mean_class_accuracy
 from ltlearn.plots import plot_norms_by_method, plot_sensitivity, plot_tradeoff
-from ltlearn.recipe import Recipe
+from ltlearn.recipe import Recipe, _validate
 from ltlearn.run import Run
 from ltlearn.runner import load_stage1
 
@@ -85,10 +85,11 @@ def _finished(run: Run) -> tuple[Recipe, list[int]]:
             f"{run.path} holds no run (no manifest.json); give the folder that `ltlearn recipe` "
             "wrote."
         )
-    values = run.read_json("manifest.json").get("values")
+    manifest = run.read_json("manifest.json")
+    values = manifest.get("values") if isinstance(manifest, dict) else None
     if not isinstance(values, dict):
         raise UserError(f"{run.path / 'manifest.json'} has no values of a recipe.")
-    recipe = Recipe.model_validate(values)
+    recipe = _validate(values, str(run.path / "manifest.json"))
     starts = [
         seed
         for seed in range(recipe.seeds)
@@ -229,6 +230,8 @@ def sensitivity(
     methods = find_methods(methods)
     if learn.dls.test is None:
         raise UserError("there is no test set to measure on; give the data a test part.")
+    if select == "best" and learn.too_few_to_choose("the epoch of stage 2"):
+        select = "last"
     stage1 = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     before = (learn.trajectory, list(learn.stages))
     curves, lines = [], {}

@@ -1,12 +1,14 @@
 import copy
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import ltlearn
 import ltlearn.features
 from ltlearn import UserError
 from ltlearn.compare import Comparison, compare, merge_comparisons
@@ -142,6 +144,9 @@ def test_priors(found):
             assert o.priors["uniform"]["corrected"] == pytest.approx(o.report.all)
     with pytest.raises(UserError, match="prior"):
         compare(make(), ["ce"], priors="sideways")
+    assert set(compare(make(), "ce", priors="uniform, train").outcomes[0].priors) == {
+        "uniform", "train",
+    }  # fmt: skip
 
 
 def test_a_run_keeps_classifiers_and_a_method_added_later_costs_itself(tmp_path, monkeypatch):
@@ -182,6 +187,73 @@ def test_a_classifier_of_another_stage_1_or_a_damaged_one_is_made_again(tmp_path
     assert other.outcomes[0].report.nll == fresh.outcomes[0].report.nll
 
 
+def test_of_a_file_that_does_not_fit_nothing_stays(tmp_path, caplog):
+    # torch copies what fits before it refuses the rest: the method then began from that.
+    names = ["tau_norm", "lws", "crt", "ncm"]
+    learn, run = make(), Run(tmp_path)
+    good = compare(learn, names, run=run)
+    for name in names:
+        file = f"compare/seed0-{name}-0.safetensors"
+        state = {
+            k: v + 1 if v.is_floating_point() else v for k, v in run.load_tensors(file).items()
+        }
+        run.save_tensors(file, state | {"head.foreign": torch.ones(2)})
+    with caplog.at_level(logging.WARNING, "ltlearn"):
+        again = compare(learn, names, run=run)
+    assert caplog.text.count("it is made again") == len(names)
+    for a, b in zip(good.outcomes, again.outcomes, strict=True):
+        assert a.report.nll == b.report.nll
+
+
+def test_weights_that_are_not_those_of_their_record_are_made_again(tmp_path, caplog):
+    # As a kill between the two files leaves them, or a copy from elsewhere.
+    learn, run = make(), Run(tmp_path)
+    good = compare(learn, ["crt"], 2, run=run)
+    file = "compare/seed0-crt-{}.safetensors"
+    run.save_tensors(file.format(0), run.load_tensors(file.format(1)))
+    record = run.read_json("compare/seed0-crt-1.json")
+    run.write_json("compare/seed0-crt-1.json", {**record, "stages": "none"})
+    with caplog.at_level(logging.WARNING, "ltlearn"):
+        again = compare(learn, ["crt"], 2, run=run)
+    assert caplog.text.count("it is made again") == 2
+    for a, b in zip(good.outcomes, again.outcomes, strict=True):
+        assert a.report.nll == b.report.nll
+
+
+@pytest.mark.parametrize("part", ["loss", "callbacks", "reset", "library"])
+def test_a_method_that_has_changed_is_made_again(tmp_path, monkeypatch, part):
+    learn, run = make(), Run(tmp_path)
+    compare(learn, ["label_aware_smoothing"], run=run)
+    row = METHODS["label_aware_smoothing"]
+    if part == "library":
+        monkeypatch.setattr(ltlearn, "__version__", "another")
+    else:
+        lws = METHODS["mislas"].callbacks
+        new = {"loss": METHODS["slas_samn"].loss, "callbacks": lws, "reset": True}[part]
+        monkeypatch.setitem(METHODS, "label_aware_smoothing", replace(row, **{part: new}))
+    seen = []
+    retrain = type(learn).retrain_classifier
+
+    def note(self, *args, **kwargs):
+        seen.append(kwargs["method"])
+        return retrain(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(learn), "retrain_classifier", note)
+    compare(learn, ["label_aware_smoothing"], run=run)
+    compare(learn, ["label_aware_smoothing"], run=run)
+    assert seen == ["label_aware_smoothing"]
+
+
+def test_a_warning_about_the_data_is_given_once(caplog):
+    held, test = make_images([15, 15, 15], seed=1), make_images([20, 0, 20], seed=2)
+    learn = make_lt_learner(make_dls(valid=held, test=test))
+    with caplog.at_level(logging.WARNING, "ltlearn"):
+        found = compare(learn, ["ce", "tau_norm", "ncm"], priors="uniform")
+        compare(learn, ["ce"], priors="uniform")
+    assert caplog.text.count("no test images of class 1") == 2  # once for each comparison
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
 def test_the_epoch_is_the_last_where_validation_is_too_small_to_choose(caplog):
     learn = make_lt_learner()  # 12 validation images
     with caplog.at_level(logging.WARNING, "ltlearn"):
@@ -195,7 +267,10 @@ def test_batch_statistics_in_training_mode():
     learn = make()
     before = copy.deepcopy(learn.model.state_dict())
     found = compare(learn, ["ce", "samn"], views=0, bn="train", flip=True)
-    assert "batch normalisation in training mode" in found.table().to_text()
+    text = found.table().to_text()
+    assert "batch normalisation in training mode" in text
+    # Validation images were carved: nothing was chosen on the test set.
+    assert "on the test set" not in text and "best on validation" in text
     after = learn.model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert found.of("samn")[0].stages[0]["bn"] == "train"

@@ -126,6 +126,24 @@ def test_what_trains_nothing_takes_no_values():
         learn.correct_classifier("tau_norm", -1)
 
 
+def test_the_values_of_mislas_are_of_one_setting():
+    # CIFAR-100-LT 50: smoothing .3 to 0 goes with a tenth of the rate, not with a fifth.
+    row = METHODS["mislas"]
+    (scaling,), loss = row.callbacks(), row.loss()
+    assert (scaling.head_lr_factor, loss.head_smoothing, loss.tail_smoothing) == (0.1, 0.3, 0.0)
+
+
+def test_views_reach_the_nearest_class_mean():
+    named, spelled, other = make(), make(), make()
+    named.retrain_classifier(method="ncm", views=0)
+    spelled.correct_classifier("ncm", views=0)
+    other.correct_classifier("ncm")
+    means = [x.model.head.means for x in (named, spelled, other)]
+    assert torch.equal(means[0], means[1]) and not torch.equal(means[0], means[2])
+    with pytest.raises(UserError, match="views must be a whole number of at least 0"):
+        named.correct_classifier("ncm", views=-1)
+
+
 @later
 def test_same_seed_same_numbers_and_the_backbone_stays(name):
     outcomes = []

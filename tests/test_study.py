@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from ltlearn import UserError
+from ltlearn.cli import main
 from ltlearn.methods import METHODS
 from ltlearn.run import Run
 from ltlearn.study import Sensitivity, compare_run, sensitivity_run
@@ -150,6 +152,32 @@ def test_a_run_without_a_finished_stage_1(run, tmp_path):
         compare_run(Run(tmp_path / "run"), "ce")
 
 
+@pytest.mark.parametrize("command", ["compare", "sensitivity"])
+def test_ctrl_c_is_one_line(run, command, monkeypatch, capsys):
+    import ltlearn.study
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ltlearn.study, f"{command}_run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["ltlearn", command, str(run)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr().err
+    assert left.value.code == 130 and said.startswith("ltlearn: stopped")
+    assert ("the same command goes on from there" in said) == (command == "compare")
+
+
+def test_a_manifest_of_something_else(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["values"]["stage1"]["epoch"] = 1
+    for content, said in (([], "has no values"), (manifest, "unknown key stage1.epoch; did you")):
+        (tmp_path / "run/manifest.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=said):
+            compare_run(Run(tmp_path / "run"), "ce")
+
+
 def test_a_damaged_feature_cache_is_made_anew(run, tmp_path):
     found = [compare_run(Run(run), "ce,tau_norm", cache_path=tmp_path) for _ in range(2)]
     files = [p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size > 1_000]
@@ -171,5 +199,7 @@ def test_the_paper_protocol_is_named(tmp_path):
     assert (
         "selected on test" in done.stdout and "batch normalisation in training mode" in done.stdout
     )
+    assert "best on the test set: " in done.stdout and "best on validation" not in done.stdout
+    assert json.loads((tmp_path / "run/compare.json").read_text())["chosen_on"] == "test"
     done = ltlearn("sensitivity", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 2 and "this run is of the paper protocol" in done.stderr
