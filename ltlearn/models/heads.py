@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ltlearn.errors import UserError
 from ltlearn.isotonic import pava
 from ltlearn.isotonic.scipy_engine import project_
+from ltlearn.models.foldable import Foldable
 
 __all__ = ["SAMNLinear"]
 
@@ -28,7 +29,7 @@ _DIVERGED = (
 _MIN_LENGTH = 1e-12  # a row of zeros has no direction, and is to stay zeros
 
 
-class SAMNLinear(nn.Module):
+class SAMNLinear(Foldable):
     """Linear classifier whose weight norms and bias shifts are monotone from head to tail.
 
     Logit of class c: z_c = exp(s_c) * (W_c / ||W_c||) . x + b_c + exp(s'_c), with s = 1 /
@@ -249,27 +250,6 @@ class SAMNLinear(nn.Module):
             for raw, row in zip(raws, fit, strict=True):
                 raw.copy_(row)
         return self
-
-    @torch.no_grad()
-    def norms(self) -> Tensor:
-        """Return the norm of each class's effective weight, (C,), float32."""
-        return self.effective()[0].float().norm(dim=1)
-
-    @torch.no_grad()
-    def fold(self) -> nn.Linear:
-        """Return the plain `nn.Linear` with the same logits, in the same dtype, without ltlearn."""
-        weight, bias = self.effective()
-        linear = nn.Linear(
-            self.in_features,
-            self.out_features,
-            bias is not None,
-            device=weight.device,
-            dtype=self.weight.dtype,
-        )
-        linear.weight.copy_(weight)
-        if bias is not None:
-            linear.bias.copy_(bias)
-        return linear.train(self.training)
 
     def extra_repr(self) -> str:
         """Say what the head is, for `repr`."""

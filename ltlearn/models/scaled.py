@@ -5,13 +5,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltlearn.errors import UserError, check_choice
+from ltlearn.models.foldable import Foldable
 
 __all__ = ["ScaledLinear", "logits_dtype"]
 
 TRAINED = ("scale", "all")
 
 
-class ScaledLinear(nn.Module):
+class ScaledLinear(Foldable):
     """Linear classifier with a factor per class: z_c = f_c * (w_c . x + b_c).
 
     The factors start at 1, and with them as the linear layer's own logits. With `train="scale"`
@@ -111,26 +112,6 @@ class ScaledLinear(nn.Module):
         scales = self.scales.to(wide)
         bias = None if self.bias is None else self.bias.to(wide) * scales
         return self.weight.to(wide) * scales[:, None], bias
-
-    def norms(self) -> Tensor:
-        """Return the norm of each class's effective weight, (C,), float32."""
-        return self.effective()[0].float().norm(dim=1)
-
-    @torch.no_grad()
-    def fold(self) -> nn.Linear:
-        """Return the plain `nn.Linear` with the same logits, in the same dtype, without ltlearn."""
-        weight, bias = self.effective()
-        linear = nn.Linear(
-            self.in_features,
-            self.out_features,
-            bias is not None,
-            device=weight.device,
-            dtype=self.weight.dtype,
-        )
-        linear.weight.copy_(weight)
-        if bias is not None:
-            linear.bias.copy_(bias)
-        return linear.train(self.training)
 
     def extra_repr(self) -> str:
         """Say what the head is, for `repr`."""
