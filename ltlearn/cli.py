@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_choice
 
 __all__ = ["app", "main"]
 
@@ -120,6 +120,13 @@ def recipe(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")
     ] = False,
+    on_nan: Annotated[
+        str,
+        typer.Option(help="A step whose loss is not finite: stop there, or skip it."),
+    ] = "stop",
+    keep_all: Annotated[
+        bool, typer.Option("--keep-all", help="Keep the checkpoint of every epoch.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the results alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -128,6 +135,8 @@ def recipe(
     from ltlearn.run import Run
     from ltlearn.settings import load_settings
 
+    # Those of `FiniteLoss`, which would import fastai.
+    check_choice("--on-nan", on_nan, ("stop", "skip"))
     settings = load_settings(data_path=data, device=device, precision=precision)
     overrides = list(set_ or [])
     overrides += [f"protocol={json.dumps(protocol)}"] if protocol is not None else []
@@ -152,6 +161,8 @@ def recipe(
                 device=settings.device,
                 precision=settings.precision,
                 skip_bad=skip_bad,
+                on_nan=on_nan,
+                keep_all=keep_all,
                 command=command,
                 say=(lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr)),  # noqa: T201
             )

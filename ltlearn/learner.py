@@ -14,7 +14,7 @@ from pathlib import Path
 import fastai.callback.schedule  # noqa: F401  (gives Learner lr_find, fit_one_cycle, fit_flat_cos)
 import numpy as np
 import torch
-from fastai.callback.core import Callback, TrainEvalCallback, event
+from fastai.callback.core import Callback, CancelEpochException, TrainEvalCallback, event
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
@@ -24,6 +24,8 @@ from fastcore.basics import listify, noop
 from PIL import Image
 from torch import Tensor, nn
 
+from ltlearn.callbacks.checkpoint import Checkpoint, describe_options
+from ltlearn.callbacks.finite import FiniteLoss
 from ltlearn.callbacks.history import EpochProgress, FlipAverage, Trajectory, head_norms
 from ltlearn.callbacks.schedule import SCHEDULES, EpochCosine, LoaderEpoch
 from ltlearn.data.loaders import (
@@ -35,7 +37,7 @@ from ltlearn.data.loaders import (
 from ltlearn.data.sources import ImageSet, read_image
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, check_choice, check_whole
-from ltlearn.features import FeatureBank
+from ltlearn.features import FeatureBank, weights_fingerprint
 from ltlearn.losses import CountedLoss, CrossEntropy
 from ltlearn.methods import find_method
 from ltlearn.metrics import FEW_RULES, ShotReport, shot_report
@@ -118,6 +120,8 @@ def _order_of(cb: Callback) -> float:
 class _Quiet(Learner):
     """A fastai Learner that prints nothing and whose callbacks clean up however a fit ends."""
 
+    first_epoch = 0  # of this fit, which goes on in the middle where a `Checkpoint` says so
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.remove_cb(ProgressCallback)
@@ -135,14 +139,21 @@ class _Quiet(Learner):
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         cbs = _listed(cbs)
+        self.first_epoch = 0
         try:
-            super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+            with _memory_said(getattr(self.dls.train, "bs", 1)):
+                super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
         finally:
             for cb in [*self.cbs, *cbs]:
                 if hasattr(type(cb), "close"):
                     cb.close()
             # What a cut-off step or accumulation leaves is not for the next fit.
             self.model.zero_grad(set_to_none=True)
+
+    def _do_fit(self):
+        for epoch in range(self.first_epoch, self.n_epoch):
+            self.epoch = epoch
+            self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
 
 class _LossScaling(MixedPrecision):
@@ -157,6 +168,12 @@ class _LossScaling(MixedPrecision):
 
     def after_loss(self):
         pass
+
+    def state_dict(self) -> dict:
+        return self.learn.scaler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.learn.scaler.load_state_dict(state)
 
 
 class _HeadModel(nn.Module):
@@ -282,6 +299,7 @@ class LTLearner(_Quiet):
         opt_func=None,
         select: str = "last",
         flip: bool = False,
+        on_nan: str = "stop",
         cbs=None,
     ) -> dict:
         """Train backbone and head together: the representation.
@@ -300,8 +318,11 @@ class LTLearner(_Quiet):
             select: "last" keeps the weights of the last epoch, which no data chose; "best" those of
                 the epoch with the best class-balanced accuracy on the validation loader.
             flip: Validate on the mean logits of each picture and its mirror image.
+            on_nan: Where the loss of a step is not finite: "stop" ends the training, "skip" leaves
+                the step out, see `FiniteLoss`.
             cbs: fastai callbacks. Without a `SAMN()` here or on the learner, a `SAMNLinear` is
-                folded into a plain linear layer first.
+                folded into a plain linear layer first. With `Checkpoint(folder, resume=True)` a
+                training that was killed goes on.
 
         Returns:
             The trajectory: a list per figure, one entry an epoch.
@@ -322,9 +343,15 @@ class LTLearner(_Quiet):
         with self._borrowed(sampler, loss, opt_func):
             trajectory = self._trajectory(select, "stage 1", start=False)
             own = [trajectory, LoaderEpoch(), EpochProgress("stage 1")]
+            own += [FiniteLoss(on_nan, stage="stage 1")]
             own += [EpochCosine(warmup_epochs)] if schedule == "cosine" else []
             own += [FlipAverage()] if flip else []
             began = time.perf_counter()
+            self._tell_checkpoints(
+                cbs, stage="stage 1", lr=repr(lr), weight_decay=wd, loss=loss, schedule=schedule,
+                warmup_epochs=warmup_epochs, batch=self.dls.train.bs, seed=self.dls.train.seed,
+                sampler=self.dls.train.sampler_name, select=select, flip=flip,
+            )  # fmt: skip
             self.fit(epochs, lr, wd, [*own, *cbs], reset_opt=True)
             self._finish(self, trajectory)
             self._note_stage(
@@ -356,6 +383,7 @@ class LTLearner(_Quiet):
         flip: bool = False,
         seed: int = 0,
         view_seed: int | None = None,
+        on_nan: str = "stop",
         cbs=None,
     ) -> dict:
         """Freeze the backbone and train the classifier again.
@@ -387,8 +415,11 @@ class LTLearner(_Quiet):
             flip: Validate on the mean logits of each picture and its mirror image; only on images.
             seed: Of order, augmentation and a new head.
             view_seed: Of the augmentation alone, where features are to be shared between seeds.
+            on_nan: Where the loss of a step is not finite: "stop" ends the training, "skip" leaves
+                the step out, see `FiniteLoss`.
             cbs: fastai callbacks, such as `SAMN()`; those of the method and those that stay on the
-                learner take part, too. A head that belongs to a callback which is not among them
+                learner take part, too. With `Checkpoint(folder, resume=True)` a training that was
+                killed goes on. A head that belongs to a callback which is not among them
                 (`SAMNLinear` to `SAMN()`) is folded into a plain linear layer first.
 
         Returns:
@@ -407,7 +438,7 @@ class LTLearner(_Quiet):
         if method is not None:
             row = find_method(method)
             if row.kind == "post hoc":
-                if asked or cbs:
+                if asked or any(not isinstance(cb, Checkpoint) for cb in cbs):
                     first = next(iter(asked), "cbs")
                     raise UserError(f"{method} trains nothing, so {first} has no meaning for it.")
                 self.correct_classifier(method, views=_or(views, 1), seed=_or(view_seed, seed))
@@ -443,8 +474,14 @@ class LTLearner(_Quiet):
         if reset:
             self._reset_head(seed)
         self._fold_without_owner(cbs)
+        self._tell_checkpoints(
+            cbs, stage="stage 2", method=method, lr=lr, weight_decay=wd, loss=loss, bn=bn,
+            schedule=schedule, batch=bs, seed=seed, view_seed=view_seed, views=views,
+            sampler=_name_of(sampler), select=select, flip=flip, reset=reset,
+        )  # fmt: skip
+        finite = FiniteLoss(on_nan, stage="stage 2")
         cosine = [EpochCosine()] if schedule == "cosine" else []
-        cbs = [*cosine, LoaderEpoch(), EpochProgress("stage 2"), *cbs]
+        cbs = [*cosine, LoaderEpoch(), EpochProgress("stage 2"), finite, *cbs]
         try:
             if views:
                 learn = self._head_learner(views, bs, sampler, seed, view_seed)
@@ -630,9 +667,10 @@ class LTLearner(_Quiet):
                 path = load_settings().cache_path / "features"
                 _log.warning("these features would take over 1 GiB of memory: they go to %s", path)
                 self.bank = FeatureBank(path, self.bank.dtype)
-        return self.bank.features(
-            self.model.backbone, loader, data, views, seed, self._autocast_or_none()
-        )
+        with _memory_said(loader.bs):
+            return self.bank.features(
+                self.model.backbone, loader, data, views, seed, self._autocast_or_none()
+            )
 
     # ------------------------------------------------------------ results
 
@@ -655,7 +693,8 @@ class LTLearner(_Quiet):
             head = _HeadModel(self.model.head)
             return tuple(t.cpu() for t in _run(head, loader, nullcontext))
         loader = self._loader(part).new(shuffle=False)
-        return tuple(t.cpu() for t in _run(self.model, loader, self.autocast, flip))
+        with _memory_said(loader.bs):
+            return tuple(t.cpu() for t in _run(self.model, loader, self.autocast, flip))
 
     def compare_classifiers(self, methods=None, seeds: int = 1, **kwargs):
         """Compare every method, or those named, on the same features; see `ltlearn.compare`.
@@ -896,6 +935,28 @@ class LTLearner(_Quiet):
         self.model.requires_grad_(True)
         self.opt = None
 
+    def _tell_checkpoints(self, cbs: list[Callback], *, loss, **facts) -> None:
+        """Tell a `Checkpoint` what the weights depend on, to refuse one made with other values."""
+        checkpoints = [cb for cb in cbs if isinstance(cb, Checkpoint)]
+        if not checkpoints:
+            return
+        split = getattr(self.dls, "split", None)
+        if split is not None:
+            facts["pictures"] = f"train {split.train}, valid {split.valid}, test {split.test}"
+        facts |= {
+            "precision": self.precision,
+            "loss": describe_options(loss or self.loss_func),
+            "callbacks": [
+                describe_options(cb)
+                for cb in [*cbs, *self._staying()]
+                if not isinstance(cb, Checkpoint)
+            ],
+        }
+        if facts["stage"] == "stage 2":
+            facts["weights it begins with"] = weights_fingerprint(self.model)
+        for cb in checkpoints:
+            cb.made_with = facts
+
     def _finish(self, learn: Learner, trajectory: Trajectory) -> None:
         """Take up the weights of the chosen epoch."""
         if trajectory.best_state is not None:
@@ -907,19 +968,45 @@ class LTLearner(_Quiet):
         """Keep what a stage trained, and how, for the manifest."""
         module = self.model if facts["stage"] == "stage 1" else self.model.head
         chosen = trajectory.select_on if trajectory.select == "best" else "not chosen: the last"
+        # What a fit took before it was stopped counts as well.
+        seconds = time.perf_counter() - began
+        seconds += sum(cb.spent_ for cb in cbs if isinstance(cb, Checkpoint))
+        told = [cb for cb in cbs if not isinstance(cb, Checkpoint | FiniteLoss)]
         self.stages.append(
             {
                 **facts,
                 "loss": _name_of(loss or self.loss_func),
                 "parameters": sum(p.numel() for p in module.parameters()),
-                "callbacks": [type(cb).__name__ for cb in [*cbs, *self._staying()]],
+                "callbacks": [type(cb).__name__ for cb in [*told, *self._staying()]],
                 "precision": self.precision,
                 "chosen_epoch": trajectory.record["chosen"],
                 "chosen_on": chosen,
-                "seconds": round(time.perf_counter() - began, 2),
+                "seconds": round(seconds, 2),
             }
         )
         _log.info("%s", self.stages[-1])
+
+
+@contextmanager
+def _memory_said(batch: int):
+    """Say what to do where memory runs out."""
+    try:
+        yield
+    except RuntimeError as e:
+        text = str(e)
+        ours = isinstance(e, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't alloc" in text
+        if not ours:
+            raise
+        device = "the device" if isinstance(e, torch.OutOfMemoryError) else "this machine"
+        hint = (
+            f"try batches of {batch // 2} (bs={batch // 2}, --set stage1.batch_size={batch // 2})"
+            if batch > 1
+            else "try smaller pictures or a smaller model"
+        )
+        many = "pictures" if batch > 1 else "picture"
+        raise UserError(
+            f"the memory of {device} is not enough for batches of {batch} {many}: {hint}."
+        ) from e
 
 
 def _name_of(thing) -> str:

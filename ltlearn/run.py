@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import enum
 import errno
+import hashlib
 import io
 import json
 import logging
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor
 
-__all__ = ["Run", "deferred_interrupt", "environment_info"]
+__all__ = ["Run", "checksum_of", "deferred_interrupt", "environment_info"]
 
 _logger = logging.getLogger("ltlearn")
 _TEMPORARY = ".tmp-"
@@ -119,7 +120,7 @@ class Run:
             run = cls(path)
             run._made, run._fresh = made, not used
             if resume:
-                run._remove_temporaries()
+                run.remove_temporaries()
                 if not used:
                     _logger.warning("nothing to resume in %s: a new run starts in %s", wanted, path)
             _probe(path)
@@ -149,27 +150,50 @@ class Run:
         # A file name that is not UTF-8 (a lone surrogate here) must not end a run: it is escaped.
         return self._write_bytes(name, text.encode("utf-8", "backslashreplace"))
 
-    def write_json(self, name: str, obj: object) -> Path:
+    def write_json(
+        self, name: str, obj: object, sealed: bool = False, indent: int | None = 2
+    ) -> Path:
         """Write `obj` as JSON: keys in their order, not-a-number and infinity as null.
 
         Args:
             name: File, relative to the run's folder.
             obj: Dictionaries, sequences, numbers and strings, also dataclasses, pydantic models,
                 paths, dates, enum members, NumPy and torch scalars, arrays and tensors.
+            sealed: Add the checksum of all that is in it, a dictionary then, under "checksum".
+            indent: Blanks a level; None writes one line, which takes a fifth of the time.
 
         Raises:
             TypeError: If something else is in it.
         """
-        text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+        plain = _plain(obj)
+        if sealed:
+            plain["checksum"] = _seal(plain)
+        text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
         return self.write_text(name, text + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """Read a file of `write_json`."""
+    def read_json(self, name: str, sealed: bool | None = False) -> Any:
+        """Read a file of `write_json`.
+
+        Args:
+            name: File, relative to the run's folder.
+            sealed: Whether it must be a dictionary that fits its checksum; None also takes a
+                dictionary without one. The checksum is left out of what is returned.
+
+        Raises:
+            UserError: If the file is not there, cannot be read or is damaged.
+        """
         text = self._read_bytes(name)
         try:
-            return json.loads(text)
-        except ValueError as error:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path / name} is damaged: {error}.") from None
+        if sealed is False:
+            return found
+        seal = found.pop("checksum", None) if isinstance(found, dict) else None
+        good = isinstance(found, dict) and (seal == _seal(found) or seal is sealed is None)
+        if not good:
+            raise UserError(f"{self.path / name} is damaged: it does not fit its checksum.")
+        return found
 
     def write_csv(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
         """Write rows that all have the same keys; the first row's order is the header's.
@@ -261,6 +285,16 @@ class Run:
         Raises:
             TypeError: If a value is not a dense tensor, or metadata is not text.
         """
+        self.save_tensors_checked(name, tensors, metadata)
+        return self.path / name
+
+    def save_tensors_checked(
+        self,
+        name: str,
+        tensors: Mapping[str, "Tensor"],
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        """Write tensors as `save_tensors` does, and return the checksum of the file."""
         import torch
         from safetensors.torch import save
 
@@ -278,10 +312,25 @@ class Run:
             seen.add(storage)
         # `save` needs the file's size in memory once more, but `save_file` neither flushes to disk
         # nor keeps to the user's umask, and its own temporary file outlives a kill.
-        return self._write_bytes(name, save(plain, dict(metadata) if metadata else None))
+        content = save(plain, dict(metadata) if metadata else None)
+        self._write_bytes(name, content)
+        return checksum_of(content)
 
-    def load_tensors(self, name: str, device: str = "cpu") -> dict[str, "Tensor"]:
-        """Read the tensors of a file of `save_tensors` to `device`."""
+    def load_tensors(
+        self, name: str, device: str = "cpu", checksum: str | None = None
+    ) -> dict[str, "Tensor"]:
+        """Read the tensors of a file of `save_tensors` to `device`.
+
+        Args:
+            name: File, relative to the run's folder.
+            device: A torch device.
+            checksum: What `save_tensors_checked` returned; None does not look.
+
+        Raises:
+            UserError: If the file is not there, cannot be read or is damaged.
+        """
+        if checksum is not None and checksum_of(self._read_bytes(name)) != checksum:
+            raise UserError(f"{self.path / name} is damaged: it does not fit its checksum.")
         with self._open_tensors(name, device) as file:
             return {key: file.get_tensor(key) for key in file.keys()}
 
@@ -351,11 +400,28 @@ class Run:
                 raise
             _sync_folder(target.parent)
 
-    def _remove_temporaries(self) -> None:
+    def remove_temporaries(self, deep: bool = True) -> None:
+        """Remove what a killed run left half-written.
+
+        Args:
+            deep: Whether to look in sub-folders too.
+        """
         for folder, _, files in os.walk(self.path):
             for file in files:
                 if _OUR_TEMPORARY.fullmatch(file):
                     _remove(Path(folder, file))
+            if not deep:
+                break
+
+
+def checksum_of(content: bytes) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _seal(plain: dict) -> str:
+    """Return the checksum of what JSON knows: what is written and read again has the same."""
+    return checksum_of(json.dumps(plain).encode())
 
 
 @contextmanager

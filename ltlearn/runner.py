@@ -1,6 +1,7 @@
 """Runs a recipe: data, stage 1, each method's stage 2, the test set at the end, the files."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from fastai.torch_core import set_seed
 
+from ltlearn.callbacks.checkpoint import Checkpoint
+from ltlearn.callbacks.finite import ON_NAN
 from ltlearn.data import LTDataLoaders
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_choice
 from ltlearn.learner import LTLearner, lt_learner, sgd
 from ltlearn.methods import METHODS
 from ltlearn.metrics import shot_report
@@ -30,6 +33,8 @@ __all__ = ["RecipeResult", "pick_device", "run_recipe"]
 
 _log = logging.getLogger("ltlearn")
 
+# Seconds between two checkpoints of a stage; tests set it.
+_CHECKPOINT_SECONDS = "LTLEARN_CHECKPOINT_SECONDS"
 _CSV_COLUMNS = ("epoch", "loss", "all", "balanced", "many", "medium", "few", "seconds")
 
 
@@ -53,6 +58,23 @@ class _Seed:
     seconds: dict[str, float] = field(default_factory=dict)
     selected: dict[str, str] = field(default_factory=dict)
     stages: list[dict] = field(default_factory=list)
+
+
+@dataclass
+class _Folder:
+    """Where a seed's stages are kept, and how they are trained whatever the recipe."""
+
+    run: Run
+    seed: int
+    on_nan: str
+    keep_all: bool
+    say: Callable[[str], None]
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """Make the checkpoints of a stage, in a folder beside its weights."""
+        seconds = float(os.environ.get(_CHECKPOINT_SECONDS, 5))
+        path = self.run.path / name
+        return Checkpoint(path, resume=True, min_seconds=seconds, keep_all=self.keep_all)
 
 
 def pick_device(name: str) -> torch.device:
@@ -81,13 +103,15 @@ def run_recipe(
     device: str = "auto",
     precision: str = "auto",
     skip_bad: bool = False,
+    on_nan: str = "stop",
+    keep_all: bool = False,
     command: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> RecipeResult:
     """Run a recipe and write its folder.
 
-    What is finished already in the folder (a stage of a seed) is taken from there, so a run that
-    was stopped goes on.
+    What is finished already in the folder (a stage of a seed, the epochs of one) is taken from
+    there, so a run that was stopped goes on, and ends as if it had never been.
 
     Args:
         recipe: What to run.
@@ -97,6 +121,8 @@ def run_recipe(
         device: "auto" or a torch device.
         precision: "auto", "fp32", "bf16" or "fp16".
         skip_bad: Leave unreadable pictures out.
+        on_nan: Where the loss of a step is not finite: "stop" or "skip", see `FiniteLoss`.
+        keep_all: Keep the checkpoint of every epoch.
         command: The command line, for the record.
         say: Called with a line of text at each step.
 
@@ -104,6 +130,7 @@ def run_recipe(
         UserError: If the data is missing, a value does not fit, or the folder belongs to another
             recipe.
     """
+    check_choice("on_nan", on_nan, ON_NAN)
     recipe = recipe.settled()
     where = pick_device(device)
     effective = recipe.model_dump(mode="json")
@@ -151,7 +178,9 @@ def run_recipe(
                 plural = "s were" if len(dls.skipped) > 1 else " was"
                 say(f"{len(dls.skipped)} unreadable picture{plural} left out")
         run.write_json("manifest.json", manifest)
-        seeds.append(_run_seed(recipe, run, dls, seed, precision, cache_path, say))
+        set_seed(seed)
+        learn = _learner(recipe, dls, precision, cache_path)
+        seeds.append(_run_seed(recipe, _Folder(run, seed, on_nan, keep_all, say), learn))
     table = _table(recipe, dls, seeds)
     _write_results(recipe, run, dls, seeds, table, manifest)
     return RecipeResult(run, table, manifest)
@@ -161,7 +190,13 @@ def _check_same_run(run: Run, effective: dict) -> None:
     """Refuse to go on with a folder whose finished stages were made with other values."""
     if not (run.path / "manifest.json").is_file():
         return
-    before = run.read_json("manifest.json").get("values") or {}
+    manifest = run.read_json("manifest.json")
+    before = manifest.get("values") if isinstance(manifest, dict) else None
+    if not isinstance(before, dict):
+        raise UserError(
+            f"{run.path / 'manifest.json'} is damaged: it has no values of a recipe; give another "
+            "--out."
+        )
     # The number of seeds may grow, and where a value is from decides nothing.
     ignored = ("seeds", "provenance", "expected", "title")
     old, new = (
@@ -247,9 +282,8 @@ def _stage1_name(seed: int) -> str:
     return f"checkpoints/seed{seed}-stage1"
 
 
-def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, say) -> _Seed:
-    set_seed(seed)
-    learn = _learner(recipe, dls, precision, cache_path)
+def _run_seed(recipe: Recipe, folder: _Folder, learn: LTLearner) -> _Seed:
+    seed = folder.seed
     paper = recipe.protocol == "paper"
     result = _Seed()
     s1 = recipe.stage1
@@ -265,9 +299,10 @@ def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, s
         opt_func=sgd(s1.momentum),
         select=s1.select,
         flip=paper,
+        on_nan=folder.on_nan,
     )
     what = f"seed {seed}: stage 1, {s1.epochs} epochs of {recipe.model.arch}"
-    record = _load_or_train(run, name, learn, what, train, say)
+    record = _load_or_train(folder, name, learn, what, train)
     stage1 = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     states = {}
     for method_name in recipe.methods:
@@ -276,7 +311,7 @@ def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, s
         if method.stage == 1:
             done = record
         else:
-            done = _stage2(recipe, run, learn, seed, method_name, paper, say)
+            done = _stage2(recipe, folder, learn, method_name, paper)
         result.stages.append({**done["stage"], "seed": seed, "method": method_name})
         result.norms[method_name] = learn.head_norms().tolist()
         result.seconds[method_name] = done["stage"]["seconds"]
@@ -292,17 +327,14 @@ def _run_seed(recipe: Recipe, run: Run, dls, seed: int, precision, cache_path, s
 
 
 def _stage2(
-    recipe: Recipe, run: Run, learn: LTLearner, seed: int, method_name: str, paper: bool, say
+    recipe: Recipe, folder: _Folder, learn: LTLearner, method_name: str, paper: bool
 ) -> dict:
-    s2, method = recipe.stage2, METHODS[method_name]
+    s2, method, seed = recipe.stage2, METHODS[method_name], folder.seed
     name = f"checkpoints/seed{seed}-{method_name}"
     if method.kind == "post hoc":
         what = f"seed {seed}: {method.label}"
         correct = partial(_correct, learn, method_name, seed)
-        return _load_or_train(
-            run, f"checkpoints/seed{seed}-{method_name}", learn, what, correct, say
-        )
-    name = f"checkpoints/seed{seed}-{method_name}"
+        return _load_or_train(folder, name, learn, what, correct)
     # The recipe's values, but a method's own where the table has them.
     values = {
         "epochs": s2.epochs, "lr": s2.lr, "wd": s2.weight_decay, "bs": s2.batch_size,
@@ -320,34 +352,44 @@ def _stage2(
         select=s2.select,
         flip=paper,
         seed=seed,
+        on_nan=folder.on_nan,
     )
     on = "features" if s2.views else "images"
     what = f"seed {seed}: stage 2, {method.label}, {values['epochs']} epochs on {on}"
-    return _load_or_train(run, name, learn, what, train, say)
+    return _load_or_train(folder, name, learn, what, train)
 
 
-def _correct(learn: LTLearner, method: str, seed: int) -> dict:
+def _correct(learn: LTLearner, method: str, seed: int, cbs=None) -> dict:
     """Correct the classifier without training; return the trajectory, of one entry."""
     learn.correct_classifier(method, seed=seed)
     return learn.trajectory
 
 
-def _load_or_train(run: Run, name: str, learn: LTLearner, what: str, train, say) -> dict:
+def _load_or_train(folder: _Folder, name: str, learn: LTLearner, what: str, train) -> dict:
     """Take up a stage that is finished in the folder, or train and keep it; return its record."""
+    run, checkpoint = folder.run, folder.checkpoint(name)
     record = _finished(run, name, learn)
     if record is None:
-        say(what)
+        found = checkpoint.epochs()
+        folder.say(f"{what}, on from epoch {found[-1]}" if found else what)
         noted = len(learn.stages)
-        trajectory = train()
+        # Each stage draws the same whether those before it have just been trained or not.
+        set_seed(folder.seed)
+        trajectory = train(cbs=checkpoint)
         stage, *then = learn.stages[noted:]
         if then:  # a correction after stage 2
             stage = {**stage, "then": then, "seconds": sum(s["seconds"] for s in [stage, *then])}
         record = {"trajectory": trajectory, "stage": stage}
         # Weights first, then the record that says they are complete.
-        run.save_tensors(f"{name}.safetensors", learn.model.state_dict(), {"arch": learn.arch})
-        run.write_json(f"{name}.json", {**record, **_circumstances(learn)})
+        checksum = run.save_tensors_checked(
+            f"{name}.safetensors", learn.model.state_dict(), {"arch": learn.arch}
+        )
+        kept = {**record, **_circumstances(learn), "weights": checksum}
+        run.write_json(f"{name}.json", kept, sealed=True)
         kept = _chosen(trajectory)
-        say(f"  {stage['stage']} done in {stage['seconds']:.1f} s, kept: {kept}")
+        folder.say(f"  {stage['stage']} done in {stage['seconds']:.1f} s, kept: {kept}")
+    if not folder.keep_all:
+        checkpoint.clear()
     return record
 
 
@@ -363,7 +405,11 @@ def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
     ):
         return None
     try:
-        state, record = run.load_tensors(f"{name}.safetensors"), run.read_json(f"{name}.json")
+        # Runs of earlier versions have no checksums.
+        record = run.read_json(f"{name}.json", sealed=None)
+        if not {"trajectory", "stage"} <= record.keys():
+            raise UserError(f"{run.path / name}.json is damaged: it is no record of a stage.")
+        state = run.load_tensors(f"{name}.safetensors", checksum=record.get("weights"))
     except UserError as e:
         _log.warning("%s This stage is done again.", e)
         return None
@@ -373,8 +419,19 @@ def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
                 f"{run.path / name}.json was made with {key} {record.get(key)}, now it is {now}; "
                 "go on with the same data and --precision, or give another --out."
             )
-    learn.model.load_state_dict(state)
+    head, before = learn.model.head, learn.model.state_dict()
+    before = {k: v.clone() for k, v in before.items()}
     learn.opt = None
+    try:
+        learn.model.load_state_dict(state)
+    except RuntimeError:
+        _log.warning(
+            "%s holds the weights of another model. This stage is done again.",
+            run.path / f"{name}.safetensors",
+        )
+        learn.model.head = head
+        learn.model.load_state_dict(before)
+        return None
     return record
 
 

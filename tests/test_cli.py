@@ -380,3 +380,46 @@ def test_the_go_on_command_names_the_program_that_was_called(monkeypatch, tmp_pa
     assert provenance["seeds"] == "command line"
     assert provenance["stage2.bn"] == "protocol: clean"
     assert manifest["seeds"][0]["split"]["valid"]
+
+
+def test_resume_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch):
+    from ltlearn.callbacks.schedule import LoaderEpoch
+
+    monkeypatch.setenv("LTLEARN_CHECKPOINT_SECONDS", "0")
+    run, begin = tmp_path / "run", LoaderEpoch.before_train
+    for stage in ("stage1", "samn"):
+
+        def stop(self, stage=stage):
+            begin(self)
+            if self.learn.epoch == 1 and hasattr(self.learn.model, "backbone") == (
+                stage == "stage1"
+            ):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(LoaderEpoch, "before_train", stop)
+        done = ltlearn(*TINY, "--out", run, *["--resume"][: run.exists()])
+        assert done.returncode == 130, done.stderr
+        names = sorted(p.name for p in (run / f"checkpoints/seed0-{stage}").iterdir())
+        assert names == ["epoch-00001.json", "epoch-00001.safetensors"]
+        other = ltlearn(*TINY, "--out", run, "--resume", "--precision", "bf16")
+        assert other.returncode == 2
+        assert "precision" in other.stderr.splitlines()[-1]
+    assert "stage 1, 2 epochs of resnet20_cifar, on from epoch 1" in done.stderr
+    monkeypatch.setattr(LoaderEpoch, "before_train", begin)
+    done = ltlearn(*TINY, "--out", run, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "stage 2, CE + SAMN, 2 epochs on features, on from epoch 1" in done.stderr
+    a, b = np.load(finished[0] / "predictions.npz"), np.load(run / "predictions.npz")
+    for name in a.files:
+        np.testing.assert_array_equal(a[name], b[name])
+    assert not [p for p in (run / "checkpoints").iterdir() if p.is_dir()]
+
+
+def test_keep_all_and_on_nan(tmp_path):
+    done = ltlearn(*TINY, "--out", tmp_path / "run", "--keep-all", "--on-nan", "skip")
+    assert done.returncode == 0, done.stderr
+    for folder in ("seed0-stage1", "seed0-samn"):
+        assert len(list((tmp_path / "run/checkpoints" / folder).iterdir())) == 4
+    done = ltlearn(*TINY, "--out", tmp_path / "other", "--on-nan", "go")
+    assert done.returncode == 2
+    assert "--on-nan must be one of stop, skip, got 'go'" in done.stderr

@@ -432,6 +432,8 @@ def test_a_diverged_stage_1_says_so():
     learn = make_lt_learner()
     with pytest.raises(UserError, match="diverged in epoch 1 of stage 1: .* lower the learning"):
         learn.fit_stage1(2, 0.05, loss=explode)
+    with torch.no_grad():
+        learn.model.head.weight.fill_(math.nan)
     with pytest.raises(UserError, match="not finite"):
         learn.retrain_classifier(1, views=0)
 

@@ -1,9 +1,21 @@
 """fastai callbacks, one published method a module."""
 
+from ltlearn.callbacks.checkpoint import Checkpoint
 from ltlearn.callbacks.cosine import CosineHead
 from ltlearn.callbacks.drw import DeferredReweighting
+from ltlearn.callbacks.finite import FiniteLoss
+from ltlearn.callbacks.glmc import GLMC
 from ltlearn.callbacks.lws import LearnableWeightScaling
 from ltlearn.callbacks.max_norm import MaxNorm
 from ltlearn.callbacks.samn import SAMN
 
-__all__ = ["SAMN", "CosineHead", "DeferredReweighting", "LearnableWeightScaling", "MaxNorm"]
+__all__ = [
+    "GLMC",
+    "SAMN",
+    "Checkpoint",
+    "CosineHead",
+    "DeferredReweighting",
+    "FiniteLoss",
+    "LearnableWeightScaling",
+    "MaxNorm",
+]

@@ -132,6 +132,33 @@ class Trajectory(Callback):
         self._add(self.learn.epoch + 1, loss, torch.cat(self._logits), torch.cat(self._targets))
         self._log_epoch()
 
+    def state_dict(self) -> dict:
+        """Return what a checkpoint keeps: record, best weights, seconds so far."""
+        norms = torch.tensor(self.record["norms"], dtype=torch.float64)
+        return {
+            "record": {**self.record, "norms": norms},
+            "best": self._best,
+            "best_state": self.best_state,
+            "seconds": time.perf_counter() - self._began,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on with what `state_dict` returned."""
+        record, norms = dict(state["record"]), state["record"]["norms"]
+        if record.keys() != self.record.keys():
+            raise ValueError("the record has other columns")
+        if norms.numel() != len(record["epoch"]) * len(self.shot_counts):
+            raise ValueError("the record has the norms of another classifier")
+        record["norms"] = norms.tolist()
+        best = state["best_state"]
+        if best is not None:
+            like = self.learn.model.state_dict()
+            if best.keys() != like.keys() or any(v.shape != like[k].shape for k, v in best.items()):
+                raise ValueError("the best weights are those of another model")
+            best = {k: v.to(like[k].device) for k, v in best.items()}
+        self.record, self.best_state, self._best = record, best, state["best"]
+        self._began = time.perf_counter() - state["seconds"]
+
     def _add(self, epoch: int, loss: float | None, logits: Tensor, targets: Tensor) -> None:
         if not logits.isfinite().all():
             raise UserError(
@@ -184,6 +211,12 @@ class EpochProgress(Callback):
         """Open the bar."""
         self.close()
         self._line = ProgressLine(self.description, self.learn.n_epoch * len(self.learn.dls.train))
+
+    def before_epoch(self):
+        """Count the epochs of a fit that goes on in the middle."""
+        first = getattr(self.learn, "first_epoch", 0)
+        if self._line is not None and not self._line.done and first:
+            self._line.advance(first * len(self.learn.dls.train))
 
     def after_batch(self):
         """Move the bar."""

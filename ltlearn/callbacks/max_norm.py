@@ -73,6 +73,14 @@ class MaxNorm(Callback):
             low, high = norms.aminmax()
             self.threshold_ = low + self.share * (high - low)
 
+    def state_dict(self) -> dict:
+        """Return what a checkpoint keeps: the threshold."""
+        return {"threshold": self.threshold_}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on with the threshold of a fit that was stopped."""
+        self.threshold_ = state["threshold"].to(self.threshold_).reshape(())
+
     def before_train(self):
         """Note that the weights move from here on."""
         self._began = True

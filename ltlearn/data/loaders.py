@@ -186,12 +186,16 @@ class PictureFiles:
 
     def get(self, i: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return picture i, (3, size, size) uint8, and its target; augmented if a seed is given."""
+        return self.get_views(i, [seed])[0], self.targets[i]
+
+    def get_views(self, i: int, seeds: Sequence[int | None]) -> list[Tensor]:
+        """Read picture i once and return a view of it for each seed, as `get` does for one."""
         if self.data.images is not None:
             image = self.data.images[i]
         else:
             image = read_image(self.data.root / self.data.paths[i])
-        image = self.plain(image) if seed is None else self.transform(image, seed)
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), self.targets[i]
+        views = (self.plain(image) if s is None else self.transform(image, s) for s in seeds)
+        return [torch.from_numpy(np.ascontiguousarray(v)).permute(2, 0, 1) for v in views]
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         return self.get(i)

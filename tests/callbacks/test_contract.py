@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import tempfile
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 
 import ltlearn.callbacks
 from ltlearn import CosineLinear, SAMNLinear, ScaledLinear
+from ltlearn.callbacks.checkpoint import Checkpoint
 from ltlearn.callbacks.history import Trajectory
 from tests.callbacks.helpers import COUNTS, make_lt_learner
 
@@ -67,9 +69,11 @@ class Leave(Callback):
             raise self.how
 
 
-def make(name, learn):
+def make(name, learn, tmp_path):
     if name == "Trajectory":
         return Trajectory(torch.tensor(COUNTS), predict=lambda: learn.predict_logits(cached=False))
+    if name == "Checkpoint":
+        return Checkpoint(tempfile.mkdtemp(dir=tmp_path), min_seconds=0)
     return CALLBACKS[name]()
 
 
@@ -99,14 +103,14 @@ def test_the_callbacks_are_found():
 
 @pytest.mark.parametrize("how", EXITS)
 @pytest.mark.parametrize("name", CALLBACKS)
-def test_the_learner_is_left_as_it_was_found(name, how):
+def test_the_learner_is_left_as_it_was_found(name, how, tmp_path):
     learn = make_lt_learner()
     learn.create_opt()
     learn.opt.set_hyper("lr", 0.05)
     learn.opt.set_hyper("wd", 0.01)
     before = state_of(learn)
     leave = Leave(EXITS[how])
-    cb = make(name, learn)
+    cb = make(name, learn, tmp_path)
     try:
         learn.fit(3, 0.05, wd=0.01, cbs=[cb, leave])
     except (ArithmeticError, KeyboardInterrupt):
@@ -123,7 +127,7 @@ def test_the_learner_is_left_as_it_was_found(name, how):
     assert not torch.is_autocast_enabled("cpu")
 
     # Training still works, with the callback and without.
-    for cbs in ([], [make(name, learn)]):
+    for cbs in ([], [make(name, learn, tmp_path)]):
         weights = {k: v.clone() for k, v in learn.model.head.state_dict().items()}
         again = Leave(None)
         learn.fit(1, 0.05, cbs=[*cbs, again])

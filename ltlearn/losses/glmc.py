@@ -1,0 +1,103 @@
+"""What GLMC computes of a batch: its two mixes, its class weights and the terms of its loss."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["cut_box", "glmc_terms", "inverse_power", "mix_globally", "mix_locally"]
+
+
+def inverse_power(class_counts: Tensor, power: float) -> Tensor:
+    """Return n_c ** -power of the classes that have images, as shares with sum 1; 0 of the others.
+
+    Args:
+        class_counts: Images per class, at least 0, not all 0.
+        power: At least 0, no unit.
+
+    Shape:
+        class_counts is (C,). The result is (C,), float64, on the CPU.
+    """
+    # As a softmax, so that no power overflows; log 0 is -inf, which must not become a share.
+    log_counts = class_counts.detach().cpu().double().log()
+    return (-power * log_counts).masked_fill(log_counts == -math.inf, -math.inf).softmax(0)
+
+
+def cut_box(height: int, width: int, share: float, centre: tuple[int, int]) -> tuple[slice, slice]:
+    """Return the rows and columns that the local mix takes from the other picture.
+
+    Args:
+        height: Of the pictures, in pixels.
+        width: Of the pictures, in pixels.
+        share: Of the picture that keeps its border, in [0, 1].
+        centre: Row and column of the middle of the box.
+    """
+    sides = []
+    for size, middle in zip((height, width), centre, strict=True):
+        half = math.ceil(size * math.sqrt(1 - share)) // 2
+        sides.append(slice(max(middle - half, 0), min(middle + half, size)))
+    return sides[0], sides[1]
+
+
+def mix_globally(x: Tensor, other: Tensor, share: float) -> Tensor:
+    """Return share * x + (1 - share) * other (MixUp)."""
+    return torch.lerp(other, x, share)
+
+
+def mix_locally(x: Tensor, other: Tensor, box: tuple[slice, slice]) -> Tensor:
+    """Paste a box of the other pictures into x, in its place (CutMix)."""
+    at = (..., *box)
+    x[at] = other[at]
+    return x
+
+
+def glmc_terms(
+    balanced: Tensor,
+    rebalanced: Tensor,
+    projected: Tensor,
+    predicted: Tensor,
+    first: Tensor,
+    other: Tensor,
+    share: float,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the three terms of GLMC's loss: balanced, re-balanced, consistency.
+
+    Args:
+        balanced: Logits of the balanced head; as all four, of the N global mixes and then of the N
+            local ones.
+        rebalanced: Logits of the re-balanced head.
+        projected: What the projection makes of the features.
+        predicted: What the predictor makes of that.
+        first: Class index of the pictures of the first batch.
+        other: Class index of those of the second batch, that were mixed in.
+        share: Of the first batch in the mix, in [0, 1].
+        weights: Weight of each class in the re-balanced term.
+
+    Shape:
+        Logits are (2N, C), projected and predicted (2N, P), class indices (N,), weights (C,). Half
+        precision is computed in float32. Each term is a scalar: a sum over the two mixes of means
+        over N.
+
+    Source:
+        Du et al., CVPR 2023, arXiv:2305.08661; the local target keeps the share that was drawn,
+        whatever the border clips of the box, as in the authors' code.
+    """
+    targets = torch.stack([first, other], 1).repeat(2, 1)
+    l_bal = _mixed_cross_entropy(balanced.float(), targets, share)
+    l_reb = _mixed_cross_entropy(rebalanced.float(), targets, share, weights)
+    # Each mix predicts what the other projects to, which gets no gradient.
+    aim = projected.detach().float().roll(len(first), 0)
+    l_con = -2 * F.cosine_similarity(predicted.float(), aim).mean()
+    return l_bal, l_reb, l_con
+
+
+def _mixed_cross_entropy(
+    logits: Tensor, targets: Tensor, share: float, weights: Tensor | None = None
+) -> Tensor:
+    log_probs = logits.log_softmax(1).gather(1, targets)
+    if weights is not None:
+        # Not divided by the weights of the batch: a mix of rare classes weighs more.
+        log_probs = log_probs * weights[targets]
+    return -2 * torch.lerp(log_probs[:, 1], log_probs[:, 0], share).mean()
