@@ -39,7 +39,7 @@ from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.features import FeatureBank, weights_fingerprint
 from ltlearn.losses import CountedLoss, CrossEntropy
-from ltlearn.methods import find_method
+from ltlearn.methods import METHODS, find_method
 from ltlearn.metrics import FEW_RULES, ShotReport, shot_report
 from ltlearn.models.cosine import CosineLinear
 from ltlearn.models.cut import LTModel, create_lt_model, evaluating
@@ -53,6 +53,7 @@ from ltlearn.posthoc import (
     scale_temperature,
     tau_normalize,
 )
+from ltlearn.priors import correct_for_prior, prior_vector
 from ltlearn.settings import load_settings
 
 __all__ = ["LTLearner", "lt_learner", "sgd"]
@@ -67,6 +68,11 @@ _STAGE2 = {
     "epochs": 20, "lr": 5e-4, "wd": 0.0, "bs": 64, "sampler": "instance", "loss": None,
     "reset": False,
 }  # fmt: skip
+
+# What tells which class prior a classifier assumes; see `assumed_prior`.
+_PRIOR_KEPT = ("temperature",)
+_PLAIN_LOSSES = ("CrossEntropy", "CrossEntropyLoss", "CrossEntropyLossFlat", "SoftmaxFocalLoss")
+_BALANCING = {"SAMN", "MaxNorm", "LearnableWeightScaling", "DeferredReweighting", "GLMC"}
 
 # What a learner has without being asked: these belong to one learner and stay with it.
 _OWN_CALLBACKS = (TrainEvalCallback, Recorder, CastToTensor, MixedPrecision, ProgressCallback)
@@ -731,15 +737,30 @@ class LTLearner(_Quiet):
             logits, targets, self.dls.shot_counts, classes=self.dls.vocab, few=self.few
         )
 
-    def predict(self, images) -> tuple[list[str], Tensor]:
+    def predict(self, images, *, target_prior=None, source_prior=None) -> tuple[list[str], Tensor]:
         """Classify pictures: a path, a PIL image or an (H, W, 3) uint8 array, or a list of them.
+
+        Args:
+            images: One picture or a list.
+            target_prior: How often the classes occur where the pictures are from, if that is known:
+                "uniform", "train", "reversed" or C numbers; the logits are corrected for it. None
+                takes them as they are.
+            source_prior: The class prior that the classifier assumes. None: "train" after
+                training on the images as they come with plain cross-entropy, else "uniform"; see
+                `assumed_prior`.
 
         Returns:
             Class names, one a picture, and probabilities (N, C), float32 on the CPU.
 
         Raises:
-            UserError: If a picture cannot be read.
+            UserError: If a picture cannot be read, or a prior is not allowed.
         """
+        if target_prior is not None:
+            counts = self.dls.shot_counts
+            target_prior = prior_vector(target_prior, counts)
+            source_prior = prior_vector(_or(source_prior, self.assumed_prior), counts)
+        elif source_prior is not None:
+            raise UserError("source_prior has no meaning without a target_prior; give both.")
         images = images if isinstance(images, list | tuple) else [images]
         if not images:
             raise UserError("predict needs a picture or more, got an empty list.")
@@ -747,8 +768,27 @@ class LTLearner(_Quiet):
         data = ImageSet(np.zeros(len(pixels), dtype=np.int64), images=np.stack(pixels))
         loader = self.dls.valid.new(PicturesInMemory(data), shuffle=False)
         loader.n = len(pixels)
-        probs = _run(self.model, loader, self.autocast)[0].softmax(1).cpu()
+        logits = _run(self.model, loader, self.autocast)[0].cpu()
+        if target_prior is not None:
+            logits = correct_for_prior(logits, source_prior, target_prior)
+        probs = logits.softmax(1)
         return [self.dls.vocab[c] for c in probs.argmax(1).tolist()], probs
+
+    @property
+    def assumed_prior(self) -> str:
+        """Return the class prior that the classifier's logits assume: "train" or "uniform".
+
+        That of the last stage's method; of a stage without one, "train" if it drew the images as
+        they come and had a loss that leaves the classes alike, and no callback that corrects them.
+        """
+        stages = [s for s in self.stages if s.get("method") not in _PRIOR_KEPT]
+        if not stages:
+            return "train"
+        stage = stages[-1]
+        if stage.get("method") is not None:
+            return METHODS[stage["method"]].prior
+        plain = stage["sampler"] == "instance" and stage["loss"] in _PLAIN_LOSSES
+        return "train" if plain and not set(stage["callbacks"]) & _BALANCING else "uniform"
 
     def _pixels(self, image) -> np.ndarray:
         """Bring one picture to the size the model sees, the way the validation loader does it."""

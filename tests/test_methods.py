@@ -289,3 +289,46 @@ def test_tau_is_chosen_on_validation_images_where_there_are_enough():
     best = max(accuracy for _, accuracy in done["curve"])
     assert dict(done["curve"])[done["value"]] == best
     assert learn.stages[-1]["value"] == done["value"]
+
+
+# -- the prior where the pictures are from -------------------------------------------------------
+
+
+def test_predict_under_a_known_prior():
+    learn = make()
+    learn.fit_stage1(2, 0.05)
+    images = list(make_images([3, 3, 3], seed=4)[0])
+    _, plain = learn.predict(images)
+    _, same = learn.predict(images, target_prior="train")
+    torch.testing.assert_close(same, plain)
+    counts = torch.tensor(COUNTS) / sum(COUNTS)
+    names, even = learn.predict(images, target_prior="uniform")
+    expected = plain / counts
+    torch.testing.assert_close(even, expected / expected.sum(1, keepdim=True))
+    assert names == [learn.dls.vocab[c] for c in even.argmax(1).tolist()]
+    _, known = learn.predict(images, target_prior=[0, 1, 1], source_prior="uniform")
+    assert (known[:, 0] < 1e-6).all()
+    torch.testing.assert_close(known[:, 1] / known[:, 2], plain[:, 1] / plain[:, 2])
+    with pytest.raises(UserError, match="prior must be one of uniform, train, reversed"):
+        learn.predict(images, target_prior="sideways")
+    with pytest.raises(UserError, match="source_prior has no meaning without a target_prior"):
+        learn.predict(images, source_prior="train")
+
+
+def test_the_prior_that_a_classifier_assumes():
+    learn = make()
+    assert learn.assumed_prior == "train"
+    learn.fit_stage1(1, 0.05)
+    assert learn.assumed_prior == "train"
+    for name in LATER:
+        again = make()
+        again.fit_stage1(1, 0.05)
+        again.retrain_classifier(**brief(name))
+        post = METHODS[name].post
+        assert again.assumed_prior == METHODS[post or name].prior, name
+    learn.retrain_classifier(1, sampler="class_balanced")
+    assert learn.assumed_prior == "uniform"
+    learn.retrain_classifier(1, cbs=SAMN())
+    assert learn.assumed_prior == "uniform"
+    learn.retrain_classifier(1)
+    assert learn.assumed_prior == "train"
