@@ -7,12 +7,12 @@ import torch
 from scipy.linalg.blas import dasum  # the quickest pass over a short row, and it never warns
 from scipy.optimize import isotonic_regression
 from torch import Tensor, from_numpy
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from ltlearn.isotonic import scipy_engine
 from ltlearn.isotonic.engines import Engine, choose_engine, load_engine
 from ltlearn.isotonic.ops import gradients, solve_traced
+from ltlearn.isotonic.traced import dispatch_modes, is_transformed, jit_tracing
 
 __all__ = ["pava"]
 
@@ -20,9 +20,6 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FLOAT64, _FLOAT32 = _DTYPES[:2]
 _NUMPY_FLOAT32 = np.dtype("float32")
 _PLAIN = (Tensor, torch.nn.Parameter)  # no subclass with a `numpy` of its own
-_functorch_active = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_jit_tracing = torch._C._get_tracing_state
 
 
 def pava(
@@ -72,9 +69,8 @@ def pava(
         Barlow et al., "Statistical Inference under Order Restrictions", Wiley 1972, for the
         problem; Busing, Journal of Statistical Software 102, 2022, for SciPy's O(N) solver.
     """
-    traced = is_compiling() or _functorch_active() or _dispatch_modes() or _jit_tracing()
-    # Not known to NumPy or Triton, which would drop the tangent and call the derivative zero.
-    traced = traced or forward_ad._current_level >= 0
+    # Forward mode too: NumPy and Triton would drop the tangent and call the derivative zero.
+    traced = is_compiling() or is_transformed() or dispatch_modes() or jit_tracing()
     # The commonest call leaves early: the checks below would cost a short row more than its fit.
     if not traced and weights is None and increasing and engine is None and type(y) in _PLAIN:
         dtype = y.dtype

@@ -5,12 +5,12 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.library import custom_op
 
 from ltlearn.isotonic.dtypes import wide_dtype
 from ltlearn.isotonic.engines import load_engine
+from ltlearn.isotonic.traced import is_transformed
 
 __all__ = ["gradients", "isotonic", "isotonic_block_means", "solve_traced"]
 
@@ -72,7 +72,7 @@ def _backward(ctx, grad):
 
 
 def _means(grad, solution, weights, engine):
-    if not is_compiling() and torch._C._are_functorch_transforms_active():
+    if not is_compiling() and is_transformed():
         return _FunctionalMeans.apply(grad, solution, weights, engine)
     return isotonic_block_means(grad, solution, weights, engine)
 
@@ -116,9 +116,7 @@ class _FunctionalMeans(torch.autograd.Function):
 def solve_traced(y: Tensor, weights: Tensor | None, increasing: bool, engine: str) -> Tensor:
     """Solve every row of `y` by the operator, in whatever transformation is active."""
     # Forward mode too: an operator would drop the tangent, where this one refuses.
-    if not is_compiling() and (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    ):
+    if not is_compiling() and is_transformed():
         return _Functional.apply(y, weights, increasing, engine)
     return isotonic(y, weights, increasing, engine)
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from ltlearn.errors import UserError
 from ltlearn.isotonic import pava
 from ltlearn.isotonic.scipy_engine import project_
+from ltlearn.isotonic.traced import is_transformed
 from ltlearn.models.foldable import Foldable
 
 __all__ = ["SAMNLinear"]
@@ -221,7 +221,7 @@ class SAMNLinear(Foldable):
         # Autocast leaves float64 as it is.
         if torch.is_autocast_enabled(kind) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
-        if torch.is_grad_enabled() and not _is_transformed():
+        if torch.is_grad_enabled() and not _is_traced():
             return _Logits.apply(x, *self._parts(), dtype)
         return _linear(x, *_compose(*self._parts()), dtype)
 
@@ -357,14 +357,9 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) 
     return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
-def _is_transformed() -> bool:
+def _is_traced() -> bool:
     """Tell whether torch traces or transforms what runs, which wants operations it can see into."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
 
 
 def _full(values: Tensor) -> Tensor:
