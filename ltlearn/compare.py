@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import ltlearn
+from ltlearn.callbacks.checkpoint import describe_options
 from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.features import weights_fingerprint
 from ltlearn.methods import METHODS, find_methods
@@ -412,11 +413,7 @@ def _key(learn, fingerprint: str, method: str, seed: int, options: dict) -> dict
 def _spelled_out(row) -> str:
     """Say all that the table has of a method: another loss or callback makes another outcome."""
     arguments = row.arguments()
-    simple = (str, int, float, tuple, type(None))
-    arguments["cbs"] = [
-        (type(cb).__name__, sorted((k, v) for k, v in vars(cb).items() if isinstance(v, simple)))
-        for cb in arguments["cbs"]
-    ]
+    arguments["cbs"] = [describe_options(cb) for cb in arguments["cbs"]]
     return f"{sorted(arguments.items())}, then {row.post}"
 
 
