@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ltlearn.callbacks.drw import DeferredReweighting
 from ltlearn.callbacks.heads import exchange_parameters
+from ltlearn.callbacks.mixing import BatchCutMix, BatchMixUp
 from ltlearn.data.counts import find_class_counts
 from ltlearn.data.loaders import LTDataLoader
 from ltlearn.data.samplers import InstanceSampler
@@ -301,7 +302,7 @@ def _check(learn) -> None:
             "out, or take a learner with plain cross-entropy."
         )
     for cb in learn.cbs:
-        if isinstance(cb, MixHandler | DeferredReweighting):
+        if isinstance(cb, MixHandler | BatchMixUp | BatchCutMix | DeferredReweighting):
             raise UserError(
                 f"GLMC mixes pictures and re-weights classes by itself: leave {type(cb).__name__} "
                 "out."

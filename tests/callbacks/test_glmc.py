@@ -15,7 +15,16 @@ from scipy.stats import chisquare
 from torch import nn
 from torch.nn import functional as F
 
-from ltlearn import GLMC, SAMN, DeferredReweighting, LTDataLoaders, SAMNLinear, UserError
+from ltlearn import (
+    GLMC,
+    SAMN,
+    BatchCutMix,
+    BatchMixUp,
+    DeferredReweighting,
+    LTDataLoaders,
+    SAMNLinear,
+    UserError,
+)
 from ltlearn.callbacks.checkpoint import Checkpoint
 from ltlearn.callbacks.glmc import _InversePowerSampler, _PairLoader
 from ltlearn.losses import BalancedSoftmaxLoss, CrossEntropy
@@ -733,7 +742,7 @@ def test_a_loss_of_the_users():
         make_lt_learner().fit_stage1(1, 0.05, loss=loss, cbs=GLMC())
 
 
-@pytest.mark.parametrize("cb", [MixUp, CutMix, DeferredReweighting])
+@pytest.mark.parametrize("cb", [MixUp, CutMix, BatchMixUp, BatchCutMix, DeferredReweighting])
 def test_callbacks_that_do_the_same(cb):
     with pytest.raises(UserError, match=f"by itself: leave {cb.__name__} out"):
         make_lt_learner().fit_stage1(1, 0.05, cbs=[cb(), GLMC()])
