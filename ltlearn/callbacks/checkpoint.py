@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.training import GradientAccumulation
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError, check_whole
@@ -45,6 +46,7 @@ class Checkpoint(Callback):
     It is for `fit_stage1`, `retrain_classifier` and `fit` of an `LTLearner`. Give each stage a
     folder of its own, and the same arguments again to go on: with others a checkpoint is refused.
     The checkpoints stay when the fit is over; `clear` removes them, once its weights are safe.
+    Gradients that fastai's `GradientAccumulation` carries into the next epoch are kept, too.
 
     A callback with state takes part by two methods: `state_dict()` gives a dictionary (keys are
     text) of tensors, numbers, text, None, and lists and dictionaries of them, at the end of an
@@ -310,6 +312,7 @@ def _state_of(learn) -> dict:
     return {
         "model": dict(learn.model.state_dict()),
         "optimizer": _optimizer_state(learn),
+        "accumulated": [cb.count for cb in _accumulators(learn)],
         "callbacks": {cb.name: cb.state_dict() for cb in _with_state(learn)},
         "loaders": [_loader_state(dl) for dl in learn.dls.loaders],
         "random": _random_state(),
@@ -342,6 +345,13 @@ def _restore(learn, state: dict) -> None:
         raise
     learn.model.load_state_dict(state["model"])
     _restore_optimizer(learn, state["optimizer"])
+    for cb, count in zip(_accumulators(learn), state.get("accumulated", ()), strict=False):
+        cb.count = count
+
+
+def _accumulators(learn) -> list[Callback]:
+    """List the callbacks that carry gradients over from one epoch to the next."""
+    return [cb for cb in learn.cbs if isinstance(cb, GradientAccumulation)]
 
 
 def _with_state(learn) -> list[Callback]:
@@ -373,6 +383,7 @@ def _by_parameter(opt):
 def _optimizer_state(learn) -> dict:
     of_model = {id(p) for p in learn.model.parameters()}
     state = _by_parameter(learn.opt)
+    carried = any(cb.count for cb in _accumulators(learn))
     return {
         "hypers": [_hypers(group) for group in _groups(learn.opt)],
         "parameters": [
@@ -381,6 +392,7 @@ def _optimizer_state(learn) -> dict:
                     "state": dict(state.get(p, {})),
                     # What a callback trains beside the model.
                     "value": None if id(p) in of_model else p.detach(),
+                    "gradient": p.grad if carried else None,
                 }
                 for p in group
             ]
@@ -399,7 +411,7 @@ def _check_optimizer(learn, state: dict) -> None:
             tensors = {k: v for k, v in entry["state"].items() if k in _LIKE_PARAMETER}
             if (value is None) != (id(p) in of_model):
                 raise ValueError("the optimiser trains other parameters")
-            for v in (value, *tensors.values()):
+            for v in (value, entry.get("gradient"), *tensors.values()):
                 if v is not None and v.shape != p.shape:
                     raise ValueError("the state of the optimiser has another shape")
 
@@ -417,6 +429,8 @@ def _restore_optimizer(learn, state: dict) -> None:
         for p, entry in zip(group, found, strict=True):
             if entry["value"] is not None:
                 p.copy_(entry["value"])
+            if entry.get("gradient") is not None:
+                p.grad = torch.empty_like(p).copy_(entry["gradient"])
             if entry["state"]:
                 kept = {k: _placed(k, v, p, on_device) for k, v in entry["state"].items()}
                 by_parameter[p] = kept

@@ -1,11 +1,19 @@
+import csv
+import logging
 import math
+import sys
+import types
 
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelValidException
+from fastai.callback.progress import CSVLogger
+from fastai.metrics import accuracy
 
-from ltlearn import SAMN, UserError
-from ltlearn.callbacks.history import FlipAverage, Trajectory, head_norms
+from ltlearn import SAMN, Checkpoint, UserError
+from ltlearn.callbacks import history
+from ltlearn.callbacks.history import FIGURES, FlipAverage, Trajectory, head_norms
+from ltlearn.callbacks.logs import EpochLog, check_tensorboard
 from tests.callbacks.helpers import COUNTS, make_learner, make_lt_learner
 
 
@@ -52,6 +60,21 @@ def test_what_is_chosen(select):
         correct = preds.argmax(1) == targets
         got = torch.stack([correct[targets == c].float().mean() for c in range(3)]).mean()
         assert got.item() == pytest.approx(max(balanced))
+
+
+class Stop(Callback):
+    """Stop a training before one of its steps."""
+
+    order = 95
+
+    def __init__(self, error, steps):
+        self.error, self.left = error, steps
+
+    def before_batch(self):
+        if self.learn.training:
+            self.left -= 1
+            if self.left < 0:
+                raise self.error
 
 
 class CancelValidation(Callback):
@@ -132,3 +155,202 @@ def test_logits_that_are_not_finite_end_the_fit_with_advice():
     trajectory = trajectory_of(learn, start=True)
     with pytest.raises(UserError, match="not finite before the first step of training"):
         learn.fit(1, 0.1, cbs=trajectory)
+
+
+# ------------------------------------------------ fastai's metrics, CSV and TensorBoard
+
+
+STAGES = {
+    "stage 1": lambda learn, epochs, **kwargs: learn.fit_stage1(epochs, 0.05, **kwargs),
+    "features": lambda learn, epochs, **kwargs: learn.retrain_classifier(epochs, 0.05, **kwargs),
+    "images": lambda learn, epochs, **kwargs: learn.retrain_classifier(
+        epochs, 0.05, views=0, **kwargs
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_fastais_csv_logger_has_the_figures(stage, tmp_path, monkeypatch):
+    reports = []
+    real = history.shot_report
+    monkeypatch.setattr(
+        history, "shot_report", lambda *args, **kw: reports.append(1) or real(*args, **kw)
+    )
+    learn = make_lt_learner()
+    learn.path = tmp_path
+    learn.metrics = [accuracy]
+    logger = learn.logger
+    record = STAGES[stage](learn, 3, cbs=CSVLogger("history.csv"))
+    rows = list(csv.DictReader(open(tmp_path / "history.csv")))
+    assert list(rows[0]) == ["epoch", "train_loss", "valid_loss", "accuracy", *FIGURES, "time"]
+    for row, epoch in zip(rows, (1, 2, 3), strict=True):
+        i = record["epoch"].index(epoch)
+        for name in FIGURES:
+            value = float(row[name])
+            expected = record[name][i]
+            assert math.isnan(value) if expected is None else value == pytest.approx(expected)
+        assert float(row["accuracy"]) == pytest.approx(float(row["all"]))
+        assert math.isfinite(float(row["train_loss"]) + float(row["valid_loss"]))
+    # Nothing is evaluated twice.
+    assert len(reports) == len(record["epoch"])
+    assert [m.name for m in learn.metrics] == ["accuracy"] and learn.logger is logger
+
+
+def test_a_stopped_fit_gives_metrics_and_logger_back(tmp_path):
+    learn = make_lt_learner()
+    learn.path, logger = tmp_path, learn.logger
+    for error in (KeyboardInterrupt, ArithmeticError("no")):
+        with pytest.raises((KeyboardInterrupt, ArithmeticError)):
+            learn.fit_stage1(2, 0.05, cbs=[CSVLogger(), Stop(error, 9)])
+        assert list(learn.metrics) == [] and learn.logger is logger
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
+    learn.fit(1, 0.05)
+
+
+def test_a_validation_that_was_cut_short_has_no_figures(tmp_path):
+    learn = make_lt_learner()
+    learn.fit_stage1(2, 0.05, cbs=CancelValidation(CancelBatchException))
+    values = learn.recorder.values
+    assert len(values) == 2 and len(values[1]) == 2 + len(FIGURES)
+
+
+class Writer:
+    """What TensorBoard's writer is called with."""
+
+    made = []
+
+    def __init__(self, folder, purge_step=None):
+        self.folder, self.purge_step, self.scalars, self.open = folder, purge_step, [], True
+        self.made.append(self)
+
+    def add_scalar(self, tag, value, step):
+        self.scalars.append((tag, value, step))
+
+    def flush(self):
+        pass
+
+    def close(self):
+        self.open = False
+
+
+@pytest.fixture
+def tensorboard(monkeypatch):
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter, Writer.made = Writer, []
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr("ltlearn.callbacks.logs.check_tensorboard", lambda: None)
+    return Writer.made
+
+
+def read(path):
+    return list(csv.DictReader(open(path)))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_epoch_log_has_what_the_trajectory_has(stage, tmp_path, tensorboard):
+    log = EpochLog(tmp_path / "log.csv", tmp_path / "events", min_seconds=0)
+    learn = make_lt_learner()
+    record = STAGES[stage](learn, 2, cbs=log)
+    rows = read(tmp_path / "log.csv")
+    assert [int(r["epoch"]) for r in rows] == record["epoch"]
+    for name in ("loss", "seconds", *FIGURES):
+        expected = ["" if v is None else pytest.approx(v) for v in record[name]]
+        assert [r[name] and float(r[name]) for r in rows] == expected
+    assert {r["evaluated_on"] for r in rows} == {"validation"}
+    (writer,) = tensorboard
+    assert not writer.open and writer.purge_step == 0
+    steps = [step for tag, _, step in writer.scalars if tag == "validation/balanced"]
+    assert steps == record["epoch"]
+    rates = {step: value for tag, value, step in writer.scalars if tag == "train/lr"}
+    assert rates == {1: 0.05, 2: pytest.approx(0.025)}
+    assert "EpochLog" not in learn.stages[-1]["callbacks"]
+
+
+def test_an_epoch_log_does_not_change_the_training(tmp_path):
+    a, b = make_lt_learner(), make_lt_learner()
+    torch.manual_seed(1)
+    a.fit_stage1(2, 0.05)
+    torch.manual_seed(1)
+    b.fit_stage1(2, 0.05, cbs=[EpochLog(tmp_path / "log.csv", min_seconds=0), CSVLogger()])
+    before, after = a.model.state_dict(), b.model.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_fit_that_goes_on_has_each_epoch_once(stage, tmp_path, tensorboard):
+    learn = make_lt_learner()
+    n = 7 if stage != "features" else 1
+
+    def cbs(every):
+        # With and without a log: it decides nothing, so a checkpoint does not ask for it.
+        return [Checkpoint(tmp_path / "kept", resume=True, every=every, min_seconds=0)]
+
+    stop = Stop(KeyboardInterrupt, 3 * n)
+    log = EpochLog(tmp_path / "log.csv", min_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        STAGES[stage](learn, 5, cbs=[*cbs(2), stop, log])
+    written = [int(r["epoch"]) for r in read(tmp_path / "log.csv")]
+    assert written[-1] == 3
+    del tensorboard[:]
+    log = EpochLog(tmp_path / "log.csv", tmp_path / "events", min_seconds=60)
+    record = STAGES[stage](make_lt_learner(), 5, cbs=[*cbs(2), Stop(KeyboardInterrupt, 100), log])
+    assert record["epoch"][-1] == 5
+    assert [int(r["epoch"]) for r in read(tmp_path / "log.csv")] == record["epoch"]
+    steps = [s for t, _, s in tensorboard[0].scalars if t == "validation/all"]
+    assert steps == record["epoch"]
+
+
+def test_an_interrupted_fit_leaves_its_log(tmp_path):
+    learn = make_lt_learner()
+    log = EpochLog(tmp_path / "log.csv", min_seconds=60)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit_stage1(5, 0.05, cbs=[log, Stop(KeyboardInterrupt, 3 * 7)])
+    assert [int(r["epoch"]) for r in read(tmp_path / "log.csv")] == [1, 2, 3]
+
+
+def test_a_log_that_cannot_be_written_ends_no_fit(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    log = EpochLog(tmp_path / "file" / "log.csv", min_seconds=0)
+    with caplog.at_level(logging.WARNING, "ltlearn"):
+        assert len(make_lt_learner().fit_stage1(3, 0.05, cbs=log)["epoch"]) == 3
+    assert [r.getMessage()[:36] for r in caplog.records] == ["the log of this training ends here: "]
+
+
+def test_a_log_without_figures_is_none(tmp_path):
+    make_lt_learner().fit(1, 0.05, cbs=EpochLog(tmp_path / "log.csv"))
+    assert not (tmp_path / "log.csv").exists()
+
+
+def test_tensorboard_is_asked_for_by_the_name_of_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'ltlearn\[tensorboard\]'"):
+        EpochLog(tensorboard=tmp_path)
+    with pytest.raises(UserError, match="package tensorboard"):
+        check_tensorboard()
+    EpochLog(tmp_path / "log.csv")
+
+
+def test_event_files_can_be_read(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for epochs in (3, 2):  # the second gives its place to none of the first's epochs
+        log = EpochLog(tensorboard=tmp_path, min_seconds=0)
+        record = make_lt_learner().fit_stage1(epochs, 0.05, cbs=log)
+    found = EventAccumulator(str(tmp_path)).Reload()
+    balanced = found.Scalars("validation/balanced")
+    assert [e.step for e in balanced] == record["epoch"]
+    assert [e.value for e in balanced] == pytest.approx(record["balanced"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_fastais_tensorboard_callback_has_the_figures(stage, tmp_path):
+    pytest.importorskip("tensorboard")
+    from fastai.callback.tensorboard import TensorBoardCallback
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cb = TensorBoardCallback(tmp_path, trace_model=False, log_preds=False)
+    record = STAGES[stage](make_lt_learner(), 2, cbs=cb)
+    found = EventAccumulator(str(tmp_path)).Reload()
+    assert {"train_loss", "valid_loss", *FIGURES} <= set(found.Tags()["scalars"])
+    assert [e.value for e in found.Scalars("balanced")] == pytest.approx(record["balanced"][-2:])

@@ -1,10 +1,12 @@
+import logging
 import math
 
+import numpy as np
 import pytest
 from fastai.callback.core import Callback
 
 from ltlearn import UserError
-from ltlearn.callbacks.schedule import EpochCosine, LoaderEpoch
+from ltlearn.callbacks.schedule import EpochCosine, EpochSteps, EpochWarmup, LoaderEpoch
 from tests.callbacks.helpers import OPTIMIZERS, make_learner, make_lt_learner, two_groups
 
 
@@ -52,6 +54,116 @@ def test_warm_up():
         UserError, match="warmup_epochs must be a whole number of at least 0, got -1"
     ):
         EpochCosine(-1)
+
+
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+def test_steps_and_warm_up_reach_the_optimiser(opt):
+    learn = make_learner(opt_func=OPTIMIZERS[opt], splitter=two_groups)
+    rates = Rates()
+    learn.fit(6, [0.1, 0.4], cbs=[EpochSteps((1, 4, 5), 0.5, warmup_epochs=3), rates])
+    factors = [1 / 3, 2 / 3, 1, 0.5, 0.25, 0.125]
+    got = steps_of_epochs(rates, 6)
+    assert [g[0] for g in got] == pytest.approx([0.1 * f for f in factors])
+    assert [g[1] for g in got] == pytest.approx([0.4 * f for f in factors])
+    assert [h["lr"] for h in learn.opt.hypers] == [0.1, 0.4]
+    learn.fit(3, 0.1, cbs=[EpochWarmup(2), rates])
+    assert [g[0] for g in steps_of_epochs(rates, 3)] == pytest.approx([0.05, 0.1, 0.1])
+
+
+def test_steps_agree_with_torch():
+    import torch
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    opt = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(opt, [2, 3, 7], 0.3)
+    ours = EpochSteps((2, 3, 7), 0.3)
+    for t in range(9):
+        assert ours.factor(t, 9) == pytest.approx(opt.param_groups[0]["lr"])
+        opt.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"milestones": ()}, "milestones must be ascending whole numbers .*, got \\(\\)"),
+        ({"milestones": (3, 2)}, "milestones must be ascending whole numbers of at least 1"),
+        ({"milestones": (2, 2)}, r"such as \(160, 180\), got \(2, 2\)"),
+        ({"milestones": (0, 2)}, "milestones must be"),
+        ({"milestones": (1.5,)}, "milestones must be"),
+        ({"milestones": (True,)}, "milestones must be"),
+        ({"milestones": 3}, "milestones must be ascending .*, got 3"),
+        ({"milestones": "12"}, "milestones must be"),
+        ({"decay": 0}, "decay must be a number above 0 and of at most 1, got 0"),
+        ({"decay": 1.1}, "decay must be"),
+        ({"decay": math.nan}, "decay must be"),
+        ({"decay": True}, "decay must be"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be a whole number of at least 0, got -1"),
+        ({"milestones": None}, r"needs the epochs .*: give milestones, such as milestones=\(160"),
+        ({"schedule": "cosine"}, "milestones have no meaning with schedule 'cosine'"),
+        ({"schedule": "constant"}, "milestones have no meaning with schedule 'constant'"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, constant, multistep, got"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    learn = make_lt_learner()
+    before = learn.model.head.weight.detach().clone()
+    with pytest.raises(UserError, match=message) as caught:
+        learn.fit_stage1(1, 0.1, **{"schedule": "multistep", "milestones": (2, 3), **options})
+    assert "\n" not in str(caught.value)
+    assert (learn.model.head.weight == before).all()
+
+
+def test_stage_2_has_no_milestones():
+    with pytest.raises(UserError, match="schedule must be one of cosine, constant, got 'multist"):
+        make_lt_learner().retrain_classifier(1, schedule="multistep")
+
+
+def test_a_milestone_that_is_never_reached_is_warned_of(caplog):
+    learn = make_lt_learner()
+    rates = Rates()
+    with caplog.at_level(logging.WARNING, "ltlearn"):
+        learn.fit_stage1(2, 0.1, schedule="multistep", milestones=np.array([1, 2, 9]), cbs=rates)
+    assert [g[-1] for g in steps_of_epochs(rates, 2)] == pytest.approx([0.1, 0.01])
+    assert "fall at epoch 2, 9, which a fit of 2 epochs never reaches" in caplog.text
+    assert learn.stages[-1]["milestones"] == (1, 2, 9) and learn.stages[-1]["decay"] == 0.1
+    caplog.clear()
+    learn.fit_stage1(0, 0.1, schedule="multistep", milestones=[1])
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "factors"),
+    [
+        ({"schedule": "cosine"}, [0.5, 1, 0.5, 0.1464]),
+        ({"schedule": "constant"}, [0.5, 1, 1, 1]),
+        ({"schedule": "multistep", "milestones": [3], "decay": 0.2}, [0.5, 1, 1, 0.2]),
+    ],
+)
+def test_stage_1_warms_up_with_every_schedule(options, factors):
+    learn = make_lt_learner()
+    rates = Rates()
+    learn.fit_stage1(4, 0.1, warmup_epochs=2, cbs=rates, **options)
+    got = [g[-1] for g in steps_of_epochs(rates, 4)]
+    assert got == pytest.approx([0.1 * f for f in factors], rel=1e-3)
+
+
+def test_a_validation_in_the_middle_of_a_fit_changes_no_rate():
+    """It once put the rates back to those of the epoch, and then lost them."""
+    learn, seen = make_learner(), []
+
+    class Look(Callback):
+        def before_step(self):
+            seen.append(self.learn.opt.hypers[0]["lr"])
+
+        def after_epoch(self):
+            if not self.learn.lock.locked():
+                self.learn.validate()
+
+    learn.fit(4, 0.1, cbs=[EpochSteps((1, 3), 0.5), Look()])
+    n = len(seen) // 4
+    assert seen[::n] == pytest.approx([0.1, 0.05, 0.05, 0.025])
+    assert learn.opt.hypers[0]["lr"] == 0.1
 
 
 @pytest.mark.parametrize("stage", ["fit_stage1", "retrain_classifier"])
