@@ -4,7 +4,10 @@ import copy
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +18,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import default_device
 from fasttransform import ItemTransform
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ltlearn.data.counts import count_classes, imbalance_factor_of, long_tail_counts
 from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
@@ -57,6 +61,8 @@ _BATCH_TRANSFORMS = ("crop_flip", "crop", "none")
 # Small pictures are kept decoded: at most this many bytes of them, and at most this side in pixels.
 _IN_MEMORY_BYTES = 1 << 30
 _IN_MEMORY_SIDE = 96
+
+_MOST_THREADS = 8
 
 _log = logging.getLogger("ltlearn")
 
@@ -223,6 +229,28 @@ class NormalizeUint8(ItemTransform):
         return (x, *rest)
 
 
+def _cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _compute_ahead(do: Callable, items: Iterable, threads: int, ahead: int) -> Iterator[Future]:
+    """Yield a future of `do(item)` of each item in order, of which the next ones have begun too."""
+    pool = ThreadPoolExecutor(threads, "ltlearn-read")
+    try:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(do, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 class LTDataLoader(TfmdDL):
     """A fastai data loader whose draws depend on (seed, epoch, position) alone.
 
@@ -239,11 +267,14 @@ class LTDataLoader(TfmdDL):
         augment: Whether to augment; None does so for training.
         seed: Of order and augmentation.
         num_workers: Processes that read pictures; 0 reads in this one.
+        threads: Threads of this process that read pictures from disk, up to a batch ahead, where
+            there are no workers; 0 reads without, None takes one a core, at most 8, or none where
+            there is one core.
         **kwargs: For fastai's `TfmdDL`.
 
     Raises:
-        UserError: If `bs` or `num_workers` is no such number, or the sampler is unknown or made for
-            another dataset.
+        UserError: If `bs`, `num_workers` or `threads` is no such number, or the sampler is unknown
+            or made for another dataset.
     """
 
     def __init__(
@@ -255,6 +286,7 @@ class LTDataLoader(TfmdDL):
         augment=None,
         seed=0,
         num_workers=0,
+        threads=0,
         **kwargs,
     ):
         # fastai's own arguments, which the sampler and `drop_last` below decide here.
@@ -263,7 +295,9 @@ class LTDataLoader(TfmdDL):
         bs = kwargs.pop("batch_size", None) or bs
         check_whole("bs", bs, 1)
         check_whole("num_workers", num_workers, 0)
-        self.training, self.seed, self.epoch = training, seed, 0
+        if threads is not None:
+            check_whole("threads", threads, 0)
+        self.training, self.seed, self.epoch, self.threads = training, seed, 0, threads
         self.augment = training if augment is None else augment
         self.sampler_name = self.sampler = None
         super().__init__(dataset, bs=bs, shuffle=False, num_workers=num_workers, **kwargs)
@@ -324,6 +358,7 @@ class LTDataLoader(TfmdDL):
             "training": self.training if shuffle is None else bool(shuffle),
             "seed": self.seed,
             "sampler": "instance",
+            "threads": self.threads,
         }
         if self.sampler_name in SAMPLERS:
             settings["sampler"] = self.sampler_name
@@ -367,11 +402,25 @@ class LTDataLoader(TfmdDL):
         # Whoever trains without an LTLearner gets another draw in the next epoch all the same.
         self.epoch += 1
 
+    def _threads_now(self) -> int:
+        """Count the threads that are to read; 0 where there are none."""
+        # Decoding a file lets other threads run. What a user puts in place may not stand them.
+        ours = getattr(self.create_item, "__func__", None) is LTDataLoader.create_item
+        data = self.dataset.data if isinstance(self.dataset, PictureFiles) else None
+        if not ours or data is None or data.images is not None or get_worker_info() is not None:
+            return 0
+        if self.threads is not None:
+            return self.threads
+        cores = _cores()
+        return min(cores, _MOST_THREADS) if cores > 1 else 0
+
     def _seed_at(self, number: int) -> int | None:
         return mix_seed(self.seed, self.epoch, number // self.n) if self.augment else None
 
     def create_item(self, s):
         """Read one picture, augmented by its own seed."""
+        if isinstance(s, Future):
+            return s.result()
         s = s or 0  # fastai tries the loader out with None
         if hasattr(self.dataset, "get"):
             return self.dataset.get(s % self.n, self._seed_at(s))
@@ -380,7 +429,14 @@ class LTDataLoader(TfmdDL):
     def create_batches(self, samps):
         """Make batches: at once where the dataset can, else picture by picture."""
         if not hasattr(self.dataset, "get_batch"):
-            yield from super().create_batches(samps)
+            threads = self._threads_now()
+            if not threads:
+                yield from super().create_batches(samps)
+                return
+            # A batch ahead, so that a device need not wait for the next one.
+            ahead = max(self.bs, 2 * threads)
+            with closing(_compute_ahead(self.create_item, samps, threads, ahead)) as items:
+                yield from super().create_batches(items)
             return
         for numbers in self.chunkify(samps):
             yield self.dataset.get_batch([s % self.n for s in numbers], self._seed_at(numbers[0]))

@@ -164,7 +164,9 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
-            image = _as_rgb(ImageOps.exif_transpose(image))
+            # Not a copy each, which costs a sixth of the time.
+            ImageOps.exif_transpose(image, in_place=True)
+            image = _as_rgb(image)
             if size is not None and image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.array(image)
@@ -189,7 +191,7 @@ def _as_rgb(image):
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns about the direct way
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _unreadable(path: Path, reason: str) -> UserError:

@@ -15,7 +15,14 @@ from ltlearn.errors import UserError, check_choice
 
 __all__ = ["TRANSFORMS", "BatchCropFlip", "ImageTransform", "mix_seed"]
 
-TRANSFORMS = ("crop_flip", "crop", "resized_crop_flip", "resized_crop_flip_jitter", "none")
+TRANSFORMS = (
+    "crop_flip",
+    "crop",
+    "resized_crop_flip",
+    "resized_crop_flip_jitter",
+    "resized_crop_flip_strong",
+    "none",
+)
 
 
 def mix_seed(*parts: int) -> int:
@@ -43,13 +50,15 @@ class ImageTransform:
 
     albumentations 2.0.8 keeps a generator of its own that forked workers copy, so that each worker
     and each epoch would repeat the same draws. Here every call is given its seed, and the result
-    depends on nothing else; its steps draw from one generator, one after the other.
+    depends on nothing else; its steps draw from one generator, one after the other. Threads may
+    call at once.
 
     Args:
         name: "crop_flip": pad with black, crop at random, flip (CIFAR). "crop": the same without
             the flip. "resized_crop_flip": random resized crop and flip; "..._jitter" adds colour
-            jitter (.4, .4, .4, 0), the usual augmentation at 224 pixels. "none": resize the shorter
-            side by 256 / 224 and crop the centre, as for evaluation.
+            jitter (.4, .4, .4, 0), the usual augmentation at 224 pixels; "..._strong" the jitter,
+            grey in one of five, and a blur (sigma .1 to 2) in one of two, as GLMC's code. "none":
+            resize the shorter side by 256 / 224 and crop the centre, as for evaluation.
         size: Side of the result in pixels, at least 1.
         pad: Black border for "crop" and "crop_flip" in pixels; None takes an eighth of `size`.
 
@@ -64,11 +73,18 @@ class ImageTransform:
         check_pad(pad)
         # albumentations asks the network for its newest version when it is imported.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        self.name, self.size = name, size
+        self.pad = max(1, size // 8) if pad is None else pad
+        # The steps of a call keep their state in themselves, so that calls at once need a set each;
+        # those are made as they are needed.
+        self._idle = [self._make_steps()]
+
+    def _make_steps(self) -> tuple:
+        """Make the transform, and the resize that may come before it."""
         import albumentations as A
         import cv2
 
-        self.name, self.size = name, size
-        self.pad = max(1, size // 8) if pad is None else pad
+        name, size = self.name, self.size
         flip = [A.HorizontalFlip(p=0.5)]
         if name == "none":
             steps = [A.SmallestMaxSize(round(size * 256 / 224)), A.CenterCrop(size, size)]
@@ -81,10 +97,15 @@ class ImageTransform:
             steps += flip if name == "crop_flip" else []
         else:
             steps = [A.RandomResizedCrop(size=(size, size)), *flip]
-            if name.endswith("jitter"):
+            if name.endswith(("jitter", "strong")):
                 steps.append(A.ColorJitter(0.4, 0.4, 0.4, 0.0, p=1.0))
-        self._compose = A.Compose(steps)
-        self._resize = A.Resize(size, size)
+            if name.endswith("strong"):
+                steps += [
+                    A.ToGray(p=0.2),
+                    # A blur limit of 0 lets sigma decide the size of the kernel.
+                    A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
+                ]
+        return A.Compose(steps), A.Resize(size, size)
 
     def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
         """Transform an (H, W, 3) uint8 picture into (size, size, 3) uint8.
@@ -93,16 +114,26 @@ class ImageTransform:
             image: The picture.
             seed: Decides the draw; None leaves it to albumentations.
         """
+        try:
+            steps = self._idle.pop()
+        except IndexError:
+            steps = self._make_steps()
+        try:
+            return self._apply(*steps, image, seed)
+        finally:
+            self._idle.append(steps)
+
+    def _apply(self, compose, resize, image: np.ndarray, seed: int | None) -> np.ndarray:
         if self.name in ("crop", "crop_flip") or (self.name == "none" and self.size < 96):
             # These presets are for small pictures of one size: others are brought to it first.
             if image.shape[:2] != (self.size, self.size):
-                image = self._resize(image=image)["image"]
+                image = resize(image=image)["image"]
             if self.name == "none":
                 return image
         if seed is not None:
             # Not set_random_seed: it seeds each step alike, so the flip would follow from the crop.
-            self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return self._compose(image=image)["image"]
+            compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        return compose(image=image)["image"]
 
 
 class BatchCropFlip:

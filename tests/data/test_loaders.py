@@ -1,6 +1,8 @@
 import logging
 import multiprocessing
 import os
+import pickle
+import threading
 
 import fastai.callback.progress  # noqa: F401  (gives a Learner no_bar)
 import numpy as np
@@ -19,6 +21,7 @@ from ltlearn.data import loaders, sources
 from ltlearn.data.loaders import LTDataLoader, LTDataLoaders, PictureFiles, PicturesInMemory
 from ltlearn.data.samplers import SAMPLERS, ClassBalancedSampler
 from ltlearn.data.sources import ImageSet, list_class_folders
+from ltlearn.data.transforms import TRANSFORMS
 from ltlearn.errors import UserError
 
 COUNTS = {"ant": 20, "bee": 10, "cat": 4}
@@ -65,6 +68,10 @@ def numbered(n: int, side: int = 4) -> ImageSet:
 def numbers(dl) -> list[int]:
     """Return which pictures of `numbered` a pass shows, in order."""
     return [int(i) - 1 for x, _ in dl for i in x.amax((1, 2, 3))]
+
+
+def reading_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("ltlearn-read")]
 
 
 # ---------------------------------------------------------------- from_folder
@@ -276,9 +283,10 @@ def test_an_unreadable_picture_is_named_at_once_in_memory(spoilt):
         from_folder(spoilt, size=8)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_unreadable_picture_on_disk_ends_in_one_sentence(spoilt, num_workers):
+@pytest.mark.parametrize(("num_workers", "threads"), [(0, 0), (0, 3), (2, None)])
+def test_an_unreadable_picture_on_disk_ends_in_one_sentence(spoilt, num_workers, threads):
     dls = from_folder(spoilt, size=8, in_memory=False, num_workers=num_workers, bs=4)
+    dls.train.threads = threads
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     learn = Learner(dls, model, loss_func=nn.CrossEntropyLoss())
     for use in (lambda: batches(dls.train), lambda: learn.fit(1)):
@@ -290,6 +298,7 @@ def test_an_unreadable_picture_on_disk_ends_in_one_sentence(spoilt, num_workers)
             assert "Traceback" not in text and "worker" not in text
         # Workers left to the garbage collector take five seconds each to end.
         assert e.value.__context__ is None and not multiprocessing.active_children()
+        assert not reading_threads()
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -667,6 +676,108 @@ def test_evaluation_is_in_order_and_not_augmented(folder):
     assert same(batches(dl), batches(dl))
     x, y = dl.dataset[3]
     assert (x.permute(1, 2, 0).numpy() == data.images[3]).all() and y == data.targets[3]
+
+
+# ---------------------------------------------------------------- threads
+
+
+def photographs(folder, n: int = 30) -> ImageSet:
+    """Write JPEG files of many sizes, large enough for threads to be at work at once."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (60 + 7 * i, 300 - 5 * i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "ab"[i % 2] / f"{i}.jpg")
+    return list_class_folders(folder)[0]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_threads_change_nothing(tmp_path, transform):
+    data = PictureFiles(photographs(tmp_path), transform, 48)
+
+    def passes(training=True, **how):
+        dl = LTDataLoader(data, 4, training, seed=3, **how)
+        return batches(dl) + batches(dl)
+
+    here = passes(threads=0)
+    assert all(same(passes(threads=n), here) for n in (1, 2, 7))
+    assert same(passes(num_workers=2), here)
+    assert same(passes(training=False, threads=5), passes(training=False, threads=0))
+    assert not reading_threads()
+
+
+def test_threads_take_part_where_they_can(folder, monkeypatch):
+    data = list_class_folders(folder)[0]
+    dl = LTDataLoader(PictureFiles(data, size=8), 4, threads=None)
+    for cores, threads in {1: 0, 2: 2, 64: 8}.items():
+        monkeypatch.setattr(loaders, "_cores", lambda n=cores: n)
+        assert dl._threads_now() == threads
+    batch = iter(dl)
+    next(batch)
+    assert len(reading_threads()) > 0
+    batch.close()
+    for other in (PictureFiles(data.load(8), size=8), PicturesInMemory(data.load(8))):
+        assert LTDataLoader(other, 4, threads=3)._threads_now() == 0
+        assert len(batches(LTDataLoader(other, 4, threads=3))) == 9
+    assert LTDataLoader(PictureFiles(data, size=8), 4)._threads_now() == 0
+    assert LTDataLoader(PictureFiles(data, size=8), 4, threads=3).new()._threads_now() == 3
+    # A user's own function may not stand threads.
+    own = PictureFiles(data, size=8)
+    own = LTDataLoader(own, 4, threads=3, create_item=lambda s: data.targets[s])
+    assert own._threads_now() == 0 and batches_of_numbers(own) == data.targets.tolist()
+    with pytest.raises(UserError, match="threads must be a whole number of at least 0, got -1"):
+        LTDataLoader(PictureFiles(data, size=8), 4, threads=-1)
+
+
+def batches_of_numbers(dl) -> list[int]:
+    return [int(y) for b in dl for y in b]
+
+
+def test_threads_read_no_more_than_a_batch_ahead(folder, monkeypatch):
+    read = []
+    real = loaders.read_image
+    monkeypatch.setattr(loaders, "read_image", lambda *a: read.append(a) or real(*a))
+    dl = files(folder, threads=2)
+    for i, _ in enumerate(dl, 1):
+        assert min(5 * i, dl.n) <= len(read) <= min(5 * i + dl.bs, dl.n)
+    assert len(read) == dl.n == 34
+
+
+def test_a_loop_that_is_left_leaves_no_thread(folder):
+    dl = files(folder, threads=3)
+    for _ in dl:
+        break
+    assert not reading_threads()
+    dl.one_batch()
+    assert not reading_threads()
+    with pytest.raises(KeyError):
+        for _ in dl:
+            assert reading_threads()
+            raise KeyError
+    assert len(batches(dl)) == 7
+    dl.after_item = lambda b: 1 / 0
+    with pytest.raises(ZeroDivisionError) as e:
+        batches(dl)
+    assert not reading_threads() and e.value is not None
+
+
+def test_processes_may_begin_while_threads_read(folder):
+    want = batches(files(folder, threads=0))
+    outer = iter(files(folder, threads=3))
+    first = next(outer)
+    assert reading_threads()
+    assert same(batches(files(folder, num_workers=2)), want)
+    assert same([first, *outer], want)
+
+
+def test_a_loader_that_reads_in_threads_is_pickled(folder):
+    dl = files(folder, threads=3)
+    want = batches(dl)
+    again = pickle.loads(pickle.dumps(dl))
+    again.set_epoch(0)
+    assert again.threads == 3 and same(batches(again), want)
+    empty = pickle.loads(pickle.dumps(from_folder(folder, in_memory=False, size=8).new_empty()))
+    assert len(empty.train.dataset) == 0
 
 
 # ---------------------------------------------------------------- samplers in the loader

@@ -1,4 +1,5 @@
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -95,6 +96,19 @@ def test_a_seed_decides_the_result_and_nothing_else_does(name):
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
+def test_threads_may_call_at_once(name):
+    # Each step of albumentations keeps the parameters of its call in itself.
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (40 + i, 90 - i, 3), dtype=np.uint8) for i in range(50)]
+    want = [ImageTransform(name, 32)(image, i) for i, image in enumerate(images)]
+    shared = ImageTransform(name, 32)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(4):
+            found = pool.map(shared, images, range(50))
+            assert all((a == b).all() for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("shape", [(40, 50), (300, 20), (7, 7), (1, 1), (120, 120)])
 @pytest.mark.parametrize("size", [32, 112])
 def test_any_picture_comes_to_the_size_asked_for(name, shape, size):
@@ -144,3 +158,25 @@ def test_the_flip_does_not_follow_from_the_crop(name):
     measured = (tops, lefts) if name == "resized_crop_flip" else (tops,)
     for place in measured:
         assert abs(np.corrcoef(flips, place)[0, 1]) < 0.2
+
+
+def test_the_strong_augmentation_greys_and_blurs_some():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    plain, strong = (
+        ImageTransform(f"resized_crop_flip_{name}", 32) for name in ("jitter", "strong")
+    )
+
+    def share_grey(transform):
+        out = [transform(image, mix_seed(7, i)) for i in range(300)]
+        return np.mean(
+            [(x[..., 0] == x[..., 1]).all() and (x[..., 1] == x[..., 2]).all() for x in out]
+        )
+
+    def roughness(transform):
+        out = np.stack([transform(image, mix_seed(7, i)) for i in range(300)]).astype(float)
+        return np.abs(np.diff(out, axis=2)).mean((1, 2, 3))
+
+    assert share_grey(plain) == 0 and 0.13 < share_grey(strong) < 0.28
+    blurred = (roughness(strong) < 0.5 * np.median(roughness(plain))).mean()
+    assert 0.2 < blurred < 0.6
