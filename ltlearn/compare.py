@@ -109,15 +109,20 @@ class Comparison:
         return [o for o in self.outcomes if o.method == method]
 
     @property
+    def stage1(self) -> str | None:
+        """Return the method whose classifier is that of stage 1; None if it is not among them."""
+        return next((m for m in self.methods if METHODS[m].kind == "stage 1"), None)
+
+    @property
     def best(self) -> str:
         """Return the method with the best class-balanced accuracy on the validation images."""
         means = {m: np.mean([o.validation for o in self.of(m)]) for m in self.methods}
         return max(means, key=means.get)
 
     def differences(self) -> dict[str, dict[str, PairedDifference]]:
-        """Compare each method with CE and with the best, image by image; see `difference`."""
+        """Compare each method with stage 1's and the best, image by image; see `difference`."""
         if self._differences is None:
-            others = [m for m in dict.fromkeys(("ce", self.best)) if m in self.methods]
+            others = dict.fromkeys(m for m in (self.stage1, self.best) if m is not None)
             self._differences = {
                 method: {
                     other: self.difference(method, other) for other in others if other != method
@@ -281,7 +286,7 @@ def compare(
         UserError: If there is no test set, a method or a prior is unknown, or the stage 1 is not
             finished.
     """
-    methods, priors = check_request(methods, seeds, priors, select)
+    methods, priors = check_request(methods, seeds, priors, select, learn.stage1_method)
     shares = {name: prior_vector(name, learn.dls.shot_counts) for name in priors}
     if learn.dls.test is None:
         raise UserError(
@@ -353,7 +358,11 @@ class _Once(logging.Filter):
 
 
 def check_request(
-    methods: Sequence[str] | str | None, seeds: int, priors: Sequence[str] | str, select: str
+    methods: Sequence[str] | str | None,
+    seeds: int,
+    priors: Sequence[str] | str,
+    select: str,
+    stage1: str,
 ) -> tuple[list[str], list[str]]:
     """Check what is asked of a comparison; return the methods and the priors as lists.
 
@@ -366,7 +375,7 @@ def check_request(
     priors = [name.strip() if isinstance(name, str) else name for name in priors if name]
     for name in priors:
         check_choice("prior", name, PRIORS)
-    return find_methods(methods), priors
+    return find_methods(methods, stage1), priors
 
 
 def merge_comparisons(parts: Sequence[Comparison]) -> Comparison:

@@ -8,11 +8,15 @@ from typing import Any
 
 from ltlearn.errors import UserError
 
-__all__ = ["METHODS", "Method", "Sweep", "find_method", "find_methods"]
+__all__ = ["METHODS", "STAGE1", "Method", "Sweep", "find_method", "find_methods"]
 
 KINDS = ("stage 1", "stage 2", "post hoc")
+_LOSS_OPTIONS = ("head_smoothing", "tail_smoothing")
 
 # Where values are from, in the words that a table prints.
+_GLMC = "Du et al., CVPR 2023, arXiv:2305.08661"
+_MIXUP = "Zhang et al., ICLR 2018, arXiv:1710.09412"
+_CUTMIX = "Yun et al., ICCV 2019, arXiv:1905.04899"
 _SAMN = "Zhang, Li, Zhu, CVPR 2026, arXiv:2606.02526"
 _CRT = "Kang et al., ICLR 2020, arXiv:1910.09217"
 _MISLAS = "Zhong et al., CVPR 2021, arXiv:2104.00466"
@@ -28,19 +32,19 @@ _GUO = "Guo et al., ICML 2017, arXiv:1706.04599"
 def _callbacks(*names: str, **kwargs) -> Callable[[], list]:
     """Make callbacks when they are asked for: they need fastai, which the table does not."""
 
-    def make() -> list:
+    def make(**options) -> list:
         import ltlearn.callbacks as callbacks
 
-        return [getattr(callbacks, name)(**kwargs.get(name, {})) for name in names]
+        return [getattr(callbacks, n)(**{**kwargs.get(n, {}), **options}) for n in names]
 
     return make
 
 
 def _loss(name: str, **kwargs) -> Callable[[], Any]:
-    def make():
+    def make(**options):
         import ltlearn.losses as losses
 
-        return getattr(losses, name)(**kwargs)
+        return getattr(losses, name)(**{**kwargs, **options})
 
     return make
 
@@ -76,7 +80,7 @@ class Method:
         values_from: Where the training values are from.
         sampler: Sampler of stage 2.
         loss: Makes the loss of stage 2; None is cross-entropy.
-        callbacks: Makes the callbacks of stage 2.
+        callbacks: Makes the callbacks of stage 2; those of stage 1, of a method of that.
         reset: Whether stage 2 begins with a new classifier.
         values: Other arguments of `retrain_classifier`. What is not there is SAMN's: 20 epochs,
             batches of 64, a learning rate of 5e-4 that falls along a cosine, no weight decay.
@@ -84,6 +88,9 @@ class Method:
         sweep: The method's own hyper-parameter and its published range.
         prior: The class prior that its logits assume: "train", the training frequencies, or
             "uniform".
+        after: The method of stage 1 that it was published for, by its name; None goes with any.
+        options: What its loss (the smoothings) and its callbacks (the rest) may be given, with what
+            they have if they are not.
     """
 
     label: str
@@ -91,33 +98,54 @@ class Method:
     source: str
     values_from: str = ""
     sampler: str = "instance"
-    loss: Callable[[], Any] | None = None
-    callbacks: Callable[[], list] = field(default=list)
+    loss: Callable[..., Any] | None = None
+    callbacks: Callable[..., list] = field(default=list)
     reset: bool = False
     values: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     post: str | None = None
     sweep: Sweep | None = None
     prior: str = "uniform"
+    after: str | None = None
+    options: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def stage(self) -> int:
         """Return 1 for the classifier of stage 1, 2 for all that comes after it."""
         return 1 if self.kind == "stage 1" else 2
 
-    def arguments(self) -> dict[str, Any]:
-        """Spell the method out as arguments of `retrain_classifier`."""
+    def arguments(self, **options: float) -> dict[str, Any]:
+        """Spell the method out as arguments of `retrain_classifier`.
+
+        Args:
+            **options: Those of its options that are to have another value.
+
+        Raises:
+            UserError: If it has no such option.
+        """
+        for name in options:
+            if name not in self.options:
+                there = ", ".join(self.options) or "none"
+                raise UserError(f"{self.label} has no option {name!r}; there is {there}.")
+        of_loss = {k: v for k, v in options.items() if k in _LOSS_OPTIONS}
+        of_callbacks = {k: v for k, v in options.items() if k not in _LOSS_OPTIONS}
         return {
             "sampler": self.sampler,
-            "loss": self.loss() if self.loss is not None else None,
+            "loss": self.loss(**of_loss) if self.loss is not None else None,
             "reset": self.reset,
-            "cbs": self.callbacks(),
+            "cbs": self.callbacks(**of_callbacks),
             **self.values,
         }
 
 
 def _stage2(label: str, source: str, values_from: str, **kwargs) -> Method:
-    values = MappingProxyType(kwargs.pop("values", {}))
-    return Method(label, "stage 2", source, values_from, values=values, **kwargs)
+    for key in ("values", "options"):
+        kwargs[key] = MappingProxyType(kwargs.get(key, {}))
+    return Method(label, "stage 2", source, values_from, **kwargs)
+
+
+def _stage1(label: str, source: str, callback: str, **options) -> Method:
+    makes, options = _callbacks(callback), MappingProxyType(options)
+    return Method(label, "stage 1", source, callbacks=makes, options=options)
 
 
 def _post_hoc(label: str, source: str, values_from: str, **kwargs) -> Method:
@@ -135,8 +163,12 @@ _SAMN_FROM = "20 epochs, batch 64, rate 5e-4, no decay: the authors' code"
 _AS_SAMN = "own: {}, all else as SAMN"
 
 
-def _las(head: float, tail: float) -> Callable[[], Any]:
-    return _loss("LabelAwareSmoothingLoss", head_smoothing=head, tail_smoothing=tail)
+def _smoothing(head: float, tail: float) -> dict[str, float]:
+    return {"head_smoothing": head, "tail_smoothing": tail}
+
+
+def _las(head: float, tail: float) -> Callable[..., Any]:
+    return _loss("LabelAwareSmoothingLoss", **_smoothing(head, tail))
 
 
 def _with_smoothing(value: float) -> dict[str, Any]:
@@ -145,6 +177,9 @@ def _with_smoothing(value: float) -> dict[str, Any]:
 
 METHODS: dict[str, Method] = {
     "ce": Method("CE", "stage 1", "cross-entropy, the classifier of stage 1", prior="train"),
+    "mixup": _stage1("MixUp", _MIXUP, "BatchMixUp", alpha=0.2),
+    "cutmix": _stage1("CutMix", _CUTMIX, "BatchCutMix", alpha=1.0),
+    "glmc": _stage1("GLMC", _GLMC, "GLMC", resample=0.0, reweight=1.2, contrast=1.0),
     "crt": _stage2(
         "cRT", _CRT, _KANG_FROM.format(10),
         sampler="class_balanced", reset=True, values={"epochs": 10, **_KANG},
@@ -184,7 +219,7 @@ METHODS: dict[str, Method] = {
         "SLAS", _MISLAS,
         "smoothing .3 to 0, W, b and scales trained, 20 epochs, rate 5e-4: SAMN's code, "
         "CIFAR-10-LT 100",
-        loss=_las(0.3, 0.0),
+        loss=_las(0.3, 0.0), options=_smoothing(0.3, 0.0),
         callbacks=_callbacks("LearnableWeightScaling", LearnableWeightScaling={"train": "all"}),
         sweep=Sweep(
             "smoothing of the most frequent class",
@@ -197,6 +232,7 @@ METHODS: dict[str, Method] = {
         "10 epochs, batch 128, scales at rate .1, W and b at a tenth of it, decay 2e-4, smoothing "
         ".3 to 0: the authors, CIFAR-100-LT 50",
         sampler="class_balanced", loss=_las(0.3, 0.0),
+        options={**_smoothing(0.3, 0.0), "head_lr_factor": 0.1},
         callbacks=_callbacks(
             "LearnableWeightScaling",
             LearnableWeightScaling={"train": "all", "head_lr_factor": 0.1},
@@ -217,7 +253,7 @@ METHODS: dict[str, Method] = {
     "samn": _stage2("CE + SAMN", _SAMN, _SAMN_FROM, callbacks=_callbacks("SAMN")),
     "slas_samn": _stage2(
         "SLAS + SAMN", _SAMN, f"smoothing .01 to 0 (CIFAR-100; .3 to .1 on CIFAR-10). {_SAMN_FROM}",
-        loss=_las(0.01, 0.0), callbacks=_callbacks("SAMN"),
+        loss=_las(0.01, 0.0), callbacks=_callbacks("SAMN"), options=_smoothing(0.01, 0.0),
     ),
     "samn_start": _stage2(
         "SAMN's start", _SAMN, _AS_SAMN.format("no epoch"),
@@ -254,6 +290,11 @@ METHODS: dict[str, Method] = {
         "SAMN, rate 5e-5", _SAMN, "rate 5e-5: the authors' code, GLMC variant",
         callbacks=_callbacks("SAMN"), values={"lr": 5e-5},
     ),
+    "glmc_samn": _stage2(
+        "GLMC + SAMN", f"{_SAMN}; {_GLMC}",
+        "20 epochs, batch 64, rate 5e-5, no decay: the authors' code",
+        callbacks=_callbacks("SAMN"), values={"lr": 5e-5}, after="glmc",
+    ),
 }  # fmt: skip
 
 
@@ -266,10 +307,21 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def find_methods(names) -> list[str]:
-    """Check a list of names, or a string of them between commas; None is all. No name twice."""
+STAGE1 = tuple(name for name, method in METHODS.items() if method.kind == "stage 1")
+
+
+def find_methods(names, stage1: str | None = None) -> list[str]:
+    """Check a list of names, or a string of them between commas. No name twice.
+
+    Args:
+        names: What is asked for; None is all that goes with the stage 1.
+        stage1: The method of stage 1, by its name; None is any.
+
+    Raises:
+        UserError: If a name is unknown, or its method belongs to another stage 1.
+    """
     if names is None:
-        return list(METHODS)
+        return [name for name in METHODS if stage1 is None or _stage1_of(name) in (None, stage1)]
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",") if name.strip()]
     names = list(dict.fromkeys(names))
@@ -277,4 +329,15 @@ def find_methods(names) -> list[str]:
         raise UserError(f"give a method or more: {', '.join(METHODS)}.")
     for name in names:
         find_method(name)
+        wanted = _stage1_of(name)
+        if stage1 is not None and wanted not in (None, stage1):
+            raise UserError(
+                f"the method {name} is for a stage 1 of {METHODS[wanted].label}, and this one is "
+                f"{METHODS[stage1].label}; leave it out, or train stage 1 with {wanted}."
+            )
     return names
+
+
+def _stage1_of(name: str) -> str | None:
+    """Return the method of stage 1 that a method needs; None where any will do."""
+    return name if METHODS[name].kind == "stage 1" else METHODS[name].after

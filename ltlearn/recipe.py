@@ -57,7 +57,20 @@ class _Stage(_Section):
 class Stage1Section(_Stage):
     """How the representation is trained."""
 
+    method: Literal["ce", "mixup", "cutmix", "glmc"] = "ce"
+    # Options of that method; None: its own default.
+    alpha: float | None = Field(None, gt=0)
+    resample: float | None = Field(None, ge=0)
+    reweight: float | None = Field(None, ge=0)
+    contrast: float | None = Field(None, ge=0)
     warmup_epochs: int = Field(0, ge=0)
+    schedule: Literal["cosine", "constant", "multistep"] = "cosine"
+    # Of "multistep": the rate is multiplied by `decay` after each of these epochs.
+    milestones: list[Annotated[int, Field(ge=1)]] | None = None
+    decay: float | None = Field(None, gt=0, le=1)
+    accumulate: int = Field(1, ge=1)  # batches a step of the optimiser
+    ema_decay: float | None = Field(None, gt=0, lt=1)  # average of the weights; None: none
+    sharpness_rho: float | None = Field(None, gt=0)  # sharpness-aware minimisation; None: none
     sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
 
 
@@ -70,6 +83,18 @@ class Stage2Section(_Stage):
     bn: Literal["frozen", "train"] | None = None
 
 
+class MethodSection(_Section):
+    """What one method has for itself; None: its own value in the table of methods."""
+
+    epochs: int | None = Field(None, ge=0)
+    lr: float | None = Field(None, gt=0)
+    batch_size: int | None = Field(None, ge=1)
+    weight_decay: float | None = Field(None, ge=0)
+    head_smoothing: float | None = Field(None, ge=0, lt=1)
+    tail_smoothing: float | None = Field(None, ge=0, lt=1)
+    head_lr_factor: float | None = Field(None, gt=0)
+
+
 class Expected(_Section):
     """A published figure."""
 
@@ -78,6 +103,14 @@ class Expected(_Section):
     protocol: Literal["clean", "paper"]
     tolerance: float = Field(gt=0)
     source: str
+    when: dict[str, Any] = {}  # values that it was measured with, where a recipe has several
+
+
+class Variant(_Section):
+    """Values that go with others: `set` holds where all of `when` does."""
+
+    when: dict[str, Any] = Field(min_length=1)
+    set: dict[str, Any] = Field(min_length=1)
 
 
 class Recipe(_Section):
@@ -92,6 +125,8 @@ class Recipe(_Section):
     model: ModelSection
     stage1: Stage1Section
     stage2: Stage2Section
+    method: dict[str, MethodSection] = {}
+    status: str = "not run"
     provenance: dict[str, str] = {}
     expected: list[Expected] = []
     _smoke: bool = PrivateAttr(False)
@@ -115,6 +150,8 @@ class Recipe(_Section):
             for key in type(stage).model_fields
             if getattr(stage, key) is None
         }
+        _settle_stage1_method(s1)
+        _settle_schedule(s1)
         s1.select = s1.select or ("best" if paper else "last")
         s2.select = s2.select or "best"
         s2.bn = s2.bn or ("train" if paper else "frozen")
@@ -134,9 +171,25 @@ class Recipe(_Section):
         for section in _SECTIONS:
             for key in type(getattr(recipe, section)).model_fields:
                 name = f"{section}.{key}"
-                default = f"protocol: {recipe.protocol}" if name in open_before else "default"
+                by_protocol = key in ("select", "views", "bn") and name in open_before
+                default = f"protocol: {recipe.protocol}" if by_protocol else "default"
                 recipe.provenance.setdefault(name, default)
         return recipe
+
+    def value(self, key: str) -> Any:
+        """Return the value of a key such as "data.imbalance_factor"; None where there is none."""
+        found: Any = self
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else getattr(found, part, None)
+        return found
+
+    def published(self) -> list[Expected]:
+        """Return the published figures of the recipe's methods, at the values it has."""
+        return [
+            e
+            for e in self.expected
+            if e.method in self.methods and all(self.value(k) == v for k, v in e.when.items())
+        ]
 
     def changes(self) -> list[str]:
         """Return the keys that a command line, or `smoke`, has changed."""
@@ -152,6 +205,8 @@ class Recipe(_Section):
             min(2, self.stage2.epochs),
         )
         recipe.stage1.warmup_epochs = 0
+        if recipe.stage1.milestones:
+            recipe.stage1.milestones = [1]
         if self.data.dataset != "digits_lt":
             recipe.data.n_max = max(20, int(self.data.imbalance_factor))
             recipe.data.test_per_class = 10
@@ -163,6 +218,45 @@ class Recipe(_Section):
                 if getattr(new, key) != getattr(old, key):
                     recipe.provenance[f"{section}.{key}"] = "smoke run"
         return recipe
+
+
+def _settle_stage1_method(stage1: Stage1Section) -> None:
+    """Fill in the options of the method of stage 1; an option of another one is a `UserError`."""
+    from ltlearn.methods import METHODS, STAGE1
+
+    options = METHODS[stage1.method].options
+    for key in dict.fromkeys(key for name in STAGE1 for key in METHODS[name].options):
+        if key in options:
+            if getattr(stage1, key) is None:
+                setattr(stage1, key, options[key])
+        elif getattr(stage1, key) is not None:
+            owners = ", ".join(name for name in STAGE1 if key in METHODS[name].options)
+            raise UserError(
+                f"stage1.{key} is an option of {owners}, but stage1.method is "
+                f"{stage1.method!r}; leave it out."
+            )
+
+
+def _settle_schedule(stage1: Stage1Section) -> None:
+    """Fill in what a schedule needs; what it has no use for is a `UserError`."""
+    if stage1.schedule == "multistep":
+        if not stage1.milestones:
+            raise UserError(
+                "stage1.schedule = 'multistep' needs the epochs after which the rate falls, such "
+                "as stage1.milestones=[160,180]."
+            )
+        if sorted(set(stage1.milestones)) != stage1.milestones:
+            raise UserError(f"stage1.milestones must ascend, got {stage1.milestones}.")
+        stage1.decay = 0.1 if stage1.decay is None else stage1.decay
+    elif stage1.milestones is not None or stage1.decay is not None:
+        key = "milestones" if stage1.milestones is not None else "decay"
+        raise UserError(
+            f"stage1.{key} is of the schedule multistep, but stage1.schedule is "
+            f"{stage1.schedule!r}; leave it out."
+        )
+    if stage1.sharpness_rho is not None and (stage1.accumulate > 1 or stage1.method == "glmc"):
+        what = "stage1.accumulate" if stage1.accumulate > 1 else "GLMC"
+        raise UserError(f"stage1.sharpness_rho does not go with {what}; leave one out.")
 
 
 def _folder() -> Path:
@@ -209,32 +303,80 @@ def load_recipe(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) 
         raise UserError(f"{path} is not a TOML file: {e}.") from None
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror}).") from None
-    for override in overrides:
-        _override(raw, override)
+    given = {_override(raw, override) for override in overrides}
+    _apply_variants(raw, given, path.name)
     recipe = _validate(raw, str(path) if is_file else f"recipe {name_or_file}")
-    for section in _SECTIONS:
-        for key in raw.get(section, {}):
-            source = recipe.provenance.get(f"{section}.{key}", "")
-            if source.split(":")[0] not in (*_SOURCES, "command line"):
-                raise UserError(
-                    f"{path.name}: {section}.{key} does not say where it is from; add it to "
-                    f'[provenance], as "{section}.{key}" = "..." beginning with '
-                    f"{', '.join(_SOURCES)}."
-                )
-    from ltlearn.methods import find_method
+    keys = [f"{section}.{key}" for section in _SECTIONS for key in raw.get(section, {})]
+    keys += [f"method.{name}.{key}" for name, own in raw.get("method", {}).items() for key in own]
+    for key in keys:
+        if recipe.provenance.get(key, "").split(":")[0] not in (*_SOURCES, "command line"):
+            raise UserError(
+                f"{path.name}: {key} does not say where it is from; add it to [provenance], as "
+                f'"{key}" = "..." beginning with {", ".join(_SOURCES)}.'
+            )
+    from ltlearn.methods import find_methods
 
-    for method in recipe.methods:
-        find_method(method)
+    find_methods(recipe.methods, recipe.stage1.method)
+    for method, own in recipe.method.items():
+        _check_method(method, own, path.name)
     if len(set(recipe.methods)) < len(recipe.methods):
         raise UserError(f"{path.name}: methods names one twice: {', '.join(recipe.methods)}.")
     recipe.settled()  # what cannot be is said now, and not after stage 1
     return recipe
 
 
-def _override(raw: dict, text: str) -> None:
+def _check_method(name: str, own: MethodSection, where: str) -> None:
+    """Raise a `UserError` where a method does not take what a recipe has for it."""
+    from ltlearn.methods import find_method
+
+    method, given = find_method(name), own.model_dump(exclude_none=True)
+    if given and method.kind != "stage 2":
+        raise UserError(f"{where}: {name} trains no classifier, so [method.{name}] has no meaning.")
+    for key in given:
+        if key in ("head_smoothing", "tail_smoothing", "head_lr_factor"):
+            if key not in method.options:
+                raise UserError(f"{where}: method.{name}.{key}: {method.label} has no such option.")
+
+
+def _apply_variants(raw: dict, given: set[str], where: str) -> None:
+    """Take the variants of a recipe out, and set the values of those that hold."""
+    try:
+        variants = [Variant.model_validate(v) for v in raw.pop("variant", [])]
+    except (ValidationError, TypeError):
+        raise UserError(
+            f"{where}: a [[variant]] has two tables, `when` and `set`, of keys such as "
+            '"data.imbalance_factor".'
+        ) from None
+    for variant in variants:
+        if all(_look_up(raw, key) == value for key, value in variant.when.items()):
+            for key, value in variant.set.items():
+                if key not in given:
+                    _put(raw, key.split("."), value)
+
+
+def _look_up(raw: Any, key: str) -> Any:
+    for part in key.split("."):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return raw
+
+
+def _put(raw: dict, parts: list[str], value: Any) -> None:
+    for i, part in enumerate(parts[:-1]):
+        raw = raw.setdefault(part, {})
+        if not isinstance(raw, dict):
+            raise UserError(
+                f"{'.'.join(parts)} cannot be set: {'.'.join(parts[: i + 1])} is not a section; "
+                f"the sections are {', '.join(_SECTIONS)}, method.NAME."
+            )
+    raw[parts[-1]] = value
+
+
+def _override(raw: dict, text: str) -> str:
+    """Set what a command line gives; return its key."""
     key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts) or len(parts) > 2:
+    key = key.strip()
+    parts = key.split(".")
+    if not equals or not all(parts) or len(parts) > (3 if parts[0] == "method" else 2):
         raise UserError(
             f"--set takes key=value or section.key=value, such as stage1.epochs=2, got {text!r}."
         )
@@ -242,18 +384,11 @@ def _override(raw: dict, text: str) -> None:
         parsed: Any = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
-    target = raw
-    if len(parts) == 2:
-        target = raw.setdefault(parts[0], {})
-        if not isinstance(target, dict):
-            raise UserError(
-                f"--set {text}: {parts[0]} is not a section; the sections are "
-                f"{', '.join(_SECTIONS)}."
-            )
+    _put(raw, parts, parsed)
     provenance = raw.setdefault("provenance", {})
     if isinstance(provenance, dict):  # if not, validation says so
-        provenance[key.strip()] = "command line"
-    target[parts[-1]] = parsed
+        provenance[key] = "command line"
+    return key
 
 
 def _validate(raw: dict, where: str) -> Recipe:
@@ -278,10 +413,9 @@ def _validate(raw: dict, where: str) -> Recipe:
 
 
 def _fields_at(keys: list[str]) -> dict:
+    inner = {"expected": Expected, "method": MethodSection}
     model: Any = Recipe
     for key in keys:
-        if key.isdigit():
-            continue
-        annotation = model.model_fields[key].annotation
-        model = Expected if key == "expected" else annotation
+        if key in model.model_fields:  # not the number or the name of one of several
+            model = inner.get(key, model.model_fields[key].annotation)
     return model.model_fields

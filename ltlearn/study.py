@@ -54,8 +54,8 @@ def compare_run(
     Raises:
         UserError: If the folder holds no run with a finished stage 1, or a name is unknown.
     """
-    methods, priors = check_request(methods, seeds, priors, select)
     recipe, starts = _finished(run)
+    methods, priors = check_request(methods, seeds, priors, select, recipe.stage1.method)
     paper = recipe.protocol == "paper"
     if paper:
         select = "best"
@@ -113,7 +113,7 @@ def _write_comparison(run: Run, comparison: Comparison) -> None:
             label[m]: [tuple(getattr(o.report, g) for g in ends) for o in comparison.of(m)]
             for m in comparison.methods
         }
-        highlight = label.get("ce")
+        highlight = label.get(comparison.stage1)
         plots[f"{ends[0]}-shot against {ends[1]}-shot accuracy"] = (
             "compare_tradeoff", plot_tradeoff(points, ends, highlight=highlight)
         )  # fmt: skip
@@ -122,7 +122,9 @@ def _write_comparison(run: Run, comparison: Comparison) -> None:
     }
     plots["norms of the classifier's rows"] = (
         "compare_norms",
-        plot_norms_by_method(norms, comparison.class_counts, reference=label.get("ce")),
+        plot_norms_by_method(
+            norms, comparison.class_counts, reference=label.get(comparison.stage1)
+        ),
     )
     for name, figure in plots.values():
         run.save_figure(f"plots/{name}.png", figure)
@@ -227,7 +229,7 @@ def sensitivity(
     Raises:
         UserError: If there is no test set, or a method is unknown.
     """
-    methods = find_methods(methods)
+    methods = find_methods(methods, learn.stage1_method)
     if learn.dls.test is None:
         raise UserError("there is no test set to measure on; give the data a test part.")
     if select == "best" and learn.too_few_to_choose("the epoch of stage 2"):
@@ -301,8 +303,8 @@ def sensitivity_run(
         UserError: If the folder holds no run with a finished stage 1, it ran the paper protocol, or
             a name is unknown.
     """
-    methods, _ = check_request(methods, 1, (), select)
     recipe, starts = _finished(run)
+    methods, _ = check_request(methods, 1, (), select, recipe.stage1.method)
     if recipe.protocol == "paper":
         raise UserError(
             "sensitivity works on cached features of the clean protocol; this run is of the paper "

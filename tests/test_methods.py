@@ -18,9 +18,10 @@ from torch import nn
 
 from ltlearn import LTDataLoaders, UserError
 from ltlearn.callbacks import SAMN
+from ltlearn.callbacks.checkpoint import describe_options
 from ltlearn.data.samplers import SAMPLERS
 from ltlearn.losses import CountedLoss
-from ltlearn.methods import KINDS, METHODS, find_method, find_methods
+from ltlearn.methods import KINDS, METHODS, STAGE1, find_method, find_methods
 from tests.callbacks.helpers import COUNTS, make_dls, make_images, make_lt_learner
 
 LATER = [name for name, m in METHODS.items() if m.kind != "stage 1"]
@@ -71,13 +72,13 @@ def test_samn_is_samn():
 def test_unknown_methods():
     with pytest.raises(UserError, match="there is no method 'sanm'; did you mean samn"):
         find_method("sanm")
-    with pytest.raises(UserError, match="there is no method 'zzz'; there is ce, crt"):
+    with pytest.raises(UserError, match="no method 'zzz'; there is ce, mixup, cutmix, glmc, crt"):
         find_method("zzz")
     with pytest.raises(UserError, match="there is no method 'crtt'; did you mean crt"):
         make().retrain_classifier(method="crtt")
     assert find_methods("crt, ce,crt") == ["crt", "ce"]
     assert find_methods(None) == list(METHODS)
-    with pytest.raises(UserError, match="give a method or more: ce, crt"):
+    with pytest.raises(UserError, match="give a method or more: ce, mixup"):
         find_methods(" , ")
 
 
@@ -116,7 +117,7 @@ def test_what_trains_nothing_takes_no_values():
     learn = make()
     with pytest.raises(UserError, match="tau_norm trains nothing, so lr has no meaning for it"):
         learn.retrain_classifier(method="tau_norm", lr=0.1)
-    with pytest.raises(UserError, match="ce is cross-entropy, .* nothing to retrain"):
+    with pytest.raises(UserError, match="ce is the classifier of stage 1: there is nothing"):
         learn.retrain_classifier(method="ce")
     with pytest.raises(UserError, match="crt is no post-hoc method; use retrain_classifier"):
         learn.correct_classifier("crt")
@@ -124,6 +125,52 @@ def test_what_trains_nothing_takes_no_values():
         learn.correct_classifier("ncm", 0.5)
     with pytest.raises(UserError, match="value must be a finite number of at least 0"):
         learn.correct_classifier("tau_norm", -1)
+
+
+def test_each_stage_1_has_its_methods():
+    assert STAGE1 == ("ce", "mixup", "cutmix", "glmc")
+    assert "glmc_samn" in find_methods(None, "glmc") and "ce" not in find_methods(None, "glmc")
+    assert "glmc_samn" not in find_methods(None, "ce") and "crt" in find_methods("crt", "glmc")
+    with pytest.raises(UserError, match="glmc_samn is for a stage 1 of GLMC, and this one is CE"):
+        find_methods("samn,glmc_samn", "ce")
+
+
+@pytest.mark.parametrize("name", STAGE1)
+def test_options_of_stage_1_reach_its_callback(name):
+    options = {key: value + 0.125 for key, value in METHODS[name].options.items()}
+    found = METHODS[name].callbacks(**options)
+    assert len(found) == (name != "ce")
+    assert all(getattr(found[0], key) == value for key, value in options.items())
+
+
+def test_options_of_a_method_reach_its_loss_and_callbacks():
+    given = {"head_smoothing": 0.25, "tail_smoothing": 0.125, "head_lr_factor": 0.5}
+    spelled = METHODS["mislas"].arguments(**given)
+    assert (spelled["loss"].head_smoothing, spelled["loss"].tail_smoothing) == (0.25, 0.125)
+    assert spelled["cbs"][0].head_lr_factor == 0.5
+    for name in TRAINED:
+        defaults = METHODS[name].arguments(**METHODS[name].options)
+        plain = METHODS[name].arguments()
+        assert describe_options(defaults["loss"]) == describe_options(plain["loss"])
+        assert [*map(describe_options, defaults["cbs"])] == [*map(describe_options, plain["cbs"])]
+    learn = make()
+    with pytest.raises(UserError, match="CE . SAMN has no option 'tau'; there is none"):
+        learn.retrain_classifier(method="samn", options={"tau": 1})
+    with pytest.raises(UserError, match="tau_norm trains nothing, so options has no meaning"):
+        learn.retrain_classifier(method="tau_norm", options={"tau": 1})
+    with pytest.raises(UserError, match="options are those of a method; name the method"):
+        learn.retrain_classifier(1, options={"tau": 1})
+
+
+def test_the_learner_knows_its_stage_1():
+    learn = make()
+    assert learn.stage1_method == "ce"
+    learn.fit_stage1(1, 0.01, cbs=METHODS["glmc"].callbacks())
+    assert learn.stage1_method == "glmc"
+    learn.retrain_classifier(method="glmc_samn", epochs=1)
+    assert learn.stage1_method == "glmc"
+    learn.fit_stage1(1, 0.01)
+    assert learn.stage1_method == "ce"
 
 
 def test_the_values_of_mislas_are_of_one_setting():

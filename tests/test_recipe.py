@@ -12,10 +12,15 @@ def test_every_recipe_is_valid_and_named_like_its_file(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.settled().stage2.select == "best"
+    # Those that go with other values hold, too.
+    for e in recipe.expected:
+        other = load_recipe(name, [f"{key}={value}" for key, value in e.when.items()])
+        assert e.method in [p.method for p in other.settled().published()]
 
 
 def test_the_recipes_of_the_first_release_are_there():
-    assert {"digits_lt", "cifar10_lt", "cifar100_lt", "tiny_imagenet_lt"} <= set(recipe_names())
+    cifar = {f"cifar{n}_lt{what}" for n in (10, 100) for what in ("", "_glmc", "_mislas")}
+    assert {"digits_lt", "tiny_imagenet_lt", *cifar} <= set(recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -32,6 +37,118 @@ def test_cifar_recipe_holds_the_published_values():
     assert (recipe.stage2.epochs, recipe.stage2.lr, recipe.stage2.weight_decay) == (20, 5e-4, 0)
     assert recipe.model.width == 64
     assert recipe.stage1.batch_size == recipe.stage2.batch_size == 64
+
+
+GLMC = {  # k, rho, gamma by imbalance factor
+    "cifar10_lt_glmc": {100: (0, 1.2, 1), 50: (0, 1.2, 1), 10: (0.2, 1.0, 2)},
+    "cifar100_lt_glmc": {100: (0, 1.2, 4), 50: (0.2, 1.2, 6), 10: (0.2, 1.2, 4)},
+}
+
+
+@pytest.mark.parametrize("name", GLMC)
+def test_glmc_has_its_values_for_each_imbalance_factor(name):
+    for factor, values in GLMC[name].items():
+        s1 = load_recipe(name, [f"data.imbalance_factor={factor}"]).settled().stage1
+        assert (s1.resample, s1.reweight, s1.contrast) == values and s1.alpha is None
+    recipe = load_recipe(name, ["data.imbalance_factor=10", "stage1.resample=0.5"])
+    assert recipe.stage1.resample == 0.5, "what the command line gives wins"
+    assert (recipe.stage2.lr, recipe.methods) == (5e-5, ["glmc", "glmc_samn"])
+
+
+def test_published_figures_are_those_of_the_values():
+    published = load_recipe("cifar100_lt_glmc", ["data.imbalance_factor=50"]).published()
+    assert [e.all for e in published] == [62.99, 63.37]
+    assert load_recipe("cifar100_lt_glmc", ["data.imbalance_factor=20"]).published() == []
+    assert load_recipe("cifar100_lt_glmc", ["model.width=16"]).published() == []
+
+
+@pytest.mark.parametrize(
+    "name, factors, bn",
+    [("cifar10_lt", (0.5, 0.2), "frozen"), ("cifar100_lt", (0.2, 0.1), "train")],
+)
+def test_mislas_is_mixup_and_smoothing_with_scales(name, factors, bn):
+    recipe = load_recipe(name + "_mislas")
+    assert (recipe.stage1.method, recipe.stage1.alpha, recipe.stage2.bn) == ("mixup", 1, bn)
+    assert recipe.method["mislas"].head_lr_factor == factors[0]
+    other = load_recipe(name + "_mislas", ["data.imbalance_factor=10"])
+    assert other.method["mislas"].head_lr_factor == factors[1]
+
+
+def test_a_method_has_values_of_its_own(tmp_path):
+    recipe = load_recipe("digits_lt", ["method.samn.lr=0.25"])
+    assert recipe.method["samn"].lr == 0.25
+    for override, words in (
+        ("method.samn.speed=1", "unknown key method.samn.speed; Allowed are epochs, lr"),
+        ("method.samn.lr=0", "method.samn.lr = 0 is not possible"),
+        ("method.zzz.lr=1", "there is no method 'zzz'"),
+        ("method.tau_norm.lr=1", "tau_norm trains no classifier, so .method.tau_norm. has no mean"),
+        ("method.samn.head_smoothing=0.1", "CE . SAMN has no such option"),
+        ("method.samn=1", "method.samn = 1 is not possible"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_recipe("digits_lt", [override])
+
+
+def test_options_of_another_stage_1_are_refused():
+    for override, words in (
+        ("stage1.contrast=2", "stage1.contrast is an option of glmc, but stage1.method is 'ce'"),
+        ("stage1.alpha=1", "stage1.alpha is an option of mixup, cutmix"),
+        ("stage1.method=glmc", "the method ce is for a stage 1 of CE, and this one is GLMC"),
+        ("methods=['glmc_samn']", "glmc_samn is for a stage 1 of GLMC"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_recipe("digits_lt", [override])
+
+
+def test_a_schedule_has_what_it_needs_and_no_more():
+    steps = ["stage1.schedule=multistep", "stage1.milestones=[3,5]"]
+    s1 = load_recipe("digits_lt", steps).settled().stage1
+    assert (s1.milestones, s1.decay) == ([3, 5], 0.1)
+    assert load_recipe("digits_lt", steps).smoke().stage1.milestones == [1]
+    for overrides, words in (
+        (steps[:1], "'multistep' needs the epochs after which the rate falls"),
+        ([*steps[:1], "stage1.milestones=[5,3]"], "milestones must ascend"),
+        ([*steps[:1], "stage1.milestones=[0]"], "stage1.milestones.0 = 0 is not possible"),
+        (steps[1:], "stage1.milestones is of the schedule multistep, but .* 'cosine'"),
+        (["stage1.decay=0.5"], "stage1.decay is of the schedule multistep"),
+        (["stage1.sharpness_rho=0.1", "stage1.accumulate=2"], "does not go with stage1.accum"),
+        (["stage1.ema_decay=1"], "stage1.ema_decay = 1 is not possible"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_recipe("digits_lt", overrides)
+
+
+def test_every_option_of_stage_1_reaches_the_training():
+    from ltlearn.runner import _stage1_callbacks
+
+    def made(*overrides):
+        found = _stage1_callbacks(load_recipe("digits_lt", overrides).settled().stage1)
+        return {type(cb).__name__: cb for cb in found}
+
+    assert made() == {}
+    found = made("stage1.accumulate=2", "stage1.ema_decay=0.9")
+    assert found["GradientAccumulation"].n_acc == 64 and found["WeightAverage"].decay == 0.9
+    assert made("stage1.sharpness_rho=0.25")["SharpnessAware"].rho == 0.25
+    glmc = made("stage1.method=glmc", "methods=['glmc']", "stage1.contrast=5")["GLMC"]
+    assert (glmc.contrast, glmc.resample, glmc.reweight) == (5, 0, 1.2)
+    mixed = made("stage1.method=cutmix", "methods=['cutmix']", "stage1.alpha=0.5")
+    assert mixed["BatchCutMix"].alpha == 0.5
+
+
+def test_a_bad_variant_is_refused(tmp_path):
+    from ltlearn.recipe import _folder
+
+    text = (_folder() / "digits_lt.toml").read_text()
+    path = tmp_path / "mine.toml"
+    for variant, words in (
+        ("[[variant]]\nwhen = { seeds = 3 }", r"a \[\[variant\]\] has two tables"),
+        ("[variant]\nwhen = 3", r"a \[\[variant\]\] has two tables"),
+        ('[[variant]]\nwhen = { seeds = 3 }\nset = { "stage1.x" = 1 }', "unknown key stage1.x"),
+        ('[[variant]]\nwhen = { seeds = 3 }\nset = { "name.x" = 1 }', "name is not a section"),
+    ):
+        path.write_text(f"{text}\n{variant}\n")
+        with pytest.raises(UserError, match=words):
+            load_recipe(str(path))
 
 
 def test_tiny_imagenet_recipe_is_our_own():

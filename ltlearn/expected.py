@@ -1,0 +1,116 @@
+"""Does a finished run reach the published figures of its recipe?"""
+
+import json
+from dataclasses import dataclass
+
+from ltlearn.errors import UserError
+from ltlearn.methods import METHODS
+from ltlearn.recipe import Expected, Recipe, _validate, load_recipe
+from ltlearn.run import Run
+
+__all__ = ["Check", "check_run"]
+
+# Decide nothing of a figure, or belong to the comparison itself.
+_IGNORED = ("name", "title", "status", "seeds", "methods", "protocol", "provenance", "expected")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A published figure beside a run's.
+
+    Args:
+        expected: What was published.
+        measured: Mean top-1 of the run over its seeds, in %.
+    """
+
+    expected: Expected
+    measured: float
+
+    @property
+    def difference(self) -> float:
+        """Return how far the run is above the published figure, in points."""
+        return self.measured - self.expected.all
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether the run is inside the tolerance, above or below."""
+        return abs(self.difference) <= self.expected.tolerance + 1e-9
+
+    def row(self) -> list[str]:
+        """Return method, published, measured, difference, tolerance, verdict."""
+        return [
+            METHODS[self.expected.method].label,
+            f"{self.expected.all:.2f}",
+            f"{self.measured:.2f}",
+            f"{self.difference:+.2f}",
+            f"{self.expected.tolerance:g}",
+            "inside" if self.passed else "outside",
+        ]
+
+
+def check_run(name: str, run: Run) -> tuple[list[Check], list[str]]:
+    """Compare a finished run with the published figures of its recipe.
+
+    Args:
+        name: The recipe, as for `load_recipe`.
+        run: A folder that `ltlearn recipe` wrote.
+
+    Returns:
+        The checks, and the values that the run has otherwise than the recipe: "key = run's, not
+        recipe's".
+
+    Raises:
+        UserError: If the run is not finished, is of another recipe, or has no figure that was
+            published under its protocol.
+    """
+    recipe = load_recipe(name)
+    manifest = run.read_json("manifest.json")
+    where = run.path / "manifest.json"
+    if not isinstance(manifest, dict) or manifest.get("status") != "finished":
+        raise UserError(f"{run.path} holds no finished run; finish it with --resume first.")
+    if manifest.get("recipe") != recipe.name:
+        raise UserError(f"{run.path} is a run of {manifest.get('recipe')}, not of {recipe.name}.")
+    done = _validate(manifest.get("values"), str(where))
+    # Which figures apply, the run's own values decide: its imbalance factor, its width.
+    applying = done.model_copy(update={"expected": recipe.expected})
+    measured = {
+        row["method"]: 100 * row["summary"]["all"]["mean"] for row in manifest["results"]["rows"]
+    }
+    checks = [
+        Check(e, measured[e.method])
+        for e in applying.published()
+        if e.protocol == done.protocol and e.method in measured
+    ]
+    if not checks:
+        raise UserError(f"{run.path} cannot be checked: {_why_not(recipe, done, measured)}.")
+    decided = {key: value for check in checks for key, value in check.expected.when.items()}
+    given = {"protocol": done.protocol, **decided}
+    published = load_recipe(name, [f"{key}={json.dumps(value)}" for key, value in given.items()])
+    return checks, _changes(published, done)
+
+
+def _why_not(recipe: Recipe, done: Recipe, measured) -> str:
+    """Say why no published figure applies to a run."""
+    if not recipe.expected:
+        return f"{recipe.name} has no published figures"
+    keys = dict.fromkeys(key for e in recipe.expected for key in e.when)
+    asked = {"protocol": [e.protocol for e in recipe.expected]}
+    asked |= {key: [e.when[key] for e in recipe.expected if key in e.when] for key in keys}
+    for key, allowed in asked.items():
+        if done.value(key) not in allowed:
+            there = " or ".join(str(v) for v in dict.fromkeys(allowed))
+            return f"it has {key} = {done.value(key)}, and was published for {there}"
+    there = ", ".join(dict.fromkeys(e.method for e in recipe.expected))
+    return f"it ran {', '.join(measured)}, and {there} were published"
+
+
+def _changes(recipe: Recipe, done: Recipe) -> list[str]:
+    published, found = recipe.settled().model_dump(), []
+    for section, values in done.settled().model_dump().items():
+        if section in _IGNORED or not isinstance(values, dict):
+            continue
+        for key, value in values.items():
+            before = published[section].get(key)
+            if value != before:
+                found.append(f"{section}.{key} = {value!r}, not {before!r}")
+    return found
