@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from ltlearn.errors import UserError, check_choice
+from ltlearn.memory import keep_freed_memory
 
 __all__ = ["app", "main"]
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; exit with 0, 2 (a user's mistake), 1 (our own) or 130 (Ctrl-C)."""
+    keep_freed_memory()
     try:
         app(prog_name="ltlearn")
     except UserError as e:
@@ -68,20 +70,29 @@ def _root(
     pass
 
 
+class _Stderr(logging.Handler):
+    """Standard error as it is when a line is said: a progress bar puts the line above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say a line."""
+        print(self.format(record), file=sys.stderr)  # noqa: T201
+
+
 @contextmanager
 def _voice(quiet: bool) -> Iterator[None]:
     """Send the library's warnings to standard error, a line each, and hide third parties' ones."""
+    from ltlearn.progress import plain_lines
     from ltlearn.progress import quiet as silence
 
     log = logging.getLogger("ltlearn")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("ltlearn: %(message)s"))
     level = os.environ.get("LTLEARN_LOG", "ERROR" if quiet else "WARNING").upper()
     before = log.level
     log.addHandler(handler)
     log.setLevel(level if level in ("DEBUG", "INFO", "WARNING", "ERROR") else "WARNING")
     try:
-        with silence(quiet), warnings.catch_warnings():
+        with silence(quiet), plain_lines(_speaker(quiet)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -120,12 +131,25 @@ def recipe(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")
     ] = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run nothing: compare a finished run with the published figures.",
+        ),
+    ] = None,
     on_nan: Annotated[
         str,
         typer.Option(help="A step whose loss is not finite: stop there, or skip it."),
     ] = "stop",
     keep_all: Annotated[
         bool, typer.Option("--keep-all", help="Keep the checkpoint of every epoch.")
+    ] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the backbone (torch.compile) for stage 1.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard's event files, too.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the results alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -135,6 +159,9 @@ def recipe(
     from ltlearn.run import Run
     from ltlearn.settings import load_settings
 
+    if check is not None:
+        _check(name, check, as_json)
+        return
     # Those of `FiniteLoss`, which would import fastai.
     check_choice("--on-nan", on_nan, ("stop", "skip"))
     settings = load_settings(data_path=data, device=device, precision=precision)
@@ -163,6 +190,8 @@ def recipe(
                 skip_bad=skip_bad,
                 on_nan=on_nan,
                 keep_all=keep_all,
+                tensorboard=tensorboard,
+                compile=compile_,
                 command=command,
                 say=(lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr)),  # noqa: T201
             )
@@ -186,6 +215,34 @@ def recipe(
     result.table.render()
     if not quiet:
         print(f"report: {run.path / 'report.md'}", file=sys.stderr)  # noqa: T201
+
+
+def _check(name: str, path: Path, as_json: bool) -> None:
+    """Print a run beside the published figures; exit with 1 where one is outside its tolerance."""
+    from ltlearn.expected import check_run
+    from ltlearn.report import render_rows
+
+    checks, changes = check_run(name, _existing_run(path))
+    head = ["method", "published", "measured", "difference", "tolerance", "verdict"]
+    if as_json:
+        rows = [
+            {
+                **c.expected.model_dump(), "measured": c.measured, "difference": c.difference,
+                "passed": c.passed,
+            }
+            for c in checks
+        ]  # fmt: skip
+        typer.echo(json.dumps({"run": str(path), "checks": rows, "changes": changes}, indent=1))
+    else:
+        protocol = checks[0].expected.protocol
+        title = f"{name}: test accuracy in %, {protocol} protocol"
+        render_rows(head, [c.row() for c in checks], title=title)
+        for source in dict.fromkeys(c.expected.source for c in checks):
+            typer.echo(f"published: {source}")
+        if changes:
+            typer.echo(f"the run differs from the recipe: {'; '.join(changes)}")
+    if not all(c.passed for c in checks):
+        raise typer.Exit(1)
 
 
 def _without_out(words: list[str]) -> list[str]:
@@ -259,7 +316,8 @@ def compare(
     from ltlearn.methods import find_methods
     from ltlearn.settings import load_settings
 
-    folder, names = _existing_run(run), find_methods(_split(methods))
+    folder, names = _existing_run(run), _split(methods)
+    names = None if names is None else find_methods(names)
     settings = load_settings(device=device)
     quiet = quiet or as_json
     kept = f"; what is trained is in {run / 'compare'}, and the same command goes on from there"
@@ -369,3 +427,52 @@ def settings(
         )
     else:
         render_rows(("key", "value", "from"), rows)
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A folder per class; or train/ and any of valid/, test/, each with those.",
+            show_default=False,
+        ),
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Read headers alone, look for no copies, time nothing.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for inspection.md, inspection.json and class_counts.png."),
+    ] = None,
+    few: Annotated[str, typer.Option(help="Which classes are few-shot: <20 or <=20.")] = "<20",
+    device: _DEVICE = None,
+    quiet: _QUIET = False,
+    as_json: _JSON = False,
+) -> None:
+    """Tell what your pictures are like: counts, damage, copies, and how to begin."""
+    from ltlearn.settings import load_settings
+
+    path, device = path.expanduser(), load_settings(device=device).device
+    if out is not None and out.expanduser().resolve().is_relative_to(path.resolve()):
+        raise UserError(
+            f"--out {out} is inside {path}, where it would be taken for a class; give a folder "
+            "elsewhere."
+        )
+    with _stoppable(), _voice(quiet or as_json):
+        from ltlearn.inspection import inspect_path
+
+        found = inspect_path(
+            path, quick=quick, few=few, device=device, timing_s=0.0 if quick else 3.0
+        )
+        if out is not None:
+            found.save(out.expanduser())
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    else:
+        found.render()
+    if out is not None and not (quiet or as_json):
+        print(f"written: {out / 'inspection.md'}", file=sys.stderr)  # noqa: T201
+    if found.stops:
+        _stop(f"cannot train on {path}: {found.stops[0]}", EXIT_USER)

@@ -5,6 +5,7 @@ import logging
 import math
 import operator
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelEpochException, TrainEvalCallback, event
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import CastToTensor, Learner, Recorder
 from fastai.optimizer import OptimWrapper
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 from ltlearn.callbacks.checkpoint import Checkpoint, describe_options
 from ltlearn.callbacks.finite import FiniteLoss
 from ltlearn.callbacks.history import EpochProgress, FlipAverage, Trajectory, head_norms
-from ltlearn.callbacks.schedule import SCHEDULES, EpochCosine, LoaderEpoch
+from ltlearn.callbacks.logs import EpochLog
+from ltlearn.callbacks.schedule import SCHEDULES, LoaderEpoch, make_schedule
 from ltlearn.data.loaders import (
     IMAGENET_STATS,
     LTDataLoader,
@@ -39,7 +41,7 @@ from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.features import FeatureBank, weights_fingerprint
 from ltlearn.losses import CountedLoss, CrossEntropy
-from ltlearn.methods import METHODS, find_method
+from ltlearn.methods import METHODS, STAGE1, find_method
 from ltlearn.metrics import FEW_RULES, ShotReport, shot_report
 from ltlearn.models.cosine import CosineLinear
 from ltlearn.models.cut import LTModel, create_lt_model, evaluating
@@ -76,6 +78,8 @@ _BALANCING = {"SAMN", "MaxNorm", "LearnableWeightScaling", "DeferredReweighting"
 
 # What a learner has without being asked: these belong to one learner and stay with it.
 _OWN_CALLBACKS = (TrainEvalCallback, Recorder, CastToTensor, MixedPrecision, ProgressCallback)
+# What looks on, and decides nothing of the weights.
+_ONLOOKERS = (Checkpoint, CSVLogger, EpochLog)
 
 _log = logging.getLogger("ltlearn")
 
@@ -89,7 +93,15 @@ def sgd(momentum: float = 0.9, nesterov: bool = False):
         momentum: Share of the last step in the next, in [0, 1).
         nesterov: Whether the momentum is Nesterov's.
     """
-    return partial(OptimWrapper, opt=_SGD, momentum=momentum, nesterov=nesterov)
+    return partial(_Wrapped, opt=_SGD, momentum=momentum, nesterov=nesterov)
+
+
+class _Wrapped(OptimWrapper):
+    """fastai's wrapper, telling numbers alone: its loggers stumble over torch's None."""
+
+    @property
+    def hypers(self):
+        return [{k: v for k, v in h.items() if v is not None} for h in super().hypers]
 
 
 class _SGD(torch.optim.SGD):
@@ -146,10 +158,15 @@ class _Quiet(Learner):
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         cbs = _listed(cbs)
         self.first_epoch = 0
+        metrics, logger = self.metrics, self.logger
+        for cb in cbs:
+            if isinstance(cb, Trajectory):
+                self.metrics = [*metrics, *cb.as_metrics()]
         try:
             with _memory_said(getattr(self.dls.train, "bs", 1)):
                 super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
         finally:
+            self.metrics, self.logger = metrics, logger
             for cb in [*self.cbs, *cbs]:
                 if hasattr(type(cb), "close"):
                     cb.close()
@@ -180,6 +197,83 @@ class _LossScaling(MixedPrecision):
 
     def load_state_dict(self, state: dict) -> None:
         self.learn.scaler.load_state_dict(state)
+
+
+class _CompiledCall:
+    """The call of a module, through torch.compile wherever the module trains.
+
+    Each new shape of an input is tried first, forward and backward, with buffers and random numbers
+    put back: a compilation that fails in the middle leaves no trace.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module, self.compiled, self.tried = module, None, set()
+        try:
+            self.compiled = torch.compile(module.forward)
+        except Exception as e:
+            self._give_up(e)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.module.training and torch.is_grad_enabled():
+            kind = (x.shape, x.stride(), x.dtype)
+            if self.compiled is not None and kind not in self.tried:
+                self._try(x)
+                self.tried.add(kind)
+            if self.compiled is not None:
+                return self._run(x)
+        return self.module._call_impl(x)
+
+    def _run(self, x: Tensor) -> Tensor:
+        # Hooks stay outside what is compiled, and the module has this `forward` only while it runs:
+        # a copy made between two batches is a plain one.
+        own = vars(self.module).get("forward")
+        self.module.forward = self.compiled
+        try:
+            return self.module._call_impl(x)
+        finally:
+            del self.module.forward
+            if own is not None:
+                self.module.forward = own
+
+    def _try(self, x: Tensor) -> None:
+        buffers = [(b, b.clone()) for b in self.module.buffers()]
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        try:
+            with torch.random.fork_rng([x.device] if x.is_cuda else []):
+                out = self.compiled(x.detach())
+                if trained:
+                    torch.autograd.grad(out.float().sum(), trained, allow_unused=True)
+        except Exception as e:
+            self._give_up(e)
+        finally:
+            torch.clear_autocast_cache()
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+    def _give_up(self, e: Exception) -> None:
+        self.compiled = None
+        # torch says "backend='inductor' raised:" first, and wraps what was.
+        e = getattr(e, "inner_exception", e)
+        lines = [line.strip().rstrip(".:") for line in str(e).splitlines()]
+        _log.warning(
+            "torch.compile cannot compile the backbone here, so it is trained without (%s)",
+            next(filter(None, lines), type(e).__name__),
+        )
+
+
+@contextmanager
+def _compiled(module: nn.Module) -> Iterator[_CompiledCall]:
+    """Train a module through torch.compile for a while; keys, copies and files know nothing of it.
+
+    Where `nn.Module.compile` puts its own, which torch leaves out of copies and files.
+    """
+    call = _CompiledCall(module)
+    module._compiled_call_impl = call
+    try:
+        yield call
+    finally:
+        del module._compiled_call_impl
 
 
 class _HeadModel(nn.Module):
@@ -302,10 +396,13 @@ class LTLearner(_Quiet):
         loss=None,
         schedule: str = "cosine",
         warmup_epochs: int = 0,
+        milestones: Sequence[int] | None = None,
+        decay: float = 0.1,
         opt_func=None,
         select: str = "last",
         flip: bool = False,
         on_nan: str = "stop",
+        compile: bool = False,
         cbs=None,
     ) -> dict:
         """Train backbone and head together: the representation.
@@ -318,14 +415,19 @@ class LTLearner(_Quiet):
             wd: Weight decay of every parameter, 1 / lr per step, at least 0.
             sampler: Name of a sampler, or a torch sampler.
             loss: Takes (logits, targets) to a scalar; None takes cross-entropy.
-            schedule: "cosine" (to zero, once an epoch) or "constant".
-            warmup_epochs: Epochs of linear warm-up.
+            schedule: "cosine" (to zero, once an epoch), "constant", or "multistep".
+            warmup_epochs: Epochs of linear warm-up, at least 0, with any schedule.
+            milestones: For "multistep": epochs that begin with a lower rate, from 1, ascending.
+            decay: For "multistep": what each milestone multiplies the rate by, in (0, 1].
             opt_func: fastai optimiser; None takes torch's SGD with momentum 0.9.
             select: "last" keeps the weights of the last epoch, which no data chose; "best" those of
                 the epoch with the best class-balanced accuracy on the validation loader.
             flip: Validate on the mean logits of each picture and its mirror image.
             on_nan: Where the loss of a step is not finite: "stop" ends the training, "skip" leaves
                 the step out, see `FiniteLoss`.
+            compile: Train the backbone through `torch.compile`, which takes a minute or more at
+                first; where that fails, the training goes on without, and a warning says so. The
+                figures differ in rounding. Weights, checkpoints and validation know nothing of it.
             cbs: fastai callbacks. Without a `SAMN()` here or on the learner, a `SAMNLinear` is
                 folded into a plain linear layer first. With `Checkpoint(folder, resume=True)` a
                 training that was killed goes on.
@@ -336,10 +438,16 @@ class LTLearner(_Quiet):
         Raises:
             UserError: If an argument is outside its range, or training diverges.
         """
-        epochs = self._check(epochs, schedule, select, wd, loss, opt_func)
+        epochs = self._check(epochs, schedule, select, wd, loss, opt_func, SCHEDULES)
         cbs = _listed(cbs)
         wd = _plain(wd)
-        check_whole("warmup_epochs", warmup_epochs, 0)
+        rates = make_schedule(schedule, warmup_epochs, milestones, decay)
+        # What a schedule without milestones was recorded as, it still is.
+        steps = {}
+        if schedule == "multistep":
+            steps = {"milestones": rates.milestones, "decay": rates.decay}
+        if not isinstance(compile, bool):
+            raise UserError(f"compile must be True or False, got {compile!r}.")
         if lr is not None:
             lr = _check_rates(lr)
         else:
@@ -350,21 +458,25 @@ class LTLearner(_Quiet):
             trajectory = self._trajectory(select, "stage 1", start=False)
             own = [trajectory, LoaderEpoch(), EpochProgress("stage 1")]
             own += [FiniteLoss(on_nan, stage="stage 1")]
-            own += [EpochCosine(warmup_epochs)] if schedule == "cosine" else []
+            # Without either, a schedule of fastai's among the callbacks has the rates to itself.
+            own += [rates] if schedule != "constant" or warmup_epochs else []
             own += [FlipAverage()] if flip else []
             began = time.perf_counter()
             self._tell_checkpoints(
                 cbs, stage="stage 1", lr=repr(lr), weight_decay=wd, loss=loss, schedule=schedule,
                 warmup_epochs=warmup_epochs, batch=self.dls.train.bs, seed=self.dls.train.seed,
-                sampler=self.dls.train.sampler_name, select=select, flip=flip,
+                sampler=self.dls.train.sampler_name, select=select, flip=flip, **steps,
             )  # fmt: skip
-            self.fit(epochs, lr, wd, [*own, *cbs], reset_opt=True)
+            with _compiled(self.model.backbone) if compile else nullcontext() as compiled:
+                self.fit(epochs, lr, wd, [*own, *cbs], reset_opt=True)
             self._finish(self, trajectory)
+            if compile:
+                steps["compiled"] = compiled.compiled is not None
             self._note_stage(
                 trajectory, cbs, began,
                 stage="stage 1", trained="backbone + head", bn="train", on="images",
                 batch=self.dls.train.bs, sampler=self.dls.train.sampler_name, loss=loss,
-                head="kept", epochs=epochs, lr=lr, weight_decay=wd, schedule=schedule,
+                head="kept", epochs=epochs, lr=lr, weight_decay=wd, schedule=schedule, **steps,
             )  # fmt: skip
         return self.trajectory
 
@@ -376,6 +488,7 @@ class LTLearner(_Quiet):
         lr: float | None = None,
         *,
         method: str | None = None,
+        options: Mapping[str, float] | None = None,
         wd: float | None = None,
         bs: int | None = None,
         sampler=None,
@@ -401,6 +514,8 @@ class LTLearner(_Quiet):
             method: A name of `ltlearn.methods.METHODS`: its sampler, loss, callbacks and values are
                 taken wherever they are not given here; a post-hoc one trains nothing, see
                 `correct_classifier`.
+            options: Of the method's loss and callbacks, by name, such as
+                {"head_smoothing": 0.2}; `METHODS[method].options` has those there are.
             wd: Weight decay of the head, at least 0; None: the method's, or 0.
             bs: Images a batch, on cached features (on images the loader's own batch size stays);
                 None: the method's, or 64.
@@ -444,16 +559,21 @@ class LTLearner(_Quiet):
         if method is not None:
             row = find_method(method)
             if row.kind == "post hoc":
-                if asked or any(not isinstance(cb, Checkpoint) for cb in cbs):
-                    first = next(iter(asked), "cbs")
+                if asked or options or any(not isinstance(cb, Checkpoint) for cb in cbs):
+                    first = next(iter(asked), "options" if options else "cbs")
                     raise UserError(f"{method} trains nothing, so {first} has no meaning for it.")
                 self.correct_classifier(method, views=_or(views, 1), seed=_or(view_seed, seed))
                 return self.trajectory
             if row.kind == "stage 1":
-                raise UserError(f"{method} is {row.source}: there is nothing to retrain.")
-            spelled = {k: v for k, v in row.arguments().items() if v is not None}
+                raise UserError(
+                    f"{method} is the classifier of stage 1: there is nothing to retrain."
+                )
+            spelled = row.arguments(**(options or {}))
+            spelled = {k: v for k, v in spelled.items() if v is not None}
             cbs = [*spelled.pop("cbs"), *cbs]
             asked = {**spelled, **asked}
+        elif options:
+            raise UserError("options are those of a method; name the method, too.")
         asked = {**_STAGE2, **asked}
         epochs, lr, wd, bs = (asked[k] for k in ("epochs", "lr", "wd", "bs"))
         sampler, loss, reset = asked["sampler"], asked["loss"], asked["reset"]
@@ -486,8 +606,8 @@ class LTLearner(_Quiet):
             sampler=_name_of(sampler), select=select, flip=flip, reset=reset,
         )  # fmt: skip
         finite = FiniteLoss(on_nan, stage="stage 2")
-        cosine = [EpochCosine()] if schedule == "cosine" else []
-        cbs = [*cosine, LoaderEpoch(), EpochProgress("stage 2"), finite, *cbs]
+        rates = [make_schedule(schedule)] if schedule != "constant" else []
+        cbs = [*rates, LoaderEpoch(), EpochProgress("stage 2"), finite, *cbs]
         try:
             if views:
                 learn = self._head_learner(views, bs, sampler, seed, view_seed)
@@ -649,6 +769,7 @@ class LTLearner(_Quiet):
         learn = _Quiet(
             dls, _HeadModel(self.model.head), CrossEntropy(), path=self.path,
             splitter=lambda m: [list(m.parameters())], train_bn=False, wd_bn_bias=True,
+            metrics=self.metrics,
         )  # fmt: skip
         return learn
 
@@ -775,6 +896,14 @@ class LTLearner(_Quiet):
         return [self.dls.vocab[c] for c in probs.argmax(1).tolist()], probs
 
     @property
+    def stage1_method(self) -> str:
+        """Return how the last stage 1 was trained: a name of `ltlearn.methods.STAGE1`."""
+        stages = [s for s in self.stages if s["stage"] == "stage 1"]
+        used = set(stages[-1]["callbacks"]) if stages else set()
+        own = {name: {type(cb).__name__ for cb in METHODS[name].callbacks()} for name in STAGE1}
+        return next((name for name, cbs in own.items() if cbs & used), "ce")
+
+    @property
     def assumed_prior(self) -> str:
         """Return the class prior that the classifier's logits assume: "train" or "uniform".
 
@@ -842,7 +971,9 @@ class LTLearner(_Quiet):
             )
         return loader
 
-    def _check(self, epochs, schedule, select, wd, loss, opt_func) -> int:
+    def _check(
+        self, epochs, schedule, select, wd, loss, opt_func, schedules=("cosine", "constant")
+    ) -> int:
         """Check what both stages take; return the epochs as Python's own integer."""
         check_whole("epochs", epochs, 0)
         if not _is_number(wd) or wd < 0:
@@ -851,7 +982,7 @@ class LTLearner(_Quiet):
             raise UserError(f"loss must be a function of (logits, targets) or None, got {loss!r}.")
         if opt_func is not None and not callable(opt_func):
             raise UserError(f"opt_func must be a fastai optimiser or None, got {opt_func!r}.")
-        check_choice("schedule", schedule, SCHEDULES)
+        check_choice("schedule", schedule, schedules)
         if select not in ("best", "last"):
             raise UserError(f"select must be 'best' or 'last', got {select!r}.")
         return operator.index(epochs)
@@ -989,7 +1120,7 @@ class LTLearner(_Quiet):
             "callbacks": [
                 describe_options(cb)
                 for cb in [*cbs, *self._staying()]
-                if not isinstance(cb, Checkpoint)
+                if not isinstance(cb, _ONLOOKERS)
             ],
         }
         if facts["stage"] == "stage 2":
@@ -1011,7 +1142,7 @@ class LTLearner(_Quiet):
         # What a fit took before it was stopped counts as well.
         seconds = time.perf_counter() - began
         seconds += sum(cb.spent_ for cb in cbs if isinstance(cb, Checkpoint))
-        told = [cb for cb in cbs if not isinstance(cb, Checkpoint | FiniteLoss)]
+        told = [cb for cb in cbs if not isinstance(cb, (*_ONLOOKERS, FiniteLoss))]
         self.stages.append(
             {
                 **facts,

@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastai.callback.core import Callback
+from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import set_seed
 
+from ltlearn.callbacks import SharpnessAware, WeightAverage
 from ltlearn.callbacks.checkpoint import Checkpoint
 from ltlearn.callbacks.finite import ON_NAN
+from ltlearn.callbacks.logs import EpochLog, check_tensorboard
 from ltlearn.data import LTDataLoaders
 from ltlearn.errors import UserError, check_choice
 from ltlearn.learner import LTLearner, lt_learner, sgd
@@ -25,7 +29,7 @@ from ltlearn.plots import (
     plot_per_class_accuracy,
     plot_trajectory,
 )
-from ltlearn.recipe import Recipe
+from ltlearn.recipe import Recipe, Stage1Section, _validate
 from ltlearn.report import ResultRow, ResultTable, render_report_md
 from ltlearn.run import Run, environment_info
 
@@ -68,6 +72,8 @@ class _Folder:
     seed: int
     on_nan: str
     keep_all: bool
+    tensorboard: bool
+    compile: bool
     say: Callable[[str], None]
 
     def checkpoint(self, name: str) -> Checkpoint:
@@ -75,6 +81,12 @@ class _Folder:
         seconds = float(os.environ.get(_CHECKPOINT_SECONDS, 5))
         path = self.run.path / name
         return Checkpoint(path, resume=True, min_seconds=seconds, keep_all=self.keep_all)
+
+    def log(self, name: str) -> EpochLog:
+        """Make the log of a stage, which grows with each epoch."""
+        path, stage = self.run.path, Path(name).name
+        events = path / "tensorboard" / stage if self.tensorboard else None
+        return EpochLog(path / "logs" / f"{stage}.csv", events)
 
 
 def pick_device(name: str) -> torch.device:
@@ -105,6 +117,8 @@ def run_recipe(
     skip_bad: bool = False,
     on_nan: str = "stop",
     keep_all: bool = False,
+    tensorboard: bool = False,
+    compile: bool = False,
     command: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> RecipeResult:
@@ -123,14 +137,18 @@ def run_recipe(
         skip_bad: Leave unreadable pictures out.
         on_nan: Where the loss of a step is not finite: "stop" or "skip", see `FiniteLoss`.
         keep_all: Keep the checkpoint of every epoch.
+        tensorboard: Write TensorBoard's event files, too.
+        compile: Compile the backbone with `torch.compile` for stage 1, where that can be done.
         command: The command line, for the record.
         say: Called with a line of text at each step.
 
     Raises:
-        UserError: If the data is missing, a value does not fit, or the folder belongs to another
-            recipe.
+        UserError: If the data is missing, a value does not fit, the folder belongs to another
+            recipe, or TensorBoard is asked for and missing.
     """
     check_choice("on_nan", on_nan, ON_NAN)
+    if tensorboard:
+        check_tensorboard()
     recipe = recipe.settled()
     where = pick_device(device)
     effective = recipe.model_dump(mode="json")
@@ -180,7 +198,11 @@ def run_recipe(
         run.write_json("manifest.json", manifest)
         set_seed(seed)
         learn = _learner(recipe, dls, precision, cache_path)
-        seeds.append(_run_seed(recipe, _Folder(run, seed, on_nan, keep_all, say), learn))
+        seeds.append(
+            _run_seed(
+                recipe, _Folder(run, seed, on_nan, keep_all, tensorboard, compile, say), learn
+            )
+        )
     table = _table(recipe, dls, seeds)
     _write_results(recipe, run, dls, seeds, table, manifest)
     return RecipeResult(run, table, manifest)
@@ -197,6 +219,8 @@ def _check_same_run(run: Run, effective: dict) -> None:
             f"{run.path / 'manifest.json'} is damaged: it has no values of a recipe; give another "
             "--out."
         )
+    # What an earlier version did not know yet has its default.
+    before = _validate(before, str(run.path / "manifest.json")).settled().model_dump(mode="json")
     # The number of seeds may grow, and where a value is from decides nothing.
     ignored = ("seeds", "provenance", "expected", "title")
     old, new = (
@@ -270,11 +294,13 @@ def load_stage1(
     # In the precision that the features were trained in.
     record = run.read_json(f"{name}.json")
     learn = _learner(recipe, dls, record.get("precision", "auto"), cache_path)
-    if _finished(run, name, learn) is None:
+    done = _finished(run, name, learn)
+    if done is None:
         raise UserError(
             f"the stage 1 in {run.path / name}.safetensors is damaged or missing; finish it with "
             f"`ltlearn recipe {recipe.name} --out {run.path} --resume`."
         )
+    learn.stages.append(done["stage"])
     return learn
 
 
@@ -300,9 +326,13 @@ def _run_seed(recipe: Recipe, folder: _Folder, learn: LTLearner) -> _Seed:
         select=s1.select,
         flip=paper,
         on_nan=folder.on_nan,
+        compile=folder.compile,
+        **({"milestones": s1.milestones, "decay": s1.decay} if s1.milestones else {}),
     )
-    what = f"seed {seed}: stage 1, {s1.epochs} epochs of {recipe.model.arch}"
-    record = _load_or_train(folder, name, learn, what, train)
+    method = METHODS[s1.method]
+    how = "" if s1.method == "ce" else f" with {method.label}"
+    what = f"seed {seed}: stage 1, {s1.epochs} epochs of {recipe.model.arch}{how}"
+    record = _load_or_train(folder, name, learn, what, train, partial(_stage1_callbacks, s1))
     stage1 = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     states = {}
     for method_name in recipe.methods:
@@ -326,6 +356,19 @@ def _run_seed(recipe: Recipe, folder: _Folder, learn: LTLearner) -> _Seed:
     return result
 
 
+def _stage1_callbacks(stage1: Stage1Section) -> list[Callback]:
+    method = METHODS[stage1.method]
+    made = method.callbacks(**{key: getattr(stage1, key) for key in method.options})
+    if stage1.accumulate > 1:
+        # fastai counts pictures.
+        made.append(GradientAccumulation(stage1.accumulate * stage1.batch_size))
+    if stage1.ema_decay is not None:
+        made.append(WeightAverage(stage1.ema_decay))
+    if stage1.sharpness_rho is not None:
+        made.append(SharpnessAware(stage1.sharpness_rho))
+    return made
+
+
 def _stage2(
     recipe: Recipe, folder: _Folder, learn: LTLearner, method_name: str, paper: bool
 ) -> dict:
@@ -340,6 +383,11 @@ def _stage2(
         "epochs": s2.epochs, "lr": s2.lr, "wd": s2.weight_decay, "bs": s2.batch_size,
         **method.values,
     }  # fmt: skip
+    if method_name in recipe.method:
+        own = recipe.method[method_name].model_dump(exclude_none=True)
+        names = {"weight_decay": "wd", "batch_size": "bs"}
+        values |= {names.get(k, k): v for k, v in own.items() if k not in method.options}
+        values["options"] = {k: v for k, v in own.items() if k in method.options}
     values["epochs"] = min(values["epochs"], s2.epochs) if recipe.is_smoke() else values["epochs"]
     train = partial(
         learn.retrain_classifier,
@@ -365,7 +413,9 @@ def _correct(learn: LTLearner, method: str, seed: int, cbs=None) -> dict:
     return learn.trajectory
 
 
-def _load_or_train(folder: _Folder, name: str, learn: LTLearner, what: str, train) -> dict:
+def _load_or_train(
+    folder: _Folder, name: str, learn: LTLearner, what: str, train, make_cbs=list
+) -> dict:
     """Take up a stage that is finished in the folder, or train and keep it; return its record."""
     run, checkpoint = folder.run, folder.checkpoint(name)
     record = _finished(run, name, learn)
@@ -375,7 +425,7 @@ def _load_or_train(folder: _Folder, name: str, learn: LTLearner, what: str, trai
         noted = len(learn.stages)
         # Each stage draws the same whether those before it have just been trained or not.
         set_seed(folder.seed)
-        trajectory = train(cbs=checkpoint)
+        trajectory = train(cbs=[*make_cbs(), checkpoint, folder.log(name)])
         stage, *then = learn.stages[noted:]
         if then:  # a correction after stage 2
             stage = {**stage, "then": then, "seconds": sum(s["seconds"] for s in [stage, *then])}
@@ -478,13 +528,13 @@ def _table(recipe: Recipe, dls: LTDataLoaders, seeds: list[_Seed]) -> ResultTabl
 def _published(recipe: Recipe) -> str:
     """Say what was published, and what of the recipe was changed on the command line."""
     figures: dict[str, list[str]] = {}
-    for e in recipe.expected:
-        if e.method in recipe.methods:
-            about = f"{e.protocol} protocol; {e.source}"
-            figures.setdefault(about, []).append(f"{METHODS[e.method].label} {e.all:g}")
+    expected = recipe.published()
+    for e in expected:
+        about = f"{e.protocol} protocol; {e.source}"
+        figures.setdefault(about, []).append(f"{METHODS[e.method].label} {e.all:g}")
     if not figures:
         return ""
-    changed = recipe.changes()
+    changed = [key for key in recipe.changes() if not any(key in e.when for e in expected)]
     said = [f"{', '.join(f)} ({about})" for about, f in figures.items()]
     what = f"Published, without the changes to {', '.join(changed)}" if changed else "Published"
     return f"{what}: {'; '.join(said)}."

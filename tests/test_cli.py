@@ -1,4 +1,6 @@
+import csv
 import errno
+import importlib.util
 import io
 import json
 import logging
@@ -409,10 +411,56 @@ def test_resume_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch
     done = ltlearn(*TINY, "--out", run, "--resume")
     assert done.returncode == 0, done.stderr
     assert "stage 2, CE + SAMN, 2 epochs on features, on from epoch 1" in done.stderr
+    for name, epochs in (("stage1", "12"), ("samn", "012")):
+        lines = (run / f"logs/seed0-{name}.csv").read_text().splitlines()
+        assert [line[0] for line in lines[1:]] == list(epochs)
     a, b = np.load(finished[0] / "predictions.npz"), np.load(run / "predictions.npz")
     for name in a.files:
         np.testing.assert_array_equal(a[name], b[name])
     assert not [p for p in (run / "checkpoints").iterdir() if p.is_dir()]
+
+
+def test_a_run_logs_each_epoch(finished):
+    run, done = finished
+    for stage, epochs in (("stage1", ["1", "2"]), ("samn", ["0", "1", "2"])):
+        with open(run / f"logs/seed0-{stage}.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert [r["epoch"] for r in rows] == epochs
+        method = "ce" if stage == "stage1" else stage
+        with open(run / "metrics.csv") as file:
+            whole = [r for r in csv.DictReader(file) if r["method"] == method]
+        assert rows == [{k: r[k] for k in rows[0]} for r in whole]
+    assert not (run / "tensorboard").exists()
+
+
+def test_epochs_are_said_where_there_is_no_terminal(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("ltlearn.progress._DELAY_S", 0.0)
+    for words, said in (([], True), (["--quiet"], False), (["--json"], False)):
+        done = ltlearn(*TINY, "--out", tmp_path / "-".join(["run", *words]), *words)
+        assert done.returncode == 0, done.stderr
+        assert ("stage 1: epoch 2/2, loss " in done.stderr) is said
+        assert ("stage 2: epoch 2/2, loss " in done.stderr) is said
+        # The first is less than half a minute after the beginning.
+        assert "epoch 1/2, loss" not in done.stderr
+        assert "images/s" not in done.stdout
+
+
+def test_tensorboard(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "importlib.util.find_spec",
+            lambda name, *args: None if name == "tensorboard" else find(name, *args),
+        )
+        done = ltlearn(*TINY, "--tensorboard", "--out", tmp_path / "none")
+    assert done.returncode == 2
+    assert "need the package tensorboard: pip install 'ltlearn[tensorboard]'." in done.stderr
+    assert not (tmp_path / "none").exists()
+    pytest.importorskip("tensorboard")
+    done = ltlearn(*TINY, "--tensorboard", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    for stage in ("stage1", "samn"):
+        assert list((tmp_path / f"run/tensorboard/seed0-{stage}").glob("events.out.tfevents.*"))
 
 
 def test_keep_all_and_on_nan(tmp_path):

@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.training import GradientAccumulation
 from fastai.learner import load_learner
 from fastai.optimizer import Adam
 from PIL import Image
 from torch import nn
 
-from ltlearn import SAMN, LTDataLoaders, SAMNLinear, UserError
+from ltlearn import (
+    GLMC,
+    SAMN,
+    LTDataLoaders,
+    SAMNLinear,
+    SharpnessAware,
+    UserError,
+    WeightAverage,
+)
 from ltlearn.data.samplers import ClassBalancedSampler
 from ltlearn.metrics import shot_report
 from tests.callbacks.helpers import (
@@ -25,6 +34,7 @@ from tests.callbacks.helpers import (
     make_images,
     make_lt_learner,
 )
+from tests.callbacks.test_checkpoint import EPOCHS, check
 from tests.models.test_cut import SMALL
 
 START = [2.1414, 3.4347, 4.2321]
@@ -662,3 +672,244 @@ def test_features_that_are_too_many_for_memory_go_to_disk(tmp_path, monkeypatch,
     assert learn.bank.path == tmp_path / "features"
     assert list((tmp_path / "features").rglob("*.npy"))
     assert "memory" in caplog.text
+
+
+# ------------------------------------------------ gradient accumulation
+
+
+def without_batch_norm(bs):
+    learn = make_lt_learner(make_dls(side=4, bs=bs, transform="none"))
+    torch.manual_seed(0)
+    learn.model.backbone = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU())
+    learn.model.head = nn.Linear(16, 3)
+    return learn
+
+
+@pytest.mark.parametrize("micro", [4, 2, 1])
+def test_accumulated_gradients_are_those_of_one_batch(micro):
+    """56 pictures: in batches of 8, or of 4, 2 and 1 that add up to 8."""
+    options = {"schedule": "multistep", "milestones": [1], "decay": 0.5, "warmup_epochs": 1}
+    whole, parts = without_batch_norm(8), without_batch_norm(micro)
+    steps = Spy2()
+    steps.after_step = lambda: setattr(steps, "taken", getattr(steps, "taken", 0) + 1)
+    first = whole.fit_stage1(3, 0.05, **options)
+    second = parts.fit_stage1(3, 0.05, cbs=[GradientAccumulation(8), steps], **options)
+    assert len(parts.dls.train) == 56 // micro and steps.taken == 21
+    for k, v in whole.model.state_dict().items():
+        assert torch.allclose(v, parts.model.state_dict()[k], atol=1e-6), k
+    assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
+
+
+def test_a_micro_batch_that_is_left_out_leaves_the_others():
+    learn, seen = without_batch_norm(4), []
+
+    def loss(pred, target):
+        if torch.is_grad_enabled():
+            seen.append(1)
+        bad = torch.is_grad_enabled() and len(seen) == 2
+        return nn.functional.cross_entropy(pred, target) * (math.nan if bad else 1)
+
+    learn.fit_stage1(1, 0.05, loss=loss, on_nan="skip", cbs=GradientAccumulation(8))
+    assert len(seen) == 14
+    assert all(p.isfinite().all() for p in learn.model.parameters())
+
+
+@pytest.mark.parametrize("callback", [None, GLMC])
+@pytest.mark.parametrize("opt_func", [None, Adam])
+def test_a_checkpoint_keeps_what_is_accumulated(callback, opt_func, tmp_path):
+    """30 pictures an epoch, a step each 20 or more: gradients are carried into the next epoch."""
+    carried = []
+
+    class Look(Callback):
+        run_valid = False
+
+        def before_train(self):
+            carried.append(self.learn.gradient_accumulation.count)
+
+    def train(learn, cbs):
+        learn.fit_stage1(EPOCHS, 0.05, opt_func=opt_func, cbs=cbs)
+
+    def cbs():
+        return [GradientAccumulation(20), Look(), *([callback()] if callback else [])]
+
+    check(train, tmp_path / "c", cbs=cbs, at=2)
+    # Of the whole fit, and of the one that goes on in its third epoch.
+    assert carried[-3:] == carried[2:EPOCHS] and carried[2] > 0
+
+
+# ------------------------------------------------ torch.compile
+
+
+class Backend:
+    """In the place of torch's compiler, which takes a minute: runs what it is given, and counts."""
+
+    def __init__(self, error=None, after=0):
+        self.graphs, self.runs, self.error, self.after = 0, 0, error, after
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        if self.error is not None and self.graphs > self.after:
+            raise self.error
+
+        def run(*args):
+            self.runs += 1
+            return graph(*args)
+
+        return run
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    torch._dynamo.reset()
+    made = Backend()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=made))
+    yield made
+    torch._dynamo.reset()
+
+
+def small_learner(**kwargs):
+    """52 pictures in batches of 8, so that the last batch has 4; a model that is traced quickly."""
+    learn = make_lt_learner(make_dls([36, 12, 4]), **kwargs)
+    torch.manual_seed(0)
+    learn.model.backbone = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(),
+        nn.Linear(144, 8),
+    )  # fmt: skip
+    learn.model.head = nn.Linear(8, 3)
+    learn.model.to(memory_format=torch.channels_last)
+    torch.manual_seed(5)
+    return learn
+
+
+def trained(**kwargs):
+    learn = small_learner()
+    learn.fit_stage1(2, 0.05, **kwargs)
+    return learn
+
+
+def is_plain(learn):
+    backbone = learn.model.backbone
+    own = {"_compiled_call_impl", "forward"} & set(vars(backbone))
+    return not own and not any("_orig_mod" in k for k in learn.model.state_dict())
+
+
+def test_a_compiled_fit_is_an_eager_one(backend, caplog):
+    learn = trained(compile=True)
+    n = len(learn.dls.train)
+    # The last batch is smaller: a second graph, for sizes that change, and no third.
+    assert backend.graphs == 2
+    assert backend.runs == 2 * n + 2, "each step and, once for either size, a trial"
+    assert same(learn.model.state_dict(), trained().model.state_dict())
+    assert is_plain(learn) and "ltlearn" not in {r.name for r in caplog.records if r.levelno > 20}
+    assert learn.stages[-1]["compiled"] is True and "compiled" not in trained().stages[-1]
+    runs = backend.runs
+    learn.predict_logits(cached=False)
+    learn.retrain_classifier(1, 0.05, views=0)
+    learn.fit(1, 0.05)
+    assert backend.runs == runs
+
+
+def test_copies_keys_and_hooks_in_a_compiled_fit(backend, tmp_path):
+    class Look(Callback):
+        def before_fit(self):
+            self.hook = self.learn.model.backbone.register_forward_hook(lambda *_: seen.append(1))
+
+        def after_step(self):
+            assert not any("_orig_mod" in k for k in self.learn.model.state_dict())
+            other = copy.deepcopy(self.learn.model).train()
+            with torch.no_grad():
+                other.backbone[-1].weight.zero_()
+                other.backbone[-1].bias.zero_()
+            assert not other.backbone(self.learn.xb[0]).any(), "a copy has weights of its own"
+            seen.pop()  # the copy has the hook, too
+            self.learn.save("middle")
+
+        def after_fit(self):
+            self.hook.remove()
+
+    learn, seen = small_learner(), []
+    learn.path = tmp_path
+    learn.fit_stage1(1, 0.05, compile=True, select="best", cbs=[Look(), WeightAverage(), SAMN()])
+    assert len(seen) == len(learn.dls.train) + len(learn.dls.valid)
+    assert is_plain(learn)
+    learn.load("middle")
+    learn.export("all.pkl")
+    again = load_learner(tmp_path / "all.pkl")
+    assert same(again.model.state_dict(), learn.model.state_dict())
+
+
+def test_a_compiled_checkpoint_goes_on(backend, tmp_path):
+    def train(learn, cbs):
+        learn.fit_stage1(EPOCHS, 0.05, compile=True, cbs=cbs)
+
+    check(train, tmp_path / "c", small_learner)
+
+
+@pytest.mark.parametrize("callback", [GLMC, SharpnessAware])
+def test_callbacks_that_run_the_backbone_again(callback, backend):
+    one, two = trained(cbs=callback()), trained(cbs=callback(), compile=True)
+    assert same(one.model.state_dict(), two.model.state_dict())
+    assert backend.runs >= 4 * len(two.dls.train)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_where_compilation_fails_the_fit_is_the_eager_one(after, backend, caplog):
+    """At the first batch, and at the first smaller one."""
+    expected = trained()
+    backend.error, backend.after = RuntimeError("no C++ compiler\nat all"), after
+    learn = trained(compile=True)
+    assert same(learn.model.state_dict(), expected.model.state_dict())
+    assert learn.trajectory["loss"] == expected.trajectory["loss"]
+    warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(warnings) == 1 and "\n" not in warnings[0]
+    assert warnings[0].startswith("torch.compile cannot compile the backbone here, so it is train")
+    assert "no C++ compiler" in warnings[0]
+    assert is_plain(learn) and learn.stages[-1]["compiled"] is False
+
+
+def test_a_backward_pass_that_cannot_be_compiled(backend, monkeypatch, caplog):
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("no backward pass here")
+
+    def break_it(graph, inputs):
+        return lambda *args: [Fails.apply(out) for out in graph(*args)]
+
+    expected = trained()
+    monkeypatch.setattr(Backend, "__call__", lambda self, *args: break_it(*args))
+    learn = trained(compile=True)
+    assert same(learn.model.state_dict(), expected.model.state_dict())
+    assert caplog.text.count("no backward pass here") == 1
+
+
+def test_without_torch_compile(monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise RuntimeError("torch.compile is not supported here")
+
+    expected = trained()
+    monkeypatch.setattr(torch, "compile", refuse)
+    learn = trained(compile=True)
+    assert same(learn.model.state_dict(), expected.model.state_dict())
+    assert caplog.text.count("not supported here") == 1
+    with pytest.raises(UserError, match="compile must be True or False, got 'yes'"):
+        learn.fit_stage1(1, compile="yes")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CancelFitException, ValueError("no")])
+def test_a_compiled_fit_that_ends_early_leaves_a_plain_backbone(error, backend):
+    learn = small_learner()
+    patched = learn.model.backbone.forward
+    learn.model.backbone.forward = patched
+    try:
+        learn.fit_stage1(2, 0.05, compile=True, cbs=Stop(error))
+    except (KeyboardInterrupt, ValueError):
+        pass
+    assert vars(learn.model.backbone)["forward"] is patched
+    assert "_compiled_call_impl" not in vars(learn.model.backbone)
+    del learn.model.backbone.forward
+    learn.fit_stage1(1, 0.05)

@@ -1,19 +1,23 @@
 """What a fit was worth, epoch by epoch, and the weights of its best epoch."""
 
 import logging
+import math
 import time
 from contextlib import nullcontext
 
 import torch
 from fastai.callback.core import Callback
+from fastai.learner import ValueMetric
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError
 from ltlearn.metrics import shot_report
 from ltlearn.models.cut import find_head
-from ltlearn.progress import ProgressLine
+from ltlearn.progress import ProgressLine, duration
 
-__all__ = ["EpochProgress", "FlipAverage", "Trajectory", "head_norms"]
+__all__ = ["FIGURES", "EpochProgress", "FlipAverage", "Trajectory", "find_trajectory", "head_norms"]
+
+FIGURES = ("all", "balanced", "many", "medium", "few")
 
 _log = logging.getLogger("ltlearn")
 
@@ -97,6 +101,23 @@ class Trajectory(Callback):
             self._add(0, None, *self.predict())
             self._log_epoch()
 
+    def as_metrics(self) -> list[ValueMetric]:
+        """Make fastai metrics of the figures, for the columns of its `Recorder` and loggers.
+
+        Nothing is computed twice. A group without a class is NaN.
+        """
+        return [ValueMetric(lambda key=key: self._figure(key), key) for key in FIGURES]
+
+    def last(self) -> dict | None:
+        """Return the last row of the record; None before there is one."""
+        if not self.record["epoch"]:
+            return None
+        return {k: v[-1] for k, v in self.record.items() if isinstance(v, list) and k != "norms"}
+
+    def running_loss(self) -> float | None:
+        """Return the mean training loss of this epoch so far, for which a device waits."""
+        return float(self._loss / self._seen) if self._seen else None
+
     def before_train(self):
         """Begin to collect the training loss."""
         self._loss, self._seen = 0.0, 0
@@ -126,10 +147,22 @@ class Trajectory(Callback):
 
     def after_validate(self):
         """Evaluate the epoch."""
+        self._evaluate()
+
+    def _figure(self, key: str) -> float:
+        # The Recorder asks in the same event, before it is the turn of this callback.
+        self._evaluate()
+        last = self.last()
+        now = last is not None and last["epoch"] == self.learn.epoch + 1
+        return last[key] if now and last[key] is not None else math.nan
+
+    def _evaluate(self) -> None:
+        """Evaluate the epoch, once."""
         if not self._logits or not hasattr(self, "_seen"):
             return
-        loss = float(self._loss / self._seen) if self._seen else None
-        self._add(self.learn.epoch + 1, loss, torch.cat(self._logits), torch.cat(self._targets))
+        logits, targets = torch.cat(self._logits), torch.cat(self._targets)
+        self._logits, self._targets = [], []
+        self._add(self.learn.epoch + 1, self.running_loss(), logits, targets)
         self._log_epoch()
 
     def state_dict(self) -> dict:
@@ -171,7 +204,7 @@ class Trajectory(Callback):
             )
         report = shot_report(logits, targets, self.shot_counts, few=self.few)
         row = {"epoch": epoch, "loss": loss, "seconds": time.perf_counter() - self._began}
-        row |= {k: getattr(report, k) for k in ("all", "balanced", "many", "medium", "few")}
+        row |= {k: getattr(report, k) for k in FIGURES}
         row["norms"] = head_norms(self.learn.model).tolist()
         for key, value in row.items():
             self.record[key].append(value)
@@ -191,13 +224,22 @@ class Trajectory(Callback):
         )  # fmt: skip
 
 
-class EpochProgress(Callback):
-    """Show the fit as one progress bar on the terminal, in batches, with epoch and loss.
+def find_trajectory(learn) -> Trajectory | None:
+    """Return the trajectory that a fit is recorded in; None where there is none."""
+    return next((cb for cb in learn.cbs if isinstance(cb, Trajectory)), None)
 
-    Reads `learn.iter`, `learn.epoch`, `learn.loss`. Writes nothing.
+
+class EpochProgress(Callback):
+    """Show a fit on the terminal: epoch, speed, time left, loss, and the figures of a `Trajectory`.
+
+    Where standard error is no terminal, `ltlearn.progress.plain_lines` gets a line per epoch, at
+    most one in half a minute and the last.
+
+    Reads `learn.iter`, `learn.epoch`, the size of the batches, and the trajectory; its loss, for
+    which a device waits, twice a second while a bar is shown. Writes nothing.
 
     Args:
-        description: What stands before the bar.
+        description: What the fit is called.
     """
 
     # Last, so that what it shows is final.
@@ -208,27 +250,134 @@ class EpochProgress(Callback):
         self.description = description
 
     def before_fit(self):
-        """Open the bar."""
+        """Find out who looks."""
+        # `validate` and `get_preds` come by here too, with this lock held.
+        if self.learn.lock.locked():
+            return
         self.close()
-        self._line = ProgressLine(self.description, self.learn.n_epoch * len(self.learn.dls.train))
+        self._batches = len(self.learn.dls.train)
+        line = ProgressLine(self.description, self.learn.n_epoch * self._batches)
+        if not line.on:
+            return
+        self._line, self._source = line, find_trajectory(self.learn)
+        # Of this process alone: a fit that goes on in the middle has done more.
+        self._steps = self._epochs = self._images = 0
+        self._trained = self._trained_whole = self._whole = 0.0
+        self._train_began, self._train_s = None, 0.0
+        self._began = time.perf_counter()
 
-    def before_epoch(self):
-        """Count the epochs of a fit that goes on in the middle."""
-        first = getattr(self.learn, "first_epoch", 0)
-        if self._line is not None and not self._line.done and first:
-            self._line.advance(first * len(self.learn.dls.train))
+    def before_train(self):
+        """Begin to count pictures."""
+        if self._line is None:
+            return
+        self._images, self._train_began = 0, time.perf_counter()
+        if not self._epochs and not self._steps:
+            self._began = self._train_began
+        self._line.done = self.learn.epoch * self._batches
 
     def after_batch(self):
-        """Move the bar."""
-        if self.learn.training:
-            self._line.advance(1, f"epoch {self.learn.epoch + 1}/{self.learn.n_epoch}")
+        """Count, and show how it goes if it is time."""
+        line = self._line
+        if line is None:
+            return
+        training = self.learn.training
+        if training:
+            self._images, self._steps = self._images + len(self.learn.yb[0]), self._steps + 1
+            line.done += 1
+        if line.say is None and line.due():
+            self._time_training()
+            self._show("" if training else "validation ")
+
+    def after_train(self):
+        """Stop the clock that counts training alone."""
+        if self._line is not None and self._train_began is not None:
+            self._time_training()
+            self._trained, self._train_began = self._trained + self._train_s, None
+
+    def after_epoch(self):
+        """Say how the epoch went, if it is time."""
+        line = self._line
+        if line is None:
+            return
+        self._epochs += 1
+        self._whole, self._trained_whole = time.perf_counter() - self._began, self._trained
+        line.done = (self.learn.epoch + 1) * self._batches
+        is_last = self.learn.epoch + 1 == self.learn.n_epoch
+        if line.say is not None and (line.due() or (is_last and line.last())):
+            line.say(self._sentence())
 
     def after_fit(self):
         """Take the bar away."""
-        self.close()
+        if not self.learn.lock.locked():
+            self.close()
 
     def close(self) -> None:
         """Take the bar away, also after a fit that was interrupted."""
         if self._line is not None:
             self._line.close()
-            self._line = None
+        self._line = self._source = None
+
+    def _time_training(self) -> None:
+        if self._train_began is not None:
+            self._train_s = time.perf_counter() - self._train_began
+
+    def _speed(self) -> str:
+        return f"{self._images / max(self._train_s, 1e-9):.0f} images/s"
+
+    def _left(self) -> str:
+        """Say how long the fit will go on, by what this process took."""
+        trained = self._trained + (self._train_s if self._train_began is not None else 0.0)
+        steps = self._line.total - self._line.done
+        seconds = trained / max(self._steps, 1) * steps
+        if self._epochs:  # validation, and what else an epoch takes
+            epochs = math.ceil(steps / max(self._batches, 1))
+            seconds += (self._whole - self._trained_whole) / self._epochs * epochs
+        return f"{duration(seconds)} left"
+
+    def _show(self, part: str) -> None:
+        line, left, learn = self._line, self._left(), self.learn
+        loss = self._source and self._source.running_loss()
+        head = f"{self.description}, epoch {learn.epoch + 1}/{learn.n_epoch}"
+        batch = f"{part}{learn.iter + 1}/{learn.n_iter}"
+        tails = [f"{batch}, {self._speed()}, {left}", f"{self._speed()}, {left}", left]
+        loss_said = [] if loss is None else [f"loss {loss:.3f}"]
+        row = self._source and self._source.last()
+        notes = [
+            ", ".join([*loss_said, *figures])
+            for figures in (_figures(row, self._source.select_on) if row else ([],))
+        ]
+        line.show(head, tails, notes)
+
+    def _sentence(self) -> str:
+        learn, row = self.learn, self._source and self._source.last()
+        parts = [f"{self.description}: epoch {learn.epoch + 1}/{learn.n_epoch}"]
+        if row and row["epoch"] == learn.epoch + 1:
+            parts += [] if row["loss"] is None else [f"loss {row['loss']:.3f}"]
+        else:  # validation was cancelled
+            row = None
+        parts.append(self._speed())
+        if row:
+            groups = ", ".join(_groups(row))
+            balanced = f"{self._source.select_on} balanced {100 * row['balanced']:.1f} %"
+            parts.append(f"{balanced} ({groups})" if groups else balanced)
+        return ", ".join([*parts, self._left()] if learn.epoch + 1 < learn.n_epoch else parts)
+
+
+def _groups(row: dict) -> list[str]:
+    found = (k for k in ("many", "medium", "few") if row[k] is not None)
+    return [f"{k} {100 * row[k]:.1f}" for k in found]
+
+
+def _figures(row: dict, select_on: str) -> list[list[str]]:
+    """Say the figures of an epoch in a long, a middle, and a short way."""
+    overall, balanced, groups = 100 * row["all"], 100 * row["balanced"], _groups(row)
+    values = "/".join(g.split()[1] for g in groups)
+    names = "/".join(g.split()[0] for g in groups)
+    short = [f"balanced {balanced:.1f}", *([values] if groups else [])]
+    return [
+        [f"{select_on} all {overall:.1f} %, balanced {balanced:.1f} %", *groups],
+        [f"{select_on} {overall:.1f} %, balanced {balanced:.1f}"]
+        + ([f"{names} {values}"] if groups else []),
+        short,
+        short[:1],
+    ]
