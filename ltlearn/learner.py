@@ -5,7 +5,7 @@ import logging
 import math
 import operator
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
@@ -15,13 +15,11 @@ from pathlib import Path
 import fastai.callback.schedule  # noqa: F401  (gives Learner lr_find, fit_one_cycle, fit_flat_cos)
 import numpy as np
 import torch
-from fastai.callback.core import Callback, CancelEpochException, TrainEvalCallback, event
+from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import CastToTensor, Learner, Recorder
-from fastai.optimizer import OptimWrapper
-from fastcore.basics import listify, noop
 from PIL import Image
 from torch import Tensor, nn
 
@@ -30,6 +28,7 @@ from ltlearn.callbacks.finite import FiniteLoss
 from ltlearn.callbacks.history import EpochProgress, FlipAverage, Trajectory, head_norms
 from ltlearn.callbacks.logs import EpochLog
 from ltlearn.callbacks.schedule import SCHEDULES, LoaderEpoch, make_schedule
+from ltlearn.compiled import compiled
 from ltlearn.data.loaders import (
     IMAGENET_STATS,
     LTDataLoader,
@@ -40,6 +39,7 @@ from ltlearn.data.sources import ImageSet, read_image
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.features import FeatureBank, weights_fingerprint
+from ltlearn.loop import LossScaling, QuietLearner, listed_callbacks, memory_said, sgd
 from ltlearn.losses import CountedLoss, CrossEntropy
 from ltlearn.methods import METHODS, STAGE1, find_method
 from ltlearn.metrics import FEW_RULES, ShotReport, shot_report
@@ -84,37 +84,6 @@ _ONLOOKERS = (Checkpoint, CSVLogger, EpochLog)
 _log = logging.getLogger("ltlearn")
 
 
-def sgd(momentum: float = 0.9, nesterov: bool = False):
-    """Return torch's SGD as fastai's `opt_func`.
-
-    It adds weight decay to the gradient, as all published code does.
-
-    Args:
-        momentum: Share of the last step in the next, in [0, 1).
-        nesterov: Whether the momentum is Nesterov's.
-    """
-    return partial(_Wrapped, opt=_SGD, momentum=momentum, nesterov=nesterov)
-
-
-class _Wrapped(OptimWrapper):
-    """fastai's wrapper, telling numbers alone: its loggers stumble over torch's None."""
-
-    @property
-    def hypers(self):
-        return [{k: v for k, v in h.items() if v is not None} for h in super().hypers]
-
-
-class _SGD(torch.optim.SGD):
-    """torch's SGD, in one kernel a step on a CPU, where torch itself takes three a parameter."""
-
-    def __init__(self, params, *args, **kwargs):
-        params = list(params)
-        group = params[0] if params else None
-        first = group["params"] if isinstance(group, dict) else params
-        on_cpu = all(p.is_cpu and p.dtype.is_floating_point for p in first)
-        super().__init__(params, *args, **{"fused": True if on_cpu else None, **kwargs})
-
-
 def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     """Parameter groups [backbone, head]."""
     return [list(model.backbone.parameters()), list(model.head.parameters())]
@@ -131,151 +100,6 @@ def _bf16_pays(device: torch.device, side: int) -> bool:
     return side >= 16 and any(getattr(torch.cpu, p, lambda: False)() for p in probes)
 
 
-def _order_of(cb: Callback) -> float:
-    return cb.order
-
-
-class _Quiet(Learner):
-    """A fastai Learner that prints nothing and whose callbacks clean up however a fit ends."""
-
-    first_epoch = 0  # of this fit, which goes on in the middle where a `Checkpoint` says so
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.remove_cb(ProgressCallback)
-        self.logger, self.create_mbar = noop, False
-
-    def __call__(self, event_name):
-        # What fastai does, without building lists and without asking callbacks that do not listen:
-        # its own way takes longer than a step of a linear classifier.
-        for name in [event_name] if isinstance(event_name, str) else list(event_name):
-            if not hasattr(event, name):
-                raise ValueError(f"fastai has no event {name!r}")
-            for cb in sorted(self.cbs, key=_order_of):
-                if name == "after_fit" or hasattr(type(cb), name) or name in vars(cb):
-                    cb(name)
-
-    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
-        cbs = _listed(cbs)
-        self.first_epoch = 0
-        metrics, logger = self.metrics, self.logger
-        for cb in cbs:
-            if isinstance(cb, Trajectory):
-                self.metrics = [*metrics, *cb.as_metrics()]
-        try:
-            with _memory_said(getattr(self.dls.train, "bs", 1)):
-                super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
-        finally:
-            self.metrics, self.logger = metrics, logger
-            for cb in [*self.cbs, *cbs]:
-                if hasattr(type(cb), "close"):
-                    cb.close()
-            # What a cut-off step or accumulation leaves is not for the next fit.
-            self.model.zero_grad(set_to_none=True)
-
-    def _do_fit(self):
-        for epoch in range(self.first_epoch, self.n_epoch):
-            self.epoch = epoch
-            self._with_events(self._do_epoch, "epoch", CancelEpochException)
-
-
-class _LossScaling(MixedPrecision):
-    """fastai's scaling of losses and gradients, without its autocast.
-
-    The learner runs the model in autocast itself: fastai enters autocast in one event and leaves it
-    in another, which an interrupted batch never reaches.
-    """
-
-    def before_batch(self):
-        pass
-
-    def after_loss(self):
-        pass
-
-    def state_dict(self) -> dict:
-        return self.learn.scaler.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        self.learn.scaler.load_state_dict(state)
-
-
-class _CompiledCall:
-    """The call of a module, through torch.compile wherever the module trains.
-
-    Each new shape of an input is tried first, forward and backward, with buffers and random numbers
-    put back: a compilation that fails in the middle leaves no trace.
-    """
-
-    def __init__(self, module: nn.Module):
-        self.module, self.compiled, self.tried = module, None, set()
-        try:
-            self.compiled = torch.compile(module.forward)
-        except Exception as e:
-            self._give_up(e)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.module.training and torch.is_grad_enabled():
-            kind = (x.shape, x.stride(), x.dtype)
-            if self.compiled is not None and kind not in self.tried:
-                self._try(x)
-                self.tried.add(kind)
-            if self.compiled is not None:
-                return self._run(x)
-        return self.module._call_impl(x)
-
-    def _run(self, x: Tensor) -> Tensor:
-        # Hooks stay outside what is compiled, and the module has this `forward` only while it runs:
-        # a copy made between two batches is a plain one.
-        own = vars(self.module).get("forward")
-        self.module.forward = self.compiled
-        try:
-            return self.module._call_impl(x)
-        finally:
-            del self.module.forward
-            if own is not None:
-                self.module.forward = own
-
-    def _try(self, x: Tensor) -> None:
-        buffers = [(b, b.clone()) for b in self.module.buffers()]
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        try:
-            with torch.random.fork_rng([x.device] if x.is_cuda else []):
-                out = self.compiled(x.detach())
-                if trained:
-                    torch.autograd.grad(out.float().sum(), trained, allow_unused=True)
-        except Exception as e:
-            self._give_up(e)
-        finally:
-            torch.clear_autocast_cache()
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-
-    def _give_up(self, e: Exception) -> None:
-        self.compiled = None
-        # torch says "backend='inductor' raised:" first, and wraps what was.
-        e = getattr(e, "inner_exception", e)
-        lines = [line.strip().rstrip(".:") for line in str(e).splitlines()]
-        _log.warning(
-            "torch.compile cannot compile the backbone here, so it is trained without (%s)",
-            next(filter(None, lines), type(e).__name__),
-        )
-
-
-@contextmanager
-def _compiled(module: nn.Module) -> Iterator[_CompiledCall]:
-    """Train a module through torch.compile for a while; keys, copies and files know nothing of it.
-
-    Where `nn.Module.compile` puts its own, which torch leaves out of copies and files.
-    """
-    call = _CompiledCall(module)
-    module._compiled_call_impl = call
-    try:
-        yield call
-    finally:
-        del module._compiled_call_impl
-
-
 class _HeadModel(nn.Module):
     """The head alone, over features."""
 
@@ -287,7 +111,7 @@ class _HeadModel(nn.Module):
         return self.head(x)
 
 
-class LTLearner(_Quiet):
+class LTLearner(QuietLearner):
     """A fastai Learner for long-tailed recognition; make one with `lt_learner`.
 
     Attributes: `stages` (what each stage trained, a dict each, for the manifest), `trajectory` (of
@@ -347,9 +171,9 @@ class LTLearner(_Quiet):
             "wd_bn_bias": True,
             **kwargs,
         }
-        kwargs["cbs"] = _listed(kwargs.get("cbs"))
+        kwargs["cbs"] = listed_callbacks(kwargs.get("cbs"))
         if precision == "fp16":
-            kwargs["cbs"] += [_LossScaling()]
+            kwargs["cbs"] += [LossScaling()]
         self.stages: list[dict] = []
         self.trajectory: dict | None = None
         super().__init__(dls, model, **kwargs)
@@ -439,7 +263,7 @@ class LTLearner(_Quiet):
             UserError: If an argument is outside its range, or training diverges.
         """
         epochs = self._check(epochs, schedule, select, wd, loss, opt_func, SCHEDULES)
-        cbs = _listed(cbs)
+        cbs = listed_callbacks(cbs)
         wd = _plain(wd)
         rates = make_schedule(schedule, warmup_epochs, milestones, decay)
         # What a schedule without milestones was recorded as, it still is.
@@ -467,11 +291,11 @@ class LTLearner(_Quiet):
                 warmup_epochs=warmup_epochs, batch=self.dls.train.bs, seed=self.dls.train.seed,
                 sampler=self.dls.train.sampler_name, select=select, flip=flip, **steps,
             )  # fmt: skip
-            with _compiled(self.model.backbone) if compile else nullcontext() as compiled:
+            with compiled(self.model.backbone) if compile else nullcontext() as call:
                 self.fit(epochs, lr, wd, [*own, *cbs], reset_opt=True)
             self._finish(self, trajectory)
             if compile:
-                steps["compiled"] = compiled.compiled is not None
+                steps["compiled"] = call.compiled is not None
             self._note_stage(
                 trajectory, cbs, began,
                 stage="stage 1", trained="backbone + head", bn="train", on="images",
@@ -555,7 +379,7 @@ class LTLearner(_Quiet):
             "reset": reset,
         }  # fmt: skip
         asked = {name: value for name, value in asked.items() if value is not None}
-        row, cbs = None, _listed(cbs)
+        row, cbs = None, listed_callbacks(cbs)
         if method is not None:
             row = find_method(method)
             if row.kind == "post hoc":
@@ -766,7 +590,7 @@ class LTLearner(_Quiet):
         valid = LTDataLoader(self.features("valid"), 4096)
         dls = DataLoaders(train, valid, device=self.dls.device)
         dls.class_counts, dls.vocab, dls.c = self.dls.class_counts, self.dls.vocab, self.dls.c
-        learn = _Quiet(
+        learn = QuietLearner(
             dls, _HeadModel(self.model.head), CrossEntropy(), path=self.path,
             splitter=lambda m: [list(m.parameters())], train_bn=False, wd_bn_bias=True,
             metrics=self.metrics,
@@ -794,7 +618,7 @@ class LTLearner(_Quiet):
                 path = load_settings().cache_path / "features"
                 _log.warning("these features would take over 1 GiB of memory: they go to %s", path)
                 self.bank = FeatureBank(path, self.bank.dtype)
-        with _memory_said(loader.bs):
+        with memory_said(loader.bs):
             return self.bank.features(
                 self.model.backbone, loader, data, views, seed, self._autocast_or_none()
             )
@@ -820,7 +644,7 @@ class LTLearner(_Quiet):
             head = _HeadModel(self.model.head)
             return tuple(t.cpu() for t in _run(head, loader, nullcontext))
         loader = self._loader(part).new(shuffle=False)
-        with _memory_said(loader.bs):
+        with memory_said(loader.bs):
             return tuple(t.cpu() for t in _run(self.model, loader, self.autocast, flip))
 
     def compare_classifiers(self, methods=None, seeds: int = 1, **kwargs):
@@ -1158,40 +982,9 @@ class LTLearner(_Quiet):
         _log.info("%s", self.stages[-1])
 
 
-@contextmanager
-def _memory_said(batch: int):
-    """Say what to do where memory runs out."""
-    try:
-        yield
-    except RuntimeError as e:
-        text = str(e)
-        ours = isinstance(e, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't alloc" in text
-        if not ours:
-            raise
-        device = "the device" if isinstance(e, torch.OutOfMemoryError) else "this machine"
-        hint = (
-            f"try batches of {batch // 2} (bs={batch // 2}, --set stage1.batch_size={batch // 2})"
-            if batch > 1
-            else "try smaller pictures or a smaller model"
-        )
-        many = "pictures" if batch > 1 else "picture"
-        raise UserError(
-            f"the memory of {device} is not enough for batches of {batch} {many}: {hint}."
-        ) from e
-
-
 def _name_of(thing) -> str:
     """Name a sampler or a loss: itself if it is a name, else its function's or its class's name."""
     return thing if isinstance(thing, str) else getattr(thing, "__name__", type(thing).__name__)
-
-
-def _listed(cbs) -> list[Callback]:
-    """Make a list of callbacks of one or many, classes or instances."""
-    found = listify(cbs)
-    for cb in found:
-        if not (isinstance(cb, Callback) or (isinstance(cb, type) and issubclass(cb, Callback))):
-            raise UserError(f"cbs must be fastai callbacks, classes or instances, got {cb!r}.")
-    return [cb() if isinstance(cb, type) else cb for cb in found]
 
 
 def _or(value, other):
@@ -1286,7 +1079,7 @@ def lt_learner(
         UserError: If timm does not know `arch` or its arguments, the weights cannot be had, the
             precision does not fit, or `few` or `cbs` is none that is allowed.
     """
-    cbs = _listed(cbs)
+    cbs = listed_callbacks(cbs)
     model = create_lt_model(arch, dls.c, pretrained, tuple(dls.size), **model_kwargs)
     config = getattr(model.backbone, "pretrained_cfg", None) or {}
     starts_trained = bool(pretrained) and (

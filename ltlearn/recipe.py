@@ -183,12 +183,17 @@ class Recipe(_Section):
             found = found.get(part) if isinstance(found, dict) else getattr(found, part, None)
         return found
 
-    def published(self) -> list[Expected]:
-        """Return the published figures of the recipe's methods, at the values it has."""
+    def published(self, ignoring=()) -> list[Expected]:
+        """Return the published figures of the recipe's methods, at the values it has.
+
+        Args:
+            ignoring: Keys that may have another value.
+        """
         return [
             e
             for e in self.expected
-            if e.method in self.methods and all(self.value(k) == v for k, v in e.when.items())
+            if e.method in self.methods
+            and all(self.value(k) == v or k in ignoring for k, v in e.when.items())
         ]
 
     def changes(self) -> list[str]:

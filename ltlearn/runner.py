@@ -528,13 +528,19 @@ def _table(recipe: Recipe, dls: LTDataLoaders, seeds: list[_Seed]) -> ResultTabl
 def _published(recipe: Recipe) -> str:
     """Say what was published, and what of the recipe was changed on the command line."""
     figures: dict[str, list[str]] = {}
-    expected = recipe.published()
+    expected, changed = recipe.published(), recipe.changes()
+    if expected:
+        changed = [key for key in changed if not any(key in e.when for e in expected)]
+    else:
+        # Of values that were changed and not published: those they were changed from, if clear.
+        expected = recipe.published(changed)
+        if len({e.method for e in expected}) < len(expected):
+            return ""
     for e in expected:
         about = f"{e.protocol} protocol; {e.source}"
         figures.setdefault(about, []).append(f"{METHODS[e.method].label} {e.all:g}")
     if not figures:
         return ""
-    changed = [key for key in recipe.changes() if not any(key in e.when for e in expected)]
     said = [f"{', '.join(f)} ({about})" for about, f in figures.items()]
     what = f"Published, without the changes to {', '.join(changed)}" if changed else "Published"
     return f"{what}: {'; '.join(said)}."

@@ -62,6 +62,19 @@ def test_published_figures_are_those_of_the_values():
     assert load_recipe("cifar100_lt_glmc", ["model.width=16"]).published() == []
 
 
+def test_the_note_names_what_was_published_and_what_was_changed():
+    from ltlearn.runner import _published
+
+    note = _published(load_recipe("cifar10_lt", ["model.width=16"]))
+    assert note.startswith(
+        "Published, without the changes to model.width: CE 80.02, CE + SAMN 83.8"
+    )
+    note = _published(load_recipe("cifar10_lt_glmc", ["data.imbalance_factor=50"]))
+    assert note.startswith("Published: GLMC 90.89, GLMC + SAMN 91.25 (paper protocol; ")
+    assert _published(load_recipe("cifar10_lt", ["data.imbalance_factor=20"])) == ""
+    assert _published(load_recipe("digits_lt")) == ""
+
+
 @pytest.mark.parametrize(
     "name, factors, bn",
     [("cifar10_lt", (0.5, 0.2), "frozen"), ("cifar100_lt", (0.2, 0.1), "train")],

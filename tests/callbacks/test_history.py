@@ -268,6 +268,7 @@ def test_an_epoch_log_has_what_the_trajectory_has(stage, tmp_path, tensorboard):
 
 def test_an_epoch_log_does_not_change_the_training(tmp_path):
     a, b = make_lt_learner(), make_lt_learner()
+    b.path = tmp_path
     torch.manual_seed(1)
     a.fit_stage1(2, 0.05)
     torch.manual_seed(1)
