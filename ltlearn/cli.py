@@ -223,7 +223,7 @@ def _check(name: str, path: Path, as_json: bool) -> None:
     from ltlearn.report import render_rows
 
     checks, changes = check_run(name, _existing_run(path))
-    head = ["method", "published", "measured", "difference", "tolerance", "verdict"]
+    head = ["method", "group", "published", "measured", "difference", "tolerance", "verdict"]
     if as_json:
         rows = [
             {

@@ -20,7 +20,7 @@ class Check:
 
     Args:
         expected: What was published.
-        measured: Mean top-1 of the run over its seeds, in %.
+        measured: Mean accuracy of the run over its seeds, in %.
     """
 
     expected: Expected
@@ -29,7 +29,7 @@ class Check:
     @property
     def difference(self) -> float:
         """Return how far the run is above the published figure, in points."""
-        return self.measured - self.expected.all
+        return self.measured - self.expected.accuracy
 
     @property
     def passed(self) -> bool:
@@ -37,10 +37,11 @@ class Check:
         return abs(self.difference) <= self.expected.tolerance + 1e-9
 
     def row(self) -> list[str]:
-        """Return method, published, measured, difference, tolerance, verdict."""
+        """Return method, group, published, measured, difference, tolerance, verdict."""
         return [
             METHODS[self.expected.method].label,
-            f"{self.expected.all:.2f}",
+            self.expected.group,
+            f"{self.expected.accuracy:.2f}",
             f"{self.measured:.2f}",
             f"{self.difference:+.2f}",
             f"{self.expected.tolerance:g}",
@@ -74,22 +75,25 @@ def check_run(name: str, run: Run) -> tuple[list[Check], list[str]]:
     # Which figures apply, the run's own values decide: its imbalance factor, its width.
     applying = done.model_copy(update={"expected": recipe.expected})
     measured = {
-        row["method"]: 100 * row["summary"]["all"]["mean"] for row in manifest["results"]["rows"]
+        (row["method"], group): 100 * figure["mean"]
+        for row in manifest["results"]["rows"]
+        for group, figure in row["summary"].items()
+        if figure is not None
     }
     checks = [
-        Check(e, measured[e.method])
+        Check(e, measured[e.method, e.group])
         for e in applying.published()
-        if e.protocol == done.protocol and e.method in measured
+        if e.protocol == done.protocol and (e.method, e.group) in measured
     ]
     if not checks:
-        raise UserError(f"{run.path} cannot be checked: {_why_not(recipe, done, measured)}.")
+        raise UserError(f"{run.path} cannot be checked: {_why_not(recipe, done)}.")
     decided = {key: value for check in checks for key, value in check.expected.when.items()}
     given = {"protocol": done.protocol, **decided}
     published = load_recipe(name, [f"{key}={json.dumps(value)}" for key, value in given.items()])
     return checks, _changes(published, done)
 
 
-def _why_not(recipe: Recipe, done: Recipe, measured) -> str:
+def _why_not(recipe: Recipe, done: Recipe) -> str:
     """Say why no published figure applies to a run."""
     if not recipe.expected:
         return f"{recipe.name} has no published figures"
@@ -101,7 +105,7 @@ def _why_not(recipe: Recipe, done: Recipe, measured) -> str:
             there = " or ".join(str(v) for v in dict.fromkeys(allowed))
             return f"it has {key} = {done.value(key)}, and was published for {there}"
     there = ", ".join(dict.fromkeys(e.method for e in recipe.expected))
-    return f"it ran {', '.join(measured)}, and {there} were published"
+    return f"it ran {', '.join(done.methods)}, and {there} were published"
 
 
 def _changes(recipe: Recipe, done: Recipe) -> list[str]:

@@ -99,11 +99,21 @@ class Expected(_Section):
     """A published figure."""
 
     method: str
-    all: Annotated[float, Field(ge=0, le=100)]  # top-1 in %
+    accuracy: Annotated[float, Field(ge=0, le=100)]  # top-1 in %
+    group: Literal["all", "balanced", "many", "medium", "few"] = "all"
     protocol: Literal["clean", "paper"]
     tolerance: float = Field(gt=0)
     source: str
     when: dict[str, Any] = {}  # values that it was measured with, where a recipe has several
+
+    @property
+    def what(self) -> str:
+        """Return the method's name, and the group where it is not all images."""
+        return self.method if self.group == "all" else f"{self.method}, {self.group}"
+
+    def said(self, label: str) -> str:
+        """Say the figure in a table's words."""
+        return f"{label}{'' if self.group == 'all' else f', {self.group}'} {self.accuracy:g}"
 
 
 class Variant(_Section):

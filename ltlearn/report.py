@@ -411,7 +411,7 @@ def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
     """
     rows = []
     for recipe in recipes:
-        expected = "; ".join(f"{e.method} {e.all:g} ({e.protocol})" for e in recipe.expected)
+        expected = "; ".join(f"{e.said(e.method)} ({e.protocol})" for e in recipe.published())
         rows.append(
             (
                 recipe.name,

@@ -534,11 +534,11 @@ def _published(recipe: Recipe) -> str:
     else:
         # Of values that were changed and not published: those they were changed from, if clear.
         expected = recipe.published(changed)
-        if len({e.method for e in expected}) < len(expected):
+        if len({e.what for e in expected}) < len(expected):
             return ""
     for e in expected:
         about = f"{e.protocol} protocol; {e.source}"
-        figures.setdefault(about, []).append(f"{METHODS[e.method].label} {e.all:g}")
+        figures.setdefault(about, []).append(e.said(METHODS[e.method].label))
     if not figures:
         return ""
     said = [f"{', '.join(f)} ({about})" for about, f in figures.items()]
