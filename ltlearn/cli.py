@@ -476,3 +476,33 @@ def inspect(
         print(f"written: {out / 'inspection.md'}", file=sys.stderr)  # noqa: T201
     if found.stops:
         _stop(f"cannot train on {path}: {found.stops[0]}", EXIT_USER)
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="A benchmark, such as inat2018.", show_default=False)],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures; data_path if not given.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch it first, where a program may.")
+    ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Links may lead out of the folder.")
+    ] = False,
+    as_json: _JSON = False,
+) -> None:
+    """Check a copy of a benchmark against what is published, or say how to get one."""
+    from ltlearn.settings import load_settings
+
+    root = load_settings(data_path=root).data_path.expanduser()
+    with _stoppable(), _voice(as_json):
+        from ltlearn.data.benchmarks import check_benchmark, download_benchmark
+
+        if download:
+            report = download_benchmark(name, root, confirm=typer.confirm)
+        else:
+            report = check_benchmark(name, root, follow_links)
+    typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
+    if not report.ok:
+        raise typer.Exit(1)

@@ -14,6 +14,7 @@ __all__ = ["Recipe", "load_recipe", "recipe_names"]
 
 _SECTIONS = ("data", "model", "stage1", "stage2")
 _SOURCES = ("paper", "code", "own", "dataset")
+_LISTED = ("imagenet_lt", "places_lt", "inat2018")  # those of `ltlearn.data.benchmarks`
 
 
 class _Section(BaseModel):
@@ -23,15 +24,40 @@ class _Section(BaseModel):
 class DataSection(_Section):
     """Which pictures."""
 
-    dataset: Literal["digits_lt", "cifar10_lt", "cifar100_lt", "tiny_imagenet_lt"]
-    imbalance_factor: float = Field(100, ge=1)
-    profile: Literal["exponential", "step"] = "exponential"
-    split: Literal["first_n", "shuffle_seed0"] = "first_n"
+    dataset: Literal[
+        "digits_lt",
+        "cifar10_lt",
+        "cifar100_lt",
+        "tiny_imagenet_lt",
+        "imagenet_lt",
+        "places_lt",
+        "inat2018",
+        "own",
+    ]
+    # Of "own" alone: the folder of the pictures, or what else `ltlearn.own.read_pictures` takes.
+    source: str | None = None
+    # Of the sets that are cut out of balanced ones; None: 100, "exponential", "first_n".
+    imbalance_factor: float | None = Field(None, ge=1)
+    profile: Literal["exponential", "step"] | None = None
+    split: Literal["first_n", "shuffle_seed0"] | None = None
     valid_pct: float = Field(0.1, gt=0, lt=1)
     few: Literal["<20", "<=20"] = "<20"
     n_max: int | None = Field(None, ge=1)
     test_per_class: int | None = Field(None, ge=1)
     size: int | None = Field(None, ge=1)  # None: the pictures' own
+    # Of the sets that are published as lists, and of "own"; None: the usual one of the set.
+    transform: (
+        Literal[
+            "crop_flip",
+            "crop",
+            "resized_crop_flip",
+            "resized_crop_flip_jitter",
+            "resized_crop_flip_strong",
+            "none",
+        ]
+        | None
+    ) = None
+    max_classes: int | None = Field(None, ge=2)  # of published lists; None: all
 
 
 class ModelSection(_Section):
@@ -39,6 +65,7 @@ class ModelSection(_Section):
 
     arch: str
     pretrained: bool | str = False
+    keep_head: bool = False  # of a file: take its classifier, too
     width: int | None = Field(None, ge=1)
 
 
@@ -160,6 +187,12 @@ class Recipe(_Section):
             for key in type(stage).model_fields
             if getattr(stage, key) is None
         }
+        _settle_data(recipe.data)
+        if recipe.model.keep_head and not isinstance(recipe.model.pretrained, str):
+            raise UserError(
+                "model.keep_head takes the classifier of a file, but model.pretrained is "
+                f"{recipe.model.pretrained!r}; give the path of the file."
+            )
         _settle_stage1_method(s1)
         _settle_schedule(s1)
         s1.select = s1.select or ("best" if paper else "last")
@@ -222,8 +255,11 @@ class Recipe(_Section):
         recipe.stage1.warmup_epochs = 0
         if recipe.stage1.milestones:
             recipe.stage1.milestones = [1]
-        if self.data.dataset != "digits_lt":
-            recipe.data.n_max = max(20, int(self.data.imbalance_factor))
+        if self.data.dataset in _LISTED:
+            data = recipe.data
+            data.max_classes, data.n_max, data.test_per_class, data.size = 20, 8, 2, 32
+        elif self.data.dataset not in ("digits_lt", "own"):
+            recipe.data.n_max = max(20, int(self.data.imbalance_factor or 100))
             recipe.data.test_per_class = 10
         if self.model.width:
             recipe.model.width = min(8, self.model.width)
@@ -233,6 +269,36 @@ class Recipe(_Section):
                 if getattr(new, key) != getattr(old, key):
                     recipe.provenance[f"{section}.{key}"] = "smoke run"
         return recipe
+
+
+def _settle_data(data: DataSection) -> None:
+    """Fill in how a set is cut; of one that is published as it is, that is a `UserError`."""
+    cut = {"imbalance_factor": 100, "profile": "exponential", "split": "first_n"}
+    if data.dataset == "own":
+        if data.source is None:
+            raise UserError("data.dataset = 'own' needs data.source, the folder of the pictures.")
+        for key in (*cut, "n_max", "test_per_class", "max_classes"):
+            if getattr(data, key) is not None:
+                raise UserError(
+                    f"data.{key} has no meaning for own data, which is taken as it is; leave it "
+                    "out."
+                )
+        return
+    if data.source is not None:
+        raise UserError(
+            f"data.source is of data.dataset = 'own', but data.dataset is {data.dataset!r}; give "
+            "the folder as --data, or set data.dataset=own."
+        )
+    for key in cut if data.dataset in _LISTED else ("transform", "max_classes"):
+        if getattr(data, key) is not None:
+            why = "long-tailed as published" if key in cut else "not read from published lists"
+            raise UserError(
+                f"data.{key} has no meaning for {data.dataset}, which is {why}; leave it out."
+            )
+    if data.dataset not in _LISTED:
+        for key, value in cut.items():
+            if getattr(data, key) is None:
+                setattr(data, key, value)
 
 
 def _settle_stage1_method(stage1: Stage1Section) -> None:
@@ -320,22 +386,27 @@ def load_recipe(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) 
         raise UserError(f"{path} cannot be read ({e.strerror}).") from None
     given = {_override(raw, override) for override in overrides}
     _apply_variants(raw, given, path.name)
-    recipe = _validate(raw, str(path) if is_file else f"recipe {name_or_file}")
+    return _checked(raw, str(path) if is_file else f"recipe {name_or_file}", path.name)
+
+
+def _checked(raw: dict, where: str, file: str) -> Recipe:
+    """Validate what a file or a command line says, to the last thing that can be known by now."""
+    recipe = _validate(raw, where)
     keys = [f"{section}.{key}" for section in _SECTIONS for key in raw.get(section, {})]
     keys += [f"method.{name}.{key}" for name, own in raw.get("method", {}).items() for key in own]
     for key in keys:
         if recipe.provenance.get(key, "").split(":")[0] not in (*_SOURCES, "command line"):
             raise UserError(
-                f"{path.name}: {key} does not say where it is from; add it to [provenance], as "
+                f"{file}: {key} does not say where it is from; add it to [provenance], as "
                 f'"{key}" = "..." beginning with {", ".join(_SOURCES)}.'
             )
     from ltlearn.methods import find_methods
 
     find_methods(recipe.methods, recipe.stage1.method)
     for method, own in recipe.method.items():
-        _check_method(method, own, path.name)
+        _check_method(method, own, file)
     if len(set(recipe.methods)) < len(recipe.methods):
-        raise UserError(f"{path.name}: methods names one twice: {', '.join(recipe.methods)}.")
+        raise UserError(f"{file}: methods names one twice: {', '.join(recipe.methods)}.")
     recipe.settled()  # what cannot be is said now, and not after stage 1
     return recipe
 

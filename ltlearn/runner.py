@@ -23,12 +23,14 @@ from ltlearn.errors import UserError, check_choice
 from ltlearn.learner import LTLearner, lt_learner, sgd
 from ltlearn.methods import METHODS
 from ltlearn.metrics import shot_report
+from ltlearn.own import read_pictures
 from ltlearn.plots import (
     plot_class_counts,
     plot_norms,
     plot_per_class_accuracy,
     plot_trajectory,
 )
+from ltlearn.predictor import MODEL_FILE, describe_model
 from ltlearn.recipe import Recipe, Stage1Section, _validate
 from ltlearn.report import ResultRow, ResultTable, render_report_md
 from ltlearn.run import Run, environment_info
@@ -58,6 +60,7 @@ class _Seed:
     targets: torch.Tensor | None = None
     logits: dict[str, torch.Tensor] = field(default_factory=dict)
     norms: dict[str, list[float]] = field(default_factory=dict)
+    heads: dict[str, str] = field(default_factory=dict)
     trajectories: dict[str, dict] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     selected: dict[str, str] = field(default_factory=dict)
@@ -119,6 +122,7 @@ def run_recipe(
     keep_all: bool = False,
     tensorboard: bool = False,
     compile: bool = False,
+    num_workers: int | None = None,
     command: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> RecipeResult:
@@ -130,7 +134,7 @@ def run_recipe(
     Args:
         recipe: What to run.
         run: The folder to write.
-        data_path: Where the pictures are.
+        data_path: Where the pictures are; own data has that in the recipe.
         cache_path: Folder of cached features; None keeps them in memory.
         device: "auto" or a torch device.
         precision: "auto", "fp32", "bf16" or "fp16".
@@ -139,6 +143,8 @@ def run_recipe(
         keep_all: Keep the checkpoint of every epoch.
         tensorboard: Write TensorBoard's event files, too.
         compile: Compile the backbone with `torch.compile` for stage 1, where that can be done.
+        num_workers: Processes that read own pictures from disk; None takes the setting of that
+            name.
         command: The command line, for the record.
         say: Called with a line of text at each step.
 
@@ -151,6 +157,8 @@ def run_recipe(
         check_tensorboard()
     recipe = recipe.settled()
     where = pick_device(device)
+    if recipe.data.dataset == "own":
+        data_path = recipe.data.source
     effective = recipe.model_dump(mode="json")
     manifest = {
         "recipe": recipe.name,
@@ -170,7 +178,7 @@ def run_recipe(
     run.write_json("manifest.json", manifest)
     seeds, dls = [], None
     for seed in range(recipe.seeds):
-        dls = _loaders(recipe, data_path, seed, skip_bad, where)
+        dls = _loaders(recipe, data_path, seed, skip_bad, where, num_workers)
         manifest["seeds"].append(
             {
                 "seed": seed,
@@ -185,24 +193,31 @@ def run_recipe(
                 "class_counts": dls.shot_counts.tolist(),
                 "training_images": dls.train.n,
                 "validation_images": dls.valid.n,
-                "test_images": dls.test.n,
+                "test_images": 0 if _is_untested(dls) else dls.test.n,
                 "skipped_pictures": dls.skipped,
             }
             say(
                 f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation "
-                f"({dls.split.valid_from}), {dls.test.n} test images"
+                f"({dls.split.valid_from}), {'no' if _is_untested(dls) else dls.test.n} test images"
             )
+            if _is_untested(dls):
+                say(
+                    "there is no test set: the figures are of the validation images, and optimistic"
+                )
             if dls.skipped:
                 plural = "s were" if len(dls.skipped) > 1 else " was"
                 say(f"{len(dls.skipped)} unreadable picture{plural} left out")
         run.write_json("manifest.json", manifest)
         set_seed(seed)
         learn = _learner(recipe, dls, precision, cache_path)
+        if seed == 0 and _may_have_seen(recipe, dls):
+            _log.warning("%s", _SEEN)
         seeds.append(
             _run_seed(
                 recipe, _Folder(run, seed, on_nan, keep_all, tensorboard, compile, say), learn
             )
         )
+    run.write_json(MODEL_FILE, describe_model(recipe, learn, seeds[0].heads))
     table = _table(recipe, dls, seeds)
     _write_results(recipe, run, dls, seeds, table, manifest)
     return RecipeResult(run, table, manifest)
@@ -229,7 +244,8 @@ def _check_same_run(run: Run, effective: dict) -> None:
          for j, w in (v.items() if isinstance(v, dict) else [("", v)])}
         for values in (before, effective)
     )  # fmt: skip
-    for key in new:
+    # Pictures are known by their fingerprint, wherever they lie.
+    for key in new.keys() - {"data.source"}:
         if old.get(key) != new[key]:
             raise UserError(
                 f"{run.path} holds a run with {key} = {old.get(key)!r}, not {new[key]!r}; give "
@@ -249,17 +265,41 @@ def _learner(recipe: Recipe, dls: LTDataLoaders, precision: str, cache_path) -> 
     )
 
 
-def _loaders(recipe: Recipe, data_path, seed: int, skip_bad: bool, device) -> LTDataLoaders:
-    return LTDataLoaders.from_dataset(
-        recipe.data.dataset,
-        data_path,
-        **recipe.data.model_dump(exclude={"dataset", "few"}),
-        protocol=recipe.protocol,
-        bs=recipe.stage1.batch_size,
-        seed=seed,
-        skip_bad=skip_bad,
-        device=device,
-    )
+def _loaders(
+    recipe: Recipe, data_path, seed: int, skip_bad: bool, device, num_workers: int | None = None
+) -> LTDataLoaders:
+    how = {
+        **recipe.data.model_dump(exclude={"dataset", "source", "few"}, exclude_none=True),
+        "protocol": recipe.protocol,
+        "bs": recipe.stage1.batch_size,
+        "seed": seed,
+        "skip_bad": skip_bad,
+        "device": device,
+    }
+    if recipe.data.dataset != "own":
+        return LTDataLoaders.from_dataset(recipe.data.dataset, data_path, **how)
+    dls = read_pictures(data_path, num_workers=num_workers, **how)
+    if dls.test is None:
+        # Whatever is measured is measured on these; every table says so, see `_is_untested`.
+        dls.loaders.append(dls.valid)
+    return dls
+
+
+def _is_untested(dls: LTDataLoaders) -> bool:
+    """Tell whether the test loader is the validation loader, for want of a test set."""
+    return dls.split.test is None
+
+
+_SEEN = (
+    "The validation images are carved off pictures that the given model may have been trained on: "
+    "accuracy on them is too high, and what is chosen on them may be chosen badly. Add a folder of "
+    "validation pictures that it has not seen."
+)
+
+
+def _may_have_seen(recipe: Recipe, dls: LTDataLoaders) -> bool:
+    """Tell whether a model that came trained may know its validation images."""
+    return recipe.model.keep_head and dls.split.valid_from == "training images"
 
 
 def load_stage1(
@@ -298,10 +338,17 @@ def load_stage1(
     if done is None:
         raise UserError(
             f"the stage 1 in {run.path / name}.safetensors is damaged or missing; finish it with "
-            f"`ltlearn recipe {recipe.name} --out {run.path} --resume`."
+            f"{how_to_finish(recipe, run)}."
         )
     learn.stages.append(done["stage"])
     return learn
+
+
+def how_to_finish(recipe: Recipe, run: Run) -> str:
+    """Say which command goes on with a run."""
+    if recipe.data.dataset == "own":
+        return f"the command in its manifest.json and --out {run.path} --resume"
+    return f"`ltlearn recipe {recipe.name} --out {run.path} --resume`"
 
 
 def _stage1_name(seed: int) -> str:
@@ -332,6 +379,8 @@ def _run_seed(recipe: Recipe, folder: _Folder, learn: LTLearner) -> _Seed:
     method = METHODS[s1.method]
     how = "" if s1.method == "ce" else f" with {method.label}"
     what = f"seed {seed}: stage 1, {s1.epochs} epochs of {recipe.model.arch}{how}"
+    if _is_given(recipe):
+        what = f"seed {seed}: stage 1 is {recipe.model.pretrained} as it is"
     record = _load_or_train(folder, name, learn, what, train, partial(_stage1_callbacks, s1))
     stage1 = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     states = {}
@@ -343,6 +392,7 @@ def _run_seed(recipe: Recipe, folder: _Folder, learn: LTLearner) -> _Seed:
         else:
             done = _stage2(recipe, folder, learn, method_name, paper)
         result.stages.append({**done["stage"], "seed": seed, "method": method_name})
+        result.heads[method_name] = type(learn.model.head).__name__
         result.norms[method_name] = learn.head_norms().tolist()
         result.seconds[method_name] = done["stage"]["seconds"]
         result.selected[method_name] = _chosen(done["trajectory"])
@@ -352,7 +402,8 @@ def _run_seed(recipe: Recipe, folder: _Folder, learn: LTLearner) -> _Seed:
     # after each epoch).
     for method_name, state in states.items():
         learn.model.load_state_dict(state)
-        result.logits[method_name], result.targets = learn.predict_logits("test", flip=paper)
+        part = "valid" if _is_untested(learn.dls) else "test"
+        result.logits[method_name], result.targets = learn.predict_logits(part, flip=paper)
     return result
 
 
@@ -492,7 +543,14 @@ def _circumstances(learn: LTLearner) -> dict:
     return {"pictures": pictures, "precision": learn.precision}
 
 
+def _is_given(recipe: Recipe) -> bool:
+    """Tell whether stage 1 is a trained model that came from elsewhere."""
+    return recipe.model.keep_head and recipe.stage1.epochs == 0
+
+
 def _chosen(trajectory: dict) -> str:
+    if not trajectory["epoch"]:
+        return "no epoch trained"
     epoch = trajectory["chosen"]
     if trajectory["select"] == "last" or epoch is None:
         return "last epoch"
@@ -511,17 +569,28 @@ def _table(recipe: Recipe, dls: LTDataLoaders, seeds: list[_Seed]) -> ResultTabl
         ]
         selected = list(dict.fromkeys(s.selected[name] for s in seeds))
         seconds = sum(s.seconds[name] for s in seeds) / len(seeds)
-        rows.append(ResultRow(name, METHODS[name].label, reports, "; ".join(selected), seconds))
-    note = _published(recipe)
+        label = METHODS[name].label
+        if _is_given(recipe) and METHODS[name].stage == 1:
+            label = "as given"
+        rows.append(ResultRow(name, label, reports, "; ".join(selected), seconds))
+    notes = [_published(recipe), _SEEN if _may_have_seen(recipe, dls) else ""]
     return ResultTable(
         rows,
-        recipe.protocol,
-        f"{dls.split.name}, {dls.split.profile}, imbalance factor {dls.split.imbalance_factor:g}",
+        "untested" if _is_untested(dls) else recipe.protocol,
+        ", ".join(
+            part
+            for part in (
+                dls.split.name,
+                dls.split.profile,
+                f"imbalance factor {dls.split.imbalance_factor:g}",
+            )
+            if part
+        ),
         dls.split.train,
         recipe.data.few,
         list(range(recipe.seeds)),
-        recipe.data.dataset,
-        note=note,
+        dls.split.dataset,
+        note=" ".join(note for note in notes if note),
     )
 
 
@@ -591,7 +660,8 @@ def _plots(recipe, dls, seeds: list[_Seed], table: ResultTable, trajectories) ->
         accuracy = [np.mean([r.per_class for r in table.rows[i].reports], 0) for i in ends]
         norms = [np.mean([s.norms[recipe.methods[i]] for s in seeds], 0) for i in ends]
         plots["per_class_accuracy"] = (
-            "Accuracy per class on the test set, before and after",
+            f"Accuracy per class on the {'validation' if _is_untested(dls) else 'test'} set, "
+            "before and after",
             plot_per_class_accuracy(*accuracy, counts, dls.vocab, labels, few),
         )
         plots["norms"] = (

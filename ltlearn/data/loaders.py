@@ -20,6 +20,7 @@ from fasttransform import ItemTransform
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from ltlearn.data.benchmarks import BENCHMARKS, LISTED, load_benchmark_parts
 from ltlearn.data.counts import count_classes, imbalance_factor_of, long_tail_counts
 from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
 from ltlearn.data.sources import (
@@ -54,7 +55,7 @@ _FACTS = {
     "cifar100_lt": (100, 500, (32,)),
     "tiny_imagenet_lt": (200, 500, (64, 32)),
 }
-DATASETS = tuple(_FACTS)
+DATASETS = (*_FACTS, *LISTED)
 PROTOCOLS = ("clean", "paper")
 _BATCH_TRANSFORMS = ("crop_flip", "crop", "none")
 
@@ -522,9 +523,9 @@ class LTDataLoaders(DataLoaders):
         cls,
         name: str,
         data_path: str | Path | None = None,
-        imbalance_factor: float = 100,
-        split: str = "first_n",
-        profile: str = "exponential",
+        imbalance_factor: float | None = None,
+        split: str | None = None,
+        profile: str | None = None,
         protocol: str = "clean",
         valid_pct: float = 0.1,
         bs: int = 64,
@@ -532,10 +533,16 @@ class LTDataLoaders(DataLoaders):
         skip_bad: bool = False,
         n_max: int | None = None,
         test_per_class: int | None = None,
+        max_classes: int | None = None,
         size: int | None = None,
+        transform: str | None = None,
+        num_workers: int | None = None,
         device=None,
     ) -> "LTDataLoaders":
-        """Make a long-tailed version of a known balanced set.
+        """Read a known long-tailed set, or make a long-tailed version of a known balanced one.
+
+        ImageNet-LT, Places-LT and iNaturalist 2018 are long-tailed as they are published, in lists
+        or annotations, see `ltlearn.data.benchmarks`; the others are cut here.
 
         The test set of "tiny_imagenet_lt" is Tiny-ImageNet's validation part, 50 pictures a class:
         the labels of its own test pictures are not public. Its largest class is the first by
@@ -543,26 +550,34 @@ class LTDataLoaders(DataLoaders):
         do where it has enough of each; only "first_n" goes with it.
 
         Args:
-            name: "digits_lt" (scikit-learn's, always there), "cifar10_lt", "cifar100_lt" or
-                "tiny_imagenet_lt".
+            name: "digits_lt" (scikit-learn's, always there), "cifar10_lt", "cifar100_lt",
+                "tiny_imagenet_lt", "imagenet_lt", "places_lt" or "inat2018".
             data_path: Where the pictures are. CIFAR: class folders or torchvision's pickles.
-                Tiny-ImageNet: as its archive has them, or class folders. None takes the setting of
-                that name. Nothing is downloaded.
-            imbalance_factor: Images of the largest class over those of the smallest, at least 1.
+                Tiny-ImageNet: as its archive has them, or class folders. Published lists: beside
+                the pictures. None takes the setting of that name. Nothing is downloaded.
+            imbalance_factor: Images of the largest class over those of the smallest, at least 1;
+                None takes 100. Of the sets that are cut here alone, as are the next two.
             split: Which images are kept: "first_n" (SAMN) or "shuffle_seed0" (LDAM-DRW and most
-                others).
-            profile: "exponential" or "step".
-            protocol: "clean" carves validation images off the training images. "paper" keeps all of
-                them and validates on the test set, as the published code does.
+                others); None takes "first_n".
+            profile: "exponential" or "step"; None takes "exponential".
+            protocol: "clean" validates on the set's validation images or, where it has none,
+                carves some off the training images. "paper" keeps all of them and validates on the
+                test set, as the published code does.
             valid_pct: Share of each class that "clean" carves off, in (0, 1).
             bs: Images a training batch.
             seed: Of the carved split, order and augmentation.
             skip_bad: Leave unreadable pictures out instead of stopping.
-            n_max: Images of the largest class; None takes all there are.
+            n_max: Images of the largest class; of a published list, the first of every class, at
+                most. None takes all there are.
             test_per_class: Test images of each class, the first in file order; None takes all there
                 are.
-            size: Side in pixels that pictures are brought to: 64 or 32 for "tiny_imagenet_lt", the
-                pictures' own for the others. None takes their own.
+            max_classes: Classes to read, the first; of published lists alone. None reads all.
+            size: Side in pixels that pictures are brought to: 64 or 32 for "tiny_imagenet_lt", any
+                for published lists (None: 224), their own for the others.
+            transform: A name of `ltlearn.data.transforms.TRANSFORMS`, for published lists alone;
+                None takes "resized_crop_flip_jitter", for iNaturalist "resized_crop_flip".
+            num_workers: Processes that read published lists' pictures; 0 reads in this one, None
+                takes the setting of that name.
             device: Where batches go; None takes fastai's default.
 
         Raises:
@@ -570,12 +585,28 @@ class LTDataLoaders(DataLoaders):
                 too few.
         """
         check_choice("dataset", name, DATASETS)
-        check_choice("split", split, SPLITS)
         _check_common(protocol, valid_pct, bs, seed)
         if n_max is not None:
             check_whole("n_max", n_max, 1)
         if test_per_class is not None:
             check_whole("test_per_class", test_per_class, 1)
+        of_cut = {"imbalance_factor": imbalance_factor, "split": split, "profile": profile}
+        of_listed = {
+            "max_classes": max_classes, "transform": transform, "num_workers": num_workers,
+        }  # fmt: skip
+        for key, value in (of_cut if name in LISTED else of_listed).items():
+            if value is not None:
+                why = "is long-tailed as published" if name in LISTED else "is held in memory"
+                raise UserError(f"{key} has no meaning for {name}, which {why}; leave it out.")
+        if name in LISTED:
+            return cls._from_lists(
+                name, data_path, protocol=protocol, valid_pct=valid_pct, bs=bs, seed=seed,
+                skip_bad=skip_bad, n_max=n_max, test_per_class=test_per_class, size=size,
+                device=device, **of_listed,
+            )  # fmt: skip
+        imbalance_factor = 100 if imbalance_factor is None else imbalance_factor
+        split, profile = split or "first_n", profile or "exponential"
+        check_choice("split", split, SPLITS)
         classes_n, most, sides = _FACTS[name]
         if size is not None:
             check_whole("size", size, 1)
@@ -624,6 +655,34 @@ class LTDataLoaders(DataLoaders):
             device=device,
             path=Path("."),
         )
+
+    @classmethod
+    def _from_lists(
+        cls, name, data_path, *, n_max, test_per_class, max_classes, size, transform, num_workers,
+        skip_bad, **kw,
+    ) -> "LTDataLoaders":
+        """Read a set whose lists or annotations are published."""
+        if num_workers is None:
+            num_workers = load_settings().num_workers
+        check_whole("num_workers", num_workers, 0)
+        check_whole("size", size or 224, 1)
+        transform = transform or f"resized_crop_flip{'' if name == 'inat2018' else '_jitter'}"
+        check_choice("transform", transform, TRANSFORMS)
+        data_path = Path(data_path or load_settings().data_path).expanduser()
+        parts, classes = load_benchmark_parts(name, data_path, skip_bad=skip_bad)
+        if max_classes is not None:
+            check_whole("max_classes", max_classes, 2)
+            classes = classes[:max_classes]
+        for part, data in parts.items():
+            most = n_max if part == "train" else test_per_class
+            parts[part] = _first_of_each(data, len(classes), most)
+        if skip_bad:
+            parts = {part: data.without_bad() for part, data in parts.items()}
+        return cls._from_parts(
+            parts, classes, split_name="published", dataset=name, stats=BENCHMARKS[name].stats,
+            transform=transform, size=size or 224, pad=None, in_memory=False,
+            num_workers=num_workers, path=Path("."), **kw,
+        )  # fmt: skip
 
     @classmethod
     def from_folder(
@@ -854,6 +913,15 @@ class LTDataLoaders(DataLoaders):
             seed=seed,
         )
         return cls._build(parts, classes, split=split, shot_counts=shot_counts, seed=seed, **kw)
+
+
+def _first_of_each(data: ImageSet, classes: int, most: int | None) -> ImageSet:
+    """Keep the first classes, and the first pictures of each."""
+    order = np.argsort(data.targets, kind="stable")
+    ordered = data.targets[order]
+    place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    keep = (ordered < classes) & (place < (len(order) if most is None else most))
+    return data if keep.all() else data.take(np.sort(order[keep]))
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
