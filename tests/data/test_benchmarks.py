@@ -784,7 +784,7 @@ def test_places_is_fetched_with_its_lists(tmp_path, fetched):
 
 @pytest.mark.parametrize("name", ["imagenet_lt", "tiny_imagenet_lt"])
 def test_what_has_to_be_fetched_by_hand(tmp_path, name, fetched):
-    with pytest.raises(UserError, match=rf"cannot be fetched by a program: .*how_to_get\('{name}'"):
+    with pytest.raises(UserError, match=rf"cannot be fetched by a program: .*ltlearn data {name} "):
         download_benchmark(name, tmp_path)
     assert not fetched
 
