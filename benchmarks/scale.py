@@ -1,6 +1,7 @@
 """Time and peak memory of what grows with a data set, at the size of iNaturalist 2018.
 
     python benchmarks/scale.py index [--shares 0.01 0.1 1] [--repeats 3] [--folder DIR] [--json]
+    python benchmarks/scale.py stage2 [--shares 0.01 0.1 1] [--batch 512] [--folder DIR] [--json]
 
 "index" lists the pictures of 437,513 training entries in 8,142 classes, and of 1 % and 10 % of
 them: from annotations, from a list, and `check_benchmark` on the annotations. "json.load" is what
@@ -8,6 +9,11 @@ parsing the annotations in one piece would take, for comparison. Each is the bes
 process of its own; "peak" is the most memory the process held, "over imports" what of it the work
 added. The pictures are hard links to one file a class. Nothing is opened, so their content does not
 matter. Time per entry should stay the same, and memory grow with the paths alone.
+
+"stage2" trains one epoch of SAMN, all 8,142 classes, on random float16 features of 2,048 numbers in
+a file that is mapped into memory, a tenth as many validation images, evaluation before and after
+included; 437,513 of them, and 1 % and 10 %. "peak" counts the pages of the file that are mapped,
+which the system takes back when it wants them; "without the file" does not.
 """
 
 import argparse
@@ -176,6 +182,93 @@ def print_index(rows: list[dict]) -> None:
         )
 
 
+# ---------------------------------------------------------------- stage 2
+
+
+WIDTH = 2_048
+
+
+def write_features(path: Path, rows: int) -> None:
+    """Write random features, in pieces."""
+    rng = np.random.default_rng(0)
+    piece = rng.standard_normal((4096, WIDTH), dtype=np.float32).astype(np.float16)
+    array = np.lib.format.open_memmap(path, "w+", np.float16, (rows, WIDTH))
+    for start in range(0, rows, len(piece)):
+        array[start : start + len(piece)] = piece[: rows - start]
+    array.flush()
+
+
+def stage2_once(folder: Path, batch: int) -> dict:
+    """Train an epoch of SAMN on the features of a folder; return seconds and peak MiB."""
+    import torch
+    from torch import nn
+
+    from ltlearn import SAMN, LTDataLoaders
+    from ltlearn.features import Features
+    from ltlearn.learner import LTLearner
+    from ltlearn.models.cut import LTModel
+
+    arrays = {p: np.load(folder / f"{p}.npy", mmap_mode="r") for p in ("train", "valid")}
+    imports = peak_mib()
+    labels = np.repeat(np.arange(CLASSES), counts_like_inat())
+    rng = np.random.default_rng(0)
+    # Every class stays, so that counts, order and logits have their full size.
+    targets = {p: rng.permutation(np.resize(rng.permutation(labels), len(a)))
+               for p, a in arrays.items()}  # fmt: skip
+    targets["train"][: min(CLASSES, len(targets["train"]))] = np.arange(CLASSES)[
+        : len(targets["train"])
+    ]
+    pictures = {p: np.zeros((len(a), 1, 1, 3), np.uint8) for p, a in arrays.items()}
+    dls = LTDataLoaders.from_arrays(
+        pictures["train"], targets["train"], valid=(pictures["valid"], targets["valid"]),
+        classes=[str(c) for c in range(CLASSES)], transform="none", device="cpu",
+    )  # fmt: skip
+
+    class OnFeatures(LTLearner):
+        """Stage 2 as it is, but for the pass that makes the features."""
+
+        def features(self, part, views=0, seed=0):
+            return Features([arrays[part]], torch.from_numpy(targets[part]))
+
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(3, WIDTH))
+    learn = OnFeatures(dls, LTModel(backbone, nn.Linear(WIDTH, CLASSES)), precision="fp32")
+    began = time.perf_counter()
+    learn.retrain_classifier(1, bs=batch, cbs=SAMN())
+    seconds = time.perf_counter() - began
+    record = learn.trajectory["seconds"]
+    epoch = record[1] - record[0]
+    return {
+        "images": len(arrays["train"]), "seconds": seconds, "epoch": epoch,
+        "images_per_second": len(arrays["train"]) / epoch, "peak": peak_mib(),
+        "without_file": peak_mib() - sum(a.nbytes for a in arrays.values()) / 2**20,
+        "imports": imports,
+    }  # fmt: skip
+
+
+def stage2(args) -> list[dict]:
+    """Time and memory of stage 2 at each share, in a process each."""
+    rows = []
+    for share in args.shares:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            images = round(ENTRIES * share)
+            write_features(Path(folder) / "train.npy", images)
+            write_features(Path(folder) / "valid.npy", max(CLASSES // 10, images // 10))
+            rows.append(in_a_process("stage2-once", folder, str(args.batch)))
+    return rows
+
+
+def print_stage2(rows: list[dict]) -> None:
+    """Print the table of stage 2."""
+    head = f"{'images':>10}{'epoch, s':>10}{'images/s':>10}{'peak MiB':>10}{'of it imports':>15}"
+    print(head + f"{'without the file':>18}")
+    for r in rows:
+        print(
+            f"{r['images']:>10,}{r['epoch']:>10.1f}{r['images_per_second']:>10.0f}"
+            f"{r['peak']:>10.0f}{r['imports']:>15.0f}{r['without_file']:>18.0f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -190,7 +283,19 @@ def main() -> None:
     once = parts.add_parser("index-once")
     once.add_argument("way")
     once.add_argument("root", type=Path)
+    two = parts.add_parser("stage2", help="an epoch of SAMN on features from disk")
+    two.add_argument("--shares", type=float, nargs="+", default=[0.01, 0.1, 1.0])
+    two.add_argument("--batch", type=int, default=512)
+    two.add_argument("--folder", help="where to write the features; None takes the system's")
+    two.add_argument("--json", action="store_true")
+    two.set_defaults(run=stage2, show=print_stage2)
+    once = parts.add_parser("stage2-once")
+    once.add_argument("folder", type=Path)
+    once.add_argument("batch", type=int)
     args = parser.parse_args()
+    if args.part == "stage2-once":
+        print(json.dumps(stage2_once(args.folder, args.batch)))
+        return
     if args.part == "index-once":
         print(json.dumps(index_once(args.way, args.root)))
         return

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -156,7 +156,6 @@ def recipe(
 ) -> None:
     """Run a benchmark: stage 1, stage 2, report."""
     from ltlearn.recipe import load_recipe
-    from ltlearn.run import Run
     from ltlearn.settings import load_settings
 
     if check is not None:
@@ -171,7 +170,25 @@ def recipe(
     wanted = load_recipe(name, overrides)
     if smoke:
         wanted = wanted.smoke()
-    run = Run.create(settings.runs_path, wanted.name + ("-smoke" if smoke else ""), out, resume)
+    if data is not None and wanted.data.dataset == "own":
+        raise UserError(
+            f"{name} says itself where its pictures are; give --set data.source={data}."
+        )
+    _run(
+        wanted, settings, out, resume, quiet, as_json,
+        suffix="-smoke" if smoke else "", skip_bad=skip_bad, on_nan=on_nan, keep_all=keep_all,
+        tensorboard=tensorboard, compile=compile_,
+    )  # fmt: skip
+
+
+def _run(
+    wanted, settings, out: Path | None, resume: bool, quiet: bool, as_json: bool,
+    suffix: str = "", **options: Any,
+) -> None:  # fmt: skip
+    """Run a recipe in a folder of its own, and print what came out."""
+    from ltlearn.run import Run
+
+    run = Run.create(settings.runs_path, wanted.name + suffix, out, resume)
     program = os.environ.get("LTLEARN_PROGRAM", "ltlearn")
     command = shlex.join([program, *sys.argv[1:]])
     quiet = quiet or as_json
@@ -187,13 +204,9 @@ def recipe(
                 cache_path=settings.cache_path / "features",
                 device=settings.device,
                 precision=settings.precision,
-                skip_bad=skip_bad,
-                on_nan=on_nan,
-                keep_all=keep_all,
-                tensorboard=tensorboard,
-                compile=compile_,
                 command=command,
-                say=(lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr)),  # noqa: T201
+                say=_speaker(quiet),
+                **options,
             )
         except KeyboardInterrupt:
             again = shlex.join(
@@ -279,11 +292,13 @@ def _existing_run(path: Path):
     from ltlearn.run import Run
 
     if not path.is_dir():
-        raise UserError(f"there is no run {path}; give the folder that `ltlearn recipe` wrote.")
+        raise UserError(
+            f"there is no run {path}; give the folder that `ltlearn recipe` or `train` wrote."
+        )
     return Run(path)
 
 
-_RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `ltlearn recipe`.")]
+_RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 _DATA = Annotated[
     Path | None, typer.Option(help="Folder of the pictures; the run's own if not given.")
 ]
@@ -434,8 +449,8 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR",
-            help="A folder per class; or train/ and any of valid/, test/, each with those.",
+            metavar="DATA",
+            help="A folder per class, or train/, valid/, test/ with those; a CSV, TSV or JSON.",
             show_default=False,
         ),
     ],
@@ -506,3 +521,283 @@ def data(
     typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
     if not report.ok:
         raise typer.Exit(1)
+
+
+_SET = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as stage2.epochs=10."),
+]
+_METHOD = Annotated[
+    str, typer.Option(help="Of `ltlearn methods`, between commas: how the classifier is retrained.")
+]
+_SIZE = Annotated[
+    int | None,
+    typer.Option(
+        help="Side in pixels that pictures are brought to; that of small pictures of one size, "
+        "else 224, if not given."
+    ),
+]
+_SEEDS = Annotated[int | None, typer.Option(help="How many seeds to run.")]
+_PROTOCOL = Annotated[
+    str | None,
+    typer.Option(help="clean: choose on validation images. paper: on the test folder."),
+]
+_OUT = Annotated[
+    Path | None, typer.Option(help="Folder of the run; made under runs_path if not given.")
+]
+_RESUME = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+_PRECISION = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
+_WORKERS = Annotated[int | None, typer.Option(help="Processes that read pictures from disk.")]
+_SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")]
+_ON_NAN = Annotated[
+    str, typer.Option(help="A step whose loss is not finite: stop there, or skip it.")
+]
+_KEEP_ALL = Annotated[bool, typer.Option("--keep-all", help="Keep the checkpoint of every epoch.")]
+_TENSORBOARD = Annotated[
+    bool, typer.Option("--tensorboard", help="Write TensorBoard's event files, too.")
+]
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder per class; or train/ and any of valid/, test/, each with those; or a "
+            "CSV, TSV or JSON file that lists pictures.",
+            show_default=False,
+        ),
+    ],
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Any timm name; resnet50, or resnet32_cifar up to 96 pixels."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Of stage 1; 30 from pre-trained weights, else 90.")
+    ] = None,
+    method: _METHOD = "samn",
+    stage1: Annotated[
+        str | None, typer.Option(help="How the backbone is trained: ce, mixup, cutmix or glmc.")
+    ] = None,
+    size: _SIZE = None,
+    pretrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--pretrained/--no-pretrained",
+            help="Start from timm's weights; it does where there are any, if not given.",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Start from this .safetensors or .pth file instead.")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Of stage 1; 0.1 a 256 images, a tenth of it from pre-trained weights."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Of stage 1; 64.")] = None,
+    seeds: _SEEDS = None,
+    protocol: _PROTOCOL = None,
+    set_: _SET = None,
+    out: _OUT = None,
+    resume: _RESUME = False,
+    device: _DEVICE = None,
+    precision: _PRECISION = None,
+    num_workers: _WORKERS = None,
+    skip_bad: _SKIP_BAD = False,
+    on_nan: _ON_NAN = "stop",
+    keep_all: _KEEP_ALL = False,
+    tensorboard: _TENSORBOARD = False,
+    quiet: _QUIET = False,
+    as_json: _JSON = False,
+) -> None:
+    """Train on your own pictures: stage 1, stage 2, report."""
+    if weights is not None and pretrained is not None:
+        flag = "--pretrained" if pretrained else "--no-pretrained"
+        raise UserError(f"--weights and {flag} exclude each other; leave one out.")
+    options = {
+        "model.arch": arch, "stage1.epochs": epochs, "stage1.method": stage1, "data.size": size,
+        "model.pretrained": pretrained if weights is None else str(weights), "stage1.lr": lr,
+        "stage1.batch_size": batch_size,
+    }  # fmt: skip
+    _run_own(
+        data, method, options, set_, seeds, protocol, out, resume, device, precision, quiet,
+        as_json, num_workers=num_workers, skip_bad=skip_bad, on_nan=on_nan, keep_all=keep_all,
+        tensorboard=tensorboard,
+    )  # fmt: skip
+
+
+@app.command()
+def retrain(
+    checkpoint: Annotated[
+        Path,
+        typer.Option(
+            help="Your trained model: a state dict of timm's, .safetensors, .pth or .bin.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Pictures of the same classes, as for `ltlearn train`; the classifier's outputs "
+            "are in the order of their sorted names.",
+            show_default=False,
+        ),
+    ],
+    arch: Annotated[str, typer.Option(help="Its name in timm.", show_default=False)],
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Of `ltlearn methods`, between commas; samn, or crt with --reset, if not given."
+        ),
+    ] = None,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Leave the model's classifier out and make a new one.")
+    ] = False,
+    size: _SIZE = None,
+    seeds: _SEEDS = None,
+    protocol: _PROTOCOL = None,
+    set_: _SET = None,
+    out: _OUT = None,
+    resume: _RESUME = False,
+    device: _DEVICE = None,
+    precision: _PRECISION = None,
+    num_workers: _WORKERS = None,
+    skip_bad: _SKIP_BAD = False,
+    on_nan: _ON_NAN = "stop",
+    quiet: _QUIET = False,
+    as_json: _JSON = False,
+) -> None:
+    """Retrain the classifier of a model that you have trained: features, stage 2, report."""
+    method = method or ("crt" if reset else "samn")
+    _run_own(
+        data, method, {"model.arch": arch, "data.size": size}, set_, seeds, protocol, out, resume,
+        device, precision, quiet, as_json, checkpoint=checkpoint, reset=reset,
+        num_workers=num_workers, skip_bad=skip_bad, on_nan=on_nan,
+    )  # fmt: skip
+
+
+def _run_own(
+    data: Path, method: str, options: dict, set_, seeds, protocol, out, resume, device, precision,
+    quiet: bool, as_json: bool, *, checkpoint: Path | None = None, reset: bool = False,
+    on_nan: str, skip_bad: bool, **more: Any,
+) -> None:  # fmt: skip
+    """Make a recipe of somebody's own pictures, and run it."""
+    from ltlearn.settings import load_settings
+
+    check_choice("--on-nan", on_nan, ("stop", "skip"))
+    settings = load_settings(device=device, precision=precision)
+    if out is not None and out.expanduser().resolve().is_relative_to(data.expanduser().resolve()):
+        raise UserError(
+            f"--out {out} is inside {data}, where it would be taken for a class; give a folder "
+            "elsewhere."
+        )
+    with _stoppable(), _voice(quiet or as_json):
+        from ltlearn.own import own_recipe
+
+        wanted = own_recipe(
+            data, _split(method) or [], {**options, "seeds": seeds, "protocol": protocol},
+            set_ or [], checkpoint=checkpoint, reset=reset, skip_bad=skip_bad,
+        )  # fmt: skip
+    _run(wanted, settings, out, resume, quiet, as_json, on_nan=on_nan, skip_bad=skip_bad, **more)
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of a run, or a .safetensors file of its checkpoints."
+        ),
+    ],
+    pictures: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Pictures, or folders of them at any depth."),
+    ],
+    method: Annotated[
+        str | None, typer.Option(help="Whose classifier of the run; the last, if not given.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many classes to tell a picture.", min=1)] = 5,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write a row a picture here, and print no table.")
+    ] = None,
+    target_prior: Annotated[
+        str | None,
+        typer.Option(
+            help="How often the classes occur where the pictures are from: uniform, train or "
+            "reversed."
+        ),
+    ] = None,
+    device: _DEVICE = None,
+    as_json: _JSON = False,
+) -> None:
+    """Classify pictures with a trained model.
+
+    Pictures that cannot be read are named on standard error, and the exit code is 1 then.
+    """
+    from ltlearn.settings import load_settings
+
+    settings = load_settings(device=device)
+    with _stoppable(), _voice(False):
+        from ltlearn.predictor import Predictor, find_pictures
+        from ltlearn.progress import track
+        from ltlearn.report import render_rows
+        from ltlearn.runner import pick_device
+
+        predictor = Predictor(model, method, pick_device(settings.device), target_prior)
+        # Their names alone: pictures are read a batch at a time.
+        paths = list(find_pictures(pictures))
+        found, bad = [], 0
+        top = min(top, len(predictor.classes))
+        head = ["file", *(f"{what} {k}" for k in range(1, top + 1) for what in ("class", "p"))]
+        with _csv_writer(csv, head) as write:
+            for one in track(predictor.predict(paths, top), len(paths), "classifying"):
+                pairs = list(zip(one.classes, one.probabilities, strict=True))
+                if one.error:
+                    bad += 1
+                    print(f"ltlearn: {one.error}", file=sys.stderr)  # noqa: T201
+                    continue
+                write([one.path, *(cell for c, p in pairs for cell in (c, f"{p:.6f}"))])
+                if as_json or csv is None:
+                    found.append((one.path, pairs))
+    if as_json:
+        rows = [
+            {"file": path, "top": [{"class": c, "probability": p} for c, p in pairs]}
+            for path, pairs in found
+        ]
+        told = {
+            "model": str(model),
+            "method": predictor.method,
+            "pictures": rows,
+            "unreadable": bad,
+        }
+        typer.echo(json.dumps(told, indent=1))
+    elif csv is None:
+        rows = [[path, *(f"{c} {100 * p:.1f} %" for c, p in pairs)] for path, pairs in found]
+        render_rows(["file", *(str(k) for k in range(1, top + 1))], rows)
+    if bad:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
+    """Give a function that writes a row; the file takes its name when all are written."""
+    if path is None:
+        yield lambda row: None
+        return
+    import csv
+
+    path = path.expanduser()
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        try:
+            file = open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace")
+        except OSError as e:
+            raise UserError(f"{path} cannot be written ({e.strerror}); give another --csv.") from e
+        with file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(head)
+            yield writer.writerow
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

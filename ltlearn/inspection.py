@@ -502,20 +502,22 @@ def inspect_path(
 
 
 def _list_pictures(path: Path) -> tuple[dict[str, ImageSet], list[str], str]:
-    """List the pictures by part, their classes, and the Python call that would read them.
+    """List the pictures by part, their classes, and the Python call that would read them."""
+    from ltlearn.data.tables import list_pictures, source_kind
 
-    Whatever else can list pictures (a table of paths and labels) gets its branch here.
-    """
-    if path.is_dir() or not path.exists():
+    kind = source_kind(path)
+    if kind == "folder":
         return _list_folder(path)
-    raise UserError(f"{path} is a file; give the folder that holds a folder of pictures per class.")
+    parts, classes = list_pictures(path)
+    name = "from_json" if kind == "json" else "from_csv"
+    return parts, classes, f"LTDataLoaders.{name}({str(path)!r}"
 
 
 def _list_folder(root: Path) -> tuple[dict[str, ImageSet], list[str], str]:
-    from ltlearn.data.loaders import _split_folders
     from ltlearn.data.sources import list_class_folders
+    from ltlearn.data.tables import find_split_folders
 
-    folders = _split_folders(root)
+    folders = find_split_folders(root)
     train, classes = list_class_folders(folders.get("train", root))
     parts = {"train": train}
     # A class that training has not is to be said here, not to stop the listing.

@@ -25,7 +25,13 @@ from torch import Tensor, nn
 
 from ltlearn.callbacks.checkpoint import Checkpoint, describe_options
 from ltlearn.callbacks.finite import FiniteLoss
-from ltlearn.callbacks.history import EpochProgress, FlipAverage, Trajectory, head_norms
+from ltlearn.callbacks.history import (
+    EpochProgress,
+    FlipAverage,
+    Trajectory,
+    chosen_classes,
+    head_norms,
+)
 from ltlearn.callbacks.logs import EpochLog
 from ltlearn.callbacks.schedule import SCHEDULES, LoaderEpoch, make_schedule
 from ltlearn.compiled import compiled
@@ -437,7 +443,7 @@ class LTLearner(QuietLearner):
                 learn = self._head_learner(views, bs, sampler, seed, view_seed)
                 learn.opt_func, learn.loss_func = opt_func or sgd(), loss or self.loss_func
                 trajectory = self._trajectory(
-                    select, "stage 2", predict=lambda: _predict(learn, learn.dls.valid)
+                    select, "stage 2", predict=lambda: _choose(learn, learn.dls.valid)
                 )
                 try:
                     with self._lent_callbacks() as staying, self._told_counts(learn.loss_func):
@@ -815,7 +821,7 @@ class LTLearner(QuietLearner):
         self, select: str, stage: str, start: bool = True, flip: bool = False, predict=None
     ) -> Trajectory:
         def predict_here():
-            return _run(self.model, self.dls.valid, self.autocast, flip)
+            return _run(self.model, self.dls.valid, self.autocast, flip, chosen_classes)
 
         return Trajectory(
             self.dls.shot_counts, self.few, select, self._select_on,
@@ -1025,13 +1031,18 @@ def _check_rates(lr):
     return slice(*rates) if isinstance(lr, slice) else rates
 
 
-def _predict(learn: Learner, dl) -> tuple[Tensor, Tensor]:
-    return _run(learn.model, dl, nullcontext)
+def _choose(learn: Learner, dl) -> tuple[Tensor, Tensor]:
+    return _run(learn.model, dl, nullcontext, read=chosen_classes)
 
 
 @torch.no_grad()
-def _run(model: nn.Module, dl, context, flip: bool = False) -> tuple[Tensor, Tensor]:
-    """Run a model in evaluation mode over a loader; it is left in the mode it was found in."""
+def _run(
+    model: nn.Module, dl, context, flip: bool = False, read=lambda logits: logits
+) -> tuple[Tensor, Tensor]:
+    """Run a model in evaluation mode over a loader; it is left in the mode it was found in.
+
+    `read` says what to keep of the logits of a batch.
+    """
     # A head without parameters, such as the nearest class mean, has its buffers.
     device = next(chain(model.parameters(), model.buffers())).device
     logits, targets = [], []
@@ -1042,7 +1053,7 @@ def _run(model: nn.Module, dl, context, flip: bool = False) -> tuple[Tensor, Ten
                 out = model(x).float()
                 if flip:
                     out = (out + model(x.flip(-1)).float()) / 2
-            logits.append(out)
+            logits.append(read(out))
             targets.append(y)
     return torch.cat(logits), torch.cat(targets)
 
@@ -1056,6 +1067,7 @@ def lt_learner(
     channels_last: bool = True,
     cache_path: str | Path | None = None,
     few: str = "<20",
+    keep_head: bool = False,
     cbs=None,
     **model_kwargs,
 ) -> LTLearner:
@@ -1072,6 +1084,7 @@ def lt_learner(
         cache_path: Folder for features; None keeps them in memory up to 1 GiB, and beyond that in
             the setting of that name.
         few: Rule for the few-shot group, "<20" or "<=20".
+        keep_head: Take the classifier of the file, too, which is of these classes in this order.
         cbs: fastai callbacks that stay on the learner.
         **model_kwargs: For `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 
@@ -1080,7 +1093,7 @@ def lt_learner(
             precision does not fit, or `few` or `cbs` is none that is allowed.
     """
     cbs = listed_callbacks(cbs)
-    model = create_lt_model(arch, dls.c, pretrained, tuple(dls.size), **model_kwargs)
+    model = create_lt_model(arch, dls.c, pretrained, tuple(dls.size), keep_head, **model_kwargs)
     config = getattr(model.backbone, "pretrained_cfg", None) or {}
     starts_trained = bool(pretrained) and (
         not isinstance(pretrained, bool) or bool(config.get("hf_hub_id") or config.get("url"))

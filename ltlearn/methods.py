@@ -144,8 +144,9 @@ def _stage2(label: str, source: str, values_from: str, **kwargs) -> Method:
 
 
 def _stage1(label: str, source: str, callback: str, **options) -> Method:
+    prior = "uniform" if callback == "GLMC" else "train"
     makes, options = _callbacks(callback), MappingProxyType(options)
-    return Method(label, "stage 1", source, callbacks=makes, options=options)
+    return Method(label, "stage 1", source, callbacks=makes, options=options, prior=prior)
 
 
 def _post_hoc(label: str, source: str, values_from: str, **kwargs) -> Method:

@@ -22,7 +22,7 @@ from ltlearn.data import LTDataLoaders
 from ltlearn.errors import UserError, check_choice
 from ltlearn.learner import LTLearner, lt_learner, sgd
 from ltlearn.methods import METHODS
-from ltlearn.metrics import shot_report
+from ltlearn.metrics import ShotReport, shot_report
 from ltlearn.own import read_pictures
 from ltlearn.plots import (
     plot_class_counts,
@@ -41,6 +41,8 @@ _log = logging.getLogger("ltlearn")
 
 # Seconds between two checkpoints of a stage; tests set it.
 _CHECKPOINT_SECONDS = "LTLEARN_CHECKPOINT_SECONDS"
+# Of a method's predictions on the test set: 200 MB in float32.
+_MOST_LOGITS = 50_000_000
 _CSV_COLUMNS = ("epoch", "loss", "all", "balanced", "many", "medium", "few", "seconds")
 
 
@@ -58,7 +60,8 @@ class _Seed:
     """What one seed gave, by method."""
 
     targets: torch.Tensor | None = None
-    logits: dict[str, torch.Tensor] = field(default_factory=dict)
+    reports: dict[str, ShotReport] = field(default_factory=dict)
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
     norms: dict[str, list[float]] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
     trajectories: dict[str, dict] = field(default_factory=dict)
@@ -403,8 +406,21 @@ def _run_seed(recipe: Recipe, folder: _Folder, learn: LTLearner) -> _Seed:
     for method_name, state in states.items():
         learn.model.load_state_dict(state)
         part = "valid" if _is_untested(learn.dls) else "test"
-        result.logits[method_name], result.targets = learn.predict_logits(part, flip=paper)
+        logits, result.targets = learn.predict_logits(part, flip=paper)
+        result.reports[method_name] = shot_report(
+            logits, result.targets, learn.dls.shot_counts, classes=learn.dls.vocab,
+            few=recipe.data.few,
+        )  # fmt: skip
+        result.predictions |= _worth_keeping(method_name, logits)
     return result
+
+
+def _worth_keeping(name: str, logits: torch.Tensor) -> dict[str, np.ndarray]:
+    """Return the logits of a method; where they are too many, the five likeliest classes alone."""
+    if logits.numel() <= _MOST_LOGITS:
+        return {name: logits.numpy()}
+    values, classes = logits.softmax(1).topk(5, 1)
+    return {f"{name}/classes": classes.int().numpy(), f"{name}/probabilities": values.numpy()}
 
 
 def _stage1_callbacks(stage1: Stage1Section) -> list[Callback]:
@@ -561,12 +577,7 @@ def _chosen(trajectory: dict) -> str:
 def _table(recipe: Recipe, dls: LTDataLoaders, seeds: list[_Seed]) -> ResultTable:
     rows = []
     for name in recipe.methods:
-        reports = [
-            shot_report(
-                s.logits[name], s.targets, dls.shot_counts, classes=dls.vocab, few=recipe.data.few
-            )
-            for s in seeds
-        ]
+        reports = [s.reports[name] for s in seeds]
         selected = list(dict.fromkeys(s.selected[name] for s in seeds))
         seconds = sum(s.seconds[name] for s in seeds) / len(seeds)
         label = METHODS[name].label
@@ -618,17 +629,17 @@ def _published(recipe: Recipe) -> str:
 def _write_results(
     recipe, run: Run, dls, seeds: list[_Seed], table: ResultTable, manifest: dict
 ) -> None:
-    arrays = {"targets": seeds[0].targets}
+    arrays = {"targets": seeds[0].targets.numpy()}
     rows = []
     for seed, result in enumerate(seeds):
-        for name, logits in result.logits.items():
-            arrays[f"seed{seed}/{name}"] = logits
+        for name, values in result.predictions.items():
+            arrays[f"seed{seed}/{name}"] = values
         for name, trajectory in result.trajectories.items():
             for values in zip(*(trajectory[k] for k in _CSV_COLUMNS), strict=True):
                 row = {"seed": seed, "method": name, "stage": METHODS[name].stage}
                 row |= dict(zip(_CSV_COLUMNS, values, strict=True))
                 rows.append({**row, "evaluated_on": trajectory["select_on"]})
-    run.save_npz("predictions.npz", **{k: v.numpy() for k, v in arrays.items()})
+    run.save_npz("predictions.npz", **arrays)
     run.write_csv("metrics.csv", rows)
     second = [name for name in recipe.methods if METHODS[name].stage == 2]
     trajectories = [s.trajectories[second[-1]] for s in seeds] if second else None

@@ -13,10 +13,11 @@ from ltlearn.errors import UserError
 from ltlearn.learner import LTLearner
 from ltlearn.methods import METHODS, find_methods
 from ltlearn.metrics import mean_class_accuracy
+from ltlearn.own import fitting_methods
 from ltlearn.plots import plot_norms_by_method, plot_sensitivity, plot_tradeoff
 from ltlearn.recipe import Recipe, _validate
 from ltlearn.run import Run
-from ltlearn.runner import load_stage1
+from ltlearn.runner import how_to_finish, load_stage1
 
 __all__ = ["Sensitivity", "compare_run", "sensitivity", "sensitivity_run"]
 
@@ -55,7 +56,9 @@ def compare_run(
         UserError: If the folder holds no run with a finished stage 1, or a name is unknown.
     """
     recipe, starts = _finished(run)
-    methods, priors = check_request(methods, seeds, priors, select, recipe.stage1.method)
+    methods, priors = check_request(
+        fitting_methods(recipe, methods), seeds, priors, select, recipe.stage1.method
+    )
     paper = recipe.protocol == "paper"
     if paper:
         select = "best"
@@ -74,6 +77,8 @@ def compare_run(
         )  # fmt: skip
         parts.append(found)
     comparison = merge_comparisons(parts)
+    if learn.dls.split.test is None:
+        comparison.about["protocol"] = "untested"
     _write_comparison(run, comparison)
     return comparison
 
@@ -97,8 +102,7 @@ def _finished(run: Run) -> tuple[Recipe, list[int]]:
     ]
     if not starts:
         raise UserError(
-            f"{run.path} has no finished stage 1; finish it with "
-            f"`ltlearn recipe {recipe.name} --out {run.path} --resume`."
+            f"{run.path} has no finished stage 1; finish it with {how_to_finish(recipe, run)}."
         )
     return recipe, starts
 
@@ -304,7 +308,9 @@ def sensitivity_run(
             a name is unknown.
     """
     recipe, starts = _finished(run)
-    methods, _ = check_request(methods, 1, (), select, recipe.stage1.method)
+    methods, _ = check_request(
+        fitting_methods(recipe, methods), 1, (), select, recipe.stage1.method
+    )
     if recipe.protocol == "paper":
         raise UserError(
             "sensitivity works on cached features of the clean protocol; this run is of the paper "

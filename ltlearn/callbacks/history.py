@@ -15,7 +15,15 @@ from ltlearn.metrics import shot_report
 from ltlearn.models.cut import find_head
 from ltlearn.progress import ProgressLine, duration
 
-__all__ = ["FIGURES", "EpochProgress", "FlipAverage", "Trajectory", "find_trajectory", "head_norms"]
+__all__ = [
+    "FIGURES",
+    "EpochProgress",
+    "FlipAverage",
+    "Trajectory",
+    "chosen_classes",
+    "find_trajectory",
+    "head_norms",
+]
 
 FIGURES = ("all", "balanced", "many", "medium", "few")
 
@@ -28,6 +36,17 @@ def head_norms(model: nn.Module) -> Tensor:
     head = find_head(model)[1]
     norms = head.weight.float().norm(dim=1) if isinstance(head, nn.Linear) else head.norms()
     return norms.detach().float().cpu()
+
+
+def chosen_classes(logits: Tensor) -> Tensor:
+    """Return the class of each row of logits, -1 where the row is not finite.
+
+    With thousands of classes, the logits of a whole validation set are larger than its features.
+
+    Shape:
+        logits is (N, C); the result (N,), int64, on the same device.
+    """
+    return torch.where(logits.isfinite().all(1), logits.float().argmax(1), -1)
 
 
 class FlipAverage(Callback):
@@ -63,8 +82,8 @@ class Trajectory(Callback):
             loader, epoch 0 included, the first of equals; "last" chooses the last.
         select_on: What the validation loader holds, for the record: "validation" or "test".
         start: Whether to evaluate before the first step, too.
-        predict: Gives (logits, targets) of the validation loader; for the evaluation before the
-            first step.
+        predict: Gives (logits, targets) of the validation loader, or what `chosen_classes` makes
+            of the logits; for the evaluation before the first step.
         stage: What this training is called in messages.
 
     Raises:
@@ -128,7 +147,7 @@ class Trajectory(Callback):
     def after_pred(self):
         """Collect the predictions, in validation."""
         if not self.learn.training:
-            self._logits.append(self.learn.pred.detach().float())
+            self._chosen.append(chosen_classes(self.learn.pred.detach()))
             self._targets.append(self.learn.yb[0])
 
     def after_loss(self):
@@ -139,11 +158,11 @@ class Trajectory(Callback):
 
     def before_validate(self):
         """Begin to collect predictions."""
-        self._logits, self._targets = [], []
+        self._chosen, self._targets = [], []
 
     def after_cancel_validate(self):
         """Forget a validation that was cut short: its figures would not compare."""
-        self._logits, self._targets = [], []
+        self._chosen, self._targets = [], []
 
     def after_validate(self):
         """Evaluate the epoch."""
@@ -158,11 +177,11 @@ class Trajectory(Callback):
 
     def _evaluate(self) -> None:
         """Evaluate the epoch, once."""
-        if not self._logits or not hasattr(self, "_seen"):
+        if not self._chosen or not hasattr(self, "_seen"):
             return
-        logits, targets = torch.cat(self._logits), torch.cat(self._targets)
-        self._logits, self._targets = [], []
-        self._add(self.learn.epoch + 1, self.running_loss(), logits, targets)
+        chosen, targets = torch.cat(self._chosen), torch.cat(self._targets)
+        self._chosen, self._targets = [], []
+        self._add(self.learn.epoch + 1, self.running_loss(), chosen, targets)
         self._log_epoch()
 
     def state_dict(self) -> dict:
@@ -192,8 +211,9 @@ class Trajectory(Callback):
         self.record, self.best_state, self._best = record, best, state["best"]
         self._began = time.perf_counter() - state["seconds"]
 
-    def _add(self, epoch: int, loss: float | None, logits: Tensor, targets: Tensor) -> None:
-        if not logits.isfinite().all():
+    def _add(self, epoch: int, loss: float | None, output: Tensor, targets: Tensor) -> None:
+        chosen = chosen_classes(output) if output.ndim == 2 else output
+        if (chosen < 0).any():
             raise UserError(
                 f"training diverged in epoch {epoch} of {self.stage}: the logits are not finite "
                 "any more; lower the learning rate."
@@ -202,7 +222,7 @@ class Trajectory(Callback):
                 "weights are damaged or an earlier training diverged; train again with a lower "
                 "learning rate."
             )
-        report = shot_report(logits, targets, self.shot_counts, few=self.few)
+        report = shot_report(chosen, targets, self.shot_counts, few=self.few)
         row = {"epoch": epoch, "loss": loss, "seconds": time.perf_counter() - self._began}
         row |= {k: getattr(report, k) for k in FIGURES}
         row["norms"] = head_norms(self.learn.model).tolist()

@@ -14,7 +14,12 @@ from ltlearn.data.samplers import (
 )
 from ltlearn.data.splits import carve_validation, select_long_tail
 
-_LAZY = {"LTDataLoaders": "loaders", "LTDataLoader": "loaders", "SplitInfo": "loaders"}
+_LAZY = {
+    "LTDataLoaders": "loaders",
+    "LTDataLoader": "loaders",
+    "SplitInfo": "loaders",
+    "list_pictures": "tables",
+}
 
 __all__ = [
     "ClassBalancedSampler",

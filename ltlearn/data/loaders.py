@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,22 @@ from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
 from ltlearn.data.sources import (
     ImageSet,
     find_class_folders,
-    list_class_folders,
     load_cifar,
     load_digits_pictures,
     load_tiny_imagenet,
     read_image,
 )
 from ltlearn.data.splits import SPLITS, carve_validation, select_long_tail
+from ltlearn.data.tables import (
+    ListedPictures,
+    list_dataset,
+    list_folder,
+    list_json,
+    list_table,
+    source_kind,
+)
+
+# `ltlearn.inspection` has it from here.
 from ltlearn.data.transforms import TRANSFORMS, BatchCropFlip, ImageTransform, mix_seed
 from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.settings import load_settings
@@ -143,10 +152,10 @@ class PicturesInMemory:
 
 
 class PictureFiles:
-    """Pictures on disk, read and transformed one by one.
+    """Pictures on disk, or in the rows of a dataset, read and transformed one by one.
 
     Args:
-        data: Pictures with their targets, on disk.
+        data: Pictures with their targets.
         transform: A name of `ltlearn.data.transforms.TRANSFORMS`.
         size: Side of the result in pixels.
         pad: Black border of "crop" and "crop_flip" in pixels; None takes an eighth of `size`.
@@ -173,12 +182,12 @@ class PictureFiles:
 
     @cached_property
     def files_name(self) -> str:
-        """Name the files by folder, path, size and time of writing; "" for pictures in memory.
+        """Name the files by folder, path, size and time of writing; "" where there are none.
 
         For caches on this machine. A split's fingerprint leaves folder and time out, so that it is
-        the same on another.
+        the same on another; that of pictures in memory or in rows is of their content.
         """
-        if self.data.images is not None:
+        if self.data.images is not None or not isinstance(self.data.root, Path):
             return ""
         root = self.data.root.resolve()
         digest = hashlib.sha256(os.fsencode(root))
@@ -446,7 +455,8 @@ class LTDataLoader(TfmdDL):
 class LTDataLoaders(DataLoaders):
     """Training, validation and test loaders of an imbalanced image set.
 
-    Make one with `from_folder`, `from_arrays` or `from_dataset`. Attributes: `class_counts`
+    Make one with `from_path`, `from_folder`, `from_csv`, `from_df`, `from_json`, `from_hf`,
+    `from_arrays` or `from_dataset`. Attributes: `class_counts`
     (training images per class, after validation was carved off), `shot_counts` (before: what many,
     medium and few are decided by), `vocab` (class names), `c` (their number), `split`
     (`SplitInfo`), `skipped` (unreadable pictures that were left out).
@@ -658,8 +668,18 @@ class LTDataLoaders(DataLoaders):
 
     @classmethod
     def _from_lists(
-        cls, name, data_path, *, n_max, test_per_class, max_classes, size, transform, num_workers,
-        skip_bad, **kw,
+        cls,
+        name,
+        data_path,
+        *,
+        n_max,
+        test_per_class,
+        max_classes,
+        size,
+        transform,
+        num_workers,
+        skip_bad,
+        **kw,
     ) -> "LTDataLoaders":
         """Read a set whose lists or annotations are published."""
         if num_workers is None:
@@ -735,7 +755,194 @@ class LTDataLoaders(DataLoaders):
                 folders, a class of a later split is not in training, no class has two images to
                 carve from, or a picture held in memory cannot be read.
         """
-        root = Path(path).expanduser()
+        return cls._from_listing(
+            partial(list_folder, Path(path).expanduser()),
+            size=size,
+            transform=transform,
+            valid_pct=valid_pct,
+            protocol=protocol,
+            bs=bs,
+            seed=seed,
+            num_workers=num_workers,
+            in_memory=in_memory,
+            skip_bad=skip_bad,
+            stats=stats,
+            device=device,
+        )
+
+    @classmethod
+    def from_path(cls, source: str | Path, **options) -> "LTDataLoaders":
+        """Read whatever a path holds: the right one of `from_folder`, `from_csv` and the like.
+
+        Args:
+            source: A folder of class folders, a folder that Hugging Face's `save_to_disk` wrote, a
+                .csv, .tsv or .tab, or a .json of annotations.
+            **options: For the method that reads it.
+
+        Raises:
+            UserError: If it is none of these, or cannot be used.
+        """
+        path = Path(source).expanduser()
+        read = {
+            "folder": cls.from_folder,
+            "hf": cls.from_hf,
+            "table": cls.from_csv,
+            "json": cls.from_json,
+        }
+        return read[source_kind(path)](path, **options)
+
+    @classmethod
+    def from_csv(
+        cls,
+        csv: str | Path,
+        path: str | Path | None = None,
+        image_col: str | int | None = None,
+        label_col: str | int | None = None,
+        split_col: str | int | bool | None = None,
+        skip_bad: bool = False,
+        **options,
+    ) -> "LTDataLoaders":
+        """Read the pictures that a CSV or TSV lists: a row each, with its path and its label.
+
+        The delimiter is guessed. A first line that names a picture is no header. Rows that are
+        there twice count once.
+
+        Args:
+            csv: The file, in UTF-8.
+            path: Folder that relative paths start from; None takes the one of the file.
+            image_col: Column of the paths, by name or by number from 0. None takes the first that
+                is called image, path, file, filename, file_name, image_path or img, in any case,
+                or else the first.
+            label_col: Column of the labels (text or integers), likewise: label, class, target,
+                category or labels, or else the second.
+            split_col: Column that says train, valid, val, validation or test, in any case. None
+                takes one that is called split, subset or partition, if any; False takes none. A
+                part that it does not name is carved, or missing, as in `from_folder`.
+            skip_bad: Leave out pictures that are not there or unreadable, instead of stopping.
+            **options: Whatever else `from_folder` takes.
+
+        Raises:
+            UserError: If the table is empty or lacks a column, a cell is empty, a picture is not
+                there, has two labels or is in two parts, a validation or test label is not in
+                training (the message names row, column or label); or as `from_folder` does.
+        """
+        return cls._from_table(
+            Path(csv), path, image_col, label_col, split_col, skip_bad, **options
+        )
+
+    @classmethod
+    def from_df(
+        cls,
+        df,
+        path: str | Path = ".",
+        image_col: str | int | None = None,
+        label_col: str | int | None = None,
+        split_col: str | int | bool | None = None,
+        skip_bad: bool = False,
+        **options,
+    ) -> "LTDataLoaders":
+        """Read the pictures that a pandas `DataFrame` lists, as `from_csv` does those of a file.
+
+        Args:
+            df: The table. In messages, its rows count from 0.
+            path: Folder that relative paths start from.
+            image_col: As for `from_csv`.
+            label_col: As for `from_csv`.
+            split_col: As for `from_csv`.
+            skip_bad: As for `from_csv`.
+            **options: Whatever else `from_folder` takes.
+
+        Raises:
+            UserError: As `from_csv` does.
+        """
+        if isinstance(df, str | Path):
+            raise UserError(f"df must be a pandas DataFrame, got {str(df)!r}; read it by from_csv.")
+        return cls._from_table(df, path, image_col, label_col, split_col, skip_bad, **options)
+
+    @classmethod
+    def _from_table(
+        cls, table, path, image_col, label_col, split_col, skip_bad, **options
+    ) -> "LTDataLoaders":
+        listing = partial(list_table, table, path, image_col, label_col, split_col, skip_bad)
+        return cls._from_listing(listing, skip_bad=skip_bad, **options)
+
+    @classmethod
+    def from_json(
+        cls,
+        json: str | Path,
+        path: str | Path | None = None,
+        valid: str | Path | None = None,
+        test: str | Path | None = None,
+        follow_links: bool = False,
+        skip_bad: bool = False,
+        **options,
+    ) -> "LTDataLoaders":
+        """Read the pictures of annotations in COCO's JSON, as iNaturalist has them: a label each.
+
+        Classes are the categories of the training file, with or without pictures, in the order of
+        their ids.
+
+        Args:
+            json: Annotations of the training pictures.
+            path: Folder that file names start from, and that they may not leave; None takes the one
+                of the file.
+            valid: Of the validation pictures; None carves them off the training pictures.
+            test: Of the test pictures.
+            follow_links: Whether a link inside `path` may lead out of it.
+            skip_bad: Leave out pictures that are not there or unreadable, instead of stopping.
+            **options: Whatever else `from_folder` takes.
+
+        Raises:
+            UserError: If a file cannot be read, a picture is not there, has no label or several or
+                is in two files, a validation or test label is not in training; or as `from_folder`
+                does.
+        """
+        listing = partial(list_json, json, path, valid, test, skip_bad, follow_links)
+        return cls._from_listing(listing, skip_bad=skip_bad, **options)
+
+    @classmethod
+    def from_hf(
+        cls, dataset, image_col: str | None = None, label_col: str | None = None, **options
+    ) -> "LTDataLoaders":
+        """Read the pictures of a Hugging Face dataset, each from its row when it is needed.
+
+        Pictures that are not held in memory (see `from_folder`) are read once at the start for the
+        split's fingerprint, which is of their content.
+
+        Args:
+            dataset: A `datasets.Dataset`; a `datasets.DatasetDict` with a "train" and any of
+                "valid", "val", "validation" and "test"; or a folder that either was saved to with
+                `save_to_disk`, which needs the extra `hf`.
+            image_col: Column of the pictures: of type Image, or of encoded bytes or paths. None
+                takes the first of type Image, or else one by the names that `from_csv` has.
+            label_col: Column of the labels: of type ClassLabel, or text or integers. None takes one
+                by the names that `from_csv` has, or else the only one of type ClassLabel.
+            **options: Whatever else `from_folder` takes.
+
+        Raises:
+            UserError: If it is no such dataset, lacks a column or a label, a validation or test
+                label is not in training; or as `from_folder` does.
+        """
+        return cls._from_listing(partial(list_dataset, dataset, image_col, label_col), **options)
+
+    @classmethod
+    def _from_listing(
+        cls,
+        list_pictures: Callable[[], ListedPictures],
+        *,
+        size: int | None = None,
+        transform: str | None = None,
+        valid_pct: float = 0.2,
+        protocol: str = "clean",
+        bs: int = 64,
+        seed: int = 0,
+        num_workers: int | None = None,
+        in_memory: bool | None = None,
+        skip_bad: bool = False,
+        stats: tuple[Sequence[float], Sequence[float]] | None = None,
+        device=None,
+    ) -> "LTDataLoaders":
+        """Read listed pictures. The arguments are checked before anything is listed."""
         _check_common(protocol, valid_pct, bs, seed)
         if num_workers is None:
             num_workers = load_settings().num_workers
@@ -744,16 +951,12 @@ class LTDataLoaders(DataLoaders):
             check_whole("size", size, 1)
         if transform is not None:
             check_choice("transform", transform, TRANSFORMS)
-        folders = _split_folders(root)
-        train, classes = list_class_folders(folders.get("train", root))
-        parts = {"train": train}
-        for part in ("valid", "test"):
-            if part in folders:
-                parts[part] = list_class_folders(folders[part], classes)[0]
-        _check_parts(parts, classes, protocol, root)
+        listed = list_pictures()
+        parts = listed.parts
+        _check_parts(parts, listed.classes, protocol, listed.where)
         total = sum(len(p) for p in parts.values())
         if size is None:
-            size = _common_side(train) or 224
+            size = _common_side(parts["train"]) or 224
         if in_memory is None:
             in_memory = size <= _IN_MEMORY_SIDE and total * size * size * 4 <= _IN_MEMORY_BYTES
             in_memory &= transform in (None, *_BATCH_TRANSFORMS)
@@ -763,11 +966,11 @@ class LTDataLoaders(DataLoaders):
             parts = {p: data.without_bad() for p, data in parts.items()}
         return cls._from_parts(
             parts,
-            classes,
+            listed.classes,
             protocol=protocol,
             valid_pct=valid_pct,
-            split_name="folders" if folders else "one folder",
-            dataset=root.resolve().name,
+            split_name=listed.split_name,
+            dataset=listed.dataset,
             stats=stats,
             transform=transform or ("crop_flip" if in_memory else "resized_crop_flip"),
             size=size,
@@ -777,7 +980,7 @@ class LTDataLoaders(DataLoaders):
             num_workers=num_workers,
             seed=seed,
             device=device,
-            # Not `root`: what a learner saves there would be a class of the next call.
+            # Not the folder: what a learner saves there would be a class of the next call.
             path=Path("."),
         )
 
@@ -922,31 +1125,6 @@ def _first_of_each(data: ImageSet, classes: int, most: int | None) -> ImageSet:
     place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
     keep = (ordered < classes) & (place < (len(order) if most is None else most))
     return data if keep.all() else data.take(np.sort(order[keep]))
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """Find the folders of the parts in `root`; none where it holds the class folders itself."""
-    named = {
-        "train": ("train", "training"),
-        "valid": ("valid", "val", "validation"),
-        "test": ("test",),
-    }
-    folders = {
-        part: next(root / n for n in names if (root / n).is_dir())
-        for part, names in named.items()
-        if any((root / n).is_dir() for n in names)
-    }
-    # A part has class folders inside. A folder of pictures may be a class that is called "train".
-    split = [part for part, folder in folders.items() if find_class_folders(folder)]
-    if "train" in split:
-        return folders
-    if split:
-        raise UserError(
-            f"{root} has {folders[split[0]].name}/ but no train/ with class folders; add it, or "
-            "give the folder that holds a folder of pictures per class."
-        )
-    only_parts = "train" in folders and set(find_class_folders(root)) <= set(folders.values())
-    return folders if only_parts else {}
 
 
 def _array_set(part: str, images, targets) -> ImageSet:

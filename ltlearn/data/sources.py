@@ -231,8 +231,8 @@ def list_class_folders(
         classes: The classes, where another split decided them already.
 
     Raises:
-        UserError: If the folder is missing, has no class folders or no pictures, or has a class
-            that is not in `classes`.
+        UserError: If the folder is missing, has no class folders or no pictures, has a class that
+            is not in `classes`, or two of its classes are one folder behind a link.
     """
     if not folder.is_dir():
         raise _no_folder(folder)
@@ -242,6 +242,7 @@ def list_class_folders(
             f"{folder} has no class folders: put the pictures of each class into a folder of its "
             "own inside it."
         )
+    _check_links(folders)
     names = classes or [p.name for p in folders]
     known = set(names)
     extra = [p.name for p in folders if p.name not in known]
@@ -270,6 +271,21 @@ def list_class_folders(
             f"the class folders of {folder} hold no pictures ({', '.join(sorted(EXTENSIONS))})."
         )
     return ImageSet(np.array(targets, dtype=np.int64), paths=paths, root=folder), names
+
+
+def _check_links(folders: list[Path]) -> None:
+    """Refuse a link to pictures of another class: they would have two labels."""
+    if not any(p.is_symlink() for p in folders):
+        return
+    # In this order a folder stands right before what lies inside it.
+    places = sorted(((p.resolve(), p) for p in folders), key=lambda pair: pair[0].parts)
+    for (outer, one), (inner, other) in zip(places, places[1:], strict=False):
+        if inner.is_relative_to(outer):
+            link = other if other.is_symlink() else one
+            raise UserError(
+                f"{link} is a link to {link.resolve()}, so the classes {one.name!r} and "
+                f"{other.name!r} have the same pictures; remove one of them."
+            )
 
 
 def _no_folder(folder: Path) -> UserError:

@@ -85,9 +85,10 @@ def create_lt_model(
     num_classes: int,
     pretrained: bool | str | Path = True,
     img_size: int | tuple[int, int] | None = None,
+    keep_head: bool = False,
     **kwargs,
 ) -> LTModel:
-    """Cut any timm model into a backbone with pooled features and a new linear head.
+    """Cut any timm model into a backbone with pooled features and a linear head, new or its own.
 
     Args:
         arch: A name of `timm.list_models()`.
@@ -96,28 +97,29 @@ def create_lt_model(
             False starts at random.
         img_size: Side of the pictures in pixels, or (height, width), for models with a fixed one
             (ViT, Swin).
+        keep_head: Take the classifier of the file, too, which is of these classes in this order.
         **kwargs: For `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 
     Raises:
         UserError: If timm does not know `arch` (close names are suggested) or an argument of it,
-            the model cannot take pictures of this size, or the weights cannot be had: within 5
-            seconds where their host cannot be reached.
+            the model cannot take pictures of this size, the file's classifier is missing or of
+            other classes, or the weights cannot be had: within 5 seconds where their host cannot be
+            reached.
     """
-    if not isinstance(arch, str):
-        raise UserError(f"arch must be a name of timm.list_models(), got {arch!r}.")
-    name = arch.split(".")[0]
-    if not arch.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = (
-            f"did you mean {', '.join(close)}?" if close else "`timm.list_models()` has all names."
+    config = _find_config(arch)
+    if keep_head and not isinstance(pretrained, str | Path):
+        raise UserError(
+            f"keep_head takes the classifier of a file, but pretrained is {pretrained!r}; give the "
+            "path of the file."
         )
-        raise UserError(f"timm has no model {arch!r}; {hint}")
-    config = timm.get_pretrained_cfg(arch) if timm.is_model(name) else None
     if config is not None and img_size is not None and config.fixed_input_size:
         sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         kwargs.setdefault("img_size", sides[0] if sides[0] == sides[1] else sides)
+    state = None
     if isinstance(pretrained, str | Path):
-        backbone = _create_from_file(arch, Path(pretrained).expanduser(), kwargs)
+        path = Path(pretrained).expanduser()
+        state = _read_weights(path)
+        backbone = _create_from_file(arch, path, _backbone_of(state), kwargs)
     else:
         if pretrained and config is not None and not config.has_weights:
             _log.warning("%s has no pre-trained weights; it starts from random ones", arch)
@@ -128,7 +130,39 @@ def create_lt_model(
     if _is_odd_size(arch, kwargs.get("img_size")):
         _check_size(backbone, arch, kwargs["img_size"], kwargs.get("in_chans", 3))
     width = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+    if keep_head:
+        return LTModel(backbone, _head_of(state, arch, path, width, num_classes))
     return LTModel(backbone, nn.Linear(width, num_classes))
+
+
+def check_weights(arch: str) -> bool:
+    """Tell whether timm has weights of a model, and make sure that they can be had here.
+
+    Args:
+        arch: A name of `timm.list_models()`.
+
+    Raises:
+        UserError: If timm does not know `arch`, or its weights cannot be had.
+    """
+    config = _find_config(arch)
+    if config is not None and not config.has_weights:
+        return False
+    _check_weights_at_hand(arch, config)
+    return True
+
+
+def _find_config(arch: str):
+    """Return what timm knows of a model's weights; None where that is not in its tables."""
+    if not isinstance(arch, str):
+        raise UserError(f"arch must be a name of timm.list_models(), got {arch!r}.")
+    name = arch.split(".")[0]
+    if not arch.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {', '.join(close)}?" if close else "`timm.list_models()` has all names."
+        )
+        raise UserError(f"timm has no model {arch!r}; {hint}")
+    return timm.get_pretrained_cfg(arch) if timm.is_model(name) else None
 
 
 def _size_refused(arch: str, img_size, e: Exception) -> UserError:
@@ -178,24 +212,72 @@ def _create(arch: str, pretrained: bool, kwargs: dict) -> nn.Module:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict: of a timm model, or of the backbone of an `LTModel`."""
+    """Read a state dict: of a timm model, or of an `LTModel`."""
     if not path.is_file():
         raise UserError(
             f"there is no weights file {path}; give a .safetensors or .pth file, or "
             "pretrained=False."
         )
     try:
-        state = timm.models.load_state_dict(path)
+        return timm.models.load_state_dict(path, weights_only=True)
     except Exception as e:
-        raise UserError(f"the weights in {path} cannot be read ({_first_line(e)}).") from e
-    start = "backbone."
-    own = {k[len(start) :]: v for k, v in state.items() if k.startswith(start)}
-    return own or state
+        if "Unsupported global" in f"{e} {e.__cause__}":
+            raise UserError(
+                f"{path} holds Python objects beside its tensors, which could run code as they are "
+                "read, so it is not opened; save the model's state_dict() alone, best as "
+                ".safetensors."
+            ) from None
+        why = "no file of tensors" if "weights_only" in str(e) else _first_line(e)
+        raise UserError(f"the weights in {path} cannot be read ({why}).") from e
 
 
-def _create_from_file(arch: str, path: Path, kwargs: dict) -> nn.Module:
+def _part_of(state: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {k[len(start) :]: v for k, v in state.items() if k.startswith(start)}
+
+
+def _backbone_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the backbone of an `LTModel`; all of another model."""
+    return _part_of(state, "backbone.") or state
+
+
+def _head_of(
+    state: dict[str, Tensor], arch: str, path: Path, width: int, num_classes: int
+) -> nn.Module:
+    """Make the classifier that a state dict ends in."""
+    name = "head"
+    if _part_of(state, "backbone."):
+        parts = _part_of(state, "head.")
+    else:
+        name = getattr(_find_config(arch), "classifier", None)
+        if not isinstance(name, str):
+            kind = "has several classifiers" if name else "has no classifier that timm names"
+            raise UserError(f"{arch} {kind}, so none can be kept; begin with a new one (--reset).")
+        parts = {k: v for k, v in _part_of(state, f"{name}.").items() if k in ("weight", "bias")}
+        if "weight" in parts:
+            # Of a 1 x 1 convolution, too.
+            parts["weight"] = parts["weight"].flatten(1)
+    head = head_from_state(parts)
+    if head is None:
+        raise UserError(
+            f"{path} has no classifier (no {name}.weight) to keep; give the file of the whole "
+            "model, or begin with a new one (--reset)."
+        )
+    if head.out_features != num_classes:
+        raise UserError(
+            f"the classifier in {path} tells {head.out_features} classes apart, but the data has "
+            f"{num_classes}; both must be the same classes in the same order, or begin with a new "
+            "classifier (--reset)."
+        )
+    if head.in_features != width:
+        raise UserError(
+            f"the classifier in {path} takes {head.in_features} features, but {arch} gives {width}."
+        )
+    head.load_state_dict(parts)
+    return head
+
+
+def _create_from_file(arch: str, path: Path, state: dict[str, Tensor], kwargs: dict) -> nn.Module:
     """Create a backbone with the weights of a file, and check that they came to be used."""
-    state = _read_weights(path)
     # timm only logs what the file lacks. Two models made from one state of the generator differ in
     # what was loaded, and in nothing else.
     generator = torch.get_rng_state()
@@ -228,8 +310,9 @@ def _first_line(e: Exception) -> str:
 
 def _no_weights(arch: str, why: str) -> UserError:
     return UserError(
-        f"the pre-trained weights of {arch} cannot be fetched ({why}); pass pretrained=False to "
-        "start from random weights, or pretrained='path/to/weights.safetensors' to load a file."
+        f"the pre-trained weights of {arch} cannot be fetched ({why}); pass pretrained=False "
+        "(--no-pretrained) to start from random weights, or "
+        "pretrained='path/to/weights.safetensors' (--weights FILE) to load a file."
     )
 
 

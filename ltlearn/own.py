@@ -1,0 +1,191 @@
+"""Recipes for somebody's own pictures: what is not asked for is chosen by what the pictures are."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ltlearn.errors import UserError
+from ltlearn.recipe import Recipe, _checked, _look_up, _override, _put
+
+__all__ = ["fitting_methods", "own_recipe", "read_pictures"]
+
+_SMALL = 96  # pixels; up to this side the loaders hold pictures in memory
+_USUAL_SIZE = 224
+_EPOCHS = {True: 30, False: 90}  # from pre-trained weights, from random ones
+_BATCH = 64
+
+
+def read_pictures(source: str | Path, **kwargs):
+    """Return the `LTDataLoaders` of somebody's own pictures.
+
+    Args:
+        source: The folder or file, as for `LTDataLoaders.from_path`.
+        **kwargs: For that.
+    """
+    from ltlearn.data import LTDataLoaders
+
+    return LTDataLoaders.from_path(source, **kwargs)
+
+
+def _common_side(source: Path, skip_bad: bool) -> int | None:
+    """Return the side of the pictures if all are small squares of one size."""
+    from ltlearn.data.loaders import _common_side
+    from ltlearn.data.tables import list_pictures, source_kind
+
+    if source_kind(source) == "hf":  # no files
+        return None
+    return _common_side(list_pictures(source, skip_bad)[0]["train"])
+
+
+def own_recipe(
+    source: str | Path,
+    methods: Sequence[str],
+    options: dict[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    checkpoint: str | Path | None = None,
+    reset: bool = False,
+    skip_bad: bool = False,
+) -> Recipe:
+    """Describe both stages on somebody's own pictures.
+
+    Args:
+        source: The pictures.
+        methods: Names of `ltlearn.methods.METHODS`, beside the classifier of stage 1.
+        options: Values by their key in a recipe, such as {"stage1.epochs": 10}; None is one that
+            was not given.
+        overrides: "section.key=value", as for `load_recipe`.
+        checkpoint: A trained model's file: it takes the place of stage 1.
+        reset: Whether the classifier in that file is left out, and a new one made.
+        skip_bad: Whether listed pictures may be missing.
+
+    Raises:
+        UserError: If there are no such pictures, a value does not fit, or weights cannot be had.
+    """
+    source = Path(os.path.abspath(Path(source).expanduser()))
+    raw: dict[str, Any] = {"provenance": {}}
+    for override in overrides:
+        _override(raw, override)
+    for key in ("data.dataset", "data.source", "name", "title", "methods"):
+        if _look_up(raw, key) is not None:
+            raise UserError(f"{key} is not for --set here: the arguments of the command decide it.")
+    for key, value in (options or {}).items():
+        if value is not None:
+            _put(raw, key.split("."), value)
+            raw["provenance"][key] = "command line"
+
+    def choose(key: str, value: Any, why: str) -> Any:
+        """Take a value that is not given, and note why; return the one in force."""
+        if _look_up(raw, key) is None:
+            _put(raw, key.split("."), value)
+            raw["provenance"][key] = why
+        return _look_up(raw, key)
+
+    choose("data.dataset", "own", "command line")
+    choose("data.source", str(source), "command line")
+    choose("data.valid_pct", 0.2, "own: where there is no folder of validation pictures")
+    side = _common_side(source, skip_bad)
+    if side is None:
+        why = f"own: the pictures differ in size, or are larger than {_SMALL} pixels or not square"
+    else:
+        why = f"own: the pictures are {side} x {side} pixels"
+    size = choose("data.size", side or _USUAL_SIZE, why)
+    small = isinstance(size, int) and size <= _SMALL
+    arch = choose(
+        "model.arch",
+        "resnet32_cifar" if small else "resnet50",
+        f"own: for pictures of {'up to' if small else 'more than'} {_SMALL} pixels",
+    )
+    _choose_weights(choose, raw, arch, checkpoint, reset)
+    trained = bool(_look_up(raw, "model.pretrained"))
+    begun = "pre-trained weights" if trained else "random weights"
+    if checkpoint is None:
+        choose("stage1.epochs", _EPOCHS[trained], f"own: usual from {begun}")
+    else:
+        if _look_up(raw, "stage1.epochs"):
+            raise UserError(
+                "stage1.epochs trains the backbone, which this command takes as it is; use "
+                "`ltlearn train --weights FILE` to train it further."
+            )
+        choose("stage1.epochs", 0, "own: the model comes trained")
+    batch = choose("stage1.batch_size", _BATCH, "own")
+    if isinstance(batch, int):
+        lr = float(f"{0.1 * batch / 256 * (0.1 if trained else 1):.6g}")
+        choose("stage1.lr", lr, f"own: {'.01' if trained else '.1'} a 256 images, from {begun}")
+    choose("stage1.weight_decay", 5e-4, "code: SAMN")
+    choose("stage2.epochs", 20, "code: SAMN")
+    choose("stage2.lr", 5e-4, "code: SAMN, cross-entropy variant")
+    choose("stage2.batch_size", 64, "code: SAMN")
+    choose("stage2.weight_decay", 0.0, "code: SAMN")
+    stage1 = choose("stage1.method", "ce", "own: the plainest")
+    first = [] if checkpoint is not None and reset else [stage1]
+    raw["methods"] = list(dict.fromkeys([*first, *methods]))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.stem if source.is_file() else source.name)
+    name = name.strip("-.") or "pictures"
+    raw["name"] = f"own-{name}" + ("" if checkpoint is None else "-retrained")
+    raw["title"] = f"{source.name}: {arch}"
+    recipe = _checked(raw, "these options", "these options")
+    fitting_methods(recipe, recipe.methods)
+    return recipe
+
+
+def _choose_weights(choose, raw: dict, arch, checkpoint, reset: bool) -> None:
+    """Decide what the model starts from, and make sure that it is there."""
+    given = _look_up(raw, "model.pretrained")
+    if checkpoint is not None:
+        given = str(checkpoint)
+        choose("model.pretrained", given, "command line")
+        choose("model.keep_head", not reset, "command line")
+    if isinstance(given, str | Path):
+        file = os.path.abspath(os.path.expanduser(given))
+        if not os.path.isfile(file):
+            raise UserError(f"there is no weights file {file}; give a .safetensors or .pth file.")
+        raw["model"]["pretrained"] = file
+    elif given is not False:
+        from ltlearn.models.cut import check_weights
+
+        # Before pictures are read, which may take minutes.
+        found = check_weights(arch)
+        if given and not found:
+            raise UserError(
+                f"timm has no pre-trained weights of {arch}; give --no-pretrained to start from "
+                "random weights, --weights FILE, or another --arch."
+            )
+        choose("model.pretrained", found, f"own: timm has {'' if found else 'no '}weights of it")
+
+
+def fitting_methods(recipe: Recipe, methods) -> list[str] | str | None:
+    """Return the methods, or those that there are for None, which a run's stage 1 allows.
+
+    Args:
+        recipe: The run's recipe.
+        methods: Names, as for `ltlearn.methods.find_methods`.
+
+    Raises:
+        UserError: If a method needs a trained classifier, and there is none: a model that came
+            trained, without its own.
+    """
+    from ltlearn.methods import METHODS, find_methods
+
+    untrained = (
+        recipe.data.dataset == "own"
+        and recipe.stage1.epochs == 0
+        and isinstance(recipe.model.pretrained, str)
+        and not recipe.model.keep_head
+    )
+    if not untrained:
+        return methods
+    # The nearest class mean asks the features alone.
+    fit = [name for name, row in METHODS.items() if row.reset or name == "ncm"]
+    if methods is None:
+        return fit
+    names = find_methods(methods)
+    wrong = [name for name in names if name not in fit]
+    if wrong:
+        raise UserError(
+            f"{wrong[0]} begins with a trained classifier, and with --reset there is none; take "
+            f"any of {', '.join(fit)}."
+        )
+    return names
