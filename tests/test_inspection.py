@@ -293,7 +293,7 @@ def test_a_validation_folder_without_pictures(folder, tmp_path):
 
 
 def test_what_cannot_be_trained_on(tmp_path):
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="give a folder of class folders"):
         look(tmp_path / "nothing")
     with pytest.raises(UserError, match="has no class folders"):
         look(tmp_path)
@@ -468,7 +468,7 @@ def test_the_command(folder, tmp_path):
 
 def test_mistakes_on_the_command_line(folder, tmp_path):
     for words, message in (
-        ((tmp_path / "none",), "there is no folder"),
+        ((tmp_path / "none",), "give a folder of class folders"),
         ((folder, "--quick", "--out", folder / "out"), "is inside"),
         ((folder, "--few", "20"), "few must be one of"),
         ((folder, "--quick", "--out", folder / "cat" / "0.png" / "x"), "is inside"),
