@@ -6,7 +6,7 @@ epoch, a tau) is chosen on the validation images; the test set is read when all 
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import ltlearn
 from ltlearn.callbacks.checkpoint import describe_options
 from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.features import weights_fingerprint
-from ltlearn.methods import METHODS, find_methods
+from ltlearn.methods import METHODS, find_methods, prior_of
 from ltlearn.metrics import ShotReport, mean_class_accuracy, shot_report
 from ltlearn.paired import PairedDifference, paired_difference
 from ltlearn.priors import PRIORS, correct_for_prior, prior_report, prior_vector
@@ -262,6 +262,7 @@ def compare(
     bn: str = "frozen",
     flip: bool = False,
     start: int = 0,
+    arguments: Mapping[str, Mapping[str, Any]] | None = None,
     run: Run | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
@@ -279,6 +280,7 @@ def compare(
         bn: "frozen", or "train" as the authors' code.
         flip: Average logits over mirror images; with `views=0`.
         start: Seed of the stage 1, for the record.
+        arguments: By method: arguments of `retrain_classifier` that are not to be the table's.
         run: Folder that keeps trained classifiers, so that a method added later costs only itself.
         say: Called with a line of text at each method.
 
@@ -306,14 +308,15 @@ def compare(
             row = METHODS[method]
             for seed in range(seeds if row.kind == "stage 2" and _draws(row) else 1):
                 name = f"compare/seed{start}-{method}-{seed}{'-last' if select == 'last' else ''}"
-                key = _key(learn, fingerprint, method, seed, options)
+                own = dict((arguments or {}).get(method, {}))
+                key = _key(learn, fingerprint, method, seed, options | own)
                 learn.model.load_state_dict(stage1)
                 say(f"{row.label}, seed {seed}")
                 found = _kept(run, name, key, learn)
                 if found is None:
                     # Of a file that does not fit, the model may have taken up a part.
                     learn.model.load_state_dict(stage1)
-                    found = _do(learn, method, seed, options)
+                    found = _do(learn, method, seed, options, own)
                     _keep(run, name, key, learn, found)
                 if bn == "train":
                     # The backbone's statistics differ by method: it cannot wait.
@@ -426,13 +429,15 @@ def _spelled_out(row) -> str:
     return f"{sorted(arguments.items())}, then {row.post}"
 
 
-def _do(learn, method: str, seed: int, options: dict) -> _Done:
+def _do(learn, method: str, seed: int, options: dict, own: dict) -> _Done:
     row = METHODS[method]
     noted = len(learn.stages)
     trajectory = None
     if row.kind == "stage 2":
         # One draw of augmented views for all: features are extracted once.
-        trajectory = learn.retrain_classifier(method=method, seed=seed, view_seed=0, **options)
+        trajectory = learn.retrain_classifier(
+            method=method, seed=seed, view_seed=0, **{**options, **own}
+        )
     elif row.kind == "post hoc":
         learn.correct_classifier(method, views=max(1, options["views"]), seed=0)
     stages = learn.stages[noted:]
@@ -493,7 +498,7 @@ def _test(learn, method, start: int, seed: int, found: _Done, flip: bool, shares
     counts, classes = learn.dls.shot_counts, learn.dls.vocab
     report = shot_report(logits, targets, counts, classes=classes, few=learn.few)
     priors = {}
-    assumed = METHODS[method].prior
+    assumed = prior_of(method, learn.stage1_method)
     for name, share in shares.items():
         source = prior_vector(assumed, counts)
         corrected = correct_for_prior(logits, source, share)

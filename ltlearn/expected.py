@@ -10,9 +10,6 @@ from ltlearn.run import Run
 
 __all__ = ["Check", "check_run"]
 
-# Decide nothing of a figure, or belong to the comparison itself.
-_IGNORED = ("name", "title", "status", "seeds", "methods", "protocol", "provenance", "expected")
-
 
 @dataclass(frozen=True)
 class Check:
@@ -71,15 +68,21 @@ def check_run(name: str, run: Run) -> tuple[list[Check], list[str]]:
         raise UserError(f"{run.path} holds no finished run; finish it with --resume first.")
     if manifest.get("recipe") != recipe.name:
         raise UserError(f"{run.path} is a run of {manifest.get('recipe')}, not of {recipe.name}.")
-    done = _validate(manifest.get("values"), str(where))
+    values = manifest.get("values")
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is damaged: it has no values of a recipe.")
+    done = _validate(values, str(where))
     # Which figures apply, the run's own values decide: its imbalance factor, its width.
     applying = done.model_copy(update={"expected": recipe.expected})
-    measured = {
-        (row["method"], group): 100 * figure["mean"]
-        for row in manifest["results"]["rows"]
-        for group, figure in row["summary"].items()
-        if figure is not None
-    }
+    try:
+        measured = {
+            (row["method"], group): 100 * float(figure["mean"])
+            for row in manifest["results"]["rows"]
+            for group, figure in row["summary"].items()
+            if figure is not None
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{where} is damaged: it has no results of its methods.") from None
     checks = [
         Check(e, measured[e.method, e.group])
         for e in applying.published()
@@ -104,17 +107,18 @@ def _why_not(recipe: Recipe, done: Recipe) -> str:
         if done.value(key) not in allowed:
             there = " or ".join(str(v) for v in dict.fromkeys(allowed))
             return f"it has {key} = {done.value(key)}, and was published for {there}"
-    there = ", ".join(dict.fromkeys(e.method for e in recipe.expected))
-    return f"it ran {', '.join(done.methods)}, and {there} were published"
+    there = ", ".join(dict.fromkeys(e.what for e in recipe.expected))
+    return f"it has figures of {', '.join(done.methods)}, and {there} were published"
 
 
 def _changes(recipe: Recipe, done: Recipe) -> list[str]:
-    published, found = recipe.settled().model_dump(), []
-    for section, values in done.settled().model_dump().items():
-        if section in _IGNORED or not isinstance(values, dict):
-            continue
-        for key, value in values.items():
-            before = published[section].get(key)
-            if value != before:
-                found.append(f"{section}.{key} = {value!r}, not {before!r}")
-    return found
+    published, ran = recipe.settled().flat(), done.settled().flat()
+    others = {f"method.{name}." for name in {*recipe.method, *done.method} - {*done.methods}}
+    return [
+        f"{key} = {ran.get(key)!r}, not {published.get(key)!r}"
+        for key in {**published, **ran}
+        if key != "methods"
+        and ran.get(key) != published.get(key)
+        # What a method would have, had it been run.
+        and not any(key.startswith(other) for other in others)
+    ]

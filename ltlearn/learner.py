@@ -347,8 +347,7 @@ class LTLearner(QuietLearner):
             options: Of the method's loss and callbacks, by name, such as
                 {"head_smoothing": 0.2}; `METHODS[method].options` has those there are.
             wd: Weight decay of the head, at least 0; None: the method's, or 0.
-            bs: Images a batch, on cached features (on images the loader's own batch size stays);
-                None: the method's, or 64.
+            bs: Images a batch; None: the method's, or 64, on images the loader's own.
             sampler: Name of a sampler, or a torch sampler; None: the method's, or "instance".
             loss: Takes (logits, targets) to a scalar; None: the method's, or the learner's
                 (cross-entropy). A loss of ltlearn without class counts is told those of the data.
@@ -386,6 +385,8 @@ class LTLearner(QuietLearner):
         }  # fmt: skip
         asked = {name: value for name, value in asked.items() if value is not None}
         row, cbs = None, listed_callbacks(cbs)
+        if options is not None and not isinstance(options, Mapping):
+            raise UserError(f"options must be a dictionary by name, got {options!r}.")
         if method is not None:
             row = find_method(method)
             if row.kind == "post hoc":
@@ -404,6 +405,8 @@ class LTLearner(QuietLearner):
             asked = {**spelled, **asked}
         elif options:
             raise UserError("options are those of a method; name the method, too.")
+        if views == 0 or (views is None and (bn == "train" or flip)):
+            asked = {"bs": self.dls.train.bs, **asked}
         asked = {**_STAGE2, **asked}
         epochs, lr, wd, bs = (asked[k] for k in ("epochs", "lr", "wd", "bs"))
         sampler, loss, reset = asked["sampler"], asked["loss"], asked["reset"]
@@ -457,7 +460,7 @@ class LTLearner(QuietLearner):
             else:
                 trajectory = self._trajectory(select, "stage 2", flip=flip)
                 own = [trajectory, FlipAverage()] if flip else [trajectory]
-                with self._borrowed(sampler, loss, opt_func, seed), self._frozen_backbone(bn):
+                with self._borrowed(sampler, loss, opt_func, seed, bs), self._frozen_backbone(bn):
                     self.fit(epochs, lr, wd, [*own, *cbs], reset_opt=True)
                     self._finish(self, trajectory)
                 on = "images"
@@ -469,7 +472,7 @@ class LTLearner(QuietLearner):
         self._note_stage(
             trajectory, cbs, began,
             stage="stage 2", trained=type(self.model.head).__name__, bn=bn, on=on,
-            batch=bs if views else self.dls.train.bs, sampler=_name_of(sampler), loss=loss,
+            batch=bs, sampler=_name_of(sampler), loss=loss,
             head="new" if reset else "kept", epochs=epochs, lr=lr, weight_decay=wd,
             schedule=schedule, method=method,
         )  # fmt: skip
@@ -869,18 +872,21 @@ class LTLearner(QuietLearner):
         self.opt = None
 
     @contextmanager
-    def _borrowed(self, sampler, loss, opt_func, seed=None):
-        """Use another sampler, loss, optimiser and seed until the block ends, however it ends."""
+    def _borrowed(self, sampler, loss, opt_func, seed=None, bs=None):
+        """Use another sampler, loss, optimiser, seed and batch size until the block ends."""
         train = self.dls.train
-        old = (train.sampler_name, train.sampler, train.seed, self.loss_func, self.opt_func)
+        old = (train.sampler_name, train.sampler, train.seed, train.bs)
+        own = (self.loss_func, self.opt_func)
         try:
+            train.bs = bs or train.bs
             train.seed = train.seed if seed is None else seed
             train.set_sampler(sampler)
             self.loss_func, self.opt_func = loss or self.loss_func, opt_func or self.opt_func
             with self._told_counts(self.loss_func):
                 yield
         finally:
-            train.sampler_name, train.sampler, train.seed, self.loss_func, self.opt_func = old
+            train.sampler_name, train.sampler, train.seed, train.bs = old
+            self.loss_func, self.opt_func = own
             self.opt = None
 
     @contextmanager

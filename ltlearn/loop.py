@@ -7,7 +7,7 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException, event
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
-from fastai.learner import AvgSmoothLoss, Learner
+from fastai.learner import AvgSmoothLoss, Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import listify, noop
 
@@ -101,7 +101,9 @@ class QuietLearner(Learner):
         super().__init__(*args, **kwargs)
         self.remove_cb(ProgressCallback)
         self.logger, self.create_mbar = noop, False
-        self.recorder.smooth_loss = _SmoothLoss()
+        for cb in self.cbs:
+            if isinstance(cb, Recorder):
+                cb.smooth_loss = _SmoothLoss()
 
     def __call__(self, event_name):
         """Tell the callbacks of an event, or of several."""
@@ -127,11 +129,13 @@ class QuietLearner(Learner):
                 super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
         finally:
             self.metrics, self.logger = metrics, logger
-            if self.recorder.losses:
-                self.recorder.losses = list(torch.stack(self.recorder.losses).cpu())
             for cb in [*self.cbs, *cbs]:
                 if hasattr(type(cb), "close"):
                     cb.close()
+            for cb in self.cbs:
+                # A fit that was refused at its start has recorded nothing.
+                if isinstance(cb, Recorder) and vars(cb).get("losses"):
+                    cb.losses = list(torch.stack(cb.losses).cpu())
             # What a cut-off step or accumulation leaves is not for the next fit.
             self.model.zero_grad(set_to_none=True)
 

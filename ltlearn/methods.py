@@ -8,7 +8,7 @@ from typing import Any
 
 from ltlearn.errors import UserError
 
-__all__ = ["METHODS", "STAGE1", "Method", "Sweep", "find_method", "find_methods"]
+__all__ = ["METHODS", "STAGE1", "Method", "Sweep", "find_method", "find_methods", "prior_of"]
 
 KINDS = ("stage 1", "stage 2", "post hoc")
 _LOSS_OPTIONS = ("head_smoothing", "tail_smoothing")
@@ -86,8 +86,8 @@ class Method:
             batches of 64, a learning rate of 5e-4 that falls along a cosine, no weight decay.
         post: A post-hoc method that comes after stage 2, by its name.
         sweep: The method's own hyper-parameter and its published range.
-        prior: The class prior that its logits assume: "train", the training frequencies, or
-            "uniform".
+        prior: The class prior that its logits assume: "train", the training frequencies,
+            "uniform", or "stage 1", that of the stage 1 it comes after; see `prior_of`.
         after: The method of stage 1 that it was published for, by its name; None goes with any.
         options: What its loss (the smoothings) and its callbacks (the rest) may be given, with what
             they have if they are not.
@@ -196,7 +196,7 @@ METHODS: dict[str, Method] = {
         "logit adjustment", _LA, "tau chosen on validation images from 0, .1, ..., 2"
     ),
     "temperature": _post_hoc(
-        "temperature", _GUO, "chosen on validation images by their NLL", prior="train"
+        "temperature", _GUO, "chosen on validation images by their NLL", prior="stage 1"
     ),
     "class_balanced": _stage2(
         "class-balanced CE", _CB, f"beta .9999: the authors. {_AS_REN}",
@@ -337,6 +337,17 @@ def find_methods(names, stage1: str | None = None) -> list[str]:
                 f"{METHODS[stage1].label}; leave it out, or train stage 1 with {wanted}."
             )
     return names
+
+
+def prior_of(name: str, stage1: str = "ce") -> str:
+    """Return the class prior that a method's logits assume: "train" or "uniform".
+
+    Args:
+        name: The method.
+        stage1: The method of the stage 1 it comes after.
+    """
+    prior = find_method(name).prior
+    return METHODS[stage1].prior if prior == "stage 1" else prior
 
 
 def _stage1_of(name: str) -> str | None:

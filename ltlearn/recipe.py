@@ -168,6 +168,39 @@ class Recipe(_Section):
     expected: list[Expected] = []
     _smoke: bool = PrivateAttr(False)
 
+    def flat(self) -> dict[str, Any]:
+        """Return what decides the outcome, by dotted key: "stage1.lr", "method.crt.epochs"."""
+        found: dict[str, Any] = {"protocol": self.protocol, "methods": list(self.methods)}
+        for section in _SECTIONS:
+            values = getattr(self, section).model_dump(mode="json")
+            found |= {f"{section}.{key}": value for key, value in values.items()}
+        for name, own in self.method.items():
+            values = own.model_dump(exclude_none=True)
+            found |= {f"method.{name}.{key}": value for key, value in values.items()}
+        return found
+
+    def arguments_of(self, name: str) -> dict[str, Any]:
+        """Return what `retrain_classifier` gets for a method beside its name.
+
+        That of the command line, else of `[method.NAME]`, else of the table of methods, else of
+        `[stage2]`.
+        """
+        from ltlearn.methods import METHODS
+
+        method, names = METHODS[name], {"weight_decay": "wd", "batch_size": "bs"}
+        keys = ("epochs", "lr", "weight_decay", "batch_size")
+        of_stage = {names.get(key, key): getattr(self.stage2, key) for key in keys}
+        said = {
+            names.get(key, key)
+            for key in keys
+            if self.provenance.get(f"stage2.{key}") == "command line"
+        }
+        values = of_stage | {k: v for k, v in method.values.items() if k not in said}
+        own = self.method[name].model_dump(exclude_none=True) if name in self.method else {}
+        values |= {names.get(k, k): v for k, v in own.items() if k not in method.options}
+        options = {k: v for k, v in own.items() if k in method.options}
+        return values | ({"options": options} if options else {})
+
     def is_smoke(self) -> bool:
         """Tell whether this is what `smoke` returned."""
         return self._smoke
@@ -385,8 +418,9 @@ def load_recipe(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) 
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror}).") from None
     given = {_override(raw, override) for override in overrides}
-    _apply_variants(raw, given, path.name)
-    return _checked(raw, str(path) if is_file else f"recipe {name_or_file}", path.name)
+    where = str(path) if is_file else f"recipe {name_or_file}"
+    _apply_variants(raw, given, path.name, where)
+    return _checked(raw, where, path.name)
 
 
 def _checked(raw: dict, where: str, file: str) -> Recipe:
@@ -407,6 +441,8 @@ def _checked(raw: dict, where: str, file: str) -> Recipe:
         _check_method(method, own, file)
     if len(set(recipe.methods)) < len(recipe.methods):
         raise UserError(f"{file}: methods names one twice: {', '.join(recipe.methods)}.")
+    for e in recipe.expected:
+        _check_when(e.when, file)
     recipe.settled()  # what cannot be is said now, and not after stage 1
     return recipe
 
@@ -424,17 +460,30 @@ def _check_method(name: str, own: MethodSection, where: str) -> None:
                 raise UserError(f"{where}: method.{name}.{key}: {method.label} has no such option.")
 
 
-def _apply_variants(raw: dict, given: set[str], where: str) -> None:
+def _check_when(when: dict[str, Any], file: str) -> None:
+    """Raise a `UserError` where a condition is on a key that no recipe has."""
+    for key in when:
+        section, _, name = key.partition(".")
+        field = Recipe.model_fields.get(section)
+        inside = getattr(field.annotation, "model_fields", {}) if field else {}
+        if field is None or (name not in inside if name else inside):
+            raise UserError(f"{file}: `when` asks for {key}, which is no value of a recipe.")
+
+
+def _apply_variants(raw: dict, given: set[str], file: str, where: str) -> None:
     """Take the variants of a recipe out, and set the values of those that hold."""
     try:
         variants = [Variant.model_validate(v) for v in raw.pop("variant", [])]
     except (ValidationError, TypeError):
         raise UserError(
-            f"{where}: a [[variant]] has two tables, `when` and `set`, of keys such as "
+            f"{file}: a [[variant]] has two tables, `when` and `set`, of keys such as "
             '"data.imbalance_factor".'
         ) from None
+    # On the values as they are understood, defaults included.
+    before = _validate(raw, where) if variants else None
     for variant in variants:
-        if all(_look_up(raw, key) == value for key, value in variant.when.items()):
+        _check_when(variant.when, file)
+        if all(before.value(key) == value for key, value in variant.when.items()):
             for key, value in variant.set.items():
                 if key not in given:
                     _put(raw, key.split("."), value)

@@ -177,7 +177,7 @@ def run_recipe(
         "seeds": [],
         **environment_info(),
     }
-    _check_same_run(run, effective)
+    _check_same_run(run, recipe)
     run.write_json("manifest.json", manifest)
     seeds, dls = [], None
     for seed in range(recipe.seeds):
@@ -226,7 +226,7 @@ def run_recipe(
     return RecipeResult(run, table, manifest)
 
 
-def _check_same_run(run: Run, effective: dict) -> None:
+def _check_same_run(run: Run, recipe: Recipe) -> None:
     """Refuse to go on with a folder whose finished stages were made with other values."""
     if not (run.path / "manifest.json").is_file():
         return
@@ -238,20 +238,13 @@ def _check_same_run(run: Run, effective: dict) -> None:
             "--out."
         )
     # What an earlier version did not know yet has its default.
-    before = _validate(before, str(run.path / "manifest.json")).settled().model_dump(mode="json")
-    # The number of seeds may grow, and where a value is from decides nothing.
-    ignored = ("seeds", "provenance", "expected", "title")
-    old, new = (
-        {f"{k}.{j}" if isinstance(v, dict) else k: w
-         for k, v in values.items() if k not in ignored
-         for j, w in (v.items() if isinstance(v, dict) else [("", v)])}
-        for values in (before, effective)
-    )  # fmt: skip
-    # Pictures are known by their fingerprint, wherever they lie.
-    for key in new.keys() - {"data.source"}:
-        if old.get(key) != new[key]:
+    before = _validate(before, str(run.path / "manifest.json")).settled()
+    old, new = ({"name": r.name, **r.flat()} for r in (before, recipe))
+    for key in {**new, **old}:
+        # Pictures are known by their fingerprint, wherever they lie.
+        if key != "data.source" and old.get(key) != new.get(key):
             raise UserError(
-                f"{run.path} holds a run with {key} = {old.get(key)!r}, not {new[key]!r}; give "
+                f"{run.path} holds a run with {key} = {old.get(key)!r}, not {new.get(key)!r}; give "
                 "another --out, or the values of its manifest.json."
             )
 
@@ -445,16 +438,7 @@ def _stage2(
         what = f"seed {seed}: {method.label}"
         correct = partial(_correct, learn, method_name, seed)
         return _load_or_train(folder, name, learn, what, correct)
-    # The recipe's values, but a method's own where the table has them.
-    values = {
-        "epochs": s2.epochs, "lr": s2.lr, "wd": s2.weight_decay, "bs": s2.batch_size,
-        **method.values,
-    }  # fmt: skip
-    if method_name in recipe.method:
-        own = recipe.method[method_name].model_dump(exclude_none=True)
-        names = {"weight_decay": "wd", "batch_size": "bs"}
-        values |= {names.get(k, k): v for k, v in own.items() if k not in method.options}
-        values["options"] = {k: v for k, v in own.items() if k in method.options}
+    values = recipe.arguments_of(method_name)
     values["epochs"] = min(values["epochs"], s2.epochs) if recipe.is_smoke() else values["epochs"]
     train = partial(
         learn.retrain_classifier,

@@ -73,7 +73,9 @@ def compare_run(
         )
         found = compare(
             learn, methods, seeds,
-            priors=priors, select=select, start=start, run=run, say=say, **options,
+            priors=priors, select=select, start=start, run=run, say=say,
+            arguments={m: recipe.arguments_of(m) for m in methods if m in recipe.method},
+            **options,
         )  # fmt: skip
         parts.append(found)
     comparison = merge_comparisons(parts)

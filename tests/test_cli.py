@@ -383,6 +383,14 @@ def test_the_go_on_command_names_the_program_that_was_called(monkeypatch, tmp_pa
     assert manifest["seeds"][0]["split"]["valid"]
 
 
+def test_resume_refuses_a_method_s_own_values_that_are_gone(tmp_path):
+    words = ["recipe", "digits_lt", "--smoke", "--device", "cpu", "--out", tmp_path / "run"]
+    assert ltlearn(*words, "--set", "method.samn.lr=0.5").returncode == 0
+    done = ltlearn(*words, "--resume")
+    assert done.returncode == 2
+    assert "holds a run with method.samn.lr = 0.5, not None" in done.stderr
+
+
 def test_resume_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch):
     from ltlearn.callbacks.schedule import LoaderEpoch
 

@@ -52,11 +52,30 @@ def test_what_the_run_changed_is_named(tmp_path):
     assert check_run("cifar10_lt", run)[1] == ["stage1.epochs = 60, not 200"]
 
 
+def test_values_of_one_method_are_compared_too(tmp_path):
+    run = finished(tmp_path, overrides=["method.slas_samn.lr=0.5"])
+    assert check_run("cifar10_lt", run)[1] == ["method.slas_samn.lr = 0.5, not None"]
+    manifest = run.read_json("manifest.json")
+    manifest["values"]["method"] = {}
+    run.write_json("manifest.json", manifest)
+    assert "method.slas_samn.head_smoothing = None, not 0.3" in check_run("cifar10_lt", run)[1]
+
+
+@pytest.mark.parametrize(
+    "results", [None, [], {"rows": 3}, {"rows": [{}]}, {"rows": [{"method": "ce", "summary": 1}]}]
+)
+def test_a_damaged_manifest_is_said_to_be(tmp_path, results):
+    with pytest.raises(UserError, match="manifest.json is damaged: it has no results"):
+        check_run("cifar10_lt", finished(tmp_path, results=results))
+    with pytest.raises(UserError, match="manifest.json is damaged: it has no values"):
+        check_run("cifar10_lt", finished(tmp_path, values=[]))
+
+
 REFUSED = {
     "width": ({"overrides": ["model.width=16"]}, "model.width = 16, and was published for 64"),
     "protocol": ({"overrides": ["protocol=clean"]}, "protocol = clean, and was published for pap"),
     "methods": (
-        {"overrides": ['methods=["crt"]']}, "it ran crt, and ce, samn, label_aware_smoothing, sla"
+        {"overrides": ['methods=["crt"]']}, "it has figures of crt, and ce, samn, label_aware"
     ),
     "own": ({"name": "digits_lt", "overrides": ["protocol=clean"]}, "no published figures"),
     "half": ({"status": "running"}, "holds no finished run; finish it with --resume"),

@@ -21,7 +21,7 @@ from ltlearn.callbacks import SAMN
 from ltlearn.callbacks.checkpoint import describe_options
 from ltlearn.data.samplers import SAMPLERS
 from ltlearn.losses import CountedLoss
-from ltlearn.methods import KINDS, METHODS, STAGE1, find_method, find_methods
+from ltlearn.methods import KINDS, METHODS, STAGE1, find_method, find_methods, prior_of
 from tests.callbacks.helpers import COUNTS, make_dls, make_images, make_lt_learner
 
 LATER = [name for name, m in METHODS.items() if m.kind != "stage 1"]
@@ -51,7 +51,7 @@ def test_every_row_is_complete(name):
     method = find_method(name)
     assert method is METHODS[name]
     assert method.label and method.source and method.kind in KINDS
-    assert method.sampler in SAMPLERS and method.prior in ("uniform", "train")
+    assert method.sampler in SAMPLERS and method.prior in ("uniform", "train", "stage 1")
     assert method.kind == "stage 1" or method.values_from
     assert method.post is None or METHODS[method.post].kind == "post hoc"
     first, second = method.callbacks(), method.callbacks()
@@ -362,6 +362,15 @@ def test_predict_under_a_known_prior():
         learn.predict(images, source_prior="train")
 
 
+@pytest.mark.parametrize("name", STAGE1)
+def test_the_table_and_the_learner_agree_on_the_prior_of_stage_1(name):
+    learn = make()
+    learn.fit_stage1(1, 0.01, cbs=METHODS[name].callbacks())
+    assert learn.assumed_prior == prior_of(name)
+    learn.retrain_classifier(method="temperature")
+    assert learn.assumed_prior == prior_of("temperature", name) == prior_of(name)
+
+
 def test_the_prior_that_a_classifier_assumes():
     learn = make()
     assert learn.assumed_prior == "train"
@@ -372,7 +381,7 @@ def test_the_prior_that_a_classifier_assumes():
         again.fit_stage1(1, 0.05)
         again.retrain_classifier(**brief(name))
         post = METHODS[name].post
-        assert again.assumed_prior == METHODS[post or name].prior, name
+        assert again.assumed_prior == prior_of(post or name, "ce"), name
     learn.retrain_classifier(1, sampler="class_balanced")
     assert learn.assumed_prior == "uniform"
     learn.retrain_classifier(1, cbs=SAMN())

@@ -148,6 +148,27 @@ def test_every_option_of_stage_1_reaches_the_training():
     assert mixed["BatchCutMix"].alpha == 0.5
 
 
+def test_a_method_s_values_and_who_wins():
+    def values(*overrides, name="cifar10_lt_glmc"):
+        return load_recipe(name, overrides).arguments_of(
+            "glmc_samn" if "glmc" in name else "mislas"
+        )
+
+    assert values()["lr"] == 5e-5 and values()["bs"] == 64
+    assert values("stage2.lr=0.5")["lr"] == 0.5, "the command line beats the table of methods"
+    both = values("stage2.lr=0.5", "method.glmc_samn.lr=0.25")
+    assert both["lr"] == 0.25, "and what is said of the method beats what is said of all"
+    large = values(name="inat2018_mislas")
+    assert (large["wd"], large["bs"], large["options"]["head_lr_factor"]) == (1e-4, 256, 0.05)
+    small = values(name="cifar100_lt_mislas")
+    assert (small["epochs"], small["lr"], small["wd"], small["bs"]) == (10, 0.1, 2e-4, 128)
+
+
+def test_variants_go_by_what_a_value_means():
+    recipe = load_recipe("cifar100_lt_glmc", ['data.imbalance_factor="50"'])
+    assert (recipe.data.imbalance_factor, recipe.stage1.contrast) == (50, 6)
+
+
 def test_a_bad_variant_is_refused(tmp_path):
     from ltlearn.recipe import _folder
 
@@ -158,6 +179,11 @@ def test_a_bad_variant_is_refused(tmp_path):
         ("[variant]\nwhen = 3", r"a \[\[variant\]\] has two tables"),
         ('[[variant]]\nwhen = { seeds = 3 }\nset = { "stage1.x" = 1 }', "unknown key stage1.x"),
         ('[[variant]]\nwhen = { seeds = 3 }\nset = { "name.x" = 1 }', "name is not a section"),
+        (
+            '[[variant]]\nwhen = { "data.imb" = 3 }\nset = { seeds = 1 }',
+            "`when` asks for data.imb,",
+        ),
+        ("[[variant]]\nwhen = { data = 3 }\nset = { seeds = 1 }", "`when` asks for data, which"),
     ):
         path.write_text(f"{text}\n{variant}\n")
         with pytest.raises(UserError, match=words):

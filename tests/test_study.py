@@ -42,6 +42,15 @@ def compared(run):
     return done
 
 
+def test_compare_takes_the_recipe_s_values_of_a_method(tmp_path):
+    own = ["--set", "method.samn.lr=0.5", "--set", "method.samn.epochs=1"]
+    done = ltlearn(*TINY, *own, "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = compare_run(Run(tmp_path / "run"), "ce,samn")
+    stage = found.of("samn")[0].stages[0]
+    assert (stage["lr"], stage["epochs"]) == (0.5, 1)
+
+
 def test_compare_writes_table_record_and_plots(run, compared):
     out = compared.stdout
     for name in FEW.split(","):

@@ -275,6 +275,8 @@ def _name(done: int) -> str:
 def describe_options(thing) -> str:
     """Name one of ltlearn's callbacks or losses with the options it has; others by class alone."""
     name = getattr(thing, "__name__", type(thing).__name__)
+    if isinstance(thing, GradientAccumulation):
+        return f"{name}({thing.n_acc})"
     if not type(thing).__module__.startswith("ltlearn."):
         return name
     shown = [

@@ -118,7 +118,7 @@ class EpochLog(Callback):
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # All that an earlier process wrote here gives way: the record has it.
+            # What an earlier process wrote here gives way: the record has all but its rates.
             self._writer = SummaryWriter(str(self.folder), purge_step=0)
         for row in rows[self._sent :]:
             step = row["epoch"]
