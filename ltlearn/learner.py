@@ -233,6 +233,7 @@ class LTLearner(QuietLearner):
         flip: bool = False,
         on_nan: str = "stop",
         compile: bool = False,
+        resume: bool | str | Path = False,
         cbs=None,
     ) -> dict:
         """Train backbone and head together: the representation.
@@ -258,6 +259,9 @@ class LTLearner(QuietLearner):
             compile: Train the backbone through `torch.compile`, which takes a minute or more at
                 first; where that fails, the training goes on without, and a warning says so. The
                 figures differ in rounding. Weights, checkpoints and validation know nothing of it.
+            resume: Keep checkpoints, and go on from those there are: in the folder given, or with
+                True in `stage1` of the learner's own for models. `Checkpoint` among the callbacks
+                has more options.
             cbs: fastai callbacks. Without a `SAMN()` here or on the learner, a `SAMNLinear` is
                 folded into a plain linear layer first. With `Checkpoint(folder, resume=True)` a
                 training that was killed goes on.
@@ -270,6 +274,9 @@ class LTLearner(QuietLearner):
         """
         epochs = self._check(epochs, schedule, select, wd, loss, opt_func, SCHEDULES)
         cbs = listed_callbacks(cbs)
+        if resume:
+            folder = self.path / self.model_dir / "stage1" if resume is True else Path(resume)
+            cbs.append(Checkpoint(folder, resume=True))
         wd = _plain(wd)
         rates = make_schedule(schedule, warmup_epochs, milestones, decay)
         # What a schedule without milestones was recorded as, it still is.

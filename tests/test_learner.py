@@ -24,6 +24,7 @@ from ltlearn import (
     UserError,
     WeightAverage,
 )
+from ltlearn.callbacks.checkpoint import Checkpoint
 from ltlearn.data.samplers import ClassBalancedSampler
 from ltlearn.metrics import shot_report
 from tests.callbacks.helpers import (
@@ -913,3 +914,36 @@ def test_a_compiled_fit_that_ends_early_leaves_a_plain_backbone(error, backend):
     assert "_compiled_call_impl" not in vars(learn.model.backbone)
     del learn.model.backbone.forward
     learn.fit_stage1(1, 0.05)
+
+
+@pytest.mark.parametrize("resume", [True, "here"])
+def test_resume_goes_on_from_its_own_folder(tmp_path, resume, monkeypatch):
+    class Stop(Callback):
+        def __init__(self, at):
+            self.at = at
+
+        def before_train(self):
+            if self.learn.epoch == self.at:
+                raise KeyboardInterrupt
+
+    class Often(Checkpoint):
+        def __init__(self, path, resume):
+            super().__init__(path, resume, min_seconds=0)
+
+    monkeypatch.setattr("ltlearn.learner.Checkpoint", Often)
+    folder = True if resume is True else tmp_path / resume
+
+    def fit(at, resume):
+        learn = make_lt_learner()
+        learn.path = tmp_path
+        torch.manual_seed(3)
+        record = learn.fit_stage1(4, 0.05, resume=resume, cbs=Stop(at))
+        return learn.model.state_dict(), [v for k, v in record.items() if k != "seconds"]
+
+    whole = fit(9, False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(2, folder)
+    assert (tmp_path / ("models/stage1" if resume is True else resume)).is_dir()
+    again = fit(9, folder)
+    assert all(torch.equal(v, again[0][k]) for k, v in whole[0].items())
+    assert again[1] == whole[1]
