@@ -302,7 +302,7 @@ def test_what_cannot_be_trained_on(tmp_path):
         look(tmp_path)
     save(tmp_path / "a" / "0.png")
     assert look(tmp_path).stops == ["only the class a has training images; a classifier needs two."]
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="is no folder and does not end in .csv"):
         look(tmp_path / "a" / "0.png")
     save(tmp_path / "b" / "0.png", seed=1)
     assert look(tmp_path).stops == [
