@@ -390,7 +390,8 @@ def sensitivity(
         typer.echo(json.dumps({"run": str(run), **result.to_dict()}, indent=1))
         return
     head = ["method", "hyper-parameter", "tried", "lowest", "highest", "span"]
-    render_rows(head, result.rows(), title="class-balanced test accuracy in %")
+    render_rows(head, result.rows(), title="class-balanced accuracy in %")
+    typer.echo(result.about_line())
 
 
 @app.command()

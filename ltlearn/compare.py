@@ -182,7 +182,8 @@ class Comparison:
         where = "the test set" if self.about["protocol"] == "paper" else "validation"
         note = (
             f"best on {where}: {best}. Differences in class-balanced accuracy, in points, with "
-            "the 95 % interval of a paired bootstrap over test images."
+            "the 95 % interval of a paired bootstrap over the "
+            f"{'validation' if self.about['protocol'] == 'untested' else 'test'} images."
         )
         return ResultTable(
             rows,

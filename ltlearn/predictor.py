@@ -187,7 +187,8 @@ class Predictor:
                 image = _resized(read_image(Path(path)), width, height)
         except UserError as e:
             # The advice that goes with it is for training.
-            return str(path), e.message.partition(";")[0].rstrip(".")
+            said = e.message.rpartition(";")[0] or e.message
+            return str(path), said.rstrip(".")
         return str(path), torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
     def _classify(self, read: Sequence[tuple[str, Any]], top: int) -> Iterator[Prediction]:

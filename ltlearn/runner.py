@@ -625,7 +625,8 @@ def _write_results(
                 rows.append({**row, "evaluated_on": trajectory["select_on"]})
     run.save_npz("predictions.npz", **arrays)
     run.write_csv("metrics.csv", rows)
-    second = [name for name in recipe.methods if METHODS[name].stage == 2]
+    # Not a correction without training, which has no epochs.
+    second = [name for name in recipe.methods if METHODS[name].kind == "stage 2"]
     trajectories = [s.trajectories[second[-1]] for s in seeds] if second else None
     plots = _plots(recipe, dls, seeds, table, trajectories)
     for name, (_, figure) in plots.items():
@@ -650,7 +651,8 @@ def _plots(recipe, dls, seeds: list[_Seed], table: ResultTable, trajectories) ->
         "class_counts": ("Training images per class", plot_class_counts(counts, dls.vocab, few))
     }
     if len(recipe.methods) > 1:
-        ends = (0, -1)
+        trained = [i for i, m in enumerate(recipe.methods) if METHODS[m].kind == "stage 2"]
+        ends = (0, trained[-1] if trained else -1)
         labels = tuple(table.rows[i].label for i in ends)
         accuracy = [np.mean([r.per_class for r in table.rows[i].reports], 0) for i in ends]
         norms = [np.mean([s.norms[recipe.methods[i]] for s in seeds], 0) for i in ends]
@@ -664,5 +666,6 @@ def _plots(recipe, dls, seeds: list[_Seed], table: ResultTable, trajectories) ->
             plot_norms(*norms, counts, labels),
         )
     if trajectories:
-        plots["trajectory"] = ("Stage 2, epoch by epoch", plot_trajectory(trajectories))
+        last = [METHODS[m].label for m in recipe.methods if METHODS[m].kind == "stage 2"][-1]
+        plots["trajectory"] = (f"{last}: stage 2, epoch by epoch", plot_trajectory(trajectories))
     return plots

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +177,16 @@ class Sensitivity:
         curves: A dictionary a method that has one: method, label, parameter, values, accuracy and
             validation (class-balanced, test and validation images), default, log.
         lines: Class-balanced test accuracy of the methods that have none, by label.
+        about: Which pictures, split and seed, and what the accuracy is measured on.
     """
 
     curves: list[dict[str, Any]]
     lines: dict[str, float]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def about_line(self) -> str:
+        """Return which pictures, split and seed it is of, in a line."""
+        return ", ".join(f"{key} {value}" for key, value in self.about.items())
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Return the lowest and the highest test accuracy of each method, by label."""
@@ -209,7 +215,7 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain numbers and lists."""
-        return {"curves": self.curves, "lines": self.lines}
+        return {"curves": self.curves, "lines": self.lines, "about": self.about}
 
 
 def sensitivity(
@@ -266,7 +272,13 @@ def sensitivity(
         learn.model.load_state_dict(stage1)
         learn.opt = None
         learn.trajectory, learn.stages = before
-    return Sensitivity(curves, lines)
+    split = learn.dls.split
+    about = {
+        "dataset": split.dataset, "split": split.name, "fingerprint": split.train,
+        "accuracy on": f"{'validation' if split.test is None else 'test'} images",
+        "epoch": select, "seed": seed,
+    }  # fmt: skip
+    return Sensitivity(curves, lines, about)
 
 
 def _balanced(learn, stage1, method: str, more: dict, seed: int, select: str) -> tuple:

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -163,6 +164,8 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise OSError("it is no regular file")
         with Image.open(path) as image:
             # Not a copy each, which costs a sixth of the time.
             ImageOps.exif_transpose(image, in_place=True)

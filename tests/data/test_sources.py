@@ -468,3 +468,9 @@ def test_digits():
 @pytest.fixture(autouse=True)
 def _log_level(caplog):
     caplog.set_level(logging.WARNING, "ltlearn")
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match="no regular file"):
+        read_image(tmp_path / "pipe.jpg")
