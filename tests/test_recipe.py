@@ -190,6 +190,17 @@ def test_a_bad_variant_is_refused(tmp_path):
             load_recipe(str(path))
 
 
+def test_recipes_know_every_transform():
+    # Written out there, so that a recipe is read without importing torch.
+    from ltlearn.data.transforms import TRANSFORMS
+
+    for name in TRANSFORMS:
+        override = [f"data.transform={name}"]
+        assert load_recipe("inat2018", override).data.transform == name
+    with pytest.raises(UserError, match=", ".join(f"'{t}'" for t in TRANSFORMS[:-1])):
+        load_recipe("inat2018", ["data.transform=x"])
+
+
 def test_tiny_imagenet_recipe_is_our_own():
     recipe = load_recipe("tiny_imagenet_lt")
     assert (recipe.data.imbalance_factor, recipe.data.size) == (100, 32)
