@@ -164,7 +164,8 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        is_file = isinstance(path, str | os.PathLike)
+        if is_file and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
             raise OSError("it is no regular file")
         with Image.open(path) as image:
             # Not a copy each, which costs a sixth of the time.
