@@ -78,7 +78,7 @@ _STAGE2 = {
 }  # fmt: skip
 
 # What tells which class prior a classifier assumes; see `assumed_prior`.
-_PRIOR_KEPT = ("temperature",)
+_PRIOR_KEPT = tuple(name for name, method in METHODS.items() if method.prior == "stage 1")
 _PLAIN_LOSSES = ("CrossEntropy", "CrossEntropyLoss", "CrossEntropyLossFlat", "SoftmaxFocalLoss")
 _BALANCING = {"SAMN", "MaxNorm", "LearnableWeightScaling", "DeferredReweighting", "GLMC"}
 

@@ -16,7 +16,7 @@ from ltlearn.data.loaders import NormalizeUint8, _compute_ahead, _cores
 from ltlearn.data.sources import EXTENSIONS, _natural_key, read_image
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, check_whole
-from ltlearn.methods import METHODS
+from ltlearn.methods import METHODS, prior_of
 from ltlearn.models.cut import LTModel, create_lt_model
 from ltlearn.priors import correct_for_prior, prior_vector
 from ltlearn.recipe import Recipe
@@ -69,10 +69,10 @@ def describe_model(recipe: Recipe, learn, heads: dict[str, str]) -> dict[str, An
 def _prior(recipe: Recipe, method: str) -> str:
     """Return the class prior that a method's logits assume: "train" or "uniform"."""
     row = METHODS[method]
-    if row.kind != "stage 1" and method != "temperature":
+    if row.kind != "stage 1" and row.prior != "stage 1":
         return row.prior
-    plain = recipe.stage1.sampler == "instance" and recipe.stage1.method != "glmc"
-    return "train" if plain else "uniform"
+    # As the pictures come; another sampler makes the classes alike.
+    return prior_of(recipe.stage1.method) if recipe.stage1.sampler == "instance" else "uniform"
 
 
 @dataclass(frozen=True)

@@ -182,8 +182,8 @@ class Recipe(_Section):
     def arguments_of(self, name: str) -> dict[str, Any]:
         """Return what `retrain_classifier` gets for a method beside its name.
 
-        That of the command line, else of `[method.NAME]`, else of the table of methods, else of
-        `[stage2]`.
+        That of `[method.NAME]`, else what the command line says of stage 2, else that of the table
+        of methods, else of `[stage2]`.
         """
         from ltlearn.methods import METHODS
 

@@ -84,7 +84,7 @@ class Benchmark:
     gigabytes: int = 0  # of it, where they are published
 
 
-_IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LISTS = (
     "https://raw.githubusercontent.com/facebookresearch/classifier-balancing/"
     "22370c64141cc662f62ead89447c838c4a7977b5/data/"
@@ -116,7 +116,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         shots={"<20": (385, 479, 136), "<=20": (385, 469, 146)},
         counts_sha256="93782c2e7eda453ae409fed503a27bc8d430ecb583c7d4b3c3adc93c2887236e",
         sorted_sha256="2b9c45b936a67b9998cbd57ec7e3ed446dfbb87cef40fe3982cc4768e83403b8",
-        stats=_IMAGENET_STATS,
+        stats=IMAGENET_STATS,
         forms=(dict(zip(_PARTS, _IMAGENET_LISTS, strict=True)),),
         folders=("ImageNet_LT",),
         sources=(
@@ -153,7 +153,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         shots={"<20": (131, 163, 71), "<=20": (131, 157, 77)},
         counts_sha256="50c3529becbfdca5cdc4048a8354c1312370d86de7f11ac75d99e7987aba9cea",
         sorted_sha256="195a1cb4a28288bd412248a5989f790cb90e0bd788c978be1837cfa8de6a7584",
-        stats=_IMAGENET_STATS,
+        stats=IMAGENET_STATS,
         forms=(dict(zip(_PARTS, _PLACES_LISTS, strict=True)),),
         folders=("Places_LT", "Places_LT_v2"),
         burden="comes with the 1,839,960 pictures of Places365 that it is drawn from",

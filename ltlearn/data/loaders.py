@@ -20,7 +20,7 @@ from fasttransform import ItemTransform
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ltlearn.data.benchmarks import BENCHMARKS, LISTED, load_benchmark_parts
+from ltlearn.data.benchmarks import BENCHMARKS, IMAGENET_STATS, LISTED, load_benchmark_parts
 from ltlearn.data.counts import count_classes, imbalance_factor_of, long_tail_counts
 from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
 from ltlearn.data.sources import (
@@ -55,7 +55,6 @@ __all__ = [
     "SplitInfo",
 ]
 
-IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 # Classes, training images of the largest class, and sides in pixels, the usual one first.
 _FACTS = {
