@@ -39,7 +39,9 @@ PROTOCOLS = {
     ),
 }
 _DASH = "–"
-_RICH_COLUMNS = 100  # a table of many columns breaks words on a terminal narrower than this
+# Of a table on a terminal, in characters: what its frame takes at its sides and between columns,
+# the least a method's name gets, and the least a sentence does.
+_EDGES, _BETWEEN, _LABEL, _PROSE = 2, 3, 12, 40
 # field of ShotReport -> heading; all in %
 _COLUMNS = {
     "all": "all",
@@ -215,27 +217,24 @@ class ResultTable:
         return self.to_text()
 
     def _render_rich(self, width: int | None, file: TextIO) -> bool:
-        """Write a rich table; return False, and write nothing, if it does not fit."""
-        from rich import box
+        """Write a rich table; return False, and write nothing, if a column does not fit."""
         from rich.console import Console
-        from rich.measure import Measurement
-        from rich.table import Table
         from rich.text import Text
 
         console = Console(file=file, width=width, highlight=False)
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left")
-        table.add_column("method", overflow="fold", min_width=8)
-        for heading in self._heads():
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row, cells in zip(self.rows, self._cells(), strict=True):
-            # Text, not str: rich would read a label such as "[x]" as markup.
-            table.add_row(Text(_label(row)), *(Text(cell) for cell in cells))
-        # Measured without the console's width: with it, rich cuts the answer off at that width.
-        unbounded = console.options.update(max_width=10_000)
-        if Measurement.get(console, unbounded, table).minimum > console.width:
+        heads = self._heads()
+        lines = [[_label(row), *cells] for row, cells in zip(self.rows, self._cells(), strict=True)]
+        numbers = [
+            max(map(len, column)) for column in zip(heads, *(x[1:] for x in lines), strict=True)
+        ]
+        names = max([len("method"), *(len(line[0]) for line in lines)])
+        # A name may be folded, a number may not.
+        blocks = _blocks([min(names, _LABEL), *numbers], console.width)
+        if blocks is None:
             return False
         console.print(Text(self._title(), style="bold"))
-        console.print(table)
+        for block in blocks:
+            _print_block(console, ["method", *heads], lines, block, right=True)
         for line in self._footer():
             console.print(Text(line, style="dim"))
         return True
@@ -357,41 +356,88 @@ def render_report_md(
 def render_rows(
     head: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None, title: str = ""
 ) -> None:
-    """Write rows under headings: a rich table on a terminal, tab-separated lines elsewhere.
+    """Write rows under headings: for the eye on a terminal, tab-separated lines elsewhere.
+
+    On a terminal that is too narrow, columns go below each other with the first repeated; rows of
+    sentences become a paragraph each.
 
     Args:
-        head: One heading a column.
+        head: One heading a column; the first names a row.
         rows: The cells; anything `str` takes.
         file: Where to write; standard output if None.
         title: Printed above.
     """
     file = sys.stdout if file is None else file
     cells = [[_one_line(cell) for cell in row] for row in rows]
-    if not (hasattr(file, "isatty") and file.isatty()) or _columns(file) < _RICH_COLUMNS:
+    if not (hasattr(file, "isatty") and file.isatty()):
         lines = [title] if title else []
         lines += ["\t".join(row) for row in [list(head), *cells]]
         file.write("\n".join(lines) + "\n")
         return
-    from rich import box
     from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=file, highlight=False)
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    blocks = _blocks([min(width, _PROSE) for width in widths], console.width)
+    prose = max(widths, default=0) > _PROSE
+    if title:
+        console.print(Text(title, style="bold"))
+    if blocks is None or (prose and len(blocks) > 1):
+        for row in cells:
+            _print_record(console, head, row)
+        return
+    for block in blocks:
+        _print_block(console, head, cells, block)
+
+
+def _blocks(widths: Sequence[int], room: int) -> list[list[int]] | None:
+    """Share columns out to tables that fit, each with the first; None if one does not fit so."""
+    blocks: list[list[int]] = [[0]]
+    left = room - widths[0] - _EDGES
+    for i, width in enumerate(widths[1:], start=1):
+        if left < width + _BETWEEN and len(blocks[-1]) > 1:
+            blocks.append([0])
+            left = room - widths[0] - _EDGES
+        if left < width + _BETWEEN:
+            return None
+        blocks[-1].append(i)
+        left -= width + _BETWEEN
+    return blocks
+
+
+def _print_block(
+    console, head: Sequence[str], lines: Sequence[Sequence[str]], block: Sequence[int],
+    right: bool = False,
+) -> None:  # fmt: skip
+    """Print some columns; with `right`, all but the first are numbers and are not folded."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for heading in head:
-        table.add_column(heading, overflow="fold")
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console(file=file, highlight=False)
-    if title:
-        console.print(Text(title, style="bold"))
+    for i in block:
+        if right and i:
+            table.add_column(head[i], justify="right", no_wrap=True)
+        else:
+            table.add_column(head[i], overflow="fold")
+    for line in lines:
+        # Text, not str: rich would read a label such as "[x]" as markup.
+        table.add_row(*(Text(line[i]) for i in block))
     console.print(table)
 
 
-def _columns(file: TextIO) -> int:
-    from rich.console import Console
+def _print_record(console, head: Sequence[str], row: Sequence[str]) -> None:
+    """Print a row as a paragraph."""
+    from rich.padding import Padding
+    from rich.text import Text
 
-    return Console(file=file).width
+    console.print(Text(row[0], style="bold"))
+    text = Text()
+    for heading, cell in zip(head[1:], row[1:], strict=True):
+        if cell:
+            text.append("; " if text else "").append(f"{heading}: ", style="dim").append(cell)
+    console.print(Padding(text, (0, 0, 0, 2)))
 
 
 def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from ltlearn.errors import UserError
 from ltlearn.metrics import shot_report
-from ltlearn.report import PROTOCOLS, ResultRow, ResultTable, render_report_md
+from ltlearn.report import PROTOCOLS, ResultRow, ResultTable, render_report_md, render_rows
 
 COUNTS = [500, 40, 3]
 
@@ -63,7 +63,11 @@ def make_trajectory(epochs=4, chosen=2, select_on="validation", few=True):
 def rendered(table, **options):
     file = options.pop("file", None) or io.StringIO()
     table.render(file=file, **options)
-    return file.getvalue()
+    return without_colour(file.getvalue())
+
+
+def without_colour(text):
+    return re.sub("\x1b\\[[0-9;]*m", "", text)
 
 
 def markdown_tables(text):
@@ -85,7 +89,9 @@ def markdown_tables(text):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_piped_text_is_plain_and_complete(protocol):
-    text = rendered(make_table(protocol=protocol))
+    file = io.StringIO()
+    make_table(protocol=protocol).render(file=file)
+    text = file.getvalue()
     assert "\x1b" not in text
     assert not re.search(r"[\u2500-\u257f]", text)
     for words in (
@@ -155,11 +161,56 @@ def test_terminal_gets_a_rich_table():
     assert "─" in rendered(make_table(), plain=False, console_width=120)
 
 
-def test_narrow_terminal_loses_no_number():
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_narrow_terminal_loses_no_number(width):
     table = make_table(seeds=(0, 1, 2))
-    text = rendered(table, file=Terminal(), console_width=40)
-    assert "…" not in text
-    assert text == str(table) + "\n"
+    for row in table.rows:
+        row.extra = {"NLL": "1.234 ± 0.056", "to CE": "-12.3 [-45.6, +78.9]"}
+    text = rendered(table, file=Terminal(), console_width=width)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    for cell in [c for cells in table._cells() for c in cells] + table._heads():
+        assert text.count(cell) >= 1, cell
+    # What has no place beside the method stands below, with the method again.
+    assert text.count("CE + SAMN") >= (2 if width < 100 else 1)
+
+
+def test_a_terminal_too_narrow_for_one_number_gets_plain_lines():
+    table = make_table(seeds=(0, 1, 2))
+    assert rendered(table, file=Terminal(), console_width=20) == str(table) + "\n"
+
+
+def rows_on_a_terminal(head, rows, width, monkeypatch, **options):
+    monkeypatch.setenv("COLUMNS", str(width))
+    file = Terminal()
+    render_rows(head, rows, file, **options)
+    return [line.rstrip() for line in without_colour(file.getvalue()).splitlines()]
+
+
+def test_rows_are_tabs_in_a_pipe_and_a_table_on_a_terminal(monkeypatch):
+    head, rows = ["name", "epochs", "rate"], [["crt", 10, 0.2], ["[red]x", 5, 0.1]]
+    file = io.StringIO()
+    render_rows(head, rows, file, title="what")
+    assert file.getvalue() == "what\nname\tepochs\trate\ncrt\t10\t0.2\n[red]x\t5\t0.1\n"
+    lines = rows_on_a_terminal(head, rows, 80, monkeypatch, title="what")
+    assert lines[0] == "what" and any("─" in line for line in lines)
+    assert any(line.split() == ["[red]x", "5", "0.1"] for line in lines)
+
+
+def test_rows_of_a_narrow_terminal_go_below_each_other(monkeypatch):
+    head = ["method", *(f"column {i}" for i in range(9))]
+    rows = [["crt", *(f"value {i}" for i in range(9))], ["lws", *"abcdefghi"]]
+    lines = rows_on_a_terminal(head, rows, 50, monkeypatch)
+    assert max(map(len, lines)) <= 50
+    assert sum(line.split()[:1] == ["crt"] for line in lines) == 3
+    assert all(any(f"value {i}" in line for line in lines) for i in range(9))
+
+
+def test_rows_of_sentences_are_paragraphs_where_no_table_fits(monkeypatch):
+    head, long = ["name", "source", "values", "remark"], "word " * 20
+    lines = rows_on_a_terminal(head, [["crt", long, long, ""]], 80, monkeypatch)
+    assert lines[0] == "crt" and max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert text.count("word") == 40 and "source: word" in text and "remark" not in text
 
 
 def test_label_is_never_read_as_markup():
