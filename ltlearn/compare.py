@@ -15,7 +15,7 @@ import torch
 
 import ltlearn
 from ltlearn.callbacks.checkpoint import describe_options
-from ltlearn.errors import UserError, check_choice, check_whole
+from ltlearn.errors import UserError, check_choice, check_whole, said_once
 from ltlearn.features import weights_fingerprint
 from ltlearn.methods import METHODS, find_methods, prior_of
 from ltlearn.metrics import ShotReport, mean_class_accuracy, shot_report
@@ -252,6 +252,7 @@ def _mean_sd(values: Sequence[float], digits: int = 3) -> str:
     return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
+@said_once()
 def compare(
     learn,
     methods: Sequence[str] | str | None = None,
@@ -295,14 +296,13 @@ def compare(
         raise UserError(
             "there is no test set to compare on; give the data a test part (a folder test/)."
         )
-    if select == "best" and learn.too_few_to_choose("the epoch of stage 2"):
-        select = "last"
+    if select == "best":
+        select = learn.settle_select()
     stage1 = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     fingerprint = weights_fingerprint(learn.model)
     before = (learn.trajectory, list(learn.stages))
     options = {"views": views, "bn": bn, "flip": flip, "select": select}
-    outcomes, once = [], _Once()
-    _log.addFilter(once)
+    outcomes = []
     try:
         done: list[tuple[str, int, _Done]] = []
         for method in methods:
@@ -328,7 +328,6 @@ def compare(
             learn.model.head = found.head
             outcomes.append(_test(learn, method, start, seed, found, flip, shares))
     finally:
-        _log.removeFilter(once)
         learn.model.load_state_dict(stage1)
         learn.opt = None
         learn.trajectory, learn.stages = before
@@ -345,20 +344,6 @@ def compare(
     targets = learn.dls.test.dataset.targets
     counts = learn.dls.shot_counts.tolist()
     return Comparison(outcomes, np.asarray(targets), counts, about, _remark(learn, options))
-
-
-class _Once(logging.Filter):
-    """Let a message through once: what is odd about the data is so for every method and seed."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        new = text not in self.seen
-        self.seen.add(text)
-        return new
 
 
 def check_request(

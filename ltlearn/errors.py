@@ -1,9 +1,11 @@
-"""The one exception type that stands for a user's mistake, and the commonest checks for one."""
+"""What a user is told: the one exception type of a mistake, its commonest checks, warnings once."""
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from numbers import Integral
 
-__all__ = ["UserError", "check_choice", "check_whole"]
+__all__ = ["UserError", "check_choice", "check_whole", "said_once"]
 
 
 class UserError(ValueError):
@@ -34,3 +36,24 @@ def check_whole(name: str, value: object, least: int) -> None:
     """Raise a `UserError` unless the value of `name` is a whole number of at least `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Inside the block, let a message of the library's log through once.
+
+    What is odd about the data is so for every method and seed.
+    """
+    log, seen = logging.getLogger("ltlearn"), set()
+
+    def new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        found = text not in seen
+        seen.add(text)
+        return found
+
+    log.addFilter(new)
+    try:
+        yield
+    finally:
+        log.removeFilter(new)

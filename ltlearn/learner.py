@@ -335,7 +335,7 @@ class LTLearner(QuietLearner):
         bn: str = "frozen",
         schedule: str = "cosine",
         opt_func=None,
-        select: str = "best",
+        select: str | None = None,
         flip: bool = False,
         seed: int = 0,
         view_seed: int | None = None,
@@ -368,7 +368,8 @@ class LTLearner(QuietLearner):
             schedule: "cosine" (to zero, once an epoch) or "constant".
             opt_func: fastai optimiser; None takes torch's SGD with momentum 0.9.
             select: "best" keeps the epoch with the best class-balanced accuracy on the validation
-                loader, the one before the first step included; "last" the last.
+                loader, the one before the first step included; "last" the last. None: "best", but
+                "last" where that loader has fewer than 30 images or than classes, with a warning.
             flip: Validate on the mean logits of each picture and its mirror image; only on images.
             seed: Of order, augmentation and a new head.
             view_seed: Of the augmentation alone, where features are to be shared between seeds.
@@ -417,6 +418,7 @@ class LTLearner(QuietLearner):
         asked = {**_STAGE2, **asked}
         epochs, lr, wd, bs = (asked[k] for k in ("epochs", "lr", "wd", "bs"))
         sampler, loss, reset = asked["sampler"], asked["loss"], asked["reset"]
+        select = self.settle_select() if select is None else select
         epochs = self._check(epochs, schedule, select, wd, loss, opt_func)
         lr, wd = _check_rate(lr), _plain(wd)
         check_whole("bs", bs, 1)
@@ -559,7 +561,7 @@ class LTLearner(QuietLearner):
         """
         valid = self.features("valid")
         features, targets = valid.views[0], valid.targets
-        if self.too_few_to_choose(method):
+        if self.too_few_to_choose(f"{method} takes its published value"):
             return {"value": 1.0, "chosen_on": None, "curve": []}
         if method == "temperature":
             x = torch.from_numpy(np.asarray(features)).to(linear.weight)
@@ -571,20 +573,29 @@ class LTLearner(QuietLearner):
             value, curve = choose_logit_adjustment(linear, features, targets, self.dls.class_counts)
         return {"value": value, "chosen_on": self._select_on, "curve": curve}
 
-    def too_few_to_choose(self, what: str) -> bool:
+    def too_few_to_choose(self, instead: str) -> bool:
         """Tell whether the validation images are too few to choose on, and say so.
 
         Args:
-            what: What is not chosen then, for the warning.
+            instead: What happens then, for the warning.
         """
         n, classes = self.dls.valid.n, self.dls.c
         enough = n >= max(_LEAST_TO_CHOOSE_ON, classes)
         if not enough:
             _log.warning(
-                "%d validation images of %d classes are too few to choose on: %s takes its "
-                "published value", n, classes, what,
+                "%d validation images of %d classes are too few to choose on: %s", n, classes,
+                instead,
             )  # fmt: skip
         return not enough
+
+    def settle_select(self) -> str:
+        """Return which epoch of stage 2 is kept where nobody asked: "best", or "last" and warn.
+
+        It is the last where the validation images are too few to choose on. Published code, which
+        chooses on the test set, does not ask how many there are.
+        """
+        few = self._select_on != "test" and self.too_few_to_choose("stage 2 keeps its last epoch")
+        return "last" if few else "best"
 
     def _linear_head(self) -> nn.Linear:
         """Return the classifier as one linear layer."""

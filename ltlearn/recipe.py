@@ -252,6 +252,10 @@ class Recipe(_Section):
                 recipe.provenance.setdefault(name, default)
         return recipe
 
+    def is_given(self, key: str) -> bool:
+        """Tell whether a recipe or a command line asked for a value; of a settled recipe."""
+        return self.provenance[key].split(":")[0] not in ("protocol", "default")
+
     def value(self, key: str) -> Any:
         """Return the value of a key such as "data.imbalance_factor"; None where there is none."""
         found: Any = self

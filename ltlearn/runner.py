@@ -19,7 +19,7 @@ from ltlearn.callbacks.checkpoint import Checkpoint
 from ltlearn.callbacks.finite import ON_NAN
 from ltlearn.callbacks.logs import EpochLog, check_tensorboard
 from ltlearn.data import LTDataLoaders
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import UserError, check_choice, said_once
 from ltlearn.learner import LTLearner, lt_learner, sgd
 from ltlearn.methods import METHODS
 from ltlearn.metrics import ShotReport, shot_report
@@ -112,6 +112,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+@said_once()
 def run_recipe(
     recipe: Recipe,
     run: Run,
@@ -448,7 +449,8 @@ def _stage2(
         bn=s2.bn,
         schedule=s2.schedule,
         opt_func=sgd(s2.momentum),
-        select=s2.select,
+        # Unless it was asked for, an epoch is chosen where there are images enough to choose on.
+        select=s2.select if recipe.is_given("stage2.select") else None,
         flip=paper,
         seed=seed,
         on_nan=folder.on_nan,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ltlearn.compare import Comparison, check_request, compare, merge_comparisons
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, said_once
 from ltlearn.learner import LTLearner
 from ltlearn.methods import METHODS, find_methods
 from ltlearn.metrics import mean_class_accuracy
@@ -218,6 +218,7 @@ class Sensitivity:
         return {"curves": self.curves, "lines": self.lines, "about": self.about}
 
 
+@said_once()
 def sensitivity(
     learn: LTLearner,
     methods: Sequence[str] | str = SENSITIVITY_METHODS,
@@ -244,8 +245,8 @@ def sensitivity(
     methods = find_methods(methods, learn.stage1_method)
     if learn.dls.test is None:
         raise UserError("there is no test set to measure on; give the data a test part.")
-    if select == "best" and learn.too_few_to_choose("the epoch of stage 2"):
-        select = "last"
+    if select == "best":
+        select = learn.settle_select()
     stage1 = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     before = (learn.trajectory, list(learn.stages))
     curves, lines = [], {}

@@ -258,7 +258,7 @@ def test_the_epoch_is_the_last_where_validation_is_too_small_to_choose(caplog):
     learn = make_lt_learner()  # 12 validation images
     with caplog.at_level(logging.WARNING, "ltlearn"):
         found = compare(learn, ["samn", "tau_norm"])
-    assert "too few to choose on: the epoch of stage 2" in caplog.text
+    assert "too few to choose on: stage 2 keeps its last epoch" in caplog.text
     assert found.of("samn")[0].selected == "last epoch"
     assert "not chosen" in found.of("tau_norm")[0].selected
 

@@ -328,6 +328,16 @@ def test_too_few_validation_images_take_the_published_value(caplog):
     np.testing.assert_allclose(learn.head_norms(), 1, rtol=1e-5)
 
 
+def test_too_few_validation_images_choose_no_epoch_unless_asked_to(caplog):
+    learn = make()  # 12 validation images
+    with caplog.at_level(logging.WARNING, "ltlearn"):
+        assert learn.retrain_classifier(2, method="samn")["select"] == "last"
+    assert "too few to choose on: stage 2 keeps its last epoch" in caplog.text
+    assert learn.retrain_classifier(2, method="samn", select="best")["select"] == "best"
+    held = make_images([20, 20, 20], seed=1)
+    assert make_lt_learner(make_dls(valid=held)).retrain_classifier(2)["select"] == "best"
+
+
 def test_tau_is_chosen_on_validation_images_where_there_are_enough():
     held = make_images([20, 20, 20], seed=1)
     learn = make_lt_learner(make_dls(valid=held))
