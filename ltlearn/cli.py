@@ -310,6 +310,48 @@ _SELECT = Annotated[
 ]
 
 
+_IMAGES = Annotated[
+    Path | None,
+    typer.Option(help="Folder that listed paths start from; that of the list if not given."),
+]
+_IMAGE_COL = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of a table with the paths, by name or number from 0; found by its name if not "
+        "given."
+    ),
+]
+_LABEL_COL = Annotated[str | None, typer.Option(help="Column of a table with the labels.")]
+_SPLIT_COL = Annotated[
+    str | None,
+    typer.Option(help="Column of a table that says train, valid or test; none takes none."),
+]
+_SUFFIX = Annotated[
+    str | None, typer.Option(help="What listed paths lack at their end, such as .jpg.")
+]
+_VALID = Annotated[
+    Path | None, typer.Option(help="A table or annotations of the validation pictures.")
+]
+_TEST = Annotated[Path | None, typer.Option(help="A table or annotations of the test pictures.")]
+
+
+def _reading(images, image_col, label_col, split_col, suffix, valid, test) -> dict[str, Any]:
+    """Return how a list is read, by the names that a recipe has for it; None is not given."""
+
+    def column(name: str | None) -> str | int | None:
+        return int(name) if name is not None and name.isdecimal() else name
+
+    return {
+        "images": None if images is None else str(images),
+        "image_col": column(image_col),
+        "label_col": column(label_col),
+        "split_col": False if split_col == "none" else column(split_col),
+        "suffix": suffix,
+        "valid": None if valid is None else str(valid),
+        "test": None if test is None else str(test),
+    }
+
+
 @app.command()
 def compare(
     run: _RUN,
@@ -463,6 +505,13 @@ def inspect(
         typer.Option(help="Folder for inspection.md, inspection.json and class_counts.png."),
     ] = None,
     few: Annotated[str, typer.Option(help="Which classes are few-shot: <20 or <=20.")] = "<20",
+    images: _IMAGES = None,
+    image_col: _IMAGE_COL = None,
+    label_col: _LABEL_COL = None,
+    split_col: _SPLIT_COL = None,
+    suffix: _SUFFIX = None,
+    valid: _VALID = None,
+    test: _TEST = None,
     device: _DEVICE = None,
     quiet: _QUIET = False,
     as_json: _JSON = False,
@@ -480,8 +529,9 @@ def inspect(
         from ltlearn.inspection import inspect_path
 
         found = inspect_path(
-            path, quick=quick, few=few, device=device, timing_s=0.0 if quick else 3.0
-        )
+            path, quick=quick, few=few, device=device, timing_s=0.0 if quick else 3.0,
+            **_reading(images, image_col, label_col, split_col, suffix, valid, test),
+        )  # fmt: skip
         if out is not None:
             found.save(out.expanduser())
     if as_json:
@@ -548,7 +598,9 @@ _OUT = Annotated[
 ]
 _RESUME = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 _PRECISION = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
-_WORKERS = Annotated[int | None, typer.Option(help="Processes that read pictures from disk.")]
+_WORKERS = Annotated[
+    int | None, typer.Option(help="Processes that read pictures from disk.", min=0)
+]
 _SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")]
 _ON_NAN = Annotated[
     str, typer.Option(help="A step whose loss is not finite: stop there, or skip it.")
@@ -597,6 +649,13 @@ def train(
         typer.Option(help="Of stage 1; 0.1 a 256 images, a tenth of it from pre-trained weights."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Of stage 1; 64.")] = None,
+    images: _IMAGES = None,
+    image_col: _IMAGE_COL = None,
+    label_col: _LABEL_COL = None,
+    split_col: _SPLIT_COL = None,
+    suffix: _SUFFIX = None,
+    valid: _VALID = None,
+    test: _TEST = None,
     seeds: _SEEDS = None,
     protocol: _PROTOCOL = None,
     set_: _SET = None,
@@ -620,6 +679,7 @@ def train(
         "model.arch": arch, "stage1.epochs": epochs, "stage1.method": stage1, "data.size": size,
         "model.pretrained": pretrained if weights is None else str(weights), "stage1.lr": lr,
         "stage1.batch_size": batch_size,
+        **_of_data(_reading(images, image_col, label_col, split_col, suffix, valid, test)),
     }  # fmt: skip
     _run_own(
         data, method, options, set_, seeds, protocol, out, resume, device, precision, quiet,
@@ -656,6 +716,13 @@ def retrain(
         bool, typer.Option("--reset", help="Leave the model's classifier out and make a new one.")
     ] = False,
     size: _SIZE = None,
+    images: _IMAGES = None,
+    image_col: _IMAGE_COL = None,
+    label_col: _LABEL_COL = None,
+    split_col: _SPLIT_COL = None,
+    suffix: _SUFFIX = None,
+    valid: _VALID = None,
+    test: _TEST = None,
     seeds: _SEEDS = None,
     protocol: _PROTOCOL = None,
     set_: _SET = None,
@@ -671,11 +738,19 @@ def retrain(
 ) -> None:
     """Retrain the classifier of a model that you have trained: features, stage 2, report."""
     method = method or ("crt" if reset else "samn")
+    options = {
+        "model.arch": arch, "data.size": size,
+        **_of_data(_reading(images, image_col, label_col, split_col, suffix, valid, test)),
+    }  # fmt: skip
     _run_own(
-        data, method, {"model.arch": arch, "data.size": size}, set_, seeds, protocol, out, resume,
+        data, method, options, set_, seeds, protocol, out, resume,
         device, precision, quiet, as_json, checkpoint=checkpoint, reset=reset,
         num_workers=num_workers, skip_bad=skip_bad, on_nan=on_nan,
     )  # fmt: skip
+
+
+def _of_data(reading: dict[str, Any]) -> dict[str, Any]:
+    return {f"data.{key}": value for key, value in reading.items()}
 
 
 def _run_own(

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shlex
 import stat
 import sys
 import textwrap
@@ -80,6 +82,7 @@ class Advice:
         method: How to get the classifier, a name of `ltlearn.methods.METHODS`.
         reason: Why this method, in a sentence.
         code: Python that does it.
+        command: The command that does it and writes a report; None where there is none.
     """
 
     size: int
@@ -90,6 +93,7 @@ class Advice:
     method: str
     reason: str
     code: str
+    command: str | None = None
 
 
 @dataclass
@@ -136,6 +140,7 @@ class Inspection:
         duplicates: None where they were not looked for.
         advice: None where the pictures cannot be trained on.
         timing: None where it was not measured.
+        columns: Of a table: what was read from which.
         ignored: Extension to files in the class folders that are taken for no pictures.
         stops: Why the pictures cannot be trained on, a sentence each.
     """
@@ -153,6 +158,7 @@ class Inspection:
     duplicates: Duplicates | None = None
     advice: Advice | None = None
     timing: Timing | None = None
+    columns: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
 
@@ -211,6 +217,9 @@ class Inspection:
         """List what was found as (what, text); a text may have several lines."""
         named = self._common_folder()
         rows = [("pictures", self._counts_text()), ("classes", self._classes_text())]
+        if self.columns:
+            read = (f"{what} from {_clean(column)!r}" for what, column in self.columns.items())
+            rows.append(("columns", ", ".join(read)))
         if self.with_images(0):
             rows.append(("no training image", _listed(self.with_images(0))))
         if self.with_images(1):
@@ -254,6 +263,7 @@ class Inspection:
             "formats": self.formats,
             "kinds": self.kinds,
             "unreadable": self.unreadable,
+            "columns": self.columns,
             "ignored": self.ignored,
             "reading_s": self.seconds,
             "duplicates": asdict(self.duplicates) if self.duplicates else None,
@@ -278,8 +288,11 @@ class Inspection:
                 start = what if i == 0 else ""
                 lines += [f"{start if j == 0 else '':{left}}{w}" for j, w in enumerate(wrapped)]
         lines += ["", *self._histogram_lines()]
+        if self.advice and self.advice.command:
+            lines += ["", "On the command line:", "", *_broken(self.advice.command)]
         if self.advice:
-            lines += ["", *self.advice.code.splitlines()]
+            lines += ["", "Or in Python:" if self.advice.command else "In Python:", ""]
+            lines += self.advice.code.splitlines()
         return "\n".join(line.rstrip() for line in lines)
 
     def to_markdown(self) -> str:
@@ -291,6 +304,8 @@ class Inspection:
         bins = ["| training images | classes | shot group |", "| ---: | ---: | --- |"]
         bins += [f"| {label} | {n:,} | {group} |" for label, n, group in self.histogram()]
         parts = [f"# {_escape(_clean(self.name))}", "\n".join(body), "\n".join(bins)]
+        if self.advice and self.advice.command:
+            parts.append(f"```\n{self.advice.command}\n```")
         if self.advice:
             parts.append(f"```python\n{self.advice.code}\n```")
         return "\n\n".join(parts) + "\n"
@@ -476,41 +491,60 @@ def inspect_path(
     few: str = "<20",
     device: str = "auto",
     timing_s: float = 3.0,
+    **reading: Any,
 ) -> Inspection:
-    """Inspect pictures as `LTDataLoaders.from_folder` would read them.
+    """Inspect pictures as `LTDataLoaders.from_path` would read them.
 
     Args:
-        path: The folder: a folder per class; or `train/` and any of `valid/` and `test/`, each with
-            a folder per class.
+        path: A folder per class; or `train/` and any of `valid/` and `test/`, each with a folder
+            per class; or a table or annotations.
         quick: Read headers alone and look for no copies.
         few: The few-shot convention, "<20" or "<=20".
         device: What the time is measured on: "auto" or a torch device.
         timing_s: Seconds to measure training steps for; 0 measures nothing.
+        **reading: How a list is read: `image_col` and the like as for `LTDataLoaders.from_csv`, and
+            `images`, the folder that its paths start from.
 
     Raises:
         UserError: If there is no such folder, or it has no class folders or no training pictures.
     """
     path = Path(path).expanduser()
-    parts, classes, source = _list_pictures(path)
+    reading = {k: v for k, v in reading.items() if v is not None}
+    parts, classes, source, columns = _list_pictures(path, reading)
+    shell = f"ltlearn train {shlex.quote(str(path))} {_as_flags(reading)}".strip()
     found = inspect_pictures(
         parts, classes, name=str(path), source=source, quick=quick, few=few, device=device,
-        timing_s=timing_s,
+        timing_s=timing_s, shell=shell,
     )  # fmt: skip
+    found.columns = columns
     if path.is_dir():
         found.ignored = _ignored_files({p.root for p in parts.values()})
     return found
 
 
-def _list_pictures(path: Path) -> tuple[dict[str, ImageSet], list[str], str]:
-    """List the pictures by part, their classes, and the Python call that would read them."""
-    from ltlearn.data.tables import list_pictures, source_kind
+def _list_pictures(path: Path, reading: dict[str, Any]):
+    """List the pictures: by part, classes, the Python call that would read them, and columns."""
+    from ltlearn.data.tables import list_pictures, reading_options, source_kind
 
     kind = source_kind(path)
+    options = {"path" if k == "images" else k: v for k, v in reading.items()}
     if kind == "folder":
-        return _list_folder(path)
-    parts, classes = list_pictures(path)
+        reading_options(path, options)
+        return *_list_folder(path), {}
+    listed = list_pictures(path, **options)
     name = "from_json" if kind == "json" else "from_csv"
-    return parts, classes, f"LTDataLoaders.{name}({str(path)!r}"
+    said = "".join(f", {key}={value!r}" for key, value in options.items())
+    call = f"LTDataLoaders.{name}({str(path)!r}{said}"
+    return listed.parts, listed.classes, call, listed.columns
+
+
+def _as_flags(reading: Mapping[str, Any]) -> str:
+    """Write how a list is read as options of the command line."""
+    words = []
+    for key, value in reading.items():
+        said = "none" if value is False else str(value)
+        words += [f"--{key.replace('_', '-')}", said]
+    return shlex.join(words)
 
 
 def _list_folder(root: Path) -> tuple[dict[str, ImageSet], list[str], str]:
@@ -562,6 +596,7 @@ def inspect_pictures(
     few: str = "<20",
     device: str = "auto",
     timing_s: float = 3.0,
+    shell: str | None = None,
 ) -> Inspection:
     """Look at every picture, and say how to begin with them.
 
@@ -579,6 +614,7 @@ def inspect_pictures(
         few: The few-shot convention, "<20" or "<=20".
         device: What the time is measured on: "auto" or a torch device.
         timing_s: Seconds to measure training steps for; 0 measures nothing.
+        shell: The command that trains on them, without options; None suggests none.
 
     Raises:
         UserError: If there is no part "train", a part is unknown, a target is outside the classes,
@@ -609,7 +645,7 @@ def inspect_pictures(
         found.duplicates = _duplicates(scan, where, found.counts)
     found.stops = _stops(found, scan, parts)
     if not found.stops:
-        found.advice = _advise(found, scan, source)
+        found.advice = _advise(found, scan, source, shell)
         if timing_s > 0:
             found.timing = _time(found, parts, device, timing_s)
     return found
@@ -854,7 +890,7 @@ def _duplicates(scan: _Scan, where: _Where, counts: Mapping[str, list[int]]) -> 
 # ---------------------------------------------------------------- how to begin
 
 
-def _advise(found: Inspection, scan: _Scan, source: str | None) -> Advice:
+def _advise(found: Inspection, scan: _Scan, source: str | None, shell: str | None) -> Advice:
     good = np.flatnonzero(scan.good)
     side = float(np.median(np.minimum(scan.width[good], scan.height[good])))
     # Up to a quarter more than a size is brought down to it.
@@ -885,7 +921,11 @@ def _advise(found: Inspection, scan: _Scan, source: str | None) -> Advice:
     ]
     code += [f'learn.retrain_classifier(method="{method}")'] if method != "ce" else []
     code += ["print(learn.shot_report())"]
-    return Advice(size, arch, pretrained, epochs, batch, method, reason, "\n".join(code))
+    if shell is not None:
+        shell += f" --arch {arch} --size {size} --epochs {epochs} --method {method}"
+        shell += f" --batch-size {batch}" if batch != _BATCH else ""
+        shell += " --skip-bad" if found.unreadable else ""
+    return Advice(size, arch, pretrained, epochs, batch, method, reason, "\n".join(code), shell)
 
 
 def _carved(counts: np.ndarray) -> int:
@@ -1026,6 +1066,18 @@ def _clean(text: Any) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _broken(command: str) -> list[str]:
+    """Break a command before options where it is too long for a line."""
+    lines = [""]
+    for word in re.split(r" (?=--)", command):
+        if lines[-1] and len(lines[-1]) + len(word) + 3 > _WIDTH:
+            lines[-1] += " \\"
+            lines.append("    " + word)
+        else:
+            lines[-1] += f" {word}" if lines[-1] else word
+    return lines
 
 
 def _listed(names: Sequence[str]) -> str:

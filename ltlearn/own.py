@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ltlearn.errors import UserError
-from ltlearn.recipe import Recipe, _checked, _look_up, _override, _put
+from ltlearn.recipe import READING, Recipe, _checked, _look_up, _override, _put
 
 __all__ = ["fitting_methods", "own_recipe", "read_pictures"]
 
@@ -15,6 +15,12 @@ _SMALL = 96  # pixels; up to this side the loaders hold pictures in memory
 _USUAL_SIZE = 224
 _EPOCHS = {True: 30, False: 90}  # from pre-trained weights, from random ones
 _BATCH = 64
+# What the command line calls a key.
+_FLAGS = {
+    "data.size": "--size", "model.arch": "--arch", "stage1.epochs": "--epochs",
+    "stage1.method": "--stage1", "stage1.lr": "--lr", "stage1.batch_size": "--batch-size",
+    "seeds": "--seeds", "protocol": "--protocol",
+}  # fmt: skip
 
 
 def read_pictures(source: str | Path, **kwargs):
@@ -22,21 +28,23 @@ def read_pictures(source: str | Path, **kwargs):
 
     Args:
         source: The folder or file, as for `LTDataLoaders.from_path`.
-        **kwargs: For that.
+        **kwargs: For that; the folder of listed pictures is called `images`.
     """
     from ltlearn.data import LTDataLoaders
 
-    return LTDataLoaders.from_path(source, **kwargs)
+    return LTDataLoaders.from_path(source, path=kwargs.pop("images", None), **kwargs)
 
 
-def _common_side(source: Path, skip_bad: bool) -> int | None:
+def _common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int | None:
     """Return the side of the pictures if all are small squares of one size."""
     from ltlearn.data.loaders import _common_side
-    from ltlearn.data.tables import list_pictures, source_kind
+    from ltlearn.data.tables import list_pictures, reading_options, source_kind
 
+    reading = {"path" if k == "images" else k: v for k, v in reading.items()}
     if source_kind(source) == "hf":  # no files
+        reading_options(source, reading)
         return None
-    return _common_side(list_pictures(source, skip_bad)[0]["train"])
+    return _common_side(list_pictures(source, skip_bad, **reading).parts["train"])
 
 
 def own_recipe(
@@ -86,7 +94,10 @@ def own_recipe(
     choose("data.dataset", "own", "command line")
     choose("data.source", str(source), "command line")
     choose("data.valid_pct", 0.2, "own: where there is no folder of validation pictures")
-    side = _common_side(source, skip_bad)
+    for key in ("images", "valid", "test"):
+        if isinstance(_look_up(raw, f"data.{key}"), str):
+            raw["data"][key] = os.path.abspath(os.path.expanduser(raw["data"][key]))
+    side = _common_side(source, skip_bad, {k: _look_up(raw, f"data.{k}") for k in READING})
     if side is None:
         why = f"own: the pictures differ in size, or are larger than {_SMALL} pixels or not square"
     else:
@@ -112,7 +123,8 @@ def own_recipe(
         choose("stage1.epochs", 0, "own: the model comes trained")
     batch = choose("stage1.batch_size", _BATCH, "own")
     if isinstance(batch, int):
-        lr = float(f"{0.1 * batch / 256 * (0.1 if trained else 1):.6g}")
+        # Not of less than an image: what is wrong then is the batch, which validation says.
+        lr = float(f"{0.1 * max(batch, 1) / 256 * (0.1 if trained else 1):.6g}")
         choose("stage1.lr", lr, f"own: {'.01' if trained else '.1'} a 256 images, from {begun}")
     choose("stage1.weight_decay", 5e-4, "code: SAMN")
     choose("stage2.epochs", 20, "code: SAMN")
@@ -126,7 +138,9 @@ def own_recipe(
     name = name.strip("-.") or "pictures"
     raw["name"] = f"own-{name}" + ("" if checkpoint is None else "-retrained")
     raw["title"] = f"{source.name}: {arch}"
-    recipe = _checked(raw, "these options", "these options")
+    typed = {key for key, value in (options or {}).items() if value is not None}
+    flags = {key: flag for key, flag in _FLAGS.items() if key in typed}
+    recipe = _checked(raw, "these options", "these options", flags)
     fitting_methods(recipe, recipe.methods)
     return recipe
 

@@ -3,7 +3,9 @@
 import difflib
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
@@ -14,6 +16,7 @@ __all__ = ["Recipe", "load_recipe", "recipe_names"]
 
 _SECTIONS = ("data", "model", "stage1", "stage2")
 _SOURCES = ("paper", "code", "own", "dataset")
+READING = ("images", "image_col", "label_col", "split_col", "suffix", "valid", "test")
 _LISTED = ("imagenet_lt", "places_lt", "inat2018")  # those of `ltlearn.data.benchmarks`
 
 
@@ -36,6 +39,14 @@ class DataSection(_Section):
     ]
     # Of "own" alone: the folder of the pictures, or what else `ltlearn.own.read_pictures` takes.
     source: str | None = None
+    # Of a "source" that is a table or annotations: how it is read, as in `LTDataLoaders.from_csv`.
+    images: str | None = None  # the folder that listed paths start from
+    image_col: int | str | None = None
+    label_col: int | str | None = None
+    split_col: Literal[False] | int | str | None = None
+    suffix: str | None = None
+    valid: str | None = None  # further tables or annotations
+    test: str | None = None
     # Of the sets that are cut out of balanced ones; None: 100, "exponential", "first_n".
     imbalance_factor: float | None = Field(None, ge=1)
     profile: Literal["exponential", "step"] | None = None
@@ -321,10 +332,11 @@ def _settle_data(data: DataSection) -> None:
                     "out."
                 )
         return
-    if data.source is not None:
+    given = [key for key in ("source", *READING) if getattr(data, key) is not None]
+    if given:
         raise UserError(
-            f"data.source is of data.dataset = 'own', but data.dataset is {data.dataset!r}; give "
-            "the folder as --data, or set data.dataset=own."
+            f"data.{given[0]} is of data.dataset = 'own', but data.dataset is {data.dataset!r}; "
+            "give the folder as --data, or set data.dataset=own."
         )
     for key in cut if data.dataset in _LISTED else ("transform", "max_classes"):
         if getattr(data, key) is not None:
@@ -427,9 +439,12 @@ def load_recipe(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) 
     return _checked(raw, where, path.name)
 
 
-def _checked(raw: dict, where: str, file: str) -> Recipe:
-    """Validate what a file or a command line says, to the last thing that can be known by now."""
-    recipe = _validate(raw, where)
+def _checked(raw: dict, where: str, file: str, flags: Mapping[str, str] | None = None) -> Recipe:
+    """Validate what a file or a command line says, to the last thing that can be known by now.
+
+    `flags` are the options of the command line that keys came from, for messages.
+    """
+    recipe = _validate(raw, where, flags or {})
     keys = [f"{section}.{key}" for section in _SECTIONS for key in raw.get(section, {})]
     keys += [f"method.{name}.{key}" for name, own in raw.get("method", {}).items() for key in own]
     for key in keys:
@@ -530,7 +545,7 @@ def _override(raw: dict, text: str) -> str:
     return key
 
 
-def _validate(raw: dict, where: str) -> Recipe:
+def _validate(raw: dict, where: str, flags: Mapping[str, str] = MappingProxyType({})) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as e:
@@ -548,7 +563,10 @@ def _validate(raw: dict, where: str) -> Recipe:
         if first["type"] == "missing":
             raise UserError(f"{where}: the key {key} is missing.") from None
         said = first["msg"].replace("Input should be", "it must be")
-        raise UserError(f"{where}: {key} = {first['input']!r} is not possible; {said}.") from None
+        what = f"{where}: {key} = {first['input']!r}"
+        if key in flags:
+            what = f"{flags[key]} {first['input']}"
+        raise UserError(f"{what} is not possible; {said}.") from None
 
 
 def _fields_at(keys: list[str]) -> dict:

@@ -199,7 +199,12 @@ def run_recipe(
                 "validation_images": dls.valid.n,
                 "test_images": 0 if _is_untested(dls) else dls.test.n,
                 "skipped_pictures": dls.skipped,
+                "columns": dls.columns,
             }
+            if dls.columns:
+                say(
+                    "columns: " + ", ".join(f"{what} from {c!r}" for what, c in dls.columns.items())
+                )
             say(
                 f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation "
                 f"({dls.split.valid_from}), {'no' if _is_untested(dls) else dls.test.n} test images"

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import random
+import shlex
 import stat
 import sys
 from collections import namedtuple
@@ -464,6 +465,40 @@ def test_the_command(folder, tmp_path):
     assert found == {**json.loads((tmp_path / "out" / "inspection.json").read_text()),
                      "reading_s": found["reading_s"]}  # fmt: skip
     assert found["advice"]["size"] == 32 and found["duplicates"] is None and done.stderr == ""
+
+
+def test_the_suggested_command_trains(folder, tmp_path):
+    done = ltlearn("inspect", folder, "--quick", "--json")
+    advice = json.loads(done.stdout)["advice"]
+    program, command, *words = shlex.split(advice["command"])
+    assert (program, command, words[0]) == ("ltlearn", "train", str(folder))
+    said = inspect_path(folder, quick=True, timing_s=0).to_text().replace("\\\n    ", "")
+    assert advice["command"] in said
+    # As it says, but short.
+    words[words.index("--epochs") + 1] = "1"
+    words += ["--set", "model.width=4", "--out", str(tmp_path / "run"), "--quiet"]
+    done = ltlearn(command, *words)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_table_is_read_as_asked(tmp_path):
+    save(tmp_path / "pictures" / "a.png", noise(0))
+    save(tmp_path / "pictures" / "b.png", noise(1))
+    table = tmp_path / "list of mine.csv"
+    table.write_text("id,age,kind\na,7,x\nb,7,y\na,7,x\n")
+    how = {"images": str(tmp_path / "pictures"), "label_col": "kind", "suffix": ".png"}
+    found = inspect_path(table, timing_s=0, split_col=False, **how)
+    assert found.columns == {"path": "id", "label": "kind"} and found.total == 2
+    assert dict(found.rows())["columns"] == "path from 'id', label from 'kind'"
+    # No class has two pictures; with more there is advice, with the same options.
+    save(tmp_path / "pictures" / "c.png", noise(2))
+    table.write_text("id,age,kind\na,7,x\nb,7,y\nc,7,x\n")
+    advice = inspect_path(table, timing_s=0, split_col=False, **how).advice
+    assert "from_csv(" in advice.code
+    assert "suffix='.png'" in advice.code and "split_col=False" in advice.code
+    words = shlex.split(advice.command)
+    assert words[2] == str(table) and words[words.index("--label-col") + 1] == "kind"
+    assert words[words.index("--split-col") + 1] == "none"
 
 
 def test_mistakes_on_the_command_line(folder, tmp_path):

@@ -38,6 +38,7 @@ from ltlearn.data.tables import (
     list_folder,
     list_json,
     list_table,
+    reading_options,
     source_kind,
 )
 
@@ -458,7 +459,8 @@ class LTDataLoaders(DataLoaders):
     `from_arrays` or `from_dataset`. Attributes: `class_counts`
     (training images per class, after validation was carved off), `shot_counts` (before: what many,
     medium and few are decided by), `vocab` (class names), `c` (their number), `split`
-    (`SplitInfo`), `skipped` (unreadable pictures that were left out).
+    (`SplitInfo`), `skipped` (unreadable pictures that were left out), `columns` (of a table: what
+    was read from which).
     """
 
     @property
@@ -520,6 +522,7 @@ class LTDataLoaders(DataLoaders):
         dls.shot_counts, dls.split = shot_counts, split
         dls.size, dls.normalize = loaders[0].dataset.shape, normalize
         dls.stats_given = stats is not None
+        dls.columns = {}
         # Parts carved from one set share its list.
         dls.skipped = list(dict.fromkeys(p for data in parts.values() for p in data.skipped))
         _warn_about_counts(dls.class_counts, classes)
@@ -788,7 +791,7 @@ class LTDataLoaders(DataLoaders):
             "table": cls.from_csv,
             "json": cls.from_json,
         }
-        return read[source_kind(path)](path, **options)
+        return read[source_kind(path)](path, **reading_options(path, options))
 
     @classmethod
     def from_csv(
@@ -799,6 +802,9 @@ class LTDataLoaders(DataLoaders):
         label_col: str | int | None = None,
         split_col: str | int | bool | None = None,
         skip_bad: bool = False,
+        suffix: str = "",
+        valid: str | Path | None = None,
+        test: str | Path | None = None,
         **options,
     ) -> "LTDataLoaders":
         """Read the pictures that a CSV or TSV lists: a row each, with its path and its label.
@@ -818,6 +824,10 @@ class LTDataLoaders(DataLoaders):
                 takes one that is called split, subset or partition, if any; False takes none. A
                 part that it does not name is carved, or missing, as in `from_folder`.
             skip_bad: Leave out pictures that are not there or unreadable, instead of stopping.
+            suffix: What every path ends in and the table leaves out, such as ".jpg".
+            valid: A file that lists the validation pictures likewise, instead of a split column;
+                its relative paths start from the same folder.
+            test: Of the test pictures, likewise.
             **options: Whatever else `from_folder` takes.
 
         Raises:
@@ -825,9 +835,11 @@ class LTDataLoaders(DataLoaders):
                 there, has two labels or is in two parts, a validation or test label is not in
                 training (the message names row, column or label); or as `from_folder` does.
         """
-        return cls._from_table(
-            Path(csv), path, image_col, label_col, split_col, skip_bad, **options
-        )
+        listing = partial(
+            list_table, Path(csv), path, image_col, label_col, split_col, skip_bad, suffix, valid,
+            test,
+        )  # fmt: skip
+        return cls._from_listing(listing, skip_bad=skip_bad, **options)
 
     @classmethod
     def from_df(
@@ -838,6 +850,7 @@ class LTDataLoaders(DataLoaders):
         label_col: str | int | None = None,
         split_col: str | int | bool | None = None,
         skip_bad: bool = False,
+        suffix: str = "",
         **options,
     ) -> "LTDataLoaders":
         """Read the pictures that a pandas `DataFrame` lists, as `from_csv` does those of a file.
@@ -849,6 +862,7 @@ class LTDataLoaders(DataLoaders):
             label_col: As for `from_csv`.
             split_col: As for `from_csv`.
             skip_bad: As for `from_csv`.
+            suffix: As for `from_csv`.
             **options: Whatever else `from_folder` takes.
 
         Raises:
@@ -856,13 +870,7 @@ class LTDataLoaders(DataLoaders):
         """
         if isinstance(df, str | Path):
             raise UserError(f"df must be a pandas DataFrame, got {str(df)!r}; read it by from_csv.")
-        return cls._from_table(df, path, image_col, label_col, split_col, skip_bad, **options)
-
-    @classmethod
-    def _from_table(
-        cls, table, path, image_col, label_col, split_col, skip_bad, **options
-    ) -> "LTDataLoaders":
-        listing = partial(list_table, table, path, image_col, label_col, split_col, skip_bad)
+        listing = partial(list_table, df, path, image_col, label_col, split_col, skip_bad, suffix)
         return cls._from_listing(listing, skip_bad=skip_bad, **options)
 
     @classmethod
@@ -963,7 +971,7 @@ class LTDataLoaders(DataLoaders):
             parts = {p: data.load(size, skip_bad) for p, data in parts.items()}
         elif skip_bad:
             parts = {p: data.without_bad() for p, data in parts.items()}
-        return cls._from_parts(
+        dls = cls._from_parts(
             parts,
             listed.classes,
             protocol=protocol,
@@ -982,6 +990,8 @@ class LTDataLoaders(DataLoaders):
             # Not the folder: what a learner saves there would be a class of the next call.
             path=Path("."),
         )
+        dls.columns = listed.columns
+        return dls
 
     @classmethod
     def from_arrays(

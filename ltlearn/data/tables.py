@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -41,6 +41,7 @@ __all__ = [
     "list_pictures",
     "list_table",
     "read_table",
+    "reading_options",
     "source_kind",
 ]
 
@@ -58,6 +59,14 @@ LABEL_COLUMNS = ("label", "class", "target", "category", "labels")
 SPLIT_COLUMNS = ("split", "subset", "partition")
 
 _TABLES = (".csv", ".tsv", ".tab")
+# How a source is read, by its kind: arguments of what lists it.
+_READING = {
+    "folder": (),
+    "hf": ("image_col", "label_col"),
+    "table": ("path", "image_col", "label_col", "split_col", "suffix", "valid", "test"),
+    "json": ("path", "valid", "test"),
+}
+_FLAGS = {"path": "--images"}  # the others are called like their argument
 _SHOWN = 20  # column names in a message
 
 _log = logging.getLogger("ltlearn")
@@ -72,11 +81,10 @@ class ListedPictures:
     split_name: str  # of `SplitInfo`
     dataset: str
     where: Path | str  # for messages
+    columns: dict[str, str] = field(default_factory=dict)  # of a table: what was read from which
 
 
-def list_pictures(
-    source: str | Path, skip_bad: bool = False, **options
-) -> tuple[dict[str, ImageSet], list[str]]:
+def list_pictures(source: str | Path, skip_bad: bool = False, **options) -> ListedPictures:
     """List the pictures of a folder, a CSV or TSV table or a JSON of annotations.
 
     Args:
@@ -84,26 +92,48 @@ def list_pictures(
         skip_bad: Leave out listed pictures that are not there, instead of stopping at one.
         **options: For `list_table` or `list_json`, whichever reads it.
 
-    Returns:
-        The pictures by part, and the class names.
-
     Raises:
         UserError: If it is none of these, or cannot be used.
     """
     path = Path(source).expanduser()
-    kind = source_kind(path)
+    kind, options = source_kind(path), reading_options(path, options)
     if kind == "hf":
         raise UserError(
             f"{path} is a saved Hugging Face dataset, whose pictures are no files; read it with "
             "LTDataLoaders.from_hf."
         )
     if kind == "folder":
-        listed = list_folder(path, **options)
-    elif kind == "json":
-        listed = list_json(path, skip_bad=skip_bad, **options)
-    else:
-        listed = list_table(path, skip_bad=skip_bad, **options)
-    return listed.parts, listed.classes
+        return list_folder(path)
+    return {"json": list_json, "table": list_table}[kind](path, skip_bad=skip_bad, **options)
+
+
+def reading_options(path: Path, options: Mapping) -> dict:
+    """Return the options that are given; one that says nothing of such a source is an error.
+
+    Args:
+        path: The folder or file.
+        options: Those of the kind of source by name, None where not given, and any others.
+
+    Raises:
+        UserError: If an option is of another kind of source.
+    """
+    kind = source_kind(path)
+    of_kinds = {name for names in _READING.values() for name in names}
+    given = {k: v for k, v in options.items() if v is not None or k not in of_kinds}
+    for name in given:
+        if name in of_kinds and name not in _READING[kind]:
+            kinds = [k for k, names in _READING.items() if name in names]
+            said = {"hf": "a saved dataset", "table": "a CSV or TSV table", "json": "annotations"}
+            what = {**said, "folder": "a folder of pictures"}
+            raise UserError(
+                f"{name} ({_flag(name)}) is for {' or '.join(what[k] for k in kinds)}, but {path} "
+                f"is {what[kind]}; leave it out."
+            )
+    return given
+
+
+def _flag(name: str) -> str:
+    return _FLAGS.get(name) or f"--{name.replace('_', '-')}"
 
 
 def source_kind(path: Path) -> str:
@@ -191,6 +221,9 @@ def list_table(
     label_col: str | int | None = None,
     split_col: str | int | bool | None = None,
     skip_bad: bool = False,
+    suffix: str = "",
+    valid: str | Path | None = None,
+    test: str | Path | None = None,
 ) -> ListedPictures:
     """List the pictures of a table: a row each, with its path and its label.
 
@@ -211,6 +244,10 @@ def list_table(
         split_col: Column that says train, valid, val, validation or test, in any case. None takes
             one that is called split, subset or partition, if any; False takes none.
         skip_bad: Leave out pictures that are not there, with a warning, instead of stopping.
+        suffix: What every path ends in and the table leaves out, such as ".jpg".
+        valid: A file that lists the validation pictures likewise; its relative paths start from the
+            same folder.
+        test: Of the test pictures, likewise.
 
     Raises:
         UserError: If the table is empty or lacks a column, a cell is empty, a picture is not there,
@@ -219,43 +256,86 @@ def list_table(
     """
     if isinstance(table, str | Path):
         file = Path(table).expanduser()
-        df, rows = read_table(file)
-        where, dataset, root = str(file), file.stem, file.parent if path is None else Path(path)
+        dataset, root = file.stem, file.parent if path is None else Path(path)
     else:
-        if not hasattr(table, "iloc") or getattr(table, "ndim", 2) != 2:
+        dataset, root = "table", Path(path or ".")
+    if valid is not None or test is not None:
+        if split_col not in (None, False):
             raise UserError(
-                f"the table must be a pandas DataFrame or a file, got {type(table).__name__}."
+                "a split column (split_col, --split-col) and files of their own for validation or "
+                "test exclude each other; leave one of them out."
             )
-        df, rows = table, np.arange(len(table))
-        where, dataset, root = "the table", "table", Path(path or ".")
-    if not len(df):
-        raise UserError(f"{where} has no rows; give one a picture, with its path and its label.")
-    root = root.expanduser()
-    image, label, split = _find_columns(df, where, image_col, label_col, split_col)
+        split_col = False
+    import pandas as pd
+
+    given = [(n, t) for n, t in enumerate((table, valid, test)) if t is not None]
+    read = [_read_columns(t, image_col, label_col, split_col) for _, t in given]
+    columns, splits = read[0].columns, read[0].splits
+    table_of = np.repeat(np.arange(len(read)), [len(r.rows) for r in read])
+    rows = np.concatenate([r.rows for r in read])
 
     def place(i: int) -> str:
-        return f"{where}, row {rows[i]}"
+        return f"{read[table_of[i]].where}, row {rows[i]}"
 
-    cells = partial(_column, df, place=place)
-    paths = _Files(root, cells(image, what="path"), place)
-    targets, classes = _label(cells(label, what="label"), place)
-    part_of = np.zeros(len(df), dtype=np.int8)
-    if split is not None:
-        part_of = _parts_of(cells(split, what="split"), place, df.columns[split])
+    cells = pd.concat([r.images for r in read], ignore_index=True)
+    paths = _Files(root.expanduser(), cells, place, suffix)
+    targets, classes = _label(pd.concat([r.labels for r in read], ignore_index=True), place)
+    part_of = np.array([number for number, _ in given], dtype=np.int8)[table_of]
+    if splits is not None:
+        part_of = _parts_of(splits, place, columns["split"])
     _check_trained(targets, part_of, classes, place)
+    where = read[0].where
     keep = _distinct_rows(paths, targets, classes, part_of, place, where)
     parts = {}
     for number, part in enumerate(PARTS):
         index = keep[part_of[keep] == number]
         if len(index):
             listing = Listing(
-                Path(where), paths.folders, paths.folder_of[index],
+                Path(read[table_of[index[0]]].where), paths.folders, paths.folder_of[index],
                 [paths.names[i] for i in index], targets[index], rows[index], "row",
             )  # fmt: skip
             # The table is the user's own: its paths may lead anywhere.
             parts[part] = _find(listing, paths.root, True, skip_bad, "path")
-    name = "one table" if split is None else "split column"
-    return ListedPictures(parts, classes, name, dataset, where)
+    name = "one table" if len(read) == 1 else "tables"
+    return ListedPictures(
+        parts, classes, name if splits is None else "split column", dataset, where, columns
+    )
+
+
+@dataclass
+class _Columns:
+    """The columns of a table that count."""
+
+    where: str  # for messages
+    rows: np.ndarray  # their numbers, for messages
+    images: Sequence
+    labels: Sequence
+    splits: Sequence | None
+    columns: dict[str, str]  # what was read from which
+
+
+def _read_columns(table, image_col, label_col, split_col) -> _Columns:
+    """Read the columns that count of a `DataFrame` or a file."""
+    if isinstance(table, str | Path):
+        where = str(Path(table).expanduser())
+        df, rows = read_table(Path(table).expanduser())
+    elif not hasattr(table, "iloc") or getattr(table, "ndim", 2) != 2:
+        raise UserError(
+            f"the table must be a pandas DataFrame or a file, got {type(table).__name__}."
+        )
+    else:
+        where, df, rows = "the table", table, np.arange(len(table))
+    if not len(df):
+        raise UserError(f"{where} has no rows; give one a picture, with its path and its label.")
+    found = _find_columns(df, where, image_col, label_col, split_col)
+    found = {what: c for what, c in zip(("path", "label", "split"), found, strict=True)
+             if c is not None}  # fmt: skip
+    cells = {
+        what: _column(df, column, what, lambda i: f"{where}, row {rows[i]}")
+        for what, column in found.items()
+    }
+    columns = {what: str(df.columns[column]) for what, column in found.items()}
+    return _Columns(where, rows, cells["path"], cells["label"], cells.get("split"), columns)
 
 
 def read_table(file: Path):
@@ -324,7 +404,10 @@ def _find_columns(df, where: str, image_col, label_col, split_col) -> tuple[int,
         number = isinstance(column, Integral) and not isinstance(column, bool)
         if number and 0 <= column < len(names):
             return int(column)
-        raise UserError(f"{where} has no column {column!r} ({parameter}); its columns are {shown}.")
+        raise UserError(
+            f"{where} has no column {column!r} ({parameter}, {_flag(parameter)}); its columns are "
+            f"{shown}."
+        )
 
     image = find("image_col", image_col, IMAGE_COLUMNS)
     label = find("label_col", label_col, LABEL_COLUMNS)
@@ -341,7 +424,7 @@ def _find_columns(df, where: str, image_col, label_col, split_col) -> tuple[int,
     if len({image, label, split}) < 3:
         raise UserError(
             f"{where}: paths, labels and split must be different columns of {shown}; name them "
-            "with image_col, label_col and split_col."
+            "with image_col, label_col and split_col (--image-col and so on)."
         )
     return image, label, split
 
@@ -373,7 +456,7 @@ def _empty(cells) -> np.ndarray:
 class _Files:
     """Paths of a table as folder and name: relative to one root, each file in one spelling."""
 
-    def __init__(self, root: Path, cells, place: Callable[[int], str]):
+    def __init__(self, root: Path, cells, place: Callable[[int], str], suffix: str = ""):
         self.root = os.path.abspath(root)
         self._real = os.path.realpath(self.root)
         places: dict[str, str] = {}  # a folder as it is spelt, to where it is
@@ -384,12 +467,12 @@ class _Files:
             if name in ("", ".", "..") or "\0" in path:
                 raise UserError(
                     f"{place(i)}: {cell!r} is no path of a picture; name the column of the paths "
-                    "with image_col, or mend the row."
+                    "with image_col (--image-col), or mend the row."
                 )
             if folder not in places:
                 places[folder] = self._place(folder)
             spelt.append(folder)
-            self.names.append(name)
+            self.names.append(name + suffix)
         if any(map(os.path.isabs, places.values())):
             # From their common folder on, so that a fingerprint is the same on another machine.
             full = {spelling: os.path.join(self.root, at) for spelling, at in places.items()}
@@ -431,7 +514,7 @@ def _label(cells, place: Callable[[int], str]) -> tuple[np.ndarray, list[str]]:
             if value != value or value in (np.inf, -np.inf) or value != int(value):
                 raise UserError(
                     f"{place(int(first[code]))}: the label {value!r} is neither text nor an "
-                    "integer; name the column of the labels with label_col."
+                    "integer; name the column of the labels with label_col (--label-col)."
                 )
             names.append(str(int(value)))
         else:
@@ -451,7 +534,8 @@ def _parts_of(cells, place: Callable[[int], str], column) -> np.ndarray:
         if part is None:
             raise UserError(
                 f"{place(i)}: {cell!r} in the column {column!r} must be one of train, valid, val, "
-                "validation, test; mend it, or pass split_col=False to take all rows for training."
+                "validation, test; mend it, or pass split_col=False (--split-col none) to take all "
+                "rows for training."
             )
         out[i] = part
     if not (out == 0).any():
@@ -483,9 +567,10 @@ def _distinct_rows(
         if bad.any():
             i = int(bad.argmax())
             j, more = int(before[i]), int(bad.sum()) - 1
+            same = f"{place(i).rpartition(', ')[0]}, "  # where both are of one table
             raise UserError(
                 f"{place(i)}: {paths.path(i)!r} is {what(i)} here and {what(j)} in "
-                f"{place(j).rpartition(', ')[2]}"
+                f"{place(j).removeprefix(same)}"
                 f"{f', and {more:,} more rows are like it' if more else ''}; {why}."
             )
 
@@ -516,9 +601,13 @@ def _find(
         return data
     i = int(missing[0])
     if len(missing) == len(data):
+        # A table of names without their extension is common.
+        bare = not os.path.splitext(data.paths[i])[1] and listing.place_word == "row"
+        hint = ", or what they end in as suffix (--suffix .jpg)" if bare else ""
         raise UserError(
             f"{listing.place(i)}: there is no {data.root / data.paths[i]}, nor any other of the "
-            f"{len(data):,}; give the folder that the paths start from as {parameter}."
+            f"{len(data):,}; give the folder that the paths start from as {parameter} "
+            f"({_flag(parameter)}){hint}."
         )
     if not skip_bad:
         more = f", nor {len(missing) - 1:,} more" if len(missing) > 1 else ""

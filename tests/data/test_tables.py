@@ -204,13 +204,16 @@ def test_columns_are_named_or_numbered(photos):
 @pytest.mark.parametrize(
     ("columns", "reason"),
     [
-        ({"image_col": "img"}, r"no column 'img' (image_col); its columns are image, label."),
-        ({"label_col": 2}, "no column 2 (label_col)"),
-        ({"label_col": -1}, "no column -1 (label_col)"),
-        ({"image_col": True}, "no column True (image_col)"),
+        (
+            {"image_col": "img"},
+            r"no column 'img' (image_col, --image-col); its columns are image, label.",
+        ),
+        ({"label_col": 2}, "no column 2 (label_col, --label-col)"),
+        ({"label_col": -1}, "no column -1 (label_col, --label-col)"),
+        ({"image_col": True}, "no column True (image_col, --image-col)"),
         ({"image_col": 1, "label_col": 1}, "must be different columns of image, label"),
         ({"split_col": "label"}, "must be different columns"),
-        ({"split_col": "part"}, "no column 'part' (split_col)"),
+        ({"split_col": "part"}, "no column 'part' (split_col, --split-col)"),
     ],
 )
 def test_columns_that_are_not_there(photos, columns, reason):
@@ -434,7 +437,10 @@ def test_missing_pictures_are_named_or_left_out(photos, caplog):
 @pytest.mark.parametrize("skip_bad", [False, True])
 def test_where_all_are_missing_the_folder_is_asked_for(photos, skip_bad):
     reason = sentence(lambda: from_df(frame(photos), photos / "ant", skip_bad=skip_bad))
-    assert "nor any other of the 15; give the folder that the paths start from as path." in reason
+    assert (
+        "nor any other of the 15; give the folder that the paths start from as path (--images)."
+        in reason
+    )
 
 
 # ---------------------------------------------------------------- bad and odd pictures
@@ -554,14 +560,70 @@ def test_every_source_is_told(photos, tmp_path):
     coco(photos / "all.json", rows_of(photos))
     found = {}
     for source in (photos, photos / "t.tsv", photos / "all.json"):
-        parts, classes = list_pictures(source)
-        assert classes == ["ant", "bee", "cat"] and list(parts) == ["train"]
-        found[source] = parts["train"].fingerprint()
+        listed = list_pictures(source)
+        assert listed.classes == ["ant", "bee", "cat"] and list(listed.parts) == ["train"]
+        found[source] = listed.parts["train"].fingerprint()
         dls = LTDataLoaders.from_path(str(source), device="cpu", bs=3)
         assert dls.shot_counts.tolist() == [8, 4, 3] and dls.train.bs == 3
     assert len(set(found.values())) == 1
-    parts, _ = list_pictures(photos / "t.tsv", image_col=0, label_col="label", skip_bad=True)
-    assert len(parts["train"]) == 15
+    listed = list_pictures(photos / "t.tsv", image_col=0, label_col="label", skip_bad=True)
+    assert len(listed.parts["train"]) == 15
+    assert listed.columns == {"path": "image", "label": "label"}
+
+
+def test_an_option_of_another_kind_of_source_is_refused(photos):
+    frame(photos).to_csv(photos / "t.csv", index=False)
+    coco(photos / "all.json", rows_of(photos))
+    for source, option, words in (
+        (photos, "label_col", "label_col (--label-col) is for a saved dataset or a CSV or TSV"),
+        (photos, "path", f"path (--images) is for a CSV or TSV table or annotations, but {photos}"),
+        (photos / "all.json", "suffix", "suffix (--suffix) is for a CSV or TSV table, but"),
+    ):
+        assert words in sentence(lambda s=source, o=option: list_pictures(s, **{o: "x"}))
+        assert words in sentence(lambda s=source, o=option: LTDataLoaders.from_path(s, **{o: "x"}))
+    assert list_pictures(photos, label_col=None).classes == ["ant", "bee", "cat"]
+
+
+def test_a_table_a_part_and_names_without_their_extension(photos, tmp_path):
+    df = frame(photos, ("picture", "species"))
+    df["picture"] = df["picture"].str.removesuffix(".png")
+    parts = {
+        "train": df[df.index % 3 > 0],
+        "valid": df[df.index % 6 == 0],
+        "test": df[df.index % 6 == 3],
+    }
+    for part, rows in parts.items():
+        rows.to_csv(tmp_path / f"{part}.csv", index=False)
+    files = {part: tmp_path / f"{part}.csv" for part in ("valid", "test")}
+    how = {"path": photos, "label_col": "species", "suffix": ".png", **files}
+    dls = from_csv(tmp_path / "train.csv", **how)
+    assert [dl.n for dl in dls.loaders] == [10, 3, 2] and dls.split.name == "tables"
+    assert dls.columns == {"path": "picture", "label": "species"}
+    # The same pictures with a split column are the same set.
+    df["split"] = ["train" if i % 3 else "valid" if i % 6 == 0 else "test" for i in df.index]
+    same = from_df(df, photos, image_col=0, label_col=1, suffix=".png")
+    assert (same.split.train, same.split.valid) == (dls.split.train, dls.split.valid)
+    assert "or what they end in as suffix (--suffix .jpg)" in sentence(
+        lambda: from_csv(tmp_path / "train.csv", **{**how, "suffix": ""})
+    )
+    assert "exclude each other" in sentence(
+        lambda: from_csv(tmp_path / "train.csv", split_col="species", **how)
+    )
+
+
+def test_what_two_tables_may_not_share(photos, tmp_path):
+    frame(photos).to_csv(tmp_path / "train.csv", index=False)
+    write(tmp_path / "valid.csv", "image,label\nant/1.png,ant\n")
+    said = sentence(
+        lambda: from_csv(tmp_path / "train.csv", path=photos, valid=tmp_path / "valid.csv")
+    )
+    assert f"{tmp_path / 'valid.csv'}, row 2: 'ant/1.png' is a validation picture here" in said
+    assert f"a training picture in {tmp_path / 'train.csv'}, row 3; " in said
+    write(tmp_path / "valid.csv", "image,label\nant/1.png,dog\n")
+    said = sentence(
+        lambda: from_csv(tmp_path / "train.csv", path=photos, valid=tmp_path / "valid.csv")
+    )
+    assert "valid.csv, row 2: the validation label 'dog' is not among the training labels" in said
 
 
 def test_what_is_no_source(tmp_path, photos):
