@@ -233,6 +233,7 @@ def _run(
 def _check(name: str, path: Path, as_json: bool) -> None:
     """Print a run beside the published figures; exit with 1 where one is outside its tolerance."""
     from ltlearn.expected import check_run
+    from ltlearn.recipe import load_recipe
     from ltlearn.report import render_rows
 
     checks, changes = check_run(name, _existing_run(path))
@@ -252,6 +253,7 @@ def _check(name: str, path: Path, as_json: bool) -> None:
         render_rows(head, [c.row() for c in checks], title=title)
         for source in dict.fromkeys(c.expected.source for c in checks):
             typer.echo(f"published: {source}")
+        typer.echo(f"status of the recipe: {load_recipe(name).status}")
         if changes:
             typer.echo(f"the run differs from the recipe: {'; '.join(changes)}")
     if not all(c.passed for c in checks):

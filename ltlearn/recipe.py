@@ -174,7 +174,7 @@ class Recipe(_Section):
     stage1: Stage1Section
     stage2: Stage2Section
     method: dict[str, MethodSection] = {}
-    status: str = "not run"
+    status: str = ""  # whether it was run, on what and for how long
     provenance: dict[str, str] = {}
     expected: list[Expected] = []
     _smoke: bool = PrivateAttr(False)

@@ -455,7 +455,7 @@ def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = Non
 
 
 def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
-    """Write the list of recipes: dataset, methods, protocol, what was published.
+    """Write the list of recipes: methods, what was published, whether it was run.
 
     Args:
         recipes: `Recipe` objects.
@@ -467,13 +467,13 @@ def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
         rows.append(
             (
                 recipe.name,
-                recipe.data.dataset,
+                recipe.title,
                 ", ".join(recipe.methods),
                 expected or "not published; ours",
-                recipe.title,
+                recipe.status,
             )
         )
-    render_rows(("recipe", "dataset", "methods", "expected top-1 in %", "what it is"), rows, file)
+    render_rows(("recipe", "what it is", "methods", "published top-1 in %", "status"), rows, file)
 
 
 def _protocol_paragraph(table: ResultTable) -> str:

@@ -179,6 +179,8 @@ def run_recipe(
         **environment_info(),
     }
     _check_same_run(run, recipe)
+    if recipe.status:
+        say(f"{recipe.title}; {recipe.status}")
     run.write_json("manifest.json", manifest)
     seeds, dls = [], None
     for seed in range(recipe.seeds):

@@ -19,7 +19,8 @@ def test_every_recipe_is_valid_and_named_like_its_file(name):
 
 
 def test_the_recipes_of_the_first_release_are_there():
-    cifar = {f"cifar{n}_lt{what}" for n in (10, 100) for what in ("", "_glmc", "_mislas")}
+    kinds = ("", "_glmc", "_mislas", "_w16", "_glmc_w16")
+    cifar = {f"cifar{n}_lt{what}" for n in (10, 100) for what in kinds}
     assert {"digits_lt", "tiny_imagenet_lt", *cifar} <= set(recipe_names())
 
 
@@ -53,6 +54,35 @@ def test_glmc_has_its_values_for_each_imbalance_factor(name):
     recipe = load_recipe(name, ["data.imbalance_factor=10", "stage1.resample=0.5"])
     assert recipe.stage1.resample == 0.5, "what the command line gives wins"
     assert (recipe.stage2.lr, recipe.methods) == (5e-5, ["glmc", "glmc_samn"])
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_says_whether_it_was_run(name):
+    status = load_recipe(name).status
+    assert status.startswith(("run here", "not run here")) and not status.endswith(".")
+
+
+@pytest.mark.parametrize("name", ["cifar10_lt_w16", "cifar100_lt_w16"])
+def test_width_16_is_trained_as_ldam_drw_trains_it(name):
+    recipe = load_recipe(name).settled()
+    s1 = recipe.stage1
+    assert (s1.epochs, s1.batch_size, s1.lr, s1.weight_decay) == (200, 128, 0.1, 2e-4)
+    assert (s1.schedule, s1.milestones, s1.decay, s1.warmup_epochs) == (
+        "multistep", [160, 180], 0.01, 5
+    )  # fmt: skip
+    assert (recipe.model.width, recipe.data.split) == (16, "shuffle_seed0")
+    assert recipe.arguments_of("crt")["epochs"] == 30 and recipe.arguments_of("crt")["bs"] == 128
+    smoothing = {10: [(0.3, 0), (0.2, 0), (0.1, 0)], 100: [(0.4, 0.1), (0.3, 0), (0.2, 0)]}
+    for factor, values in zip(
+        (100, 50, 10), smoothing[10 if name.startswith("cifar10_") else 100], strict=True
+    ):
+        own = load_recipe(name, [f"data.imbalance_factor={factor}"]).method["label_aware_smoothing"]
+        assert (own.head_smoothing, own.tail_smoothing) == values
+    assert {e.protocol for e in recipe.published()} == {"paper"}
+    assert load_recipe(name, ["data.split=first_n"]).published() == []
+    glmc = load_recipe(name.replace("_w16", "_glmc_w16"), ["data.imbalance_factor=10"])
+    wide = load_recipe(name.replace("_w16", "_glmc"), ["data.imbalance_factor=10"])
+    assert glmc.stage1 == wide.stage1 and glmc.model.width == 16 and glmc.expected == []
 
 
 def test_published_figures_are_those_of_the_values():
