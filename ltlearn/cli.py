@@ -765,10 +765,12 @@ def _run_own(
 
     check_choice("--on-nan", on_nan, ("stop", "skip"))
     settings = load_settings(device=device, precision=precision)
-    if out is not None and out.expanduser().resolve().is_relative_to(data.expanduser().resolve()):
+    where = settings.runs_path if out is None else out
+    if where.expanduser().resolve().is_relative_to(data.expanduser().resolve()):
+        what = f"--out {out}" if out is not None else f"the folder of runs, {where},"
         raise UserError(
-            f"--out {out} is inside {data}, where it would be taken for a class; give a folder "
-            "elsewhere."
+            f"{what} is inside {data}, where it would be taken for a class; give "
+            f"{'a' if out is not None else '--out with a'} folder elsewhere."
         )
     with _stoppable(), _voice(quiet or as_json):
         from ltlearn.own import own_recipe

@@ -85,7 +85,8 @@ class Comparison:
         outcomes: Of every method and seed.
         targets: Classes of the test images.
         class_counts: Training images per class, which make the shot groups.
-        about: Facts for the table: protocol, split, fingerprint, few, dataset, classes.
+        about: Facts for the table: protocol, split, fingerprint, few, dataset, classes, and where
+            validation images are from.
         note: A remark to print below the table.
 
     Shape:
@@ -176,7 +177,7 @@ class Comparison:
             seconds = float(np.mean([o.seconds for o in found]))
             reports = [o.report for o in found]
             rows.append(ResultRow(method, METHODS[method].label, reports, selected, seconds, extra))
-        facts = {k: self.about[k] for k in ("protocol", "dataset")}
+        facts = {k: self.about[k] for k in ("protocol", "dataset", "valid_from")}
         seeds = sorted({o.seed for o in self.outcomes})
         best = METHODS[self.best].label
         where = "the test set" if self.about["protocol"] == "paper" else "validation"
@@ -336,6 +337,7 @@ def compare(
     about = {
         "protocol": "paper" if split.valid_from == "test set" else "clean",
         "dataset": split.dataset,
+        "valid_from": split.valid_from,
         "split": f"{split.name}, imbalance factor {factor:g}" if factor else split.name,
         "fingerprint": split.train,
         "few": learn.few,

@@ -106,7 +106,13 @@ def _why_not(recipe: Recipe, done: Recipe) -> str:
     for key, allowed in asked.items():
         if done.value(key) not in allowed:
             there = " or ".join(str(v) for v in dict.fromkeys(allowed))
-            return f"it has {key} = {done.value(key)}, and was published for {there}"
+            option = (
+                f"--protocol {allowed[0]}" if key == "protocol" else f"--set {key}={allowed[0]}"
+            )
+            return (
+                f"it has {key} = {done.value(key)}, and was published for {there}; run "
+                f"`ltlearn recipe {recipe.name} {option}`"
+            )
     there = ", ".join(dict.fromkeys(e.what for e in recipe.expected))
     return f"it has figures of {', '.join(done.methods)}, and {there} were published"
 

@@ -497,7 +497,7 @@ class LTLearner(QuietLearner):
         """Correct the classifier without training it.
 
         Args:
-            method: "tau_norm", "logit_adjustment", "temperature" or "ncm".
+            method: "tau_norm", "tau_norm_no_bias", "logit_adjustment", "temperature" or "ncm".
             value: tau, or the temperature. None chooses it on the validation images, by
                 class-balanced accuracy (temperature: by NLL); where they are too few to choose on,
                 it is 1.
@@ -532,6 +532,7 @@ class LTLearner(QuietLearner):
             }  # fmt: skip
             head = {
                 "tau_norm": lambda tau: tau_normalize(linear, tau),
+                "tau_norm_no_bias": lambda tau: tau_normalize(linear, tau, keep_bias=False),
                 "logit_adjustment": lambda tau: adjust_logits(linear, self.dls.class_counts, tau),
                 "temperature": lambda t: scale_temperature(linear, t),
             }[method](done["value"])
@@ -567,8 +568,9 @@ class LTLearner(QuietLearner):
             x = torch.from_numpy(np.asarray(features)).to(linear.weight)
             with torch.no_grad():
                 value, curve = fit_temperature(linear(x), targets), []
-        elif method == "tau_norm":
-            value, curve = choose_tau_norm(linear, features, targets)
+        elif method in ("tau_norm", "tau_norm_no_bias"):
+            keep_bias = method == "tau_norm"
+            value, curve = choose_tau_norm(linear, features, targets, keep_bias)
         else:
             value, curve = choose_logit_adjustment(linear, features, targets, self.dls.class_counts)
         return {"value": value, "chosen_on": self._select_on, "curve": curve}

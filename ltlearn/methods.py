@@ -190,7 +190,14 @@ METHODS: dict[str, Method] = {
         sampler="class_balanced", callbacks=_callbacks("LearnableWeightScaling"),
         values={"epochs": 5, **_KANG},
     ),
-    "tau_norm": _post_hoc("tau-norm", _CRT, "tau chosen on validation images from 0, .1, ..., 2"),
+    "tau_norm": _post_hoc(
+        "tau-norm", _CRT,
+        "tau chosen on validation images from 0, .1, ..., 2; bias kept: BagofTricks-LT",
+    ),
+    "tau_norm_no_bias": _post_hoc(
+        "tau-norm without bias", _CRT,
+        "tau chosen on validation images from 0, .1, ..., 2; no bias: the authors' code",
+    ),
     "ncm": _post_hoc("NCM", _CRT, "centred features of length 1: the authors' code"),
     "logit_adjustment": _post_hoc(
         "logit adjustment", _LA, "tau chosen on validation images from 0, .1, ..., 2"

@@ -29,8 +29,9 @@ __all__ = [
 ]
 
 # What each protocol means: every table says it in these words.
+_CARVED = "validation images carved from the training set"
 PROTOCOLS = {
-    "clean": ("clean: chosen on validation images carved from the training set; test read once"),
+    "clean": f"clean: chosen on {_CARVED}; test read once",
     "paper": "paper: best epoch selected on test, flip-averaged logits",
     # What becomes of "clean" where the data has no test set.
     "untested": (
@@ -87,6 +88,7 @@ class ResultTable:
         seeds: The seeds the rows were run with.
         dataset: The dataset's name.
         note: A remark to print below the table.
+        valid_from: Where the validation images are from, as in `SplitInfo`.
 
     Raises:
         UserError: If `protocol` or `few_rule` is not allowed, a row has no report, or a row was
@@ -101,6 +103,7 @@ class ResultTable:
     seeds: Sequence[int]
     dataset: str
     note: str = ""
+    valid_from: str = "training images"
     _values: list[dict] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -202,7 +205,7 @@ class ResultTable:
         return {
             "dataset": self.dataset,
             "protocol": self.protocol,
-            "protocol_text": PROTOCOLS[self.protocol],
+            "protocol_text": self.protocol_text,
             "split": self.split_name,
             "fingerprint": self.fingerprint,
             "few_rule": self.few_rule,
@@ -215,6 +218,16 @@ class ResultTable:
     def __str__(self) -> str:
         """Return the plain text table."""
         return self.to_text()
+
+    @property
+    def protocol_text(self) -> str:
+        """Return what the protocol means, in the words of `PROTOCOLS`."""
+        text = PROTOCOLS[self.protocol]
+        return text if self._is_carved else text.replace(_CARVED, "the set's validation images")
+
+    @property
+    def _is_carved(self) -> bool:
+        return self.valid_from == "training images"
 
     def _render_rich(self, width: int | None, file: TextIO) -> bool:
         """Write a rich table; return False, and write nothing, if a column does not fit."""
@@ -261,7 +274,7 @@ class ResultTable:
         counts = {len(row.reports) for row in self.rows}
         seeds = ", ".join(str(s) for s in self.seeds)
         lines = [
-            f"protocol: {PROTOCOLS[self.protocol]}",
+            f"protocol: {self.protocol_text}",
             f"split: {self.split_name} ({self.fingerprint})",
             f"training images per class: {shot_thresholds_text(self.few_rule, sizes)}",
             f"{'seed' if len(self.seeds) == 1 else 'seeds'}: {seeds}",
@@ -477,11 +490,13 @@ def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
 
 
 def _protocol_paragraph(table: ResultTable) -> str:
+    origin = "The validation images are those that the data comes with."
+    if table._is_carved:
+        origin = "Before stage 1 validation images were carved from the training images."
     how = {
         "clean": (
-            "Before stage 1 a validation split was carved from the training images. Every choice, "
-            "the epoch included, was made on it by class-balanced accuracy. The test set was read "
-            "once, at the end."
+            f"{origin} Every choice, the epoch included, was made on them by class-balanced "
+            "accuracy. The test set was read once, at the end."
         ),
         "paper": (
             "The epoch was selected on test, as the published figures were, and the logits of each "
@@ -495,7 +510,7 @@ def _protocol_paragraph(table: ResultTable) -> str:
         ),
     }[table.protocol]
     return (
-        f"{_sentence(PROTOCOLS[table.protocol])} {how} A group's accuracy is the mean of its "
+        f"{_sentence(table.protocol_text)} {how} A group's accuracy is the mean of its "
         "per-class accuracies; a dash means that no class of the group has test images. "
         "ECE is the expected calibration error over 15 bins."
     )

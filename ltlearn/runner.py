@@ -595,6 +595,7 @@ def _table(recipe: Recipe, dls: LTDataLoaders, seeds: list[_Seed]) -> ResultTabl
         list(range(recipe.seeds)),
         dls.split.dataset,
         note=" ".join(note for note in notes if note),
+        valid_from=dls.split.valid_from,
     )
 
 

@@ -338,6 +338,15 @@ def test_too_few_validation_images_choose_no_epoch_unless_asked_to(caplog):
     assert make_lt_learner(make_dls(valid=held)).retrain_classifier(2)["select"] == "best"
 
 
+def test_tau_norm_comes_with_the_bias_and_without():
+    learn = make()
+    before = learn.model.head.bias.detach().clone()
+    learn.correct_classifier("tau_norm", 1.0)
+    torch.testing.assert_close(learn.model.head.bias.detach(), before)
+    learn.correct_classifier("tau_norm_no_bias", 1.0)
+    assert learn.model.head.bias is None or not learn.model.head.bias.any()
+
+
 def test_tau_is_chosen_on_validation_images_where_there_are_enough():
     held = make_images([20, 20, 20], seed=1)
     learn = make_lt_learner(make_dls(valid=held))

@@ -240,6 +240,9 @@ def test_what_train_refuses(photos, tmp_path):
     assert "no method 'samm'" in refused("train", photos, *FAST, "--method", "samm")
     assert "is inside" in refused("train", photos, *FAST, "--out", photos / "run")
     assert "not for --set" in refused("train", photos, *FAST, "--set", "data.dataset=digits_lt")
+    here = ltlearn("train", ".", *FAST, cwd=photos)
+    assert here.returncode == 2 and "give --out with a folder elsewhere" in here.stderr
+    assert not (photos / "runs").exists(), "it would have been a class from the next call on"
     cut = refused("train", photos, *FAST, "--set", "data.imbalance_factor=10")
     assert "data.imbalance_factor has no meaning for own data" in cut
     assert "exclude each other" in refused("train", photos, "--no-pretrained", "--weights", "x.pth")

@@ -108,6 +108,15 @@ def test_piped_text_is_plain_and_complete(protocol):
         assert words in text
 
 
+def test_the_protocol_says_where_validation_images_are_from():
+    carved, given = make_table(), make_table(valid_from="validation set")
+    assert "carved from the training set" in str(carved) and "carved" not in str(given)
+    assert "clean: chosen on the set's validation images; test read once" in str(given)
+    assert given.to_dict()["protocol_text"] in str(given)
+    report = render_report_md(given, MANIFEST, [], None)
+    assert "carved" not in report and "those that the data comes with" in report
+
+
 def test_paper_protocol_says_selected_on_test():
     table = make_table(protocol="paper")
     for text in (rendered(table), table.to_markdown(), rendered(table, file=Terminal())):
