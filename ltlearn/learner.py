@@ -32,6 +32,7 @@ from ltlearn.callbacks.history import (
     chosen_classes,
     head_norms,
 )
+from ltlearn.callbacks.last_block import LastBlock, last_block
 from ltlearn.callbacks.logs import EpochLog
 from ltlearn.callbacks.schedule import SCHEDULES, LoaderEpoch, make_schedule
 from ltlearn.compiled import compiled
@@ -307,11 +308,12 @@ class LTLearner(QuietLearner):
             with compiled(self.model.backbone) if compile else nullcontext() as call:
                 self.fit(epochs, lr, wd, [*own, *cbs], reset_opt=True)
             self._finish(self, trajectory)
+            what = "last block" if any(isinstance(cb, LastBlock) for cb in cbs) else "backbone"
             if compile:
                 steps["compiled"] = call.compiled is not None
             self._note_stage(
                 trajectory, cbs, began,
-                stage="stage 1", trained="backbone + head", bn="train", on="images",
+                stage="stage 1", trained=f"{what} + head", bn="train", on="images",
                 batch=self.dls.train.bs, sampler=self.dls.train.sampler_name, loss=loss,
                 head="kept", epochs=epochs, lr=lr, weight_decay=wd, schedule=schedule, **steps,
             )  # fmt: skip
@@ -363,8 +365,8 @@ class LTLearner(QuietLearner):
                 views is. 0 caches nothing and runs the frozen backbone over the images in each
                 epoch. None: 1.
             bn: "frozen" keeps the backbone in evaluation mode. "train" lets batch normalisation use
-                and update batch statistics, as the authors' code does; it needs the images in each
-                epoch.
+                and update batch statistics, as the authors' code does; "last_block" lets that of
+                the backbone's last block, see `LastBlock`. Both need the images in each epoch.
             schedule: "cosine" (to zero, once an epoch) or "constant".
             opt_func: fastai optimiser; None takes torch's SGD with momentum 0.9.
             select: "best" keeps the epoch with the best class-balanced accuracy on the validation
@@ -413,7 +415,7 @@ class LTLearner(QuietLearner):
             asked = {**spelled, **asked}
         elif options:
             raise UserError("options are those of a method; name the method, too.")
-        if views == 0 or (views is None and (bn == "train" or flip)):
+        if views == 0 or (views is None and (bn != "frozen" or flip)):
             asked = {"bs": self.dls.train.bs, **asked}
         asked = {**_STAGE2, **asked}
         epochs, lr, wd, bs = (asked[k] for k in ("epochs", "lr", "wd", "bs"))
@@ -426,13 +428,13 @@ class LTLearner(QuietLearner):
         view_seed = _or(view_seed, seed)
         check_whole("view_seed", view_seed, 0)
         bs, seed, view_seed = map(operator.index, (bs, seed, view_seed))
-        if bn not in ("frozen", "train"):
-            raise UserError(f"bn must be 'frozen' or 'train', got {bn!r}.")
+        if bn not in ("frozen", "train", "last_block"):
+            raise UserError(f"bn must be 'frozen', 'train' or 'last_block', got {bn!r}.")
         if views is None:
             views = 1 if bn == "frozen" and not flip else 0
         check_whole("views", views, 0)
-        if bn == "train" and views:
-            raise UserError(f"views must be 0 with bn='train', got views={views}.")
+        if bn != "frozen" and views:
+            raise UserError(f"views must be 0 with bn={bn!r}, got views={views}.")
         if views and flip:
             raise UserError(
                 "flip=True averages over images, so it cannot use cached features; pass views=0."
@@ -923,20 +925,27 @@ class LTLearner(QuietLearner):
 
     @contextmanager
     def _frozen_backbone(self, bn: str):
-        """Freeze the backbone for a while, with `bn="frozen"` in evaluation mode as well."""
+        """Freeze the backbone for a while, in evaluation mode but for what `bn` says."""
         backbone = self.model.backbone
+        learning = last_block(backbone).values() if bn == "last_block" else ()
+
+        def keep_mode(mode: bool = True) -> nn.Module:
+            for module in learning:
+                module.training = mode
+            return backbone
+
         flags = [(p, p.requires_grad) for p in backbone.parameters()]
         try:
             for p, _ in flags:
                 p.requires_grad_(False)
                 # An optimiser would apply weight decay and momentum to any that has a gradient.
                 p.grad = None
-            if bn == "frozen":
+            if bn != "train":
                 backbone.eval()
-                backbone.train = lambda mode=True: backbone
+                backbone.train = keep_mode
             yield
         finally:
-            if bn == "frozen":
+            if bn != "train":
                 del backbone.train
             for p, flag in flags:
                 p.requires_grad_(flag)

@@ -47,6 +47,16 @@ class _SGD(torch.optim.SGD):
         on_cpu = all(p.is_cpu and p.dtype.is_floating_point for p in first)
         super().__init__(params, *args, **{"fused": True if on_cpu else None, **kwargs})
 
+    def _init_group(self, group, params, grads, momentum_buffer_list):
+        # The fused kernel wants buffers of all or of none; parameters that a callback froze in an
+        # earlier fit have none. One of zeros does what the first step does.
+        found = super()._init_group(group, params, grads, momentum_buffer_list)
+        if group["fused"] and any(b is not None for b in momentum_buffer_list):
+            for i, buffer in enumerate(momentum_buffer_list):
+                if buffer is None:
+                    momentum_buffer_list[i] = torch.zeros_like(params[i])
+        return found
+
 
 def listed_callbacks(cbs) -> list[Callback]:
     """Make a list of callbacks of one or many, classes or instances."""

@@ -110,6 +110,8 @@ class Stage1Section(_Stage):
     ema_decay: float | None = Field(None, gt=0, lt=1)  # average of the weights; None: none
     sharpness_rho: float | None = Field(None, gt=0)  # sharpness-aware minimisation; None: none
     sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
+    # What of the backbone: all, its last block, or that begun at random; see `LastBlock`.
+    trains: Literal["all", "last_block", "new_last_block"] = "all"
 
 
 class Stage2Section(_Stage):
@@ -118,7 +120,7 @@ class Stage2Section(_Stage):
     # None: what the protocol says. clean: cached features of a frozen backbone. paper: images, BN
     # in training mode.
     views: int | None = Field(None, ge=0)
-    bn: Literal["frozen", "train"] | None = None
+    bn: Literal["frozen", "train", "last_block"] | None = None
 
 
 class MethodSection(_Section):
@@ -243,14 +245,16 @@ class Recipe(_Section):
         s2.select = s2.select or "best"
         s2.bn = s2.bn or ("train" if paper else "frozen")
         if s2.views is None:
-            s2.views = 0 if paper or s2.bn == "train" else 1
+            s2.views = 0 if paper or s2.bn != "frozen" else 1
         if paper and "last" in (s1.select, s2.select):
             raise UserError(
                 "the paper protocol keeps the best epoch on the test set: leave stage1.select and "
                 "stage2.select out, or use the clean protocol."
             )
-        if s2.views and (paper or s2.bn == "train"):
-            why = "the paper protocol averages over mirrored images" if paper else "bn is 'train'"
+        if s2.views and (paper or s2.bn != "frozen"):
+            why = (
+                "the paper protocol averages over mirrored images" if paper else f"bn is {s2.bn!r}"
+            )
             raise UserError(
                 f"stage2.views = {s2.views} caches features, which cannot be as {why}; set "
                 "stage2.views=0."

@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import set_seed
 
-from ltlearn.callbacks import SharpnessAware, WeightAverage
+from ltlearn.callbacks import LastBlock, SharpnessAware, WeightAverage
 from ltlearn.callbacks.checkpoint import Checkpoint
 from ltlearn.callbacks.finite import ON_NAN
 from ltlearn.callbacks.logs import EpochLog, check_tensorboard
@@ -430,6 +430,8 @@ def _stage1_callbacks(stage1: Stage1Section) -> list[Callback]:
     if stage1.accumulate > 1:
         # fastai counts pictures.
         made.append(GradientAccumulation(stage1.accumulate * stage1.batch_size))
+    if stage1.trains != "all":
+        made.append(LastBlock(new=stage1.trains == "new_last_block"))
     if stage1.ema_decay is not None:
         made.append(WeightAverage(stage1.ema_decay))
     if stage1.sharpness_rho is not None:

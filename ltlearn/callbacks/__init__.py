@@ -6,6 +6,7 @@ from ltlearn.callbacks.drw import DeferredReweighting
 from ltlearn.callbacks.ema import WeightAverage
 from ltlearn.callbacks.finite import FiniteLoss
 from ltlearn.callbacks.glmc import GLMC
+from ltlearn.callbacks.last_block import LastBlock
 from ltlearn.callbacks.lws import LearnableWeightScaling
 from ltlearn.callbacks.max_norm import MaxNorm
 from ltlearn.callbacks.mixing import BatchCutMix, BatchMixUp
@@ -21,6 +22,7 @@ __all__ = [
     "CosineHead",
     "DeferredReweighting",
     "FiniteLoss",
+    "LastBlock",
     "LearnableWeightScaling",
     "MaxNorm",
     "SharpnessAware",
