@@ -247,7 +247,8 @@ class LTLearner(QuietLearner):
             wd: Weight decay of every parameter, 1 / lr per step, at least 0.
             sampler: Name of a sampler, or a torch sampler.
             loss: Takes (logits, targets) to a scalar; None takes cross-entropy.
-            schedule: "cosine" (to zero, once an epoch), "constant", or "multistep".
+            schedule: "cosine" (to zero, once an epoch), "constant", "multistep", or GLMC's on large
+                sets, "lagged_cosine", see `EpochLaggedCosine`.
             warmup_epochs: Epochs of linear warm-up, at least 0, with any schedule.
             milestones: For "multistep": epochs that begin with a lower rate, from 1, ascending.
             decay: For "multistep": what each milestone multiplies the rate by, in (0, 1].

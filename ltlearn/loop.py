@@ -10,6 +10,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss, Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import listify, noop
+from torch import Tensor
 
 from ltlearn.callbacks.history import Trajectory
 from ltlearn.errors import UserError
@@ -97,6 +98,13 @@ class _SmoothLoss(AvgSmoothLoss):
         self.count += 1
         self.val = torch.lerp(loss, self.val.to(loss), self.beta)
 
+    @property
+    def value(self):
+        # The recorder keeps one a step. A tensor of four bytes amid the large pieces that come and
+        # go keeps malloc from joining them again: memory would grow with the steps.
+        found = super().value
+        return found.item() if found.device.type == "cpu" else found
+
 
 def _order_of(cb: Callback) -> float:
     return cb.order
@@ -145,7 +153,9 @@ class QuietLearner(Learner):
             for cb in self.cbs:
                 # A fit that was refused at its start has recorded nothing.
                 if isinstance(cb, Recorder) and vars(cb).get("losses"):
-                    cb.losses = list(torch.stack(cb.losses).cpu())
+                    on_device = isinstance(cb.losses[0], Tensor)
+                    kept = torch.stack(cb.losses).cpu() if on_device else torch.tensor(cb.losses)
+                    cb.losses = list(kept)
             # What a cut-off step or accumulation leaves is not for the next fit.
             self.model.zero_grad(set_to_none=True)
 

@@ -102,7 +102,7 @@ class Stage1Section(_Stage):
     reweight: float | None = Field(None, ge=0)
     contrast: float | None = Field(None, ge=0)
     warmup_epochs: int = Field(0, ge=0)
-    schedule: Literal["cosine", "constant", "multistep"] = "cosine"
+    schedule: Literal["cosine", "constant", "multistep", "lagged_cosine"] = "cosine"
     # Of "multistep": the rate is multiplied by `decay` after each of these epochs.
     milestones: list[Annotated[int, Field(ge=1)]] | None = None
     decay: float | None = Field(None, gt=0, le=1)
@@ -304,7 +304,8 @@ class Recipe(_Section):
             min(2, self.stage1.epochs),
             min(2, self.stage2.epochs),
         )
-        recipe.stage1.warmup_epochs = 0
+        lagged = self.stage1.schedule == "lagged_cosine"
+        recipe.stage1.warmup_epochs = 1 if lagged else 0
         if recipe.stage1.milestones:
             recipe.stage1.milestones = [1]
         if self.data.dataset in _LISTED:
@@ -382,6 +383,8 @@ def _settle_schedule(stage1: Stage1Section) -> None:
         if sorted(set(stage1.milestones)) != stage1.milestones:
             raise UserError(f"stage1.milestones must ascend, got {stage1.milestones}.")
         stage1.decay = 0.1 if stage1.decay is None else stage1.decay
+    elif stage1.schedule == "lagged_cosine" and not stage1.warmup_epochs:
+        raise UserError("stage1.schedule = 'lagged_cosine' needs stage1.warmup_epochs.")
     elif stage1.milestones is not None or stage1.decay is not None:
         key = "milestones" if stage1.milestones is not None else "decay"
         raise UserError(

@@ -1,4 +1,5 @@
 import copy
+import gc
 import logging
 import math
 import subprocess
@@ -947,3 +948,24 @@ def test_resume_goes_on_from_its_own_folder(tmp_path, resume, monkeypatch):
     again = fit(9, folder)
     assert all(torch.equal(v, again[0][k]) for k, v in whole[0].items())
     assert again[1] == whole[1]
+
+
+def test_a_step_leaves_no_tensor_behind():
+    """One loss a step, kept as a tensor, made memory grow by megabytes a step of a large head."""
+    learn = make_lt_learner()
+    counts = []
+
+    class Count(Callback):
+        order = 90
+
+        def after_batch(self):
+            if self.training:
+                counts.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
+
+    learn.fit(3, 0.01, cbs=Count())
+    n = len(learn.dls.train)
+    assert max(counts[n:]) <= max(counts[:n])
+    # The recorder has them as fastai's plots want them.
+    assert len(learn.recorder.losses) == 3 * n
+    assert all(isinstance(loss, torch.Tensor) for loss in learn.recorder.losses)
+    assert learn.recorder.losses[-1].item() == pytest.approx(learn.smooth_loss)

@@ -9,9 +9,17 @@ from fastai.callback.core import Callback
 
 from ltlearn.errors import UserError, check_choice, check_whole
 
-__all__ = ["SCHEDULES", "EpochCosine", "EpochSteps", "EpochWarmup", "LoaderEpoch", "make_schedule"]
+__all__ = [
+    "SCHEDULES",
+    "EpochCosine",
+    "EpochLaggedCosine",
+    "EpochSteps",
+    "EpochWarmup",
+    "LoaderEpoch",
+    "make_schedule",
+]
 
-SCHEDULES = ("cosine", "constant", "multistep")
+SCHEDULES = ("cosine", "constant", "multistep", "lagged_cosine")
 
 _log = logging.getLogger("ltlearn")
 
@@ -50,6 +58,17 @@ class EpochWarmup(Callback):
         """
         return 1.0
 
+    def factor_with_warmup(self, t: int, total: int) -> float:
+        """Return what the learning rates of an epoch are multiplied by.
+
+        Args:
+            t: The epoch, from 0.
+            total: Epochs of the fit.
+        """
+        if t < self.warmup_epochs:
+            return (t + 1) / self.warmup_epochs
+        return self.factor(t, total)
+
     def before_fit(self):
         """Remember the learning rates."""
         # `validate` and `get_preds` come by here too, with this lock held.
@@ -63,9 +82,7 @@ class EpochWarmup(Callback):
         """Set the learning rates of this epoch."""
         if self.base is None or self.learn.lock.locked():
             return
-        t, total = self.learn.epoch, self.learn.n_epoch
-        warming = t < self.warmup_epochs
-        factor = (t + 1) / self.warmup_epochs if warming else self.factor(t, total)
+        factor = self.factor_with_warmup(self.learn.epoch, self.learn.n_epoch)
         # Through the optimiser: what `OptimWrapper.hypers` gives is a copy.
         self._optimizer.set_hyper("lr", [lr * factor for lr in self.base])
 
@@ -102,6 +119,42 @@ class EpochCosine(EpochWarmup):
             total: Epochs of the fit.
         """
         return (1 + math.cos(math.pi * t / total)) / 2
+
+
+class EpochLaggedCosine(EpochWarmup):
+    """Set the learning rate once an epoch as GLMC's code does on large sets: an epoch late.
+
+    Epoch 0 has the full rate, before any warm-up. Epoch t (0-based) of T after it has, with e = t -
+    1 and w epochs of warm-up, lr * (e + 1) / w up to e = w, which is above lr, and then lr / 2 * (1
+    + cos(pi * (e - w + 1) / (T - w + 1))). What is read and written is as for `EpochWarmup`.
+
+    Args:
+        warmup_epochs: w, epochs of linear warm-up, at least 1.
+
+    Raises:
+        UserError: If an option is not allowed.
+
+    Source:
+        Du et al., CVPR 2023, arXiv:2305.08661; the authors' code.
+    """
+
+    def __init__(self, warmup_epochs: int = 10):
+        check_whole("warmup_epochs", warmup_epochs, 1)
+        super().__init__(warmup_epochs)
+
+    def factor_with_warmup(self, t: int, total: int) -> float:
+        """Return what the learning rates of an epoch are multiplied by.
+
+        Args:
+            t: The epoch, from 0.
+            total: Epochs of the fit.
+        """
+        w, e = self.warmup_epochs, t - 1
+        if t == 0:
+            return 1.0
+        if e <= w:
+            return (e + 1) / w
+        return (1 + math.cos(math.pi * (e - w + 1) / (total - w + 1))) / 2
 
 
 class EpochSteps(EpochWarmup):
@@ -196,7 +249,8 @@ def make_schedule(
             f"milestones have no meaning with schedule {schedule!r}: leave them out, or take "
             "schedule='multistep'."
         )
-    return EpochCosine(warmup_epochs) if schedule == "cosine" else EpochWarmup(warmup_epochs)
+    kinds = {"cosine": EpochCosine, "lagged_cosine": EpochLaggedCosine, "constant": EpochWarmup}
+    return kinds[schedule](warmup_epochs)
 
 
 class LoaderEpoch(Callback):

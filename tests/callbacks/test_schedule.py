@@ -6,7 +6,13 @@ import pytest
 from fastai.callback.core import Callback
 
 from ltlearn import UserError
-from ltlearn.callbacks.schedule import EpochCosine, EpochSteps, EpochWarmup, LoaderEpoch
+from ltlearn.callbacks.schedule import (
+    EpochCosine,
+    EpochLaggedCosine,
+    EpochSteps,
+    EpochWarmup,
+    LoaderEpoch,
+)
 from tests.callbacks.helpers import OPTIMIZERS, make_learner, make_lt_learner, two_groups
 
 
@@ -54,6 +60,21 @@ def test_warm_up():
         UserError, match="warmup_epochs must be a whole number of at least 0, got -1"
     ):
         EpochCosine(-1)
+
+
+def test_the_rate_of_glmc_lags_by_an_epoch():
+    total, rates = 135, EpochLaggedCosine(10)
+    found = [0.1 * rates.factor_with_warmup(t, total) for t in range(total)]
+    # Epoch 0 at the full rate, then the warm-up, a step beyond it, and the cosine.
+    assert found[:13] == pytest.approx([0.1, *(0.01 * k for k in range(1, 12)),
+                                        0.05 * (1 + math.cos(math.pi * 2 / 126))])  # fmt: skip
+    assert found[-1] == pytest.approx(0.05 * (1 + math.cos(math.pi * (133 - 9) / 126)))
+    learn, kept = make_learner(), Rates()
+    learn.fit(4, 0.1, cbs=[EpochLaggedCosine(2), kept])
+    got = [row[0] for row in steps_of_epochs(kept, 4)]
+    assert got == pytest.approx([0.1, 0.05, 0.1, 0.15])
+    with pytest.raises(UserError, match="warmup_epochs must be a whole number of at least 1"):
+        EpochLaggedCosine(0)
 
 
 @pytest.mark.parametrize("opt", OPTIMIZERS)
