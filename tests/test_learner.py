@@ -962,10 +962,11 @@ def test_a_step_leaves_no_tensor_behind():
             if self.training:
                 counts.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
 
-    learn.fit(3, 0.01, cbs=Count())
+    learn.fit(4, 0.01, cbs=Count())
     n = len(learn.dls.train)
-    assert max(counts[n:]) <= max(counts[:n])
+    # The first epoch makes what stays for all.
+    assert max(counts[3 * n :]) <= max(counts[n : 2 * n])
     # The recorder has them as fastai's plots want them.
-    assert len(learn.recorder.losses) == 3 * n
+    assert len(learn.recorder.losses) == 4 * n
     assert all(isinstance(loss, torch.Tensor) for loss in learn.recorder.losses)
     assert learn.recorder.losses[-1].item() == pytest.approx(learn.smooth_loss)
