@@ -24,6 +24,7 @@ _LAZY = {
     "BatchCutMix": "ltlearn.callbacks",
     "SharpnessAware": "ltlearn.callbacks",
     "WeightAverage": "ltlearn.callbacks",
+    "LastBlock": "ltlearn.callbacks",
     "Checkpoint": "ltlearn.callbacks",
     "FiniteLoss": "ltlearn.callbacks",
     "LTDataLoaders": "ltlearn.data",
