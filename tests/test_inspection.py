@@ -293,6 +293,14 @@ def test_a_validation_folder_without_pictures(folder, tmp_path):
     assert found.stops == ["the validation folder has no pictures in class folders."]
 
 
+def test_parts_in_capitals_are_no_classes(folder, tmp_path):
+    folder.rename(tmp_path / "Train")
+    save(tmp_path / "Test" / "cat" / "0.png", seed=200)
+    found = look(tmp_path)
+    assert found.classes == ["cat", "dog"]
+    assert found.counts == {"train": [6, 3], "test": [1, 0]}
+
+
 def test_what_cannot_be_trained_on(tmp_path):
     with pytest.raises(UserError, match="give a folder of class folders"):
         look(tmp_path / "nothing")

@@ -724,10 +724,10 @@ class LTDataLoaders(DataLoaders):
     ) -> "LTDataLoaders":
         """Read any imbalanced folder of class folders.
 
-        `path` holds either a folder per class, or `train/` (or `training/`) and any of `valid/`,
-        `val/`, `validation/` and `test/`, each with a folder per class. Without a validation
-        folder, validation images are carved off the training images, class by class, emptying no
-        class.
+        `path` holds either a folder per class, or `train/` (or `training/`) and any of `valid/`
+        (`val/`, `validation/`, `dev/`) and `test/` (`testing/`), in any case, each with a folder
+        per class. Without a validation folder, validation images are carved off the training
+        images, class by class, emptying no class.
 
         Args:
             path: The folder.

@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ __all__ = [
     "load_digits_pictures",
     "load_tiny_imagenet",
     "read_image",
+    "walk_visible",
 ]
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -224,6 +225,18 @@ def find_class_folders(folder: Path) -> list[Path]:
     )
 
 
+def walk_visible(folder: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder from one down with the names of its files, hidden ones left out.
+
+    Args:
+        folder: Where to begin. Links to folders inside it are not followed.
+    """
+    # So a loop of links cannot trap it.
+    for base, inner, files in os.walk(folder):
+        inner[:] = [d for d in inner if d[0] != "."]
+        yield base, [f for f in files if f[0] != "."]
+
+
 def list_class_folders(
     folder: Path, classes: list[str] | None = None
 ) -> tuple[ImageSet, list[str]]:
@@ -259,13 +272,11 @@ def list_class_folders(
     prefix = len(os.path.join(folder, ""))
     for c, name in enumerate(names):
         found = []
-        # os.walk does not follow links to folders, so a loop of links cannot trap it.
-        for base, inner, files in os.walk(os.path.join(folder, name)):
-            inner[:] = [d for d in inner if d[0] != "."]
+        for base, files in walk_visible(os.path.join(folder, name)):
             found += [
                 os.path.join(base, f)[prefix:]
                 for f in files
-                if f[0] != "." and os.path.splitext(f)[1].lower() in EXTENSIONS
+                if os.path.splitext(f)[1].lower() in EXTENSIONS
             ]
         found.sort(key=_natural_key)
         paths += found

@@ -26,6 +26,7 @@ from ltlearn.data.sources import (
     _unreadable,
     find_class_folders,
     list_class_folders,
+    walk_visible,
 )
 from ltlearn.data.splits import fingerprint
 from ltlearn.errors import UserError
@@ -48,8 +49,8 @@ __all__ = [
 PARTS = ("train", "valid", "test")
 _PART_OF = {
     "train": "train", "training": "train",
-    "valid": "valid", "val": "valid", "validation": "valid",
-    "test": "test",
+    "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
+    "test": "test", "testing": "test",
 }  # fmt: skip
 _SPOKEN = {"train": "training", "valid": "validation", "test": "test"}
 
@@ -68,6 +69,7 @@ _READING = {
 }
 _FLAGS = {"path": "--images"}  # the others are called like their argument
 _SHOWN = 20  # column names in a message
+_NAMED = 5  # folders in a message
 
 _log = logging.getLogger("ltlearn")
 
@@ -188,27 +190,60 @@ def list_folder(root: Path) -> ListedPictures:
 def find_split_folders(root: Path) -> dict[str, Path]:
     """Find the folders of the parts in a folder; none where it holds the class folders itself.
 
+    Their names are read in any case. A folder beside them that holds pictures is none of a part, so
+    its pictures are left out: with a warning where two parts show that the folder is made of parts.
+
     Args:
         root: The folder.
 
     Raises:
-        UserError: If it has a validation or test folder, but none for training.
+        UserError: If it has a validation or test folder, but none for training; two folders of one
+            part; or a training folder alone, beside others with pictures, which may be classes.
     """
-    folders: dict[str, Path] = {}
-    for name, part in _PART_OF.items():
-        if part not in folders and (root / name).is_dir():
-            folders[part] = root / name
+    inside = find_class_folders(root) if root.is_dir() else []
+    named = {part: [p for p in inside if _PART_OF.get(p.name.lower()) == part] for part in PARTS}
     # A part has class folders inside. A folder of pictures may be a class that is called "train".
-    split = [part for part in PARTS if part in folders and find_class_folders(folders[part])]
-    if "train" in split:
+    split = {part: [p for p in found if find_class_folders(p)] for part, found in named.items()}
+    folders = {part: (split[part] or found)[0] for part, found in named.items() if found}
+    if not split["train"]:
+        later = split["valid"] + split["test"]
+        if later:
+            raise UserError(
+                f"{root} has {later[0].name}/ but no train/ with class folders; add it, give the "
+                f"folder that holds a folder of pictures per class, or, if {later[0].name} is a "
+                "class, rename its folder."
+            )
+        return folders if "train" in folders and set(inside) <= set(folders.values()) else {}
+    for part, found in split.items():
+        if len(found) > 1:
+            raise UserError(
+                f"{root} has {len(found)} {_SPOKEN[part]} folders, "
+                f"{' and '.join(f'{p.name}/' for p in found)}; leave one of them there."
+            )
+    beside = [p.name for p in inside if p not in folders.values() and _has_pictures(p)]
+    if not beside:
         return folders
-    if split:
+    names = ", ".join(f"{name}/" for name in beside[:_NAMED])
+    names += f" and {len(beside) - _NAMED:,} more" if len(beside) > _NAMED else ""
+    if not split["valid"] and not split["test"]:
+        train = folders["train"].name
         raise UserError(
-            f"{root} has {folders[split[0]].name}/ but no train/ with class folders; add it, or "
-            "give the folder that holds a folder of pictures per class."
+            f"{root} has pictures in {names} beside {train}/, whose folders would be all the "
+            f"classes; move those out of it, or, if {train} is a class like them, rename its "
+            "folder."
         )
-    only_parts = "train" in folders and set(find_class_folders(root)) <= set(folders.values())
-    return folders if only_parts else {}
+    _log.warning(
+        "%s: the pictures in %s are left out; a part is called train, valid or test.", root, names
+    )
+    return folders
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(
+        os.path.splitext(f)[1].lower() in EXTENSIONS
+        for _, files in walk_visible(folder)
+        for f in files
+    )
 
 
 # ---------------------------------------------------------------- tables
@@ -241,8 +276,9 @@ def list_table(
             the first.
         label_col: Column of the labels (text or integers), likewise: label, class, target, category
             or labels, or else the second.
-        split_col: Column that says train, valid, val, validation or test, in any case. None takes
-            one that is called split, subset or partition, if any; False takes none.
+        split_col: Column that says train, training, valid, val, validation, dev, test or testing,
+            in any case. None takes one that is called split, subset or partition, if any; False
+            takes none.
         skip_bad: Leave out pictures that are not there, with a warning, instead of stopping.
         suffix: What every path ends in and the table leaves out, such as ".jpg".
         valid: A file that lists the validation pictures likewise; its relative paths start from the
@@ -533,9 +569,9 @@ def _parts_of(cells, place: Callable[[int], str], column) -> np.ndarray:
         part = number.get(str(cell).strip().lower())
         if part is None:
             raise UserError(
-                f"{place(i)}: {cell!r} in the column {column!r} must be one of train, valid, val, "
-                "validation, test; mend it, or pass split_col=False (--split-col none) to take all "
-                "rows for training."
+                f"{place(i)}: {cell!r} in the column {column!r} must be one of "
+                f"{', '.join(_PART_OF)}; mend it, or pass split_col=False (--split-col none) to "
+                "take all rows for training."
             )
         out[i] = part
     if not (out == 0).any():
