@@ -292,9 +292,9 @@ def list_table(
     """
     if isinstance(table, str | Path):
         file = Path(table).expanduser()
-        dataset, root = file.stem, file.parent if path is None else Path(path)
+        dataset, root = file.stem, file.parent if path is None else Path(path).expanduser()
     else:
-        dataset, root = "table", Path(path or ".")
+        dataset, root = "table", Path(path or ".").expanduser()
     if valid is not None or test is not None:
         if split_col not in (None, False):
             raise UserError(
@@ -305,7 +305,7 @@ def list_table(
     import pandas as pd
 
     given = [(n, t) for n, t in enumerate((table, valid, test)) if t is not None]
-    read = [_read_columns(t, image_col, label_col, split_col) for _, t in given]
+    read = [_read_columns(t, image_col, label_col, split_col, root, suffix) for _, t in given]
     columns, splits = read[0].columns, read[0].splits
     table_of = np.repeat(np.arange(len(read)), [len(r.rows) for r in read])
     rows = np.concatenate([r.rows for r in read])
@@ -314,7 +314,7 @@ def list_table(
         return f"{read[table_of[i]].where}, row {rows[i]}"
 
     cells = pd.concat([r.images for r in read], ignore_index=True)
-    paths = _Files(root.expanduser(), cells, place, suffix)
+    paths = _Files(root, cells, place, suffix)
     targets, classes = _label(pd.concat([r.labels for r in read], ignore_index=True), place)
     part_of = np.array([number for number, _ in given], dtype=np.int8)[table_of]
     if splits is not None:
@@ -350,11 +350,11 @@ class _Columns:
     columns: dict[str, str]  # what was read from which
 
 
-def _read_columns(table, image_col, label_col, split_col) -> _Columns:
+def _read_columns(table, image_col, label_col, split_col, root: Path, suffix: str) -> _Columns:
     """Read the columns that count of a `DataFrame` or a file."""
     if isinstance(table, str | Path):
         where = str(Path(table).expanduser())
-        df, rows = read_table(Path(table).expanduser())
+        df, rows = read_table(Path(table).expanduser(), root, suffix)
     elif not hasattr(table, "iloc") or getattr(table, "ndim", 2) != 2:
         raise UserError(
             f"the table must be a pandas DataFrame or a file, got {type(table).__name__}."
@@ -374,14 +374,17 @@ def _read_columns(table, image_col, label_col, split_col) -> _Columns:
     return _Columns(where, rows, cells["path"], cells["label"], cells.get("split"), columns)
 
 
-def read_table(file: Path):
+def read_table(file: Path, root: Path | None = None, suffix: str = ""):
     """Read a CSV or TSV as text, cell by cell: no label is taken for a number or for missing.
 
     The delimiter is a tab for .tsv and .tab, or else the most frequent of comma, tab, semicolon and
-    bar in the first line. If that line names a picture, it is no header. Empty lines are skipped.
+    bar in the first line. If that line names a picture, by its extension or because it is there, it
+    is no header. Empty lines are skipped.
 
     Args:
         file: In UTF-8.
+        root: Folder that relative paths start from; None takes the one of the file.
+        suffix: What every path ends in and the table leaves out.
 
     Returns:
         A `DataFrame`, and the number of each row in the file, from 1 up, the header included.
@@ -399,7 +402,7 @@ def read_table(file: Path):
         tabs = file.suffix.lower() in (".tsv", ".tab")
         sep = "\t" if tabs else max(",\t;|", key=first.count)
         cells = next(csv_cells.reader([first], delimiter=sep))
-        bare = any(os.path.splitext(cell.strip())[1].lower() in EXTENSIONS for cell in cells)
+        bare = any(_is_picture(c.strip(), root or file.parent, suffix) for c in cells)
         with warnings.catch_warnings():
             # Pandas would cut off what goes beyond the header.
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -421,6 +424,15 @@ def read_table(file: Path):
     rows = np.arange(len(df)) + (1 if bare else blank + 2)
     filled = ~(df.isna() | (df == "")).all(axis=1).to_numpy()
     return df[filled], rows[filled]
+
+
+def _is_picture(cell: str, root: Path, suffix: str) -> bool:
+    """Tell whether a cell of the first line names a picture."""
+    if os.path.splitext(cell)[1].lower() in EXTENSIONS:
+        return True
+    # With a suffix, a picture image.jpg must not make a row of the header "image".
+    named = cell.lower() not in (*IMAGE_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS)
+    return bool(cell) and named and os.path.isfile(os.path.join(root, cell + suffix))
 
 
 def _find_columns(df, where: str, image_col, label_col, split_col) -> tuple[int, int, int | None]:

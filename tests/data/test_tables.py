@@ -142,6 +142,22 @@ def test_without_a_header_no_picture_is_lost(photos):
     assert "t.csv, row 17: there is no " in sentence(lambda: from_csv(file))
 
 
+@pytest.mark.parametrize(
+    ("ending", "suffix"), [("", ""), (".dcm", ""), (".jfif", ""), ("", ".png")]
+)
+def test_a_first_line_that_names_a_file_is_no_header(photos, ending, suffix):
+    # It was one for every extension that is not known, and the first picture was lost.
+    for file in photos.rglob("*.png"):
+        file.rename(file.with_suffix(ending or suffix))
+    lines = [f"{os.path.splitext(p)[0]}{ending},{c}" for p, c in rows_of(photos)]
+    file = write(photos.parent / "t.csv", "\n".join(lines))
+    listed = list_table(file, photos, suffix=suffix)
+    assert len(listed.parts["train"]) == 15
+    write(file, "\n".join(["image,label", *lines]))
+    (photos / f"image{suffix}").touch()
+    assert len(list_table(file, photos, suffix=suffix).parts["train"]) == 15
+
+
 def test_labels_that_pandas_takes_for_missing_are_kept(photos):
     lines = ["path,class"] + [f"ant/{i}.png,{c}" for i, c in enumerate(["NA", "None", "nan", "1"])]
     assert list_table(write(photos / "t.csv", "\n".join(lines))).classes == [
