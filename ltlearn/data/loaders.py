@@ -1246,11 +1246,12 @@ def _check_common(protocol: str, valid_pct: float, bs: int, seed: int) -> None:
 
 def _check_parts(parts: dict[str, ImageSet], classes: list[str], protocol: str, where) -> None:
     if len(classes) < 2:
-        hint = "a classifier needs two or more classes"
+        hint = "a classifier needs two or more: add pictures of another"
         inside = where / classes[0] if isinstance(where, Path) else None
         if inside is not None and inside.is_dir() and len(find_class_folders(inside)) > 1:
-            hint += f"; did you mean {inside}?"
-        raise UserError(f"{where} has only the class {classes[0]!r}; {hint}")
+            hint += f", or did you mean {inside}?"
+        end = "" if hint.endswith("?") else "."
+        raise UserError(f"{where} has only the class {classes[0]!r}; {hint}{end}")
     if protocol == "paper" and "test" not in parts:
         raise UserError(
             "the paper protocol chooses epochs on the test set, but there is no test folder or set."
