@@ -372,6 +372,12 @@ class Inspection:
         most = int(counts.argmax())
         if counts[least] == counts[most] and counts.all():
             return f"{len(self.classes):,}, each of {counts[most]:,} training images: balanced"
+        if counts[least] == counts[most]:
+            n = int((counts > 0).sum())
+            return (
+                f"{len(self.classes):,}: {n:,} of {counts[most]:,} training images, "
+                f"{len(self.classes) - n:,} of none"
+            )
         return (
             f"{len(self.classes):,}, from {counts[most]:,} training images "
             f"({_clean(self.classes[most])}) to {counts[least]:,} "
@@ -511,20 +517,24 @@ def inspect_path(
     path = Path(path).expanduser()
     reading = {k: v for k, v in reading.items() if v is not None}
     ignored: Counter = Counter()
-    parts, classes, source, columns = _list_pictures(path, reading, ignored)
+    stops: list[str] = []
+    parts, classes, source, columns = _list_pictures(path, reading, ignored, stops)
     shell = f"ltlearn train {shlex.quote(str(path))} {_as_flags(reading)}".strip()
     found = inspect_pictures(
         parts, classes, name=str(path), source=source, quick=quick, few=few, device=device,
-        timing_s=timing_s, shell=shell,
+        timing_s=0 if stops else timing_s, shell=shell,
     )  # fmt: skip
+    if stops:
+        found.stops, found.advice = stops + found.stops, None
     found.columns, found.ignored = columns, dict(ignored.most_common())
     return found
 
 
-def _list_pictures(path: Path, reading: dict[str, Any], ignored: Counter):
+def _list_pictures(path: Path, reading: dict[str, Any], ignored: Counter, stops: list[str]):
     """List the pictures: by part, classes, the Python call that would read them, and columns.
 
-    Files in class folders that are taken for no pictures are counted in `ignored`.
+    Files in class folders that are taken for no pictures are counted in `ignored`; what a list
+    says against itself is added to `stops`.
     """
     from ltlearn.data.tables import list_pictures, reading_options, source_kind
 
@@ -533,7 +543,7 @@ def _list_pictures(path: Path, reading: dict[str, Any], ignored: Counter):
     if kind == "folder":
         reading_options(path, options)
         return *_list_folder(path, ignored), {}
-    listed = list_pictures(path, **options)
+    listed = list_pictures(path, stops=stops, **options)
     name = "from_json" if kind == "json" else "from_csv"
     said = "".join(f", {key}={value!r}" for key, value in options.items())
     call = f"LTDataLoaders.{name}({str(path)!r}{said}"
@@ -804,6 +814,8 @@ def _orientation(image, quick: bool) -> int:
 
 
 def _reason(e: Exception) -> str:
+    if isinstance(e, FileNotFoundError):
+        return "not there"
     if isinstance(e, OSError) and e.strerror:
         return e.strerror
     if type(e).__name__ == "UnidentifiedImageError":

@@ -86,12 +86,15 @@ class ListedPictures:
     columns: dict[str, str] = field(default_factory=dict)  # of a table: what was read from which
 
 
-def list_pictures(source: str | Path, skip_bad: bool = False, **options) -> ListedPictures:
+def list_pictures(
+    source: str | Path, skip_bad: bool = False, stops: list[str] | None = None, **options
+) -> ListedPictures:
     """List the pictures of a folder, a CSV or TSV table or a JSON of annotations.
 
     Args:
         source: The folder or file.
         skip_bad: Leave out listed pictures that are not there, instead of stopping at one.
+        stops: As for `list_table`; of a folder none are said.
         **options: For `list_table` or `list_json`, whichever reads it.
 
     Raises:
@@ -106,7 +109,9 @@ def list_pictures(source: str | Path, skip_bad: bool = False, **options) -> List
         )
     if kind == "folder":
         return list_folder(path)
-    return {"json": list_json, "table": list_table}[kind](path, skip_bad=skip_bad, **options)
+    return {"json": list_json, "table": list_table}[kind](
+        path, skip_bad=skip_bad, stops=stops, **options
+    )
 
 
 def reading_options(path: Path, options: Mapping) -> dict:
@@ -259,6 +264,7 @@ def list_table(
     suffix: str = "",
     valid: str | Path | None = None,
     test: str | Path | None = None,
+    stops: list[str] | None = None,
 ) -> ListedPictures:
     """List the pictures of a table: a row each, with its path and its label.
 
@@ -284,6 +290,10 @@ def list_table(
         valid: A file that lists the validation pictures likewise; its relative paths start from the
             same folder.
         test: Of the test pictures, likewise.
+        stops: Takes a sentence for each kind of rows that contradict each other, instead of an
+            error, to look at what cannot be trained on: of two labels the first counts, and a
+            picture in two parts is in both. Pictures that are not there, and labels that training
+            lacks, are then listed like others. None stops at all of these.
 
     Raises:
         UserError: If the table is empty or lacks a column, a cell is empty, a picture is not there,
@@ -319,9 +329,10 @@ def list_table(
     part_of = np.array([number for number, _ in given], dtype=np.int8)[table_of]
     if splits is not None:
         part_of = _parts_of(splits, place, columns["split"])
-    _check_trained(targets, part_of, classes, place)
+    if stops is None:
+        _check_trained(targets, part_of, classes, place)
     where = read[0].where
-    keep = _distinct_rows(paths, targets, classes, part_of, place, where)
+    keep = _distinct_rows(paths, targets, classes, part_of, place, where, stops)
     parts = {}
     for number, part in enumerate(PARTS):
         index = keep[part_of[keep] == number]
@@ -331,7 +342,7 @@ def list_table(
                 [paths.names[i] for i in index], targets[index], rows[index], "row",
             )  # fmt: skip
             # The table is the user's own: its paths may lead anywhere.
-            parts[part] = _find(listing, paths.root, True, skip_bad, "path")
+            parts[part] = _find(listing, paths.root, True, skip_bad, "path", stops is not None)
     name = "one table" if len(read) == 1 else "tables"
     return ListedPictures(
         parts, classes, name if splits is None else "split column", dataset, where, columns
@@ -604,9 +615,15 @@ def _check_trained(targets, part_of, classes, place: Callable[[int], str]) -> No
 
 
 def _distinct_rows(
-    paths: _Files, targets, classes, part_of, place: Callable[[int], str], where: str
+    paths: _Files,
+    targets,
+    classes,
+    part_of,
+    place: Callable[[int], str],
+    where: str,
+    stops: list[str] | None = None,
 ) -> np.ndarray:
-    """Return the rows without those that are there twice; a contradiction is an error."""
+    """Return the rows without those that are there twice; a contradiction is an error or a stop."""
     first: dict[tuple, int] = {}
     pairs = zip(paths.folder_of.tolist(), paths.names, strict=True)
     before = np.fromiter((first.setdefault(k, i) for i, k in enumerate(pairs)), np.int64)
@@ -616,11 +633,14 @@ def _distinct_rows(
             i = int(bad.argmax())
             j, more = int(before[i]), int(bad.sum()) - 1
             same = f"{place(i).rpartition(', ')[0]}, "  # where both are of one table
-            raise UserError(
+            also = f", and {_plural(more, 'more row is', 'more rows are')} like it" if more else ""
+            sentence = (
                 f"{place(i)}: {paths.path(i)!r} is {what(i)} here and {what(j)} in "
-                f"{place(j).removeprefix(same)}"
-                f"{f', and {more:,} more rows are like it' if more else ''}; {why}."
+                f"{place(j).removeprefix(same)}{also}; {why}."
             )
+            if stops is None:
+                raise UserError(sentence)
+            stops.append(sentence)
 
     refuse(
         targets != targets[before],
@@ -632,18 +652,27 @@ def _distinct_rows(
         lambda i: f"a {_SPOKEN[PARTS[part_of[i]]]} picture",
         "figures would be of pictures that training has seen: remove one of the rows",
     )
-    keep = np.flatnonzero(before == np.arange(len(before)))
-    if len(keep) < len(before):
-        _log.warning(
-            "%s: %d rows are there twice; each counts once.", where, len(before) - len(keep)
-        )
+    # The first of each picture in each part.
+    keep = np.sort(np.unique(before * len(PARTS) + part_of, return_index=True)[1])
+    if twice := len(before) - len(keep):
+        said = _plural(twice, "row is there twice", "rows are there twice")
+        _log.warning("%s: %s; each picture counts once.", where, said)
     return keep
 
 
+def _plural(n: int, one: str, several: str) -> str:
+    return f"{n:,} {one if n == 1 else several}"
+
+
 def _find(
-    listing: Listing, root: str | Path, follow_links: bool, skip_bad: bool, parameter: str
+    listing: Listing,
+    root: str | Path,
+    follow_links: bool,
+    skip_bad: bool,
+    parameter: str,
+    keep_missing: bool = False,
 ) -> ImageSet:
-    """Look for the pictures; what is not there is an error, or left out."""
+    """Look for the pictures; what is not there is an error, left out, or kept as it is."""
     data, missing = find_pictures(listing, Path(root), follow_links=follow_links)
     if not len(missing):
         return data
@@ -652,11 +681,15 @@ def _find(
         # A table of names without their extension is common.
         bare = not os.path.splitext(data.paths[i])[1] and listing.place_word == "row"
         hint = ", or what they end in as suffix (--suffix .jpg)" if bare else ""
+        if "\\" in data.paths[i] and os.sep == "/":
+            hint += r", and write / for the \ of Windows in them"
         raise UserError(
             f"{listing.place(i)}: there is no {data.root / data.paths[i]}, nor any other of the "
             f"{len(data):,}; give the folder that the paths start from as {parameter} "
             f"({_flag(parameter)}){hint}."
         )
+    if keep_missing:
+        return data
     if not skip_bad:
         more = f", nor {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise UserError(
@@ -680,6 +713,7 @@ def list_json(
     test: str | Path | None = None,
     skip_bad: bool = False,
     follow_links: bool = False,
+    stops: list[str] | None = None,
 ) -> ListedPictures:
     """List the pictures of annotations in COCO's JSON, as iNaturalist has them: a label each.
 
@@ -694,6 +728,8 @@ def list_json(
         test: Of the test pictures.
         skip_bad: Leave out pictures that are not there, with a warning, instead of stopping.
         follow_links: Whether a link inside `path` may lead out of it.
+        stops: Takes a sentence for each file that has pictures of another, instead of an error;
+            pictures that are not there are then listed like others. None stops at both.
 
     Raises:
         UserError: If a file cannot be read, a picture is not there or in two files, or a validation
@@ -712,12 +748,15 @@ def list_json(
         paths = [listing.path(i) for i in range(len(listing))]
         shared = next((i for i, p in enumerate(paths) if p in seen), None)
         if shared is not None:
-            raise UserError(
+            sentence = (
                 f"{listing.place(shared)}: {paths[shared]!r} is in {seen[paths[shared]]} too; "
                 "figures would be of pictures that training has seen: remove one of the two."
             )
+            if stops is None:
+                raise UserError(sentence)
+            stops.append(sentence)
         seen.update(dict.fromkeys(paths, str(listing.file)))
-        parts[part] = _find(listing, root, follow_links, skip_bad, "path")
+        parts[part] = _find(listing, root, follow_links, skip_bad, "path", stops is not None)
     name = "JSON parts" if len(parts) > 1 else "one JSON"
     return ListedPictures(parts, classes, name, file.stem, str(file))
 

@@ -375,8 +375,10 @@ def test_rows_there_twice_count_once(photos, caplog):
     again["image"] = ["./ant//0.png", str(photos / "ant" / "1.png")]
     dls = from_df(pd.concat([df, again, df[4:5]]), photos)
     assert dls.shot_counts.tolist() == [8, 4, 3]
-    assert "the table: 3 rows are there twice; each counts once." in caplog.messages
+    assert "the table: 3 rows are there twice; each picture counts once." in caplog.messages
     assert dls.split.train == from_df(df, photos).split.train
+    list_table(pd.concat([df, df[:1]]), photos)
+    assert caplog.messages[-1] == "the table: 1 row is there twice; each picture counts once."
 
 
 def test_a_picture_with_two_labels_is_named(photos):
@@ -387,7 +389,7 @@ def test_a_picture_with_two_labels_is_named(photos):
         "a picture has one label"
     ) in sentence(lambda: from_df(df, photos))
     df.loc[len(df)] = ["ant/0.png", "bee"]
-    assert "and 1 more rows are like it" in sentence(lambda: from_df(df, photos))
+    assert "and 1 more row is like it" in sentence(lambda: from_df(df, photos))
 
 
 def test_a_picture_in_two_parts_is_named(photos):
@@ -467,6 +469,14 @@ def test_where_all_are_missing_the_folder_is_asked_for(photos, skip_bad):
 
 
 # ---------------------------------------------------------------- bad and odd pictures
+
+
+def test_backslashes_of_windows_are_named(photos):
+    df = frame(photos)
+    df["image"] = df["image"].str.replace("/", "\\")
+    assert r"(--images), and write / for the \ of Windows in them." in sentence(
+        lambda: from_df(df, photos)
+    )
 
 
 def spoil(root, bad_pictures) -> pd.DataFrame:
