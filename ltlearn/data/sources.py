@@ -340,6 +340,9 @@ def _no_folder(folder: Path) -> UserError:
     )
 
 
+# How a set's folder is given, for messages.
+_FOLDER_FLAGS = "data_path; --data of `ltlearn recipe`, --root of `ltlearn data`"
+
 # ---------------------------------------------------------------- CIFAR
 
 _CIFAR = {
@@ -391,9 +394,9 @@ def load_cifar(num_classes: int, data_path: Path, part: str) -> tuple[ImageSet, 
         f"CIFAR-{num_classes} is not under {data_path} (looked for {part}/<class>/, "
         f"{facts['folder']}/{part}/<class>/ and {facts['batches']}/). Fetch it with "
         '`python -c "from fastai.data.external import untar_data, URLs; '
-        f'print(untar_data({facts["url"]}))"` and give the folder it prints as --data, or with '
-        f"`python -c \"import torchvision; torchvision.datasets.{facts['tv']}('{data_path}', "
-        'download=True)"`.'
+        f'print(untar_data({facts["url"]}))"` and give the folder it prints ({_FOLDER_FLAGS}), or '
+        f'with `python -c "import torchvision; torchvision.datasets.{facts["tv"]}('
+        f"'{data_path}', download=True)\"`."
     )
 
 
@@ -500,7 +503,7 @@ def load_tiny_imagenet(data_path: Path, part: str) -> tuple[ImageSet, list[str]]
         raise UserError(
             f"Tiny-ImageNet is not under {data_path} (looked for train/ and val/ there, in "
             f"{_TINY_FOLDERS[0]}/ and in {_TINY_FOLDERS[1]}/). Fetch {_TINY_URL}, unpack it, and "
-            "give the folder it makes as --data."
+            f"give the folder it makes ({_FOLDER_FLAGS})."
         )
     classes = [p.name for p in find_class_folders(base / "train")]
     if len(classes) != _TINY_CLASSES:

@@ -358,6 +358,7 @@ def test_missing_cifar_says_which_command_fetches_it(tmp_path, num_classes, url,
     message = str(e.value)
     assert f"CIFAR-{num_classes} is not under {tmp_path / 'no where'}" in message
     assert f"untar_data({url}))" in message
+    assert "--data of `ltlearn recipe`, --root of `ltlearn data`" in message
     assert f"torchvision.datasets.{torchvision_name}('{tmp_path / 'no where'}'" in message
     assert hasattr(URLs, url.split(".")[1]) and hasattr(torchvision.datasets, torchvision_name)
 
@@ -447,7 +448,7 @@ def test_missing_tiny_imagenet_says_what_to_fetch_and_where_it_was_sought(tmp_pa
     message = str(e.value)
     assert f"Tiny-ImageNet is not under {tmp_path} (looked for train/ and val/ there" in message
     for words in (
-        "tiny-imagenet-200/", "tiny-imagenet-200-lt10/", "--data",
+        "tiny-imagenet-200/", "tiny-imagenet-200-lt10/", "--data", "--root",
         "Fetch http://cs231n.stanford.edu/tiny-imagenet-200.zip",
     ):  # fmt: skip
         assert words in message
