@@ -131,6 +131,12 @@ def recipe(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")
     ] = False,
+    follow_links: Annotated[
+        bool,
+        typer.Option(
+            "--follow-links", help="Links in the folder of a published list may lead out of it."
+        ),
+    ] = False,
     check: Annotated[
         Path | None,
         typer.Option(
@@ -177,7 +183,7 @@ def recipe(
     _run(
         wanted, settings, out, resume, quiet, as_json,
         suffix="-smoke" if smoke else "", skip_bad=skip_bad, on_nan=on_nan, keep_all=keep_all,
-        tensorboard=tensorboard, compile=compile_,
+        tensorboard=tensorboard, compile=compile_, follow_links=follow_links,
     )  # fmt: skip
 
 

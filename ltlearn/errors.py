@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from numbers import Integral
 
-__all__ = ["UserError", "check_choice", "check_whole", "said_once"]
+__all__ = ["UserError", "check_choice", "check_whole", "said_once", "unsaid"]
 
 
 class UserError(ValueError):
@@ -36,6 +36,21 @@ def check_whole(name: str, value: object, least: int) -> None:
     """Raise a `UserError` unless the value of `name` is a whole number of at least `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Inside the block, let no message of the library's log through: they will be said later."""
+
+    def nothing(_: logging.LogRecord) -> bool:
+        return False
+
+    log = logging.getLogger("ltlearn")
+    log.addFilter(nothing)
+    try:
+        yield
+    finally:
+        log.removeFilter(nothing)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ltlearn.data.counts import count_classes, imbalance_factor_of
-from ltlearn.data.sources import EXTENSIONS, ImageSet, _as_rgb, find_class_folders
+from ltlearn.data.sources import ImageSet, _as_rgb, find_class_folders
 from ltlearn.errors import UserError, check_choice
 from ltlearn.metrics import FEW_RULES, shot_groups, shot_thresholds_text
 from ltlearn.progress import ProgressLine, duration
@@ -372,6 +372,12 @@ class Inspection:
         most = int(counts.argmax())
         if counts[least] == counts[most] and counts.all():
             return f"{len(self.classes):,}, each of {counts[most]:,} training images: balanced"
+        if counts[least] == counts[most]:
+            n = int((counts > 0).sum())
+            return (
+                f"{len(self.classes):,}: {n:,} of {counts[most]:,} training images, "
+                f"{len(self.classes) - n:,} of none"
+            )
         return (
             f"{len(self.classes):,}, from {counts[most]:,} training images "
             f"({_clean(self.classes[most])}) to {counts[least]:,} "
@@ -510,28 +516,34 @@ def inspect_path(
     """
     path = Path(path).expanduser()
     reading = {k: v for k, v in reading.items() if v is not None}
-    parts, classes, source, columns = _list_pictures(path, reading)
+    ignored: Counter = Counter()
+    stops: list[str] = []
+    parts, classes, source, columns = _list_pictures(path, reading, ignored, stops)
     shell = f"ltlearn train {shlex.quote(str(path))} {_as_flags(reading)}".strip()
     found = inspect_pictures(
         parts, classes, name=str(path), source=source, quick=quick, few=few, device=device,
-        timing_s=timing_s, shell=shell,
+        timing_s=0 if stops else timing_s, shell=shell,
     )  # fmt: skip
-    found.columns = columns
-    if path.is_dir():
-        found.ignored = _ignored_files({p.root for p in parts.values()})
+    if stops:
+        found.stops, found.advice = stops + found.stops, None
+    found.columns, found.ignored = columns, dict(ignored.most_common())
     return found
 
 
-def _list_pictures(path: Path, reading: dict[str, Any]):
-    """List the pictures: by part, classes, the Python call that would read them, and columns."""
+def _list_pictures(path: Path, reading: dict[str, Any], ignored: Counter, stops: list[str]):
+    """List the pictures: by part, classes, the Python call that would read them, and columns.
+
+    Files in class folders that are taken for no pictures are counted in `ignored`; what a list
+    says against itself is added to `stops`.
+    """
     from ltlearn.data.tables import list_pictures, reading_options, source_kind
 
     kind = source_kind(path)
     options = {"path" if k == "images" else k: v for k, v in reading.items()}
     if kind == "folder":
         reading_options(path, options)
-        return *_list_folder(path), {}
-    listed = list_pictures(path, **options)
+        return *_list_folder(path, ignored), {}
+    listed = list_pictures(path, stops=stops, **options)
     name = "from_json" if kind == "json" else "from_csv"
     said = "".join(f", {key}={value!r}" for key, value in options.items())
     call = f"LTDataLoaders.{name}({str(path)!r}{said}"
@@ -547,12 +559,12 @@ def _as_flags(reading: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _list_folder(root: Path) -> tuple[dict[str, ImageSet], list[str], str]:
+def _list_folder(root: Path, ignored: Counter) -> tuple[dict[str, ImageSet], list[str], str]:
     from ltlearn.data.sources import list_class_folders
     from ltlearn.data.tables import find_split_folders
 
     folders = find_split_folders(root)
-    train, classes = list_class_folders(folders.get("train", root))
+    train, classes = list_class_folders(folders.get("train", root), others=ignored)
     parts = {"train": train}
     # A class that training has not is to be said here, not to stop the listing.
     later = {p.name for part in folders if part != "train" for p in _class_folders(folders[part])}
@@ -561,7 +573,7 @@ def _list_folder(root: Path) -> tuple[dict[str, ImageSet], list[str], str]:
         if part not in folders:
             continue
         try:
-            parts[part] = list_class_folders(folders[part], classes)[0]
+            parts[part] = list_class_folders(folders[part], classes, ignored)[0]
         except UserError:  # no class folders, or no pictures
             parts[part] = ImageSet(np.zeros(0, dtype=np.int64), paths=[], root=folders[part])
     return parts, classes, f"LTDataLoaders.from_folder({str(root)!r}"
@@ -572,18 +584,6 @@ def _class_folders(folder: Path) -> list[Path]:
         return find_class_folders(folder)
     except OSError:
         return []
-
-
-def _ignored_files(folders: Iterable[Path]) -> dict[str, int]:
-    """Count the files in class folders that the listing takes for no pictures, by extension."""
-    found = Counter()
-    for folder in folders:
-        for class_folder in _class_folders(folder):
-            for _, inner, files in os.walk(class_folder):
-                inner[:] = [d for d in inner if d[0] != "."]
-                suffixes = (os.path.splitext(f)[1].lower() for f in files if f[0] != ".")
-                found.update(s for s in suffixes if s not in EXTENSIONS)
-    return dict(found.most_common())
 
 
 def inspect_pictures(
@@ -814,6 +814,8 @@ def _orientation(image, quick: bool) -> int:
 
 
 def _reason(e: Exception) -> str:
+    if isinstance(e, FileNotFoundError):
+        return "not there"
     if isinstance(e, OSError) and e.strerror:
         return e.strerror
     if type(e).__name__ == "UnidentifiedImageError":

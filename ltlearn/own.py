@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, unsaid
 from ltlearn.recipe import READING, Recipe, _checked, _look_up, _override, _put
 
 __all__ = ["fitting_methods", "own_recipe", "read_pictures"]
@@ -44,7 +44,10 @@ def _common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int |
     if source_kind(source) == "hf":  # no files
         reading_options(source, reading)
         return None
-    return _common_side(list_pictures(source, skip_bad, **reading).parts["train"])
+    # What is odd about the pictures is said when they are read to train on.
+    with unsaid():
+        listed = list_pictures(source, skip_bad, **reading)
+    return _common_side(listed.parts["train"])
 
 
 def own_recipe(

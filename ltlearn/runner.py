@@ -19,6 +19,7 @@ from ltlearn.callbacks.checkpoint import Checkpoint
 from ltlearn.callbacks.finite import ON_NAN
 from ltlearn.callbacks.logs import EpochLog, check_tensorboard
 from ltlearn.data import LTDataLoaders
+from ltlearn.data.benchmarks import LISTED
 from ltlearn.errors import UserError, check_choice, said_once
 from ltlearn.learner import LTLearner, lt_learner, sgd
 from ltlearn.methods import METHODS
@@ -127,6 +128,7 @@ def run_recipe(
     tensorboard: bool = False,
     compile: bool = False,
     num_workers: int | None = None,
+    follow_links: bool = False,
     command: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> RecipeResult:
@@ -149,6 +151,7 @@ def run_recipe(
         compile: Compile the backbone with `torch.compile` for stage 1, where that can be done.
         num_workers: Processes that read own pictures from disk; None takes the setting of that
             name.
+        follow_links: Whether links inside the folder of a published list may lead out of it.
         command: The command line, for the record.
         say: Called with a line of text at each step.
 
@@ -160,6 +163,11 @@ def run_recipe(
     if tensorboard:
         check_tensorboard()
     recipe = recipe.settled()
+    if follow_links and recipe.data.dataset not in LISTED:
+        raise UserError(
+            f"follow_links (--follow-links) is for {', '.join(LISTED)}, not for "
+            f"{recipe.data.dataset}; leave it out."
+        )
     where = pick_device(device)
     if recipe.data.dataset == "own":
         data_path = recipe.data.source
@@ -172,6 +180,7 @@ def run_recipe(
         "protocol": recipe.protocol,
         "values": effective,
         "data_path": str(Path(data_path).absolute()),
+        "follow_links": follow_links,
         "cache_path": None if cache_path is None else str(cache_path),
         "precision_asked": precision,
         "run_device": str(where),
@@ -184,7 +193,7 @@ def run_recipe(
     run.write_json("manifest.json", manifest)
     seeds, dls = [], None
     for seed in range(recipe.seeds):
-        dls = _loaders(recipe, data_path, seed, skip_bad, where, num_workers)
+        dls = _loaders(recipe, data_path, seed, skip_bad, where, num_workers, follow_links)
         manifest["seeds"].append(
             {
                 "seed": seed,
@@ -270,7 +279,13 @@ def _learner(recipe: Recipe, dls: LTDataLoaders, precision: str, cache_path) -> 
 
 
 def _loaders(
-    recipe: Recipe, data_path, seed: int, skip_bad: bool, device, num_workers: int | None = None
+    recipe: Recipe,
+    data_path,
+    seed: int,
+    skip_bad: bool,
+    device,
+    num_workers: int | None = None,
+    follow_links: bool = False,
 ) -> LTDataLoaders:
     how = {
         **recipe.data.model_dump(exclude={"dataset", "source", "few"}, exclude_none=True),
@@ -281,7 +296,8 @@ def _loaders(
         "device": device,
     }
     if recipe.data.dataset != "own":
-        return LTDataLoaders.from_dataset(recipe.data.dataset, data_path, **how)
+        name = recipe.data.dataset
+        return LTDataLoaders.from_dataset(name, data_path, follow_links=follow_links, **how)
     dls = read_pictures(data_path, num_workers=num_workers, **how)
     if dls.test is None:
         # Whatever is measured is measured on these; every table says so, see `_is_untested`.
@@ -332,7 +348,7 @@ def load_stage1(
     set_seed(seed)
     dls = _loaders(
         recipe, data_path or manifest["data_path"], seed, bool(manifest.get("skipped_pictures")),
-        pick_device(device),
+        pick_device(device), follow_links=bool(manifest.get("follow_links")),
     )  # fmt: skip
     name = _stage1_name(seed)
     # In the precision that the features were trained in.

@@ -176,7 +176,7 @@ def test_unreadable_ones_are_named_with_their_reason(damaged):
     assert reasons == {
         "text.jpg": "not a picture Pillow can read",
         "empty.png": "not a picture Pillow can read",
-        "gone.png": "No such file or directory",
+        "gone.png": "not there",
         "self.png": "Too many levels of symbolic links",
         "pipe.png": "not a regular file",
     }
@@ -265,6 +265,14 @@ def test_classes_without_pictures(folder):
     assert found.stops == [] and found.imbalance_factor == 6
 
 
+def test_an_empty_class_beside_equal_ones_is_not_called_the_largest(folder):
+    # "from 3 training images (cat) to 3 (cat)"
+    for i in range(3, 6):
+        (folder / "cat" / f"{i}.png").unlink()
+    (folder / "emu").mkdir()
+    assert dict(look(folder).rows())["classes"] == "3: 2 of 3 training images, 1 of none"
+
+
 def test_a_tested_class_that_training_has_not(folder, tmp_path):
     root = tmp_path / "parts"
     (root / "test").mkdir(parents=True)
@@ -291,6 +299,14 @@ def test_a_validation_folder_without_pictures(folder, tmp_path):
     found = look(tmp_path / "s")
     assert found.counts["valid"] == [0, 0]
     assert found.stops == ["the validation folder has no pictures in class folders."]
+
+
+def test_parts_in_capitals_are_no_classes(folder, tmp_path):
+    folder.rename(tmp_path / "Train")
+    save(tmp_path / "Test" / "cat" / "0.png", seed=200)
+    found = look(tmp_path)
+    assert found.classes == ["cat", "dog"]
+    assert found.counts == {"train": [6, 3], "test": [1, 0]}
 
 
 def test_what_cannot_be_trained_on(tmp_path):
@@ -499,6 +515,61 @@ def test_a_table_is_read_as_asked(tmp_path):
     words = shlex.split(advice.command)
     assert words[2] == str(table) and words[words.index("--label-col") + 1] == "kind"
     assert words[words.index("--split-col") + 1] == "none"
+
+
+def listed(tmp_path, text, **kwargs):
+    for i in range(6):
+        save(tmp_path / f"{i}.png", seed=i)
+    (tmp_path / "t.csv").write_text(text)
+    return look(tmp_path / "t.csv", **kwargs)
+
+
+def test_pictures_of_a_table_that_are_not_there_are_unreadable(tmp_path):
+    # It stopped at the first, and advised --skip-bad, which this command has not.
+    text = "path,label\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(8))
+    found = listed(tmp_path, text)
+    assert found.counts == {"train": [4, 4]} and found.stops == []
+    assert [(b["path"], b["class"], b["reason"]) for b in found.unreadable] == [
+        (str(tmp_path / "6.png"), "a", "not there"),
+        (str(tmp_path / "7.png"), "b", "not there"),
+    ]
+    assert "--skip-bad" in found.advice.command and "skip_bad=True" in found.advice.code
+    done = ltlearn("inspect", tmp_path / "t.csv", "--quick")
+    assert done.returncode == 0 and "not there" in done.stdout
+    with pytest.raises(UserError, match="nor any other of the 8; give the folder that the paths"):
+        look(tmp_path / "t.csv", images=str(tmp_path / "elsewhere"))
+
+
+def test_what_rows_say_against_each_other_is_counted(tmp_path):
+    text = "path,label,split\n" + "".join(f"{i}.png,{'ab'[i % 2]},train\n" for i in range(6))
+    found = listed(tmp_path, text + "0.png,a,test\n1.png,a,test\n2.png,b,train\n3.png,c,test\n")
+    assert found.classes == ["a", "b", "c"]
+    assert found.counts == {"train": [3, 3, 0], "test": [2, 0, 1]}
+    assert found.duplicates.leaks == {"test": 3} and found.duplicates.conflicts == 2
+    labels, parts, untrained = found.stops
+    assert "row 9: '1.png' is labelled 'a' here and labelled 'b' in row 3" in labels
+    assert "row 8: '0.png' is a test picture here and a training picture in row 2" in parts
+    assert untrained == "without a training image, but tested: c."
+    assert found.advice is None
+    done = ltlearn("inspect", tmp_path / "t.csv", "--quick")
+    assert done.returncode == 2 and "cannot be trained" in done.stdout
+
+
+def test_annotations_that_share_pictures_are_counted(tmp_path):
+    for i in range(4):
+        save(tmp_path / f"{i}.png", seed=i)
+    for name, ids in (("train", range(4)), ("test", (3,))):
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.png"} for i in ids],
+            "annotations": [{"image_id": i, "category_id": i % 2} for i in ids],
+            "categories": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "0.png").unlink()
+    found = look(tmp_path / "train.json", test=str(tmp_path / "test.json"))
+    assert found.duplicates.leaks == {"test": 1} and len(found.unreadable) == 1
+    (reason,) = found.stops
+    assert "'3.png' is in " in reason and "remove one of the two" in reason
 
 
 def test_mistakes_on_the_command_line(folder, tmp_path):

@@ -100,6 +100,31 @@ def test_a_part_of_a_set(copy):
     assert list(kept[:5]) == paths[:5], "the first of each class"
 
 
+def test_links_out_of_the_folder_are_followed_where_that_is_asked_for(copy, tmp_path):
+    # Copies of ImageNet are often made of links; only the check of a copy could follow them.
+    root = copy("imagenet_lt")
+    (root / "train").rename(tmp_path / "elsewhere")
+    (root / "train").symlink_to(tmp_path / "elsewhere")
+    overrides = [
+        "model.arch=resnet10t", "model.pretrained=false", "methods=['ce']", "data.size=32",
+    ]  # fmt: skip
+    recipe = load_recipe("imagenet_lt", overrides).smoke()
+    with pytest.raises(UserError, match=r"follow_links=True \(--follow-links of `ltlearn recipe`"):
+        run_recipe(recipe, Run(tmp_path / "refused"), data_path=root, device="cpu")
+    words = ["--data", str(root), "--smoke", "--quiet", "--out", str(tmp_path / "run")]
+    for value in overrides:
+        words += ["--set", value]
+    done = CliRunner().invoke(app, ["recipe", "imagenet_lt", *words, "--follow-links"])
+    assert done.exit_code == 0, done.output
+    run = Run(tmp_path / "run")
+    assert run.read_json("manifest.json")["follow_links"] is True
+    assert compare_run(run, ["ce", "tau_norm"]).methods == ["ce", "tau_norm"]
+    with pytest.raises(
+        UserError, match=r"--follow-links\) is for imagenet_lt, .* not for digits_lt"
+    ):
+        run_recipe(load_recipe("digits_lt"), Run(tmp_path / "digits"), follow_links=True)
+
+
 REFUSED = {
     "factor": (
         {"imbalance_factor": 50},
@@ -126,6 +151,8 @@ def test_recipes_refuse_it_too():
         UserError, match="data.transform has no meaning for cifar10_lt, which is no"
     ):
         load_recipe("cifar10_lt", ["data.transform=crop"])
+    with pytest.raises(UserError, match="follow_links has no meaning for digits_lt, which is h"):
+        LTDataLoaders.from_dataset("digits_lt", follow_links=True)
     with pytest.raises(UserError, match="transform has no meaning for digits_lt"):
         LTDataLoaders.from_dataset("digits_lt", transform="crop")
 

@@ -181,6 +181,16 @@ def test_train_on_a_table(photos, tmp_path):
     assert manifest["values"]["data"]["size"] == 16
 
 
+def test_what_is_odd_about_the_pictures_is_said_once(plain, tmp_path):
+    # They are looked at twice, for their size at first.
+    odd = tmp_path / "odd"
+    shutil.copytree(plain, odd)
+    (odd / "ant" / "new.heic").touch()
+    done = ltlearn("train", odd, *FAST, "--method", "ce", "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("left out 1 .heic") == 1
+
+
 def test_a_table_whose_columns_have_to_be_named(photos, tmp_path):
     for part in ("train", "test"):
         rows = [f"{f.parent.name}/{f.stem},7,{f.parent.name}" for f in

@@ -45,8 +45,8 @@ class Download:
 
     what: str
     url: str
-    size: str = ""  # as its publishers say it; "" where they do not
-    md5: str = ""  # likewise
+    size: str = ""  # as its publishers say it, or about what it is; "" where neither is known
+    md5: str = ""  # as its publishers say it
     then: str = ""  # what to do with it
 
     def __str__(self) -> str:
@@ -123,12 +123,14 @@ BENCHMARKS: dict[str, Benchmark] = {
             Download(
                 "ILSVRC2012_img_train.tar",
                 "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php",
+                "138 GB",
                 md5="1d675b47d978889d74fa0da5fadfb00e",
                 then="for those who are registered there",
             ),
             Download(
                 "ILSVRC2012_img_val.tar",
                 "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php",
+                "6.3 GB",
                 md5="29b22e2961454d5413ddabcf34fc5622",
             ),
             Download(
@@ -161,12 +163,14 @@ BENCHMARKS: dict[str, Benchmark] = {
             Download(
                 "training pictures of 256 pixels",
                 _PLACES + "train_256_places365standard.tar",
+                "24 GB",
                 md5="53ca1c756c3d1e7809517cc47c5561c5",
                 then="unpack in {root}",
             ),
             Download(
                 "validation pictures of 256 pixels",
                 _PLACES + "val_256.tar",
+                "501 MB",
                 md5="e27b17d8d44f4af9a78502beb927f808",
                 then="unpack in {root}",
             ),
@@ -242,6 +246,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             Download(
                 "pictures",
                 _KRIZHEVSKY + "cifar-100-python.tar.gz",
+                "161 MB",
                 md5="eb9058c3a382ffc7106e4002c42a8d85",
                 then="unpack in {root}",
             ),
@@ -257,6 +262,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             Download(
                 "pictures",
                 "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                "about 248 MB",
                 then="unpack in {root}",
             ),
         ),
@@ -273,6 +279,15 @@ def counts_name(class_counts: Sequence[int] | np.ndarray) -> str:
         class_counts: Training images per class, in the order of the classes.
     """
     return hashlib.sha256(",".join(str(int(n)) for n in class_counts).encode()).hexdigest()
+
+
+def _check_name(name: str) -> None:
+    if name == "digits_lt":
+        raise UserError(
+            "digits_lt comes with scikit-learn and needs no files: there is nothing to fetch or to "
+            "check; `ltlearn recipe digits_lt` runs as it is."
+        )
+    check_choice("benchmark", name, BENCHMARKS)
 
 
 # ---------------------------------------------------------------- reading
@@ -596,9 +611,9 @@ def check_benchmark(name: str, root: str | Path, follow_links: bool = False) -> 
         follow_links: Whether a link inside the folder may lead out of it.
 
     Raises:
-        UserError: If the name is unknown.
+        UserError: If the name is unknown, or of a set that needs no files.
     """
-    check_choice("benchmark", name, BENCHMARKS)
+    _check_name(name)
     facts = BENCHMARKS[name]
     report = BenchmarkReport(name, facts.title, str(root))
     parts = _check_listed if facts.forms else _check_balanced
@@ -728,9 +743,9 @@ def how_to_get(name: str, root: str | Path) -> str:
         root: Where it is to lie.
 
     Raises:
-        UserError: If the name is unknown.
+        UserError: If the name is unknown, or of a set that needs no files.
     """
-    check_choice("benchmark", name, BENCHMARKS)
+    _check_name(name)
     facts = BENCHMARKS[name]
     lines = [f"How to get {facts.title} into {root}:"]
     lines += [f"  {source}".replace("{root}", str(root)) for source in facts.sources]
@@ -752,7 +767,7 @@ def download_benchmark(
         UserError: If it has to be fetched by hand (the message says how), is large and not
             confirmed, does not fit on the disk, or cannot be reached.
     """
-    check_choice("benchmark", name, BENCHMARKS)
+    _check_name(name)
     facts, root = BENCHMARKS[name], Path(root).expanduser()
     if name not in _FETCH:
         raise UserError(

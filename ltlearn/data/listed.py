@@ -457,6 +457,6 @@ def _is_inside(path: str, folder: str) -> bool:
 def _leads_out(listing: Listing, i: int, link: str, root: Path) -> UserError:
     return UserError(
         f"{listing.place(i)}: {listing.path(i)!r} is behind a link that leads out of {root}, to "
-        f"{os.path.realpath(link)}; move the pictures inside, or pass follow_links=True if you "
-        "trust the link."
+        f"{os.path.realpath(link)}; move the pictures inside, or, if you trust the link, pass "
+        "follow_links=True (--follow-links of `ltlearn recipe` and `ltlearn data`)."
     )

@@ -550,6 +550,7 @@ class LTDataLoaders(DataLoaders):
         transform: str | None = None,
         num_workers: int | None = None,
         device=None,
+        follow_links: bool = False,
     ) -> "LTDataLoaders":
         """Read a known long-tailed set, or make a long-tailed version of a known balanced one.
 
@@ -591,6 +592,8 @@ class LTDataLoaders(DataLoaders):
             num_workers: Processes that read published lists' pictures; 0 reads in this one, None
                 takes the setting of that name.
             device: Where batches go; None takes fastai's default.
+            follow_links: Whether a link inside the folder may lead out of it, for published lists
+                alone.
 
         Raises:
             UserError: If a value is outside its range, the pictures are not there, or a class has
@@ -605,6 +608,7 @@ class LTDataLoaders(DataLoaders):
         of_cut = {"imbalance_factor": imbalance_factor, "split": split, "profile": profile}
         of_listed = {
             "max_classes": max_classes, "transform": transform, "num_workers": num_workers,
+            "follow_links": follow_links or None,
         }  # fmt: skip
         for key, value in (of_cut if name in LISTED else of_listed).items():
             if value is not None:
@@ -680,6 +684,7 @@ class LTDataLoaders(DataLoaders):
         size,
         transform,
         num_workers,
+        follow_links,
         skip_bad,
         **kw,
     ) -> "LTDataLoaders":
@@ -691,7 +696,9 @@ class LTDataLoaders(DataLoaders):
         transform = transform or f"resized_crop_flip{'' if name == 'inat2018' else '_jitter'}"
         check_choice("transform", transform, TRANSFORMS)
         data_path = Path(data_path or load_settings().data_path).expanduser()
-        parts, classes = load_benchmark_parts(name, data_path, skip_bad=skip_bad)
+        parts, classes = load_benchmark_parts(
+            name, data_path, follow_links=bool(follow_links), skip_bad=skip_bad
+        )
         if max_classes is not None:
             check_whole("max_classes", max_classes, 2)
             classes = classes[:max_classes]
@@ -724,10 +731,10 @@ class LTDataLoaders(DataLoaders):
     ) -> "LTDataLoaders":
         """Read any imbalanced folder of class folders.
 
-        `path` holds either a folder per class, or `train/` (or `training/`) and any of `valid/`,
-        `val/`, `validation/` and `test/`, each with a folder per class. Without a validation
-        folder, validation images are carved off the training images, class by class, emptying no
-        class.
+        `path` holds either a folder per class, or `train/` (or `training/`) and any of `valid/`
+        (`val/`, `validation/`, `dev/`) and `test/` (`testing/`), in any case, each with a folder
+        per class. Without a validation folder, validation images are carved off the training
+        images, class by class, emptying no class.
 
         Args:
             path: The folder.
@@ -1246,11 +1253,12 @@ def _check_common(protocol: str, valid_pct: float, bs: int, seed: int) -> None:
 
 def _check_parts(parts: dict[str, ImageSet], classes: list[str], protocol: str, where) -> None:
     if len(classes) < 2:
-        hint = "a classifier needs two or more classes"
+        hint = "a classifier needs two or more: add pictures of another"
         inside = where / classes[0] if isinstance(where, Path) else None
         if inside is not None and inside.is_dir() and len(find_class_folders(inside)) > 1:
-            hint += f"; did you mean {inside}?"
-        raise UserError(f"{where} has only the class {classes[0]!r}; {hint}")
+            hint += f", or did you mean {inside}?"
+        end = "" if hint.endswith("?") else "."
+        raise UserError(f"{where} has only the class {classes[0]!r}; {hint}{end}")
     if protocol == "paper" and "test" not in parts:
         raise UserError(
             "the paper protocol chooses epochs on the test set, but there is no test folder or set."

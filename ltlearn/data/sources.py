@@ -8,7 +8,8 @@ import os
 import pickle
 import re
 import stat
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +28,22 @@ __all__ = [
     "load_digits_pictures",
     "load_tiny_imagenet",
     "read_image",
+    "walk_visible",
 ]
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+# Not what the installed Pillow can read: a picture that it cannot is better named than left out.
+EXTENSIONS = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".jp2", ".avif",
+}  # fmt: skip
+# What lies beside pictures and is none; of it nobody is warned.
+_NO_PICTURES = {
+    ".txt", ".md", ".html", ".htm", ".pdf", ".csv", ".tsv", ".tab", ".json", ".jsonl", ".xml",
+    ".yaml", ".yml", ".toml", ".ini", ".cfg", ".db", ".lnk", ".url", ".py", ".ipynb", ".sh",
+    ".log", ".bak", ".npy", ".npz", ".pkl", ".pt", ".pth", ".h5", ".mat", ".zip", ".tar", ".gz",
+    ".md5",
+}  # fmt: skip
+_KINDS_NAMED = 5  # extensions in a message
 
 _log = logging.getLogger("ltlearn")
 
@@ -224,8 +238,20 @@ def find_class_folders(folder: Path) -> list[Path]:
     )
 
 
+def walk_visible(folder: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder from one down with the names of its files, hidden ones left out.
+
+    Args:
+        folder: Where to begin. Links to folders inside it are not followed.
+    """
+    # So a loop of links cannot trap it.
+    for base, inner, files in os.walk(folder):
+        inner[:] = [d for d in inner if d[0] != "."]
+        yield base, [f for f in files if f[0] != "."]
+
+
 def list_class_folders(
-    folder: Path, classes: list[str] | None = None
+    folder: Path, classes: list[str] | None = None, others: Counter | None = None
 ) -> tuple[ImageSet, list[str]]:
     """List the pictures of a folder of class folders, in natural order of their names.
 
@@ -233,6 +259,8 @@ def list_class_folders(
         folder: Holds a folder per class; pictures may lie deeper inside. Hidden files and folders
             are ignored.
         classes: The classes, where another split decided them already.
+        others: Counts the files that are taken for no pictures, by extension. None warns of those
+            that may be some.
 
     Raises:
         UserError: If the folder is missing, has no class folders or no pictures, has a class that
@@ -256,25 +284,39 @@ def list_class_folders(
             "there or remove it here."
         )
     paths, targets = [], []
+    warn, others = others is None, Counter() if others is None else others
     prefix = len(os.path.join(folder, ""))
     for c, name in enumerate(names):
         found = []
-        # os.walk does not follow links to folders, so a loop of links cannot trap it.
-        for base, inner, files in os.walk(os.path.join(folder, name)):
-            inner[:] = [d for d in inner if d[0] != "."]
-            found += [
-                os.path.join(base, f)[prefix:]
-                for f in files
-                if f[0] != "." and os.path.splitext(f)[1].lower() in EXTENSIONS
-            ]
+        for base, files in walk_visible(os.path.join(folder, name)):
+            for file in files:
+                suffix = os.path.splitext(file)[1].lower()
+                if suffix in EXTENSIONS:
+                    found.append(os.path.join(base, file)[prefix:])
+                else:
+                    others[suffix] += 1
         found.sort(key=_natural_key)
         paths += found
         targets += [c] * len(found)
+    left_out = _kinds_text({s: n for s, n in others.most_common() if s not in _NO_PICTURES})
     if not paths:
+        instead = f", but {left_out}" if left_out else ""
         raise UserError(
-            f"the class folders of {folder} hold no pictures ({', '.join(sorted(EXTENSIONS))})."
+            f"the class folders of {folder} hold no pictures ({', '.join(sorted(EXTENSIONS))})"
+            f"{instead}; convert what is there, or give another folder."
+        )
+    if warn and left_out:
+        _log.warning(
+            "%s: left out %s; if those are pictures, convert them to PNG or JPEG.", folder, left_out
         )
     return ImageSet(np.array(targets, dtype=np.int64), paths=paths, root=folder), names
+
+
+def _kinds_text(others: dict[str, int]) -> str:
+    """Name extensions with their counts."""
+    kinds = [f"{n:,} {suffix or 'without an extension'}" for suffix, n in others.items()]
+    more = [f"{sum(list(others.values())[_KINDS_NAMED:]):,} others"] if kinds[_KINDS_NAMED:] else []
+    return ", ".join(kinds[:_KINDS_NAMED] + more)
 
 
 def _check_links(folders: list[Path]) -> None:
@@ -297,6 +339,9 @@ def _no_folder(folder: Path) -> UserError:
         f"there is no folder {folder}; give the folder that holds a folder of pictures per class."
     )
 
+
+# How a set's folder is given, for messages.
+_FOLDER_FLAGS = "data_path; --data of `ltlearn recipe`, --root of `ltlearn data`"
 
 # ---------------------------------------------------------------- CIFAR
 
@@ -349,9 +394,9 @@ def load_cifar(num_classes: int, data_path: Path, part: str) -> tuple[ImageSet, 
         f"CIFAR-{num_classes} is not under {data_path} (looked for {part}/<class>/, "
         f"{facts['folder']}/{part}/<class>/ and {facts['batches']}/). Fetch it with "
         '`python -c "from fastai.data.external import untar_data, URLs; '
-        f'print(untar_data({facts["url"]}))"` and give the folder it prints as --data, or with '
-        f"`python -c \"import torchvision; torchvision.datasets.{facts['tv']}('{data_path}', "
-        'download=True)"`.'
+        f'print(untar_data({facts["url"]}))"` and give the folder it prints ({_FOLDER_FLAGS}), or '
+        f'with `python -c "import torchvision; torchvision.datasets.{facts["tv"]}('
+        f"'{data_path}', download=True)\"`."
     )
 
 
@@ -458,7 +503,7 @@ def load_tiny_imagenet(data_path: Path, part: str) -> tuple[ImageSet, list[str]]
         raise UserError(
             f"Tiny-ImageNet is not under {data_path} (looked for train/ and val/ there, in "
             f"{_TINY_FOLDERS[0]}/ and in {_TINY_FOLDERS[1]}/). Fetch {_TINY_URL}, unpack it, and "
-            "give the folder it makes as --data."
+            f"give the folder it makes ({_FOLDER_FLAGS})."
         )
     classes = [p.name for p in find_class_folders(base / "train")]
     if len(classes) != _TINY_CLASSES:

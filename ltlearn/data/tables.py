@@ -26,6 +26,7 @@ from ltlearn.data.sources import (
     _unreadable,
     find_class_folders,
     list_class_folders,
+    walk_visible,
 )
 from ltlearn.data.splits import fingerprint
 from ltlearn.errors import UserError
@@ -48,8 +49,8 @@ __all__ = [
 PARTS = ("train", "valid", "test")
 _PART_OF = {
     "train": "train", "training": "train",
-    "valid": "valid", "val": "valid", "validation": "valid",
-    "test": "test",
+    "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
+    "test": "test", "testing": "test",
 }  # fmt: skip
 _SPOKEN = {"train": "training", "valid": "validation", "test": "test"}
 
@@ -68,6 +69,7 @@ _READING = {
 }
 _FLAGS = {"path": "--images"}  # the others are called like their argument
 _SHOWN = 20  # column names in a message
+_NAMED = 5  # folders in a message
 
 _log = logging.getLogger("ltlearn")
 
@@ -84,12 +86,15 @@ class ListedPictures:
     columns: dict[str, str] = field(default_factory=dict)  # of a table: what was read from which
 
 
-def list_pictures(source: str | Path, skip_bad: bool = False, **options) -> ListedPictures:
+def list_pictures(
+    source: str | Path, skip_bad: bool = False, stops: list[str] | None = None, **options
+) -> ListedPictures:
     """List the pictures of a folder, a CSV or TSV table or a JSON of annotations.
 
     Args:
         source: The folder or file.
         skip_bad: Leave out listed pictures that are not there, instead of stopping at one.
+        stops: As for `list_table`; of a folder none are said.
         **options: For `list_table` or `list_json`, whichever reads it.
 
     Raises:
@@ -104,7 +109,9 @@ def list_pictures(source: str | Path, skip_bad: bool = False, **options) -> List
         )
     if kind == "folder":
         return list_folder(path)
-    return {"json": list_json, "table": list_table}[kind](path, skip_bad=skip_bad, **options)
+    return {"json": list_json, "table": list_table}[kind](
+        path, skip_bad=skip_bad, stops=stops, **options
+    )
 
 
 def reading_options(path: Path, options: Mapping) -> dict:
@@ -188,27 +195,60 @@ def list_folder(root: Path) -> ListedPictures:
 def find_split_folders(root: Path) -> dict[str, Path]:
     """Find the folders of the parts in a folder; none where it holds the class folders itself.
 
+    Their names are read in any case. A folder beside them that holds pictures is none of a part, so
+    its pictures are left out: with a warning where two parts show that the folder is made of parts.
+
     Args:
         root: The folder.
 
     Raises:
-        UserError: If it has a validation or test folder, but none for training.
+        UserError: If it has a validation or test folder, but none for training; two folders of one
+            part; or a training folder alone, beside others with pictures, which may be classes.
     """
-    folders: dict[str, Path] = {}
-    for name, part in _PART_OF.items():
-        if part not in folders and (root / name).is_dir():
-            folders[part] = root / name
+    inside = find_class_folders(root) if root.is_dir() else []
+    named = {part: [p for p in inside if _PART_OF.get(p.name.lower()) == part] for part in PARTS}
     # A part has class folders inside. A folder of pictures may be a class that is called "train".
-    split = [part for part in PARTS if part in folders and find_class_folders(folders[part])]
-    if "train" in split:
+    split = {part: [p for p in found if find_class_folders(p)] for part, found in named.items()}
+    folders = {part: (split[part] or found)[0] for part, found in named.items() if found}
+    if not split["train"]:
+        later = split["valid"] + split["test"]
+        if later:
+            raise UserError(
+                f"{root} has {later[0].name}/ but no train/ with class folders; add it, give the "
+                f"folder that holds a folder of pictures per class, or, if {later[0].name} is a "
+                "class, rename its folder."
+            )
+        return folders if "train" in folders and set(inside) <= set(folders.values()) else {}
+    for part, found in split.items():
+        if len(found) > 1:
+            raise UserError(
+                f"{root} has {len(found)} {_SPOKEN[part]} folders, "
+                f"{' and '.join(f'{p.name}/' for p in found)}; leave one of them there."
+            )
+    beside = [p.name for p in inside if p not in folders.values() and _has_pictures(p)]
+    if not beside:
         return folders
-    if split:
+    names = ", ".join(f"{name}/" for name in beside[:_NAMED])
+    names += f" and {len(beside) - _NAMED:,} more" if len(beside) > _NAMED else ""
+    if not split["valid"] and not split["test"]:
+        train = folders["train"].name
         raise UserError(
-            f"{root} has {folders[split[0]].name}/ but no train/ with class folders; add it, or "
-            "give the folder that holds a folder of pictures per class."
+            f"{root} has pictures in {names} beside {train}/, whose folders would be all the "
+            f"classes; move those out of it, or, if {train} is a class like them, rename its "
+            "folder."
         )
-    only_parts = "train" in folders and set(find_class_folders(root)) <= set(folders.values())
-    return folders if only_parts else {}
+    _log.warning(
+        "%s: the pictures in %s are left out; a part is called train, valid or test.", root, names
+    )
+    return folders
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(
+        os.path.splitext(f)[1].lower() in EXTENSIONS
+        for _, files in walk_visible(folder)
+        for f in files
+    )
 
 
 # ---------------------------------------------------------------- tables
@@ -224,6 +264,7 @@ def list_table(
     suffix: str = "",
     valid: str | Path | None = None,
     test: str | Path | None = None,
+    stops: list[str] | None = None,
 ) -> ListedPictures:
     """List the pictures of a table: a row each, with its path and its label.
 
@@ -241,13 +282,18 @@ def list_table(
             the first.
         label_col: Column of the labels (text or integers), likewise: label, class, target, category
             or labels, or else the second.
-        split_col: Column that says train, valid, val, validation or test, in any case. None takes
-            one that is called split, subset or partition, if any; False takes none.
+        split_col: Column that says train, training, valid, val, validation, dev, test or testing,
+            in any case. None takes one that is called split, subset or partition, if any; False
+            takes none.
         skip_bad: Leave out pictures that are not there, with a warning, instead of stopping.
         suffix: What every path ends in and the table leaves out, such as ".jpg".
         valid: A file that lists the validation pictures likewise; its relative paths start from the
             same folder.
         test: Of the test pictures, likewise.
+        stops: Takes a sentence for each kind of rows that contradict each other, instead of an
+            error, to look at what cannot be trained on: of two labels the first counts, and a
+            picture in two parts is in both. Pictures that are not there, and labels that training
+            lacks, are then listed like others. None stops at all of these.
 
     Raises:
         UserError: If the table is empty or lacks a column, a cell is empty, a picture is not there,
@@ -256,9 +302,9 @@ def list_table(
     """
     if isinstance(table, str | Path):
         file = Path(table).expanduser()
-        dataset, root = file.stem, file.parent if path is None else Path(path)
+        dataset, root = file.stem, file.parent if path is None else Path(path).expanduser()
     else:
-        dataset, root = "table", Path(path or ".")
+        dataset, root = "table", Path(path or ".").expanduser()
     if valid is not None or test is not None:
         if split_col not in (None, False):
             raise UserError(
@@ -269,7 +315,7 @@ def list_table(
     import pandas as pd
 
     given = [(n, t) for n, t in enumerate((table, valid, test)) if t is not None]
-    read = [_read_columns(t, image_col, label_col, split_col) for _, t in given]
+    read = [_read_columns(t, image_col, label_col, split_col, root, suffix) for _, t in given]
     columns, splits = read[0].columns, read[0].splits
     table_of = np.repeat(np.arange(len(read)), [len(r.rows) for r in read])
     rows = np.concatenate([r.rows for r in read])
@@ -278,14 +324,15 @@ def list_table(
         return f"{read[table_of[i]].where}, row {rows[i]}"
 
     cells = pd.concat([r.images for r in read], ignore_index=True)
-    paths = _Files(root.expanduser(), cells, place, suffix)
+    paths = _Files(root, cells, place, suffix)
     targets, classes = _label(pd.concat([r.labels for r in read], ignore_index=True), place)
     part_of = np.array([number for number, _ in given], dtype=np.int8)[table_of]
     if splits is not None:
         part_of = _parts_of(splits, place, columns["split"])
-    _check_trained(targets, part_of, classes, place)
+    if stops is None:
+        _check_trained(targets, part_of, classes, place)
     where = read[0].where
-    keep = _distinct_rows(paths, targets, classes, part_of, place, where)
+    keep = _distinct_rows(paths, targets, classes, part_of, place, where, stops)
     parts = {}
     for number, part in enumerate(PARTS):
         index = keep[part_of[keep] == number]
@@ -295,7 +342,7 @@ def list_table(
                 [paths.names[i] for i in index], targets[index], rows[index], "row",
             )  # fmt: skip
             # The table is the user's own: its paths may lead anywhere.
-            parts[part] = _find(listing, paths.root, True, skip_bad, "path")
+            parts[part] = _find(listing, paths.root, True, skip_bad, "path", stops is not None)
     name = "one table" if len(read) == 1 else "tables"
     return ListedPictures(
         parts, classes, name if splits is None else "split column", dataset, where, columns
@@ -314,11 +361,11 @@ class _Columns:
     columns: dict[str, str]  # what was read from which
 
 
-def _read_columns(table, image_col, label_col, split_col) -> _Columns:
+def _read_columns(table, image_col, label_col, split_col, root: Path, suffix: str) -> _Columns:
     """Read the columns that count of a `DataFrame` or a file."""
     if isinstance(table, str | Path):
         where = str(Path(table).expanduser())
-        df, rows = read_table(Path(table).expanduser())
+        df, rows = read_table(Path(table).expanduser(), root, suffix)
     elif not hasattr(table, "iloc") or getattr(table, "ndim", 2) != 2:
         raise UserError(
             f"the table must be a pandas DataFrame or a file, got {type(table).__name__}."
@@ -338,14 +385,17 @@ def _read_columns(table, image_col, label_col, split_col) -> _Columns:
     return _Columns(where, rows, cells["path"], cells["label"], cells.get("split"), columns)
 
 
-def read_table(file: Path):
+def read_table(file: Path, root: Path | None = None, suffix: str = ""):
     """Read a CSV or TSV as text, cell by cell: no label is taken for a number or for missing.
 
     The delimiter is a tab for .tsv and .tab, or else the most frequent of comma, tab, semicolon and
-    bar in the first line. If that line names a picture, it is no header. Empty lines are skipped.
+    bar in the first line. If that line names a picture, by its extension or because it is there, it
+    is no header. Empty lines are skipped.
 
     Args:
         file: In UTF-8.
+        root: Folder that relative paths start from; None takes the one of the file.
+        suffix: What every path ends in and the table leaves out.
 
     Returns:
         A `DataFrame`, and the number of each row in the file, from 1 up, the header included.
@@ -363,7 +413,7 @@ def read_table(file: Path):
         tabs = file.suffix.lower() in (".tsv", ".tab")
         sep = "\t" if tabs else max(",\t;|", key=first.count)
         cells = next(csv_cells.reader([first], delimiter=sep))
-        bare = any(os.path.splitext(cell.strip())[1].lower() in EXTENSIONS for cell in cells)
+        bare = any(_is_picture(c.strip(), root or file.parent, suffix) for c in cells)
         with warnings.catch_warnings():
             # Pandas would cut off what goes beyond the header.
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -385,6 +435,15 @@ def read_table(file: Path):
     rows = np.arange(len(df)) + (1 if bare else blank + 2)
     filled = ~(df.isna() | (df == "")).all(axis=1).to_numpy()
     return df[filled], rows[filled]
+
+
+def _is_picture(cell: str, root: Path, suffix: str) -> bool:
+    """Tell whether a cell of the first line names a picture."""
+    if os.path.splitext(cell)[1].lower() in EXTENSIONS:
+        return True
+    # With a suffix, a picture image.jpg must not make a row of the header "image".
+    named = cell.lower() not in (*IMAGE_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS)
+    return bool(cell) and named and os.path.isfile(os.path.join(root, cell + suffix))
 
 
 def _find_columns(df, where: str, image_col, label_col, split_col) -> tuple[int, int, int | None]:
@@ -533,9 +592,9 @@ def _parts_of(cells, place: Callable[[int], str], column) -> np.ndarray:
         part = number.get(str(cell).strip().lower())
         if part is None:
             raise UserError(
-                f"{place(i)}: {cell!r} in the column {column!r} must be one of train, valid, val, "
-                "validation, test; mend it, or pass split_col=False (--split-col none) to take all "
-                "rows for training."
+                f"{place(i)}: {cell!r} in the column {column!r} must be one of "
+                f"{', '.join(_PART_OF)}; mend it, or pass split_col=False (--split-col none) to "
+                "take all rows for training."
             )
         out[i] = part
     if not (out == 0).any():
@@ -556,9 +615,15 @@ def _check_trained(targets, part_of, classes, place: Callable[[int], str]) -> No
 
 
 def _distinct_rows(
-    paths: _Files, targets, classes, part_of, place: Callable[[int], str], where: str
+    paths: _Files,
+    targets,
+    classes,
+    part_of,
+    place: Callable[[int], str],
+    where: str,
+    stops: list[str] | None = None,
 ) -> np.ndarray:
-    """Return the rows without those that are there twice; a contradiction is an error."""
+    """Return the rows without those that are there twice; a contradiction is an error or a stop."""
     first: dict[tuple, int] = {}
     pairs = zip(paths.folder_of.tolist(), paths.names, strict=True)
     before = np.fromiter((first.setdefault(k, i) for i, k in enumerate(pairs)), np.int64)
@@ -568,11 +633,14 @@ def _distinct_rows(
             i = int(bad.argmax())
             j, more = int(before[i]), int(bad.sum()) - 1
             same = f"{place(i).rpartition(', ')[0]}, "  # where both are of one table
-            raise UserError(
+            also = f", and {_plural(more, 'more row is', 'more rows are')} like it" if more else ""
+            sentence = (
                 f"{place(i)}: {paths.path(i)!r} is {what(i)} here and {what(j)} in "
-                f"{place(j).removeprefix(same)}"
-                f"{f', and {more:,} more rows are like it' if more else ''}; {why}."
+                f"{place(j).removeprefix(same)}{also}; {why}."
             )
+            if stops is None:
+                raise UserError(sentence)
+            stops.append(sentence)
 
     refuse(
         targets != targets[before],
@@ -584,18 +652,27 @@ def _distinct_rows(
         lambda i: f"a {_SPOKEN[PARTS[part_of[i]]]} picture",
         "figures would be of pictures that training has seen: remove one of the rows",
     )
-    keep = np.flatnonzero(before == np.arange(len(before)))
-    if len(keep) < len(before):
-        _log.warning(
-            "%s: %d rows are there twice; each counts once.", where, len(before) - len(keep)
-        )
+    # The first of each picture in each part.
+    keep = np.sort(np.unique(before * len(PARTS) + part_of, return_index=True)[1])
+    if twice := len(before) - len(keep):
+        said = _plural(twice, "row is there twice", "rows are there twice")
+        _log.warning("%s: %s; each picture counts once.", where, said)
     return keep
 
 
+def _plural(n: int, one: str, several: str) -> str:
+    return f"{n:,} {one if n == 1 else several}"
+
+
 def _find(
-    listing: Listing, root: str | Path, follow_links: bool, skip_bad: bool, parameter: str
+    listing: Listing,
+    root: str | Path,
+    follow_links: bool,
+    skip_bad: bool,
+    parameter: str,
+    keep_missing: bool = False,
 ) -> ImageSet:
-    """Look for the pictures; what is not there is an error, or left out."""
+    """Look for the pictures; what is not there is an error, left out, or kept as it is."""
     data, missing = find_pictures(listing, Path(root), follow_links=follow_links)
     if not len(missing):
         return data
@@ -604,11 +681,15 @@ def _find(
         # A table of names without their extension is common.
         bare = not os.path.splitext(data.paths[i])[1] and listing.place_word == "row"
         hint = ", or what they end in as suffix (--suffix .jpg)" if bare else ""
+        if "\\" in data.paths[i] and os.sep == "/":
+            hint += r", and write / for the \ of Windows in them"
         raise UserError(
             f"{listing.place(i)}: there is no {data.root / data.paths[i]}, nor any other of the "
             f"{len(data):,}; give the folder that the paths start from as {parameter} "
             f"({_flag(parameter)}){hint}."
         )
+    if keep_missing:
+        return data
     if not skip_bad:
         more = f", nor {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise UserError(
@@ -632,6 +713,7 @@ def list_json(
     test: str | Path | None = None,
     skip_bad: bool = False,
     follow_links: bool = False,
+    stops: list[str] | None = None,
 ) -> ListedPictures:
     """List the pictures of annotations in COCO's JSON, as iNaturalist has them: a label each.
 
@@ -646,6 +728,8 @@ def list_json(
         test: Of the test pictures.
         skip_bad: Leave out pictures that are not there, with a warning, instead of stopping.
         follow_links: Whether a link inside `path` may lead out of it.
+        stops: Takes a sentence for each file that has pictures of another, instead of an error;
+            pictures that are not there are then listed like others. None stops at both.
 
     Raises:
         UserError: If a file cannot be read, a picture is not there or in two files, or a validation
@@ -664,12 +748,15 @@ def list_json(
         paths = [listing.path(i) for i in range(len(listing))]
         shared = next((i for i, p in enumerate(paths) if p in seen), None)
         if shared is not None:
-            raise UserError(
+            sentence = (
                 f"{listing.place(shared)}: {paths[shared]!r} is in {seen[paths[shared]]} too; "
                 "figures would be of pictures that training has seen: remove one of the two."
             )
+            if stops is None:
+                raise UserError(sentence)
+            stops.append(sentence)
         seen.update(dict.fromkeys(paths, str(listing.file)))
-        parts[part] = _find(listing, root, follow_links, skip_bad, "path")
+        parts[part] = _find(listing, root, follow_links, skip_bad, "path", stops is not None)
     name = "JSON parts" if len(parts) > 1 else "one JSON"
     return ListedPictures(parts, classes, name, file.stem, str(file))
 

@@ -110,6 +110,7 @@ def test_how_to_get_says_where_and_which_checksum():
         assert "/my/data" in said and "{" not in said
         for source in facts.sources:
             assert source.url in said and source.md5 in said
+            assert source.size or source.url.startswith("https://raw.") or "devkit" in source.what
         assert said.count("no checksum published") == sum(not s.md5 for s in facts.sources)
     with pytest.raises(UserError, match="benchmark must be one of imagenet_lt, "):
         how_to_get("imagenet", "x")
@@ -675,6 +676,9 @@ def test_a_picture_in_two_parts(tmp_path, publish):
 def test_an_unknown_benchmark(tmp_path):
     with pytest.raises(UserError, match="benchmark must be one of .*got 'mnist_lt'"):
         check_benchmark("mnist_lt", tmp_path)
+    for do in (check_benchmark, download_benchmark, how_to_get):
+        with pytest.raises(UserError, match="digits_lt comes with scikit-learn and needs no files"):
+            do("digits_lt", tmp_path)
 
 
 # ---------------------------------------------------------------- balanced sets

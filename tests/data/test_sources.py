@@ -2,6 +2,7 @@ import logging
 import os
 import pickle
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from fastai.data.external import URLs
 from PIL import Image
 
 from ltlearn.data.sources import (
+    EXTENSIONS,
     ImageSet,
     find_class_folders,
     list_class_folders,
@@ -33,13 +35,16 @@ def save(path: Path, image, **options) -> Path:
 # ---------------------------------------------------------------- one picture
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "gif", "webp", "jpg"])
+@pytest.mark.parametrize(
+    "suffix", ["png", "bmp", "tif", "ppm", "pnm", "gif", "webp", "jpg", "jfif", "jp2", "avif"]
+)
 def test_formats(tmp_path, suffix):
     options = {"lossless": True} if suffix == "webp" else {}
     out = read_image(save(tmp_path / f"a.{suffix}", RGB, **options))
     assert out.shape == RGB.shape and out.dtype == np.uint8
-    if suffix not in ("gif", "jpg"):
+    if suffix not in ("gif", "jpg", "jfif", "avif"):
         assert (out == RGB).all()
+    assert f".{suffix}" in EXTENSIONS
 
 
 def test_greyscale_and_black_and_white_become_three_equal_channels(tmp_path):
@@ -145,6 +150,29 @@ def test_listing_is_in_natural_order_and_leaves_other_files_out(tmp_path):
     want = ["01.png", "1.png", "2_a.JPG", "2_b.png", "10_b.png", "²3.png"]
     assert found.paths == [f"cat/{n}" for n in want] + ["dog/deep/er/a.png"]
     assert found.targets.tolist() == [1] * 6 + [2]
+
+
+def test_what_may_be_pictures_is_left_out_aloud(tmp_path, write_classes, caplog):
+    root = write_classes(tmp_path, {"ant": 2, "bee": 1})
+    for name in ("a.HEIC", "b.heic", "bare", "notes.txt", "Thumbs.db", ".hidden.heic"):
+        (root / "ant" / name).touch()
+    assert len(list_class_folders(root)[0]) == 3
+    (message,) = caplog.messages
+    assert message == (
+        f"{root}: left out 2 .heic, 1 without an extension; if those are pictures, convert them to "
+        "PNG or JPEG."
+    )
+    others = Counter()
+    list_class_folders(root, others=others)
+    assert others == {".heic": 2, "": 1, ".txt": 1, ".db": 1} and len(caplog.messages) == 1
+
+
+def test_without_pictures_what_is_there_instead_is_said(tmp_path):
+    (tmp_path / "ant").mkdir()
+    for i in range(8):
+        (tmp_path / "ant" / f"{i}.x{i}").touch()
+    with pytest.raises(UserError, match=r"hold no pictures \(.*\), but 1 .x\d, .* 3 others; conv"):
+        list_class_folders(tmp_path)
 
 
 def test_unicode_and_spaces_and_a_trailing_slash(tmp_path, write_classes):
@@ -330,6 +358,7 @@ def test_missing_cifar_says_which_command_fetches_it(tmp_path, num_classes, url,
     message = str(e.value)
     assert f"CIFAR-{num_classes} is not under {tmp_path / 'no where'}" in message
     assert f"untar_data({url}))" in message
+    assert "--data of `ltlearn recipe`, --root of `ltlearn data`" in message
     assert f"torchvision.datasets.{torchvision_name}('{tmp_path / 'no where'}'" in message
     assert hasattr(URLs, url.split(".")[1]) and hasattr(torchvision.datasets, torchvision_name)
 
@@ -419,7 +448,7 @@ def test_missing_tiny_imagenet_says_what_to_fetch_and_where_it_was_sought(tmp_pa
     message = str(e.value)
     assert f"Tiny-ImageNet is not under {tmp_path} (looked for train/ and val/ there" in message
     for words in (
-        "tiny-imagenet-200/", "tiny-imagenet-200-lt10/", "--data",
+        "tiny-imagenet-200/", "tiny-imagenet-200-lt10/", "--data", "--root",
         "Fetch http://cs231n.stanford.edu/tiny-imagenet-200.zip",
     ):  # fmt: skip
         assert words in message

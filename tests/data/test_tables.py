@@ -12,7 +12,14 @@ from PIL import Image
 from ltlearn.data import list_pictures
 from ltlearn.data.loaders import LTDataLoaders, PictureFiles, PicturesInMemory
 from ltlearn.data.sources import list_class_folders
-from ltlearn.data.tables import list_json, list_table, read_table, source_kind
+from ltlearn.data.tables import (
+    find_split_folders,
+    list_folder,
+    list_json,
+    list_table,
+    read_table,
+    source_kind,
+)
 from ltlearn.errors import UserError
 
 COUNTS = {"ant": 8, "bee": 4, "cat": 3}
@@ -133,6 +140,22 @@ def test_without_a_header_no_picture_is_lost(photos):
     assert from_csv(file).shot_counts.tolist() == [8, 4, 3]
     file.write_text("\n".join(["", *lines, "gone.png,ant"]))
     assert "t.csv, row 17: there is no " in sentence(lambda: from_csv(file))
+
+
+@pytest.mark.parametrize(
+    ("ending", "suffix"), [("", ""), (".dcm", ""), (".jfif", ""), ("", ".png")]
+)
+def test_a_first_line_that_names_a_file_is_no_header(photos, ending, suffix):
+    # It was one for every extension that is not known, and the first picture was lost.
+    for file in photos.rglob("*.png"):
+        file.rename(file.with_suffix(ending or suffix))
+    lines = [f"{os.path.splitext(p)[0]}{ending},{c}" for p, c in rows_of(photos)]
+    file = write(photos.parent / "t.csv", "\n".join(lines))
+    listed = list_table(file, photos, suffix=suffix)
+    assert len(listed.parts["train"]) == 15
+    write(file, "\n".join(["image,label", *lines]))
+    (photos / f"image{suffix}").touch()
+    assert len(list_table(file, photos, suffix=suffix).parts["train"]) == 15
 
 
 def test_labels_that_pandas_takes_for_missing_are_kept(photos):
@@ -323,8 +346,8 @@ def test_without_validation_rows_they_are_carved(photos):
 
 
 def test_parts_that_cannot_be_used(photos):
-    assert "the table, row 1: 'dev' in the column 'split' must be one of train" in sentence(
-        lambda: from_df(with_parts(photos, "train", "dev"), photos)
+    assert "the table, row 1: 'eval' in the column 'split' must be one of train" in sentence(
+        lambda: from_df(with_parts(photos, "train", "eval"), photos)
     )
     assert "no training picture; mark some 'train'" in sentence(
         lambda: from_df(with_parts(photos, "test"), photos)
@@ -352,8 +375,10 @@ def test_rows_there_twice_count_once(photos, caplog):
     again["image"] = ["./ant//0.png", str(photos / "ant" / "1.png")]
     dls = from_df(pd.concat([df, again, df[4:5]]), photos)
     assert dls.shot_counts.tolist() == [8, 4, 3]
-    assert "the table: 3 rows are there twice; each counts once." in caplog.messages
+    assert "the table: 3 rows are there twice; each picture counts once." in caplog.messages
     assert dls.split.train == from_df(df, photos).split.train
+    list_table(pd.concat([df, df[:1]]), photos)
+    assert caplog.messages[-1] == "the table: 1 row is there twice; each picture counts once."
 
 
 def test_a_picture_with_two_labels_is_named(photos):
@@ -364,7 +389,7 @@ def test_a_picture_with_two_labels_is_named(photos):
         "a picture has one label"
     ) in sentence(lambda: from_df(df, photos))
     df.loc[len(df)] = ["ant/0.png", "bee"]
-    assert "and 1 more rows are like it" in sentence(lambda: from_df(df, photos))
+    assert "and 1 more row is like it" in sentence(lambda: from_df(df, photos))
 
 
 def test_a_picture_in_two_parts_is_named(photos):
@@ -444,6 +469,14 @@ def test_where_all_are_missing_the_folder_is_asked_for(photos, skip_bad):
 
 
 # ---------------------------------------------------------------- bad and odd pictures
+
+
+def test_backslashes_of_windows_are_named(photos):
+    df = frame(photos)
+    df["image"] = df["image"].str.replace("/", "\\")
+    assert r"(--images), and write / for the \ of Windows in them." in sentence(
+        lambda: from_df(df, photos)
+    )
 
 
 def spoil(root, bad_pictures) -> pd.DataFrame:
@@ -547,7 +580,7 @@ def test_annotations_that_cannot_be_used(photos, tmp_path):
     assert kept.skipped == [str(photos / "ant" / "99.png")]
     (photos / "ant" / "0.png").unlink()
     (photos / "ant" / "0.png").symlink_to(tmp_path / "train.json")
-    assert "pass follow_links=True" in sentence(lambda: from_json(train, photos))
+    assert "pass follow_links=True (--follow-links" in sentence(lambda: from_json(train, photos))
     assert len(list_json(train, photos, follow_links=True).parts["train"]) == 12
     assert "no valid JSON" in sentence(lambda: from_json(write(tmp_path / "x.json", "{"), photos))
 
@@ -661,3 +694,63 @@ def test_a_link_to_another_class_is_named(tmp_path, write_classes, inside):
     root = write_classes(tmp_path, {"cat": 2, "cat/kittens": 2, "dog": 1})
     (root / "young").symlink_to(root / "cat" / ("kittens" if inside else ""))
     assert "young is a link to " in sentence(lambda: list_class_folders(root))
+
+
+# ---------------------------------------------------------------- folders of parts
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Train", "Val", "Test"), ("TRAINING", "dev", "Testing"), ("training", "Validation", "test")],
+)
+def test_parts_are_found_in_any_case(tmp_path, write_classes, caplog, names):
+    # Train/ and Test/ were once two classes.
+    for name in names:
+        write_classes(tmp_path / name, COUNTS)
+    listed = list_folder(tmp_path)
+    assert list(listed.parts) == ["train", "valid", "test"] and listed.classes == [*COUNTS]
+    assert find_split_folders(tmp_path) == {
+        part: tmp_path / name for part, name in zip(listed.parts, names, strict=True)
+    }
+    assert not caplog.records
+
+
+def test_a_class_called_train_that_has_folders_drops_no_other_class(tmp_path, write_classes):
+    root = tmp_path / "vehicles"
+    write_classes(root / "Train", {"express": 3, "goods": 2})
+    write_classes(root, {"car": 3, "bus": 2, ".cache": 1})
+    (root / "docs").mkdir()
+    reason = sentence(lambda: list_folder(root))
+    assert "has pictures in bus/, car/ beside Train/" in reason and "rename its folder" in reason
+    (root / "Train").rename(root / "trains")
+    assert list_folder(root).classes == ["bus", "car", "docs", "trains"]
+
+
+def test_folders_without_pictures_stand_beside_a_training_folder(tmp_path, write_classes, caplog):
+    write_classes(tmp_path / "train", COUNTS)
+    (tmp_path / "labels" / "ant").mkdir(parents=True)
+    (tmp_path / "labels" / "ant" / "0.txt").write_text("0 1 1 2 2")
+    assert list_folder(tmp_path).classes == [*COUNTS] and not caplog.records
+
+
+def test_what_is_beside_two_parts_is_left_out_aloud(tmp_path, write_classes, caplog):
+    for name in ("train", "test"):
+        write_classes(tmp_path / name, COUNTS)
+    write_classes(tmp_path, {f"more{i}": 1 for i in range(7)})
+    assert list_folder(tmp_path).classes == [*COUNTS]
+    (record,) = caplog.records
+    assert "in more0/, more1/, more2/, more3/, more4/ and 2 more are left" in record.getMessage()
+
+
+def test_two_folders_of_one_part_are_refused(tmp_path, write_classes):
+    for name in ("train", "val", "Valid"):
+        write_classes(tmp_path / name, COUNTS)
+    assert "has 2 validation folders, Valid/ and val/; leave one" in sentence(
+        lambda: list_folder(tmp_path)
+    )
+
+
+def test_a_class_called_dev_can_be_renamed(tmp_path, write_classes):
+    write_classes(tmp_path / "dev", {"a": 1})
+    write_classes(tmp_path, {"ops": 3})
+    assert "if dev is a class, rename its folder" in sentence(lambda: list_folder(tmp_path))
