@@ -33,6 +33,9 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; exit with 0, 2 (a user's mistake), 1 (our own) or 130 (Ctrl-C)."""
     keep_freed_memory()
+    # Names of files and classes may be undecodable, or beyond what a terminal can show.
+    if getattr(sys.stdout, "errors", "") == "strict" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="ltlearn")
     except UserError as e:

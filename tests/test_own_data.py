@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from ltlearn.models.cut import create_lt_model
 from ltlearn.own import own_recipe
 from ltlearn.predictor import Predictor
 from ltlearn.recipe import Recipe, load_recipe
-from tests.test_cli import ltlearn
+from tests.test_cli import COMMAND, ENV, ltlearn
 
 CLASSES = {"ant": 24, "bee": 10, "cow": 5}
 FAST = (
@@ -221,6 +223,47 @@ def test_a_table_whose_columns_have_to_be_named(photos, tmp_path):
 )
 def test_a_bad_value_is_said_by_its_flag(photos, flag, value, words):
     assert words in refused("train", photos, "--no-pretrained", flag, value)
+
+
+ODD_NAMES = (os.fsdecode(b"caf\xe9"), 'it\'s "q"', "$x$", "a\nb", "🐜", "a|b \\ [c](d) <b>*")
+
+
+def test_odd_names_of_classes_go_through_everything(tmp_path):
+    folder = tmp_path / os.fsdecode(b"t\xe4ter")
+    rng = np.random.default_rng(0)
+    for name in ODD_NAMES:
+        try:
+            (folder / name).mkdir(parents=True)
+        except OSError:
+            pytest.skip("this file system takes no such names")
+        for i in range(5):
+            pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    run, words = tmp_path / "run", ("--method", "samn,crt")
+    done = ltlearn("train", folder, *FAST, *words, "--out", run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "crt" in (run / "report.md").read_text("utf-8")
+    assert json.loads((run / "manifest.json").read_text("utf-8"))["status"] == "finished"
+    model = json.loads((run / "model.json").read_text("utf-8"))
+    assert model["classes"] == sorted(ODD_NAMES)
+    told = json.loads(ltlearn("predict", run, folder, "--json", "--top", "6").stdout)
+    assert {pair["class"] for pair in told["pictures"][0]["top"]} == set(ODD_NAMES)
+    done = ltlearn("predict", run, folder, "--csv", tmp_path / "p.csv", "--top", "6")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
+        _, *rows = csv.reader(file)
+    assert len(rows) == 30
+    shown = {name.encode(errors="backslashreplace").decode() for name in ODD_NAMES}
+    assert all(set(row[1::2]) == shown for row in rows)
+    # In a process of its own, whose standard output refuses what is no text.
+    env = {**ENV, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(
+        [*COMMAND, "predict", run, folder, "--top", "6"], env=env, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.decode("utf-8").splitlines()) == 31
+    done = ltlearn("compare", run, "--methods", "ce,samn", "--quiet")
+    assert done.returncode == 0, done.stderr
 
 
 def test_pretrained_weights_change_rate_and_epochs(photos, given):

@@ -214,7 +214,7 @@ def test_files_of_another_shape(tmp_path):
     )
     # timm loads nothing of this, and only logs it.
     torch.save({"stem.weight": torch.zeros(3)}, file)
-    words = r"lacks \d+ tensors such as conv1.0.weight, and it has a tensor stem.weight, which resnet10t"
+    words = r"lacks \d+ tensors such as conv1.0.weight, and it has a tensor stem.weight, which res"
     with pytest.raises(UserError, match=words):
         create_lt_model("resnet10t", 3, pretrained=file)
 
