@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.memory import keep_freed_memory
 
 __all__ = ["app", "main"]
@@ -170,7 +170,10 @@ def recipe(
     overrides = list(set_ or [])
     overrides += [f"protocol={json.dumps(protocol)}"] if protocol is not None else []
     overrides += [f"seeds={seeds}"] if seeds is not None else []
-    wanted = load_recipe(name, overrides)
+    flags = {"protocol": protocol, "seeds": seeds}
+    wanted = load_recipe(
+        name, overrides, {key: f"--{key}" for key, given in flags.items() if given is not None}
+    )
     if smoke:
         wanted = wanted.smoke()
     if data is not None and wanted.data.dataset == "own":
@@ -276,8 +279,14 @@ def _without_out(words: list[str]) -> list[str]:
     return kept
 
 
-def _split(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+def _split(flag: str, text: str | None) -> list[str] | None:
+    """Return the names between the commas of an option; None where it was not given."""
+    if text is None:
+        return None
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise UserError(f"{flag} {text!r} names nothing; give a name or more, or leave it out.")
+    return names
 
 
 def _speaker(quiet: bool):
@@ -310,6 +319,7 @@ _DATA = Annotated[
 _DEVICE = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results alone.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+_SELECTS = ("best", "last")
 _SELECT = Annotated[
     str, typer.Option(help="Which epoch of stage 2 is kept: best (on validation) or last.")
 ]
@@ -378,18 +388,27 @@ def compare(
     from ltlearn.methods import find_methods
     from ltlearn.settings import load_settings
 
-    folder, names = _existing_run(run), _split(methods)
+    folder, names, tested = (
+        _existing_run(run),
+        _split("--methods", methods),
+        _split("--priors", priors),
+    )
     names = None if names is None else find_methods(names)
+    check_choice("--select", select, _SELECTS)
+    check_whole("--seeds", seeds, 1)
     settings = load_settings(device=device)
     quiet = quiet or as_json
     kept = f"; what is trained is in {run / 'compare'}, and the same command goes on from there"
     with _stoppable(kept), _voice(quiet):
+        from ltlearn.priors import PRIORS
         from ltlearn.report import render_rows
         from ltlearn.study import compare_run
 
+        for prior in tested or ():
+            check_choice("--priors", prior, PRIORS)
         result = compare_run(
             folder, names, seeds,
-            priors=_split(priors) or (), select=select, data_path=data,
+            priors=tested or (), select=select, data_path=data,
             cache_path=settings.cache_path / "features", device=settings.device,
             say=_speaker(quiet),
         )  # fmt: skip
@@ -422,7 +441,8 @@ def sensitivity(
     from ltlearn.settings import load_settings
 
     folder, settings = _existing_run(run), load_settings(device=device)
-    names = None if methods is None else find_methods(_split(methods))
+    names = None if methods is None else find_methods(_split("--methods", methods))
+    check_choice("--select", select, _SELECTS)
     quiet = quiet or as_json
     with _stoppable(), _voice(quiet):
         from ltlearn.report import render_rows
@@ -532,7 +552,9 @@ def inspect(
         )
     with _stoppable(), _voice(quiet or as_json):
         from ltlearn.inspection import inspect_path
+        from ltlearn.metrics import FEW_RULES
 
+        check_choice("--few", few, FEW_RULES)
         found = inspect_path(
             path, quick=quick, few=few, device=device, timing_s=0.0 if quick else 3.0,
             **_reading(images, image_col, label_col, split_col, suffix, valid, test),
@@ -561,6 +583,9 @@ def data(
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Links may lead out of the folder.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Fetch large sets without being asked.")
+    ] = False,
     as_json: _JSON = False,
 ) -> None:
     """Check a copy of a benchmark against what is published, or say how to get one."""
@@ -571,12 +596,25 @@ def data(
         from ltlearn.data.benchmarks import check_benchmark, download_benchmark
 
         if download:
-            report = download_benchmark(name, root, confirm=typer.confirm)
+            report = download_benchmark(
+                name, root, confirm=(lambda question: True) if yes else _ask
+            )
         else:
             report = check_benchmark(name, root, follow_links)
     typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _ask(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort as e:
+        if isinstance(e.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise UserError(
+            "nothing was fetched: it is to be confirmed, and there is nobody to ask; give --yes."
+        ) from None
 
 
 _SET = Annotated[
@@ -742,7 +780,8 @@ def retrain(
     as_json: _JSON = False,
 ) -> None:
     """Retrain the classifier of a model that you have trained: features, stage 2, report."""
-    method = method or ("crt" if reset else "samn")
+    if method is None:
+        method = "crt" if reset else "samn"
     options = {
         "model.arch": arch, "data.size": size,
         **_of_data(_reading(images, image_col, label_col, split_col, suffix, valid, test)),
@@ -767,6 +806,7 @@ def _run_own(
     from ltlearn.settings import load_settings
 
     check_choice("--on-nan", on_nan, ("stop", "skip"))
+    methods = _split("--method", method)
     settings = load_settings(device=device, precision=precision)
     if out is not None and out.expanduser().resolve().is_relative_to(data.expanduser().resolve()):
         raise UserError(
@@ -777,7 +817,7 @@ def _run_own(
         from ltlearn.own import own_recipe
 
         wanted = own_recipe(
-            data, _split(method) or [], {**options, "seeds": seeds, "protocol": protocol},
+            data, methods, {**options, "seeds": seeds, "protocol": protocol},
             set_ or [], checkpoint=checkpoint, reset=reset, skip_bad=skip_bad,
         )  # fmt: skip
     _run(wanted, settings, out, resume, quiet, as_json, on_nan=on_nan, skip_bad=skip_bad, **more)
@@ -821,10 +861,13 @@ def predict(
     settings = load_settings(device=device)
     with _stoppable(), _voice(False):
         from ltlearn.predictor import Predictor, find_pictures
+        from ltlearn.priors import PRIORS
         from ltlearn.progress import track
         from ltlearn.report import render_rows
         from ltlearn.runner import pick_device
 
+        if target_prior is not None:
+            check_choice("--target-prior", target_prior, PRIORS)
         predictor = Predictor(model, method, pick_device(settings.device), target_prior)
         # Their names alone: pictures are read a batch at a time.
         paths = list(find_pictures(pictures))
@@ -853,7 +896,7 @@ def predict(
             "unreadable": bad,
         }
         typer.echo(json.dumps(told, indent=1))
-    elif csv is None:
+    elif found:
         rows = [[path, *(f"{c} {100 * p:.1f} %" for c, p in pairs)] for path, pairs in found]
         render_rows(["file", *(str(k) for k in range(1, top + 1))], rows)
     if bad:
@@ -862,14 +905,16 @@ def predict(
 
 @contextmanager
 def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
-    """Give a function that writes a row; the file takes its name when all are written."""
+    """Give a function that writes a row; the file takes its name when all are written, if any."""
     if path is None:
         yield lambda row: None
         return
     import csv
 
     path = path.expanduser()
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the path of a file as --csv.")
+    temporary, rows = path.with_name(f".tmp-{os.getpid()}-{path.name}"), 0
     try:
         try:
             file = open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace")
@@ -878,7 +923,14 @@ def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
         with file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(head)
-            yield writer.writerow
-        os.replace(temporary, path)
+
+            def write(row: list) -> None:
+                nonlocal rows
+                writer.writerow(row)
+                rows += 1
+
+            yield write
+        if rows:
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -280,6 +280,9 @@ def test_what_train_refuses(photos, tmp_path):
     assert "timm has no pre-trained weights of resnet20_cifar" in none
     assert "there is no" in refused("train", tmp_path / "nothing")
     assert "did you mean" in refused("train", photos, "--arch", "resnet5O")
+    for nothing in ("", ",", " , "):
+        message = refused("train", photos, *FAST, "--method", nothing)
+        assert f"--method {nothing!r} names nothing; give a name or more" in message
     assert "no method 'samm'" in refused("train", photos, *FAST, "--method", "samm")
     assert "is inside" in refused("train", photos, *FAST, "--out", photos / "run")
     assert "not for --set" in refused("train", photos, *FAST, "--set", "data.dataset=digits_lt")
@@ -363,8 +366,20 @@ def test_unreadable_pictures_are_named_and_the_rest_goes_on(trained, photos, tmp
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 3 and "--skip-bad" not in done.stderr
-    assert "broken.jpg" in lines[0] and "holds no pictures" in lines[1] and "gone.png" in lines[2]
+    assert "broken.jpg" in lines[0]
+    assert "holds no pictures (.bmp," in lines[1] and "; give another one" in lines[1]
+    assert "there is no picture" in lines[2] and "gone.png; give a file, or a folder" in lines[2]
     assert len(done.stdout.strip().splitlines()) == 2
+
+
+def test_where_nothing_is_classified_nothing_is_written(trained, tmp_path):
+    run, _ = trained
+    done = ltlearn("predict", run, tmp_path / "gone.png")
+    assert done.returncode == 1 and done.stdout == ""
+    done = ltlearn("predict", run, tmp_path / "gone.png", "--csv", tmp_path / "out.csv")
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    done = ltlearn("predict", run, tmp_path / "gone.png", "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["pictures"] == []
 
 
 def test_a_turned_photograph_is_read_upright(trained, tmp_path):
@@ -390,7 +405,8 @@ def test_another_prior_moves_the_probabilities(trained, photos):
     )
     odds = (uniform["cow"] / uniform["ant"]) / (plain["cow"] / plain["ant"])
     assert odds == pytest.approx(24 / 5, rel=1e-3)
-    assert "prior" in refused("predict", run, picture, "--target-prior", "flat")
+    message = refused("predict", run, picture, "--target-prior", "flat")
+    assert "--target-prior must be one of uniform, train, reversed, got 'flat'" in message
 
 
 def test_memory_stays_bounded(trained, photos, monkeypatch):
@@ -441,6 +457,16 @@ def test_what_predict_refuses(trained, photos, tmp_path):
     assert "cannot be written" in refused(
         "predict", run, picture, "--csv", tmp_path / "no" / "such.csv"
     )
+    message = refused("predict", run, picture, "--csv", tmp_path)
+    assert "is a folder; give the path of a file as --csv" in message
+    for name in ("mine.pth", "mine.pt", "mine.bin"):
+        (tmp_path / name).touch()
+        message = refused("predict", tmp_path / name, picture)
+        assert f"`ltlearn retrain --arch NAME --checkpoint {tmp_path / name} --data DIR`" in message
+    message = refused("predict", tmp_path / "gone.safetensors", picture)
+    assert "give one of a run's checkpoints, or its folder" in message
+    message = refused("predict", tmp_path, picture)
+    assert "holds no run of ltlearn (no manifest.json); give the folder that" in message
 
 
 # ---------------------------------------------------------------- retrain
@@ -501,6 +527,18 @@ def test_what_retrain_refuses(given, photos, tmp_path, capsys):
     assert "which this command takes as it is" in refused(
         "retrain", "--checkpoint", given[1], *words, "--set", "stage1.epochs=3"
     )
+    message = refused("retrain", "--checkpoint", given[1], *words, "--method", "")
+    assert "--method '' names nothing" in message
+    for arch, why in (
+        ("resnet50", "layer1.0.conv1.weight is 64 x 64 x 3 x 3 in the file, but 64 x "),
+        ("vit_tiny_patch16_224", "the file lacks 150 tensors such as "),
+    ):
+        more = words[:2] + ("--arch", arch, "--size", "32", "--out", tmp_path / "c")
+        message = refused("retrain", "--checkpoint", given[1], *more)
+        assert f"do not fit {arch} (" in message and why in message
+        assert message.endswith("); give the arch (--arch) that the file is of.")
+    message = refused("retrain", "--checkpoint", given[1], "--data", photos, "--arch", "resnet99")
+    assert "arch (--arch)" in message and "did you mean" in message
     headless = tmp_path / "headless.pth"
     torch.save(timm.create_model("resnet10t", num_classes=0).state_dict(), headless)
     message = refused("retrain", "--checkpoint", headless, *words, "--out", tmp_path / "b")
