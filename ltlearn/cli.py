@@ -689,7 +689,10 @@ def train(
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Of stage 1; 0.1 a 256 images, a tenth of it from pre-trained weights."),
+        typer.Option(
+            help="Of stage 1; 0.1 a 256 images of a batch (of 1024 at most), a tenth of it from "
+            "pre-trained weights."
+        ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Of stage 1; 64.")] = None,
     images: _IMAGES = None,

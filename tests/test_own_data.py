@@ -169,6 +169,16 @@ def test_defaults_follow_the_pictures(photos, tmp_path):
     assert "larger than 96" in large.provenance["data.size"]
 
 
+def test_the_rate_grows_with_the_batch_up_to_an_end(photos):
+    options = {"model.arch": "resnet20_cifar"}
+    for batch, lr in ((256, 0.1), (1024, 0.4), (1025, 0.4), (100_000, 0.4)):
+        recipe = own_recipe(photos, ["samn"], {**options, "stage1.batch_size": batch})
+        assert recipe.stage1.lr == lr
+        assert ("a batch of 1024" in recipe.provenance["stage1.lr"]) == (batch > 1024)
+    recipe = own_recipe(photos, [], {**options, "stage1.batch_size": 100_000, "stage1.lr": 3.0})
+    assert recipe.stage1.lr == 3.0
+
+
 def test_train_on_a_table(photos, tmp_path):
     table = tmp_path / "pictures.csv"
     rows = [
