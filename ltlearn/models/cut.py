@@ -314,7 +314,9 @@ def _create_from_file(arch: str, path: Path, state: dict[str, Tensor], kwargs: d
     if missing:
         why.append(f"the file lacks {_some(missing)}")
     if unused:
-        why.append(f"it has {_some(unused)}, which {arch} does not use")
+        why.append(
+            f"{'it' if missing else 'the file'} has {_some(unused)}, which {arch} does not use"
+        )
     if why or not found:
         raise _no_fit(path, arch, kwargs, ", and ".join(why) or "timm loads none of them")
     return backbone
