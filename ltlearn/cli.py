@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.memory import keep_freed_memory
 
 __all__ = ["app", "main"]
@@ -33,6 +33,9 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; exit with 0, 2 (a user's mistake), 1 (our own) or 130 (Ctrl-C)."""
     keep_freed_memory()
+    # Names of files and classes may be undecodable, or beyond what a terminal can show.
+    if getattr(sys.stdout, "errors", "") == "strict" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="ltlearn")
     except UserError as e:
@@ -173,7 +176,10 @@ def recipe(
     overrides = list(set_ or [])
     overrides += [f"protocol={json.dumps(protocol)}"] if protocol is not None else []
     overrides += [f"seeds={seeds}"] if seeds is not None else []
-    wanted = load_recipe(name, overrides)
+    flags = {"protocol": protocol, "seeds": seeds}
+    wanted = load_recipe(
+        name, overrides, {key: f"--{key}" for key, given in flags.items() if given is not None}
+    )
     if smoke:
         wanted = wanted.smoke()
     if data is not None and wanted.data.dataset == "own":
@@ -279,8 +285,14 @@ def _without_out(words: list[str]) -> list[str]:
     return kept
 
 
-def _split(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+def _split(flag: str, text: str | None) -> list[str] | None:
+    """Return the names between the commas of an option; None where it was not given."""
+    if text is None:
+        return None
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise UserError(f"{flag} {text!r} names nothing; give a name or more, or leave it out.")
+    return names
 
 
 def _speaker(quiet: bool):
@@ -313,6 +325,7 @@ _DATA = Annotated[
 _DEVICE = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results alone.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+_SELECTS = ("best", "last")
 _SELECT = Annotated[
     str, typer.Option(help="Which epoch of stage 2 is kept: best (on validation) or last.")
 ]
@@ -381,18 +394,27 @@ def compare(
     from ltlearn.methods import find_methods
     from ltlearn.settings import load_settings
 
-    folder, names = _existing_run(run), _split(methods)
+    folder, names, tested = (
+        _existing_run(run),
+        _split("--methods", methods),
+        _split("--priors", priors),
+    )
     names = None if names is None else find_methods(names)
+    check_choice("--select", select, _SELECTS)
+    check_whole("--seeds", seeds, 1)
     settings = load_settings(device=device)
     quiet = quiet or as_json
     kept = f"; what is trained is in {run / 'compare'}, and the same command goes on from there"
     with _stoppable(kept), _voice(quiet):
+        from ltlearn.priors import PRIORS
         from ltlearn.report import render_rows
         from ltlearn.study import compare_run
 
+        for prior in tested or ():
+            check_choice("--priors", prior, PRIORS)
         result = compare_run(
             folder, names, seeds,
-            priors=_split(priors) or (), select=select, data_path=data,
+            priors=tested or (), select=select, data_path=data,
             cache_path=settings.cache_path / "features", device=settings.device,
             say=_speaker(quiet),
         )  # fmt: skip
@@ -425,7 +447,8 @@ def sensitivity(
     from ltlearn.settings import load_settings
 
     folder, settings = _existing_run(run), load_settings(device=device)
-    names = None if methods is None else find_methods(_split(methods))
+    names = None if methods is None else find_methods(_split("--methods", methods))
+    check_choice("--select", select, _SELECTS)
     quiet = quiet or as_json
     with _stoppable(), _voice(quiet):
         from ltlearn.report import render_rows
@@ -535,7 +558,9 @@ def inspect(
         )
     with _stoppable(), _voice(quiet or as_json):
         from ltlearn.inspection import inspect_path
+        from ltlearn.metrics import FEW_RULES
 
+        check_choice("--few", few, FEW_RULES)
         found = inspect_path(
             path, quick=quick, few=few, device=device, timing_s=0.0 if quick else 3.0,
             **_reading(images, image_col, label_col, split_col, suffix, valid, test),
@@ -564,6 +589,9 @@ def data(
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Links may lead out of the folder.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Fetch large sets without being asked.")
+    ] = False,
     as_json: _JSON = False,
 ) -> None:
     """Check a copy of a benchmark against what is published, or say how to get one."""
@@ -574,12 +602,25 @@ def data(
         from ltlearn.data.benchmarks import check_benchmark, download_benchmark
 
         if download:
-            report = download_benchmark(name, root, confirm=typer.confirm)
+            report = download_benchmark(
+                name, root, confirm=(lambda question: True) if yes else _ask
+            )
         else:
             report = check_benchmark(name, root, follow_links)
     typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _ask(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort as e:
+        if isinstance(e.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise UserError(
+            "nothing was fetched: it is to be confirmed, and there is nobody to ask; give --yes."
+        ) from None
 
 
 _SET = Annotated[
@@ -654,7 +695,10 @@ def train(
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Of stage 1; 0.1 a 256 images, a tenth of it from pre-trained weights."),
+        typer.Option(
+            help="Of stage 1; 0.1 a 256 images of a batch (of 1024 at most), a tenth of it from "
+            "pre-trained weights."
+        ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Of stage 1; 64.")] = None,
     images: _IMAGES = None,
@@ -745,7 +789,8 @@ def retrain(
     as_json: _JSON = False,
 ) -> None:
     """Retrain the classifier of a model that you have trained: features, stage 2, report."""
-    method = method or ("crt" if reset else "samn")
+    if method is None:
+        method = "crt" if reset else "samn"
     options = {
         "model.arch": arch, "data.size": size,
         **_of_data(_reading(images, image_col, label_col, split_col, suffix, valid, test)),
@@ -770,6 +815,7 @@ def _run_own(
     from ltlearn.settings import load_settings
 
     check_choice("--on-nan", on_nan, ("stop", "skip"))
+    methods = _split("--method", method)
     settings = load_settings(device=device, precision=precision)
     where = settings.runs_path if out is None else out
     if where.expanduser().resolve().is_relative_to(data.expanduser().resolve()):
@@ -782,7 +828,7 @@ def _run_own(
         from ltlearn.own import own_recipe
 
         wanted = own_recipe(
-            data, _split(method) or [], {**options, "seeds": seeds, "protocol": protocol},
+            data, methods, {**options, "seeds": seeds, "protocol": protocol},
             set_ or [], checkpoint=checkpoint, reset=reset, skip_bad=skip_bad,
         )  # fmt: skip
     _run(wanted, settings, out, resume, quiet, as_json, on_nan=on_nan, skip_bad=skip_bad, **more)
@@ -826,10 +872,13 @@ def predict(
     settings = load_settings(device=device)
     with _stoppable(), _voice(False):
         from ltlearn.predictor import Predictor, find_pictures
+        from ltlearn.priors import PRIORS
         from ltlearn.progress import track
         from ltlearn.report import render_rows
         from ltlearn.runner import pick_device
 
+        if target_prior is not None:
+            check_choice("--target-prior", target_prior, PRIORS)
         predictor = Predictor(model, method, pick_device(settings.device), target_prior)
         # Their names alone: pictures are read a batch at a time.
         paths = list(find_pictures(pictures))
@@ -858,7 +907,7 @@ def predict(
             "unreadable": bad,
         }
         typer.echo(json.dumps(told, indent=1))
-    elif csv is None:
+    elif found:
         rows = [[path, *(f"{c} {100 * p:.1f} %" for c, p in pairs)] for path, pairs in found]
         render_rows(["file", *(str(k) for k in range(1, top + 1))], rows)
     if bad:
@@ -867,14 +916,16 @@ def predict(
 
 @contextmanager
 def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
-    """Give a function that writes a row; the file takes its name when all are written."""
+    """Give a function that writes a row; the file takes its name when all are written, if any."""
     if path is None:
         yield lambda row: None
         return
     import csv
 
     path = path.expanduser()
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the path of a file as --csv.")
+    temporary, rows = path.with_name(f".tmp-{os.getpid()}-{path.name}"), 0
     try:
         try:
             file = open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace")
@@ -883,7 +934,14 @@ def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
         with file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(head)
-            yield writer.writerow
-        os.replace(temporary, path)
+
+            def write(row: list) -> None:
+                nonlocal rows
+                writer.writerow(row)
+                rows += 1
+
+            yield write
+        if rows:
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

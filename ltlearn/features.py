@@ -198,9 +198,17 @@ class FeatureBank:
         limit = np.finfo(self.dtype).max
         bad = np.flatnonzero(~(np.abs(rows) <= limit).all(1))
         if len(bad):
+            row = rows[bad[0]]
+            what = f"the features of image {start + bad[0]}"
+            if not np.isfinite(row).all():
+                raise UserError(
+                    f"{what} are not finite: the backbone's weights are damaged, or its training "
+                    "diverged; train again with a lower learning rate."
+                )
             raise UserError(
-                f"the features of image {start + bad[0]} are not finite or do not fit "
-                f"{self.dtype}; check the backbone's weights, or use FeatureBank(dtype='float32')."
+                f"{what} reach {np.abs(row).max():.3g}, but {self.dtype} ends at {limit:.3g}: the "
+                "training of the backbone may have diverged; lower its learning rate, or use "
+                "FeatureBank(dtype='float32')."
             )
         return rows.astype(self.dtype)
 

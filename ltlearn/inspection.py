@@ -23,6 +23,7 @@ from ltlearn.data.sources import ImageSet, _as_rgb, find_class_folders
 from ltlearn.errors import UserError, check_choice
 from ltlearn.metrics import FEW_RULES, shot_groups, shot_thresholds_text
 from ltlearn.progress import ProgressLine, duration
+from ltlearn.text import clean as _clean
 
 __all__ = ["Advice", "Duplicates", "Inspection", "Timing", "inspect_path", "inspect_pictures"]
 
@@ -1060,14 +1061,6 @@ def _time_reading(data: ImageSet, size: int, bad: set[str], seconds: float) -> f
 
 
 # ---------------------------------------------------------------- words
-
-
-def _clean(text: Any) -> str:
-    """Write control characters and undecodable bytes of a file name as escapes."""
-    text = str(text)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _broken(command: str) -> list[str]:

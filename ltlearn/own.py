@@ -15,6 +15,7 @@ _SMALL = 96  # pixels; up to this side the loaders hold pictures in memory
 _USUAL_SIZE = 224
 _EPOCHS = {True: 30, False: 90}  # from pre-trained weights, from random ones
 _BATCH = 64
+_LARGEST = 1024  # images a batch up to which the rate grows; beyond, training diverges
 # What the command line calls a key.
 _FLAGS = {
     "data.size": "--size", "model.arch": "--arch", "stage1.epochs": "--epochs",
@@ -127,8 +128,12 @@ def own_recipe(
     batch = choose("stage1.batch_size", _BATCH, "own")
     if isinstance(batch, int):
         # Not of less than an image: what is wrong then is the batch, which validation says.
-        lr = float(f"{0.1 * max(batch, 1) / 256 * (0.1 if trained else 1):.6g}")
-        choose("stage1.lr", lr, f"own: {'.01' if trained else '.1'} a 256 images, from {begun}")
+        scaled = min(max(batch, 1), _LARGEST)
+        lr = float(f"{0.1 * scaled / 256 * (0.1 if trained else 1):.6g}")
+        why = f"own: {'.01' if trained else '.1'} a 256 images, from {begun}"
+        if scaled < batch:
+            why += f"; as of a batch of {_LARGEST}, beyond which it does not grow"
+        choose("stage1.lr", lr, why)
     choose("stage1.weight_decay", 5e-4, "code: SAMN")
     choose("stage2.epochs", 20, "code: SAMN")
     choose("stage2.lr", 5e-4, "code: SAMN, cross-entropy variant")

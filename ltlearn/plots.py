@@ -12,6 +12,7 @@ import numpy as np
 
 from ltlearn.errors import UserError
 from ltlearn.metrics import SHOTS, shot_groups, shot_thresholds_text
+from ltlearn.text import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -558,14 +559,15 @@ def _per_class(values: Any, num_classes: int, name: str) -> np.ndarray:
 
 
 def _short(name: Any) -> str:
-    name = " ".join(str(name).split())
+    # The font has no undecodable bytes, and matplotlib refuses them.
+    name = " ".join(clean(name).split())
     if len(name) > _NAME_LENGTH:
         name = name[: _NAME_LENGTH - 1].rstrip() + "…"
     return _plain(name)
 
 
 def _plain(text: Any) -> str:
-    return str(text).replace("$", r"\$")  # a bare "$" would switch matplotlib to formula mode
+    return clean(text).replace("$", r"\$")  # a bare "$" would switch matplotlib to formula mode
 
 
 def _log_floor(counts: np.ndarray) -> float:

@@ -176,7 +176,10 @@ class Predictor:
     def _read(self, path: str | Path) -> tuple[str, Tensor | str]:
         height, width = self.facts["size"]
         if os.path.isdir(path):
-            return str(path), f"the folder {path} holds no pictures"
+            kinds = ", ".join(sorted(EXTENSIONS))
+            return str(path), f"the folder {path} holds no pictures ({kinds}); give another one"
+        if not os.path.exists(path):
+            return str(path), f"there is no picture {path}; give a file, or a folder of pictures"
         try:
             # As the validation loader of the training did.
             if self._transform is not None:
@@ -220,9 +223,17 @@ def _find(where: Path, method: str | None) -> tuple[Path, Path | None, str | Non
     if where.is_dir():
         return where, None, method
     if where.suffix != ".safetensors":
+        if where.is_file():
+            raise UserError(
+                f"{where} does not say what model and classes it is of; make a run of it, with "
+                f"`ltlearn retrain --arch NAME --checkpoint {where} --data DIR`, and give its "
+                "folder."
+            )
         raise UserError(f"there is no run {where}; give a run's folder, or a .safetensors file.")
     if not where.is_file():
-        raise UserError(f"there is no file {where}.")
+        raise UserError(
+            f"there is no file {where}; give one of a run's checkpoints, or its folder."
+        )
     beside = (folder for folder in (where.parent, where.absolute().parent.parent))
     folder = next((f for f in beside if (f / MODEL_FILE).is_file()), None)
     if folder is None:
@@ -243,8 +254,6 @@ def _find(where: Path, method: str | None) -> tuple[Path, Path | None, str | Non
 def _read_facts(folder: Path) -> dict[str, Any]:
     run = Run(folder)
     if not (folder / MODEL_FILE).is_file():
-        if not (folder / "manifest.json").is_file():
-            raise UserError(f"{folder} holds no run of ltlearn (no manifest.json).")
         manifest = run.read_json("manifest.json")
         finished = isinstance(manifest, dict) and manifest.get("status") == "finished"
         why = "an earlier version of ltlearn made it" if finished else "it is not finished"

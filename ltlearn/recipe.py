@@ -410,12 +410,17 @@ def recipe_names() -> list[str]:
     return sorted(p.stem for p in _folder().glob("*.toml"))
 
 
-def load_recipe(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def load_recipe(
+    name_or_file: str,
+    overrides: list[str] | tuple[str, ...] = (),
+    flags: Mapping[str, str] | None = None,
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
         name_or_file: A name of `recipe_names()`, or the path of a TOML file.
         overrides: "section.key=value", the value as in TOML (a bare word is a string).
+        flags: The options of a command line that keys among those came from, for messages.
 
     Raises:
         UserError: If there is no such recipe or file, it is no TOML, a key is unknown, a value
@@ -442,8 +447,8 @@ def load_recipe(name_or_file: str, overrides: list[str] | tuple[str, ...] = ()) 
         raise UserError(f"{path} cannot be read ({e.strerror}).") from None
     given = {_override(raw, override) for override in overrides}
     where = str(path) if is_file else f"recipe {name_or_file}"
-    _apply_variants(raw, given, path.name, where)
-    return _checked(raw, where, path.name)
+    _apply_variants(raw, given, path.name, where, flags)
+    return _checked(raw, where, path.name, flags)
 
 
 def _checked(raw: dict, where: str, file: str, flags: Mapping[str, str] | None = None) -> Recipe:
@@ -496,7 +501,9 @@ def _check_when(when: dict[str, Any], file: str) -> None:
             raise UserError(f"{file}: `when` asks for {key}, which is no value of a recipe.")
 
 
-def _apply_variants(raw: dict, given: set[str], file: str, where: str) -> None:
+def _apply_variants(
+    raw: dict, given: set[str], file: str, where: str, flags: Mapping[str, str] | None = None
+) -> None:
     """Take the variants of a recipe out, and set the values of those that hold."""
     try:
         variants = [Variant.model_validate(v) for v in raw.pop("variant", [])]
@@ -506,7 +513,7 @@ def _apply_variants(raw: dict, given: set[str], file: str, where: str) -> None:
             '"data.imbalance_factor".'
         ) from None
     # On the values as they are understood, defaults included.
-    before = _validate(raw, where) if variants else None
+    before = _validate(raw, where, flags or {}) if variants else None
     for variant in variants:
         _check_when(variant.when, file)
         if all(before.value(key) == value for key, value in variant.when.items()):

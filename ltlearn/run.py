@@ -358,8 +358,16 @@ class Run:
 
     def _existing(self, name: str) -> Path:
         path = self._target(name)
+        if not path.is_file() and name == "manifest.json":
+            raise UserError(
+                f"{self.path} holds no run of ltlearn (no manifest.json); give the folder that "
+                "`ltlearn recipe`, `train` or `retrain` wrote."
+            )
         if not path.is_file():
-            raise UserError(f"{path} is not there: did the run in {self.path} get that far?")
+            raise UserError(
+                f"{path} is not there: the run did not get that far, or lost it; its own command "
+                "(in manifest.json) with --resume goes on."
+            )
         return path
 
     def _read_bytes(self, name: str) -> bytes:

@@ -478,3 +478,47 @@ def test_keep_all_and_on_nan(tmp_path):
     done = ltlearn(*TINY, "--out", tmp_path / "other", "--on-nan", "go")
     assert done.returncode == 2
     assert "--on-nan must be one of stop, skip, got 'go'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("compare", "RUN", "--methods", ""), "--methods '' names nothing; give a name or more"),
+        (("compare", "RUN", "--priors", ","), "--priors ',' names nothing"),
+        (("compare", "RUN", "--priors", "train,flat"), "--priors must be one of uniform, train,"),
+        (
+            ("compare", "RUN", "--select", "first"),
+            "--select must be one of best, last, got 'first'",
+        ),
+        (("compare", "RUN", "--seeds", "0"), "--seeds must be a whole number of at least 1, got 0"),
+        (("sensitivity", "RUN", "--methods", " "), "--methods ' ' names nothing"),
+        (("sensitivity", "RUN", "--select", "first"), "--select must be one of best, last"),
+        (("inspect", ".", "--few", "<9"), "--few must be one of <20, <=20, got '<9'"),
+        (("recipe", "digits_lt", "--seeds", "0"), "--seeds 0 is not possible; it must be greater"),
+        (("recipe", "cifar10_lt", "--protocol", "x"), "--protocol x is not possible; it must be"),
+        (("recipe", "digits_lt", "--check", "."), "give the folder that `ltlearn recipe`, `train`"),
+    ],
+)
+def test_a_bad_value_is_said_by_the_flag_that_was_typed(tmp_path, words, said):
+    words = [tmp_path if word == "RUN" else word for word in words]
+    done = ltlearn(*words, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
+
+
+def test_a_large_download_is_asked_for_or_confirmed(tmp_path, monkeypatch):
+    from ltlearn.data import benchmarks
+
+    fetched = []
+    monkeypatch.setitem(benchmarks._FETCH, "places_lt", fetched.append)
+    room = namedtuple("Room", "free")(10**15)
+    monkeypatch.setattr(benchmarks.shutil, "disk_usage", lambda path: room)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    words = ("data", "places_lt", "--root", tmp_path, "--download")
+    done = ltlearn(*words)
+    assert done.returncode == 2 and not fetched
+    assert done.stderr.splitlines()[-1].endswith("there is nobody to ask; give --yes.")
+    done = ltlearn(*words, "--yes")
+    assert fetched == [tmp_path] and "Fetch it" not in done.stdout + done.stderr
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    assert "nobody confirmed it" in ltlearn(*words).stderr and len(fetched) == 1

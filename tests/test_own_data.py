@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from ltlearn.models.cut import create_lt_model
 from ltlearn.own import own_recipe
 from ltlearn.predictor import Predictor
 from ltlearn.recipe import Recipe, load_recipe
-from tests.test_cli import ltlearn
+from tests.test_cli import COMMAND, ENV, ltlearn
 
 CLASSES = {"ant": 24, "bee": 10, "cow": 5}
 FAST = (
@@ -167,6 +169,16 @@ def test_defaults_follow_the_pictures(photos, tmp_path):
     assert "larger than 96" in large.provenance["data.size"]
 
 
+def test_the_rate_grows_with_the_batch_up_to_an_end(photos):
+    options = {"model.arch": "resnet20_cifar"}
+    for batch, lr in ((256, 0.1), (1024, 0.4), (1025, 0.4), (100_000, 0.4)):
+        recipe = own_recipe(photos, ["samn"], {**options, "stage1.batch_size": batch})
+        assert recipe.stage1.lr == lr
+        assert ("a batch of 1024" in recipe.provenance["stage1.lr"]) == (batch > 1024)
+    recipe = own_recipe(photos, [], {**options, "stage1.batch_size": 100_000, "stage1.lr": 3.0})
+    assert recipe.stage1.lr == 3.0
+
+
 def test_train_on_a_table(photos, tmp_path):
     table = tmp_path / "pictures.csv"
     rows = [
@@ -233,6 +245,47 @@ def test_a_bad_value_is_said_by_its_flag(photos, flag, value, words):
     assert words in refused("train", photos, "--no-pretrained", flag, value)
 
 
+ODD_NAMES = (os.fsdecode(b"caf\xe9"), 'it\'s "q"', "$x$", "a\nb", "🐜", "a|b \\ [c](d) <b>*")
+
+
+def test_odd_names_of_classes_go_through_everything(tmp_path):
+    folder = tmp_path / os.fsdecode(b"t\xe4ter")
+    rng = np.random.default_rng(0)
+    for name in ODD_NAMES:
+        try:
+            (folder / name).mkdir(parents=True)
+        except OSError:
+            pytest.skip("this file system takes no such names")
+        for i in range(5):
+            pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    run, words = tmp_path / "run", ("--method", "samn,crt")
+    done = ltlearn("train", folder, *FAST, *words, "--out", run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "crt" in (run / "report.md").read_text("utf-8")
+    assert json.loads((run / "manifest.json").read_text("utf-8"))["status"] == "finished"
+    model = json.loads((run / "model.json").read_text("utf-8"))
+    assert model["classes"] == sorted(ODD_NAMES)
+    told = json.loads(ltlearn("predict", run, folder, "--json", "--top", "6").stdout)
+    assert {pair["class"] for pair in told["pictures"][0]["top"]} == set(ODD_NAMES)
+    done = ltlearn("predict", run, folder, "--csv", tmp_path / "p.csv", "--top", "6")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
+        _, *rows = csv.reader(file)
+    assert len(rows) == 30
+    shown = {name.encode(errors="backslashreplace").decode() for name in ODD_NAMES}
+    assert all(set(row[1::2]) == shown for row in rows)
+    # In a process of its own, whose standard output refuses what is no text.
+    env = {**ENV, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(
+        [*COMMAND, "predict", run, folder, "--top", "6"], env=env, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.decode("utf-8").splitlines()) == 31
+    done = ltlearn("compare", run, "--methods", "ce,samn", "--quiet")
+    assert done.returncode == 0, done.stderr
+
+
 def test_pretrained_weights_change_rate_and_epochs(photos, given):
     recipe = own_recipe(photos, ["samn"], {"model.arch": "resnet10t", "model.pretrained": given[1]})
     assert recipe.stage1.epochs == 30 and recipe.stage1.lr == 0.0025
@@ -247,6 +300,9 @@ def test_what_train_refuses(photos, tmp_path):
     assert "timm has no pre-trained weights of resnet20_cifar" in none
     assert "there is no" in refused("train", tmp_path / "nothing")
     assert "did you mean" in refused("train", photos, "--arch", "resnet5O")
+    for nothing in ("", ",", " , "):
+        message = refused("train", photos, *FAST, "--method", nothing)
+        assert f"--method {nothing!r} names nothing; give a name or more" in message
     assert "no method 'samm'" in refused("train", photos, *FAST, "--method", "samm")
     assert "is inside" in refused("train", photos, *FAST, "--out", photos / "run")
     assert "not for --set" in refused("train", photos, *FAST, "--set", "data.dataset=digits_lt")
@@ -333,8 +389,20 @@ def test_unreadable_pictures_are_named_and_the_rest_goes_on(trained, photos, tmp
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 3 and "--skip-bad" not in done.stderr
-    assert "broken.jpg" in lines[0] and "holds no pictures" in lines[1] and "gone.png" in lines[2]
+    assert "broken.jpg" in lines[0]
+    assert "holds no pictures (.bmp," in lines[1] and "; give another one" in lines[1]
+    assert "there is no picture" in lines[2] and "gone.png; give a file, or a folder" in lines[2]
     assert len(done.stdout.strip().splitlines()) == 2
+
+
+def test_where_nothing_is_classified_nothing_is_written(trained, tmp_path):
+    run, _ = trained
+    done = ltlearn("predict", run, tmp_path / "gone.png")
+    assert done.returncode == 1 and done.stdout == ""
+    done = ltlearn("predict", run, tmp_path / "gone.png", "--csv", tmp_path / "out.csv")
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    done = ltlearn("predict", run, tmp_path / "gone.png", "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["pictures"] == []
 
 
 def test_a_turned_photograph_is_read_upright(trained, tmp_path):
@@ -360,7 +428,8 @@ def test_another_prior_moves_the_probabilities(trained, photos):
     )
     odds = (uniform["cow"] / uniform["ant"]) / (plain["cow"] / plain["ant"])
     assert odds == pytest.approx(24 / 5, rel=1e-3)
-    assert "prior" in refused("predict", run, picture, "--target-prior", "flat")
+    message = refused("predict", run, picture, "--target-prior", "flat")
+    assert "--target-prior must be one of uniform, train, reversed, got 'flat'" in message
 
 
 def test_memory_stays_bounded(trained, photos, monkeypatch):
@@ -411,6 +480,16 @@ def test_what_predict_refuses(trained, photos, tmp_path):
     assert "cannot be written" in refused(
         "predict", run, picture, "--csv", tmp_path / "no" / "such.csv"
     )
+    message = refused("predict", run, picture, "--csv", tmp_path)
+    assert "is a folder; give the path of a file as --csv" in message
+    for name in ("mine.pth", "mine.pt", "mine.bin"):
+        (tmp_path / name).touch()
+        message = refused("predict", tmp_path / name, picture)
+        assert f"`ltlearn retrain --arch NAME --checkpoint {tmp_path / name} --data DIR`" in message
+    message = refused("predict", tmp_path / "gone.safetensors", picture)
+    assert "give one of a run's checkpoints, or its folder" in message
+    message = refused("predict", tmp_path, picture)
+    assert "holds no run of ltlearn (no manifest.json); give the folder that" in message
 
 
 # ---------------------------------------------------------------- retrain
@@ -471,6 +550,18 @@ def test_what_retrain_refuses(given, photos, tmp_path, capsys):
     assert "which this command takes as it is" in refused(
         "retrain", "--checkpoint", given[1], *words, "--set", "stage1.epochs=3"
     )
+    message = refused("retrain", "--checkpoint", given[1], *words, "--method", "")
+    assert "--method '' names nothing" in message
+    for arch, why in (
+        ("resnet50", "layer1.0.conv1.weight is 64 x 64 x 3 x 3 in the file, but 64 x "),
+        ("vit_tiny_patch16_224", "the file lacks 150 tensors such as "),
+    ):
+        more = words[:2] + ("--arch", arch, "--size", "32", "--out", tmp_path / "c")
+        message = refused("retrain", "--checkpoint", given[1], *more)
+        assert f"do not fit {arch} (" in message and why in message
+        assert message.endswith("); give the arch (--arch) that the file is of.")
+    message = refused("retrain", "--checkpoint", given[1], "--data", photos, "--arch", "resnet99")
+    assert "arch (--arch)" in message and "did you mean" in message
     headless = tmp_path / "headless.pth"
     torch.save(timm.create_model("resnet10t", num_classes=0).state_dict(), headless)
     message = refused("retrain", "--checkpoint", headless, *words, "--out", tmp_path / "b")

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -467,3 +468,10 @@ def test_labels_of_levels_are_in_a_tight_picture():
     label = next(t for t in figure.axes[0].texts if t.get_text().startswith("a method"))
     figure.draw_without_rendering()
     assert label.get_window_extent().x1 <= figure.dpi * figure.get_tightbbox().x1 + 1
+
+
+def test_names_that_are_no_text_are_drawn_with_escapes():
+    figure = plot_class_counts([5, 3], [os.fsdecode(b"caf\xe9"), "a\x1bb"])
+    figure.draw_without_rendering()
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names == [r"caf\udce9", r"a\x1bb"]

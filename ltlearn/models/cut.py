@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 import queue
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,14 @@ from ltlearn.models.head_kinds import head_from_state, is_head, is_trainable
 __all__ = ["LTModel", "create_lt_model", "evaluating", "find_head", "set_head"]
 
 _REACH_S = 4.0  # how long to wait for a sign of the host of pre-trained weights
+_FORMATS = (
+    "give a model's state_dict() as it is saved by safetensors (.safetensors) or by torch.save "
+    "(.pth, .pt, .bin)"
+)
+# What files end in, beside the classifier that timm names.
+_HEADS = ("head", "head_dist", "fc", "classifier", "last_linear", "pre_logits")
+# What files may hold, though it follows from the rest.
+_DERIVED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
 
 _log = logging.getLogger("ltlearn")
 
@@ -103,8 +112,8 @@ def create_lt_model(
     Raises:
         UserError: If timm does not know `arch` (close names are suggested) or an argument of it,
             the model cannot take pictures of this size, the file's classifier is missing or of
-            other classes, or the weights cannot be had: within 5 seconds where their host cannot be
-            reached.
+            other classes, the file's weights are not all that the backbone has and no others, or
+            the weights cannot be had: within 5 seconds where their host cannot be reached.
     """
     config = _find_config(arch)
     if keep_head and not isinstance(pretrained, str | Path):
@@ -127,8 +136,7 @@ def create_lt_model(
         if pretrained or config is None:
             _check_weights_at_hand(arch, config)
         backbone = _create(arch, pretrained, kwargs)
-    if _is_odd_size(arch, kwargs.get("img_size")):
-        _check_size(backbone, arch, kwargs["img_size"], kwargs.get("in_chans", 3))
+    _check_odd_size(backbone, arch, kwargs)
     width = getattr(backbone, "head_hidden_size", None) or backbone.num_features
     if keep_head:
         return LTModel(backbone, _head_of(state, arch, path, width, num_classes))
@@ -161,7 +169,7 @@ def _find_config(arch: str):
         hint = (
             f"did you mean {', '.join(close)}?" if close else "`timm.list_models()` has all names."
         )
-        raise UserError(f"timm has no model {arch!r}; {hint}")
+        raise UserError(f"arch (--arch): timm has no model {arch!r}; {hint}")
     return timm.get_pretrained_cfg(arch) if timm.is_model(name) else None
 
 
@@ -183,14 +191,17 @@ def _is_odd_size(arch: str, img_size) -> bool:
 
 
 @torch.no_grad()
-def _check_size(backbone: nn.Module, arch: str, img_size, in_chans: int) -> None:
+def _check_odd_size(backbone: nn.Module, arch: str, kwargs: dict) -> None:
     """Try a picture of a size that is not the model's own: some models say only then."""
-    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    size = kwargs.get("img_size")
+    if not _is_odd_size(arch, size):
+        return
+    sides = (size, size) if isinstance(size, int) else tuple(size)
     try:
         with evaluating(backbone):
-            backbone(torch.zeros(1, in_chans, *sides))
+            backbone(torch.zeros(1, kwargs.get("in_chans", 3), *sides))
     except Exception as e:
-        raise _size_refused(arch, img_size, e) from e
+        raise _size_refused(arch, size, e) from e
 
 
 def _create(arch: str, pretrained: bool, kwargs: dict) -> nn.Module:
@@ -219,7 +230,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             "pretrained=False."
         )
     try:
-        return timm.models.load_state_dict(path, weights_only=True)
+        state = timm.models.load_state_dict(path, weights_only=True)
     except Exception as e:
         if "Unsupported global" in f"{e} {e.__cause__}":
             raise UserError(
@@ -227,8 +238,17 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
                 "read, so it is not opened; save the model's state_dict() alone, best as "
                 ".safetensors."
             ) from None
-        why = "no file of tensors" if "weights_only" in str(e) else _first_line(e)
-        raise UserError(f"the weights in {path} cannot be read ({why}).") from e
+        if isinstance(e, OSError):
+            raise UserError(f"the weights in {path} cannot be read ({e.strerror or e}).") from e
+        kind = "safetensors" if path.suffix == ".safetensors" else "PyTorch tensors"
+        raise UserError(
+            f"{path} cannot be read: it is no file of {kind}, or damaged; {_FORMATS}."
+        ) from e
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    if not tensors:
+        names = ", ".join(map(str, list(state)[:5])) or "nothing"
+        raise UserError(f"{path} holds {names}, and no tensors by their names; {_FORMATS}.")
+    return tensors
 
 
 def _part_of(state: dict[str, Tensor], start: str) -> dict[str, Tensor]:
@@ -277,31 +297,98 @@ def _head_of(
 
 
 def _create_from_file(arch: str, path: Path, state: dict[str, Tensor], kwargs: dict) -> nn.Module:
-    """Create a backbone with the weights of a file, and check that they came to be used."""
-    # timm only logs what the file lacks. Two models made from one state of the generator differ in
-    # what was loaded, and in nothing else.
-    generator = torch.get_rng_state()
-    random = _create(arch, False, kwargs).state_dict()
-    torch.set_rng_state(generator)
-    overlay = {"state_dict": dict(state)}
+    """Create a backbone with the weights of a file: all that it needs, and all that there are."""
+    # A name of the hub or of a folder would bring its own weights, in place of these.
+    overlay = {"state_dict": dict(state), "source": ""}
     try:
-        backbone = timm.create_model(
-            arch, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **kwargs
-        )
+        with _watch_loading() as found:
+            backbone = timm.create_model(
+                arch, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **kwargs
+            )
     except Exception as e:
-        raise UserError(f"the weights in {path} do not fit {arch} ({_first_line(e)}).") from e
-    matrices = {k: p.detach() for k, p in backbone.named_parameters() if p.ndim > 1}
-    missing = [
-        k
-        for k, p in matrices.items()
-        if torch.equal(p, random[k]) and not (k in state and torch.equal(p, state[k]))
-    ]
+        # If it is the arguments, this says so.
+        _check_odd_size(_create(arch, False, kwargs), arch, kwargs)
+        raise _no_fit(path, arch, kwargs, _why_not(e)) from e
+    missing, unused = _differences(backbone, arch, found)
+    why = []
     if missing:
-        what = f"{len(missing)} of {len(matrices)} weights, such as {missing[0]}"
-        if len(missing) == len(matrices):
-            raise UserError(f"the weights in {path} do not fit {arch} (it lacks {what}).")
-        _log.warning("%s lacks %s of %s; they start at random", path, what, arch)
+        why.append(f"the file lacks {_some(missing)}")
+    if unused:
+        why.append(
+            f"{'it' if missing else 'the file'} has {_some(unused)}, which {arch} does not use"
+        )
+    if why or not found:
+        raise _no_fit(path, arch, kwargs, ", and ".join(why) or "timm loads none of them")
     return backbone
+
+
+@contextmanager
+def _watch_loading() -> Iterator[list]:
+    """Note what the state dicts that are loaded in here lack, and what of them is not used.
+
+    timm loads the weights while it makes a model, passes a state on that its filters have changed,
+    and only logs the rest: there is no other place to learn of it.
+    """
+    found, thread, load = [], threading.get_ident(), nn.Module.load_state_dict
+
+    def watched(self, state_dict, strict=True, *args, **kwargs):
+        if threading.get_ident() != thread:
+            return load(self, state_dict, strict, *args, **kwargs)
+        result = load(self, state_dict, False, *args, **kwargs)
+        found.append((list(result.missing_keys), list(result.unexpected_keys)))
+        # Or timm prints all their names.
+        result.missing_keys.clear()
+        result.unexpected_keys.clear()
+        return result
+
+    nn.Module.load_state_dict = watched
+    try:
+        yield found
+    finally:
+        nn.Module.load_state_dict = load
+
+
+def _differences(backbone: nn.Module, arch: str, found: list) -> tuple[list[str], list[str]]:
+    """Return what a backbone needs and was not loaded, and what was left over, in order."""
+    needed = {k for k, _ in backbone.named_parameters()}
+    needed |= {
+        k for k, _ in backbone.named_buffers() if k.endswith(("running_mean", "running_var"))
+    }
+    missing = [k for keys, _ in found for k in keys if k in needed]
+    # Classifiers are for the caller; the tables of attention follow from the size of the pictures.
+    named = getattr(_find_config(arch), "classifier", None) or ()
+    heads = {*_HEADS, *((named,) if isinstance(named, str) else named)}
+    unused = [
+        k
+        for _, keys in found
+        for k in keys
+        if not any(k.startswith(f"{head}.") for head in heads)
+        and k.rpartition(".")[2] not in _DERIVED
+    ]
+    return missing, unused
+
+
+def _some(names: list[str]) -> str:
+    if len(names) == 1:
+        return f"a tensor {names[0]}"
+    return f"{len(names)} tensors such as {names[0]}"
+
+
+def _why_not(e: Exception) -> str:
+    """Say why torch does not take a state dict: the first size that differs, if it is that."""
+    sizes = re.findall(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)", str(e))
+    if not sizes:
+        return " ".join(line.strip() for line in str(e).splitlines()[:2]) or type(e).__name__
+    name, given, wanted = (text.replace(", ", " x ") for text in sizes[0])
+    more = f", and {len(sizes) - 1} more differ" if len(sizes) > 1 else ""
+    return f"{name} is {given or 'a number'} in the file, but {wanted or 'a number'} there{more}"
+
+
+def _no_fit(path: Path, arch: str, kwargs: dict, why: str) -> UserError:
+    remedy = "give the arch (--arch) that the file is of"
+    if "width" in kwargs or arch.split(".")[0].endswith("_cifar"):
+        remedy += ", and its width (--set model.width=N)"
+    return UserError(f"the weights in {path} do not fit {arch} ({why.rstrip('.')}); {remedy}.")
 
 
 def _first_line(e: Exception) -> str:

@@ -1,4 +1,5 @@
 import copy
+import json
 import threading
 import time
 import urllib.request
@@ -77,7 +78,10 @@ def test_a_model_without_a_linear_classifier_is_refused():
 
 
 def test_an_unknown_model_gets_suggestions():
-    with pytest.raises(UserError, match="no model 'resnet23_cifar'; did you mean resnet32_c"):
+    with pytest.raises(
+        UserError,
+        match=r"arch \(--arch\): timm has no model 'resnet23_cifar'; did you mean resnet32_c",
+    ):
         create_lt_model("resnet23_cifar", 3)
     with pytest.raises(UserError, match="no model 'qqqqqq'; `timm.list_models"):
         create_lt_model("qqqqqq", 3)
@@ -177,29 +181,151 @@ def test_weights_that_a_learner_saved(tmp_path):
     assert all(torch.equal(v, expected[k]) for k, v in model.backbone.state_dict().items())
 
 
-def test_files_that_do_not_fit(tmp_path):
+def test_files_that_are_of_no_tensors(tmp_path):
     file = tmp_path / "weights.pth"
+    formats = "give a model's state_dict.. as it is saved by safetensors"
     with pytest.raises(UserError, match="there is no weights file .*weights.pth; give a .safetens"):
         create_lt_model("resnet20_cifar", 3, pretrained=file, width=4)
-    file.write_text("no weights")
-    with pytest.raises(UserError, match="weights.pth cannot be read"):
+    for junk in (b"no weights", b"hello", b"", b"PK\x03\x04" + bytes(60)):
+        file.write_bytes(junk)
+        with pytest.raises(UserError, match=f"no file of PyTorch tensors, or damaged; {formats}"):
+            create_lt_model("resnet20_cifar", 3, pretrained=file, width=4)
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"no weights")
+    with pytest.raises(UserError, match=f"no file of safetensors, or damaged; {formats}"):
         create_lt_model("resnet20_cifar", 3, pretrained=file, width=4)
+    torch.save({"epoch": 3, "net": {"weight": torch.zeros(3)}}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=f"odd.pt holds epoch, net, and no tensors .*; {formats}"):
+        create_lt_model("resnet20_cifar", 3, pretrained=tmp_path / "odd.pt", width=4)
+    torch.save({}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match="odd.pt holds nothing, and no tensors"):
+        create_lt_model("resnet20_cifar", 3, pretrained=tmp_path / "odd.pt", width=4)
+
+
+def test_files_of_another_shape(tmp_path):
+    file = tmp_path / "weights.pth"
     torch.save(timm.create_model("resnet20_cifar", width=8).state_dict(), file)
-    with pytest.raises(UserError, match="weights.pth do not fit resnet20_cifar"):
+    with pytest.raises(UserError) as caught:
         create_lt_model("resnet20_cifar", 3, pretrained=file, width=4)
+    assert str(caught.value).endswith(
+        "weights.pth do not fit resnet20_cifar (conv1.weight is 8 x 3 x 3 x 3 in the file, but "
+        "4 x 3 x 3 x 3 there, and 94 more differ); give the arch (--arch) that the file is of, "
+        "and its width (--set model.width=N)."
+    )
     # timm loads nothing of this, and only logs it.
     torch.save({"stem.weight": torch.zeros(3)}, file)
-    with pytest.raises(UserError, match="do not fit resnet20_cifar .it lacks 19 of 19 weights"):
-        create_lt_model("resnet20_cifar", 3, pretrained=file, width=4)
+    words = r"lacks \d+ tensors such as conv1.0.weight, and it has a tensor stem.weight, which res"
+    with pytest.raises(UserError, match=words):
+        create_lt_model("resnet10t", 3, pretrained=file)
 
 
-def test_a_file_that_lacks_some_weights_is_used_with_a_warning(tmp_path, caplog):
+@pytest.mark.parametrize("keep_head", [False, True])
+@pytest.mark.parametrize(
+    ("of", "arch", "words"),
+    [
+        ("resnet20_cifar", "resnet32_cifar", "lacks 60 tensors such as layer1.3.conv1.weight"),
+        ("resnet32_cifar", "resnet20_cifar", "has 60 tensors such as layer1.3.conv1.weight, which"),
+    ],
+)
+def test_files_of_another_depth(tmp_path, capfd, caplog, of, arch, words, keep_head):
+    torch.save(timm.create_model(of, width=4, num_classes=3).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=words), caplog.at_level("WARNING"):
+        create_lt_model(arch, 3, tmp_path / "w.pth", keep_head=keep_head, width=4)
+    assert not caplog.text and not "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("key", ["layer3.2.conv2.weight", "layer1.0.bn1.running_var", "bn1.bias"])
+def test_a_file_that_lacks_one_tensor(tmp_path, key):
     state = timm.create_model("resnet20_cifar", width=4, num_classes=0).state_dict()
-    del state["layer3.2.conv2.weight"]
+    del state[key]
     torch.save(state, tmp_path / "weights.pth")
-    with caplog.at_level("WARNING", "ltlearn"):
+    with pytest.raises(UserError, match=f"the file lacks a tensor {key}"):
         create_lt_model("resnet20_cifar", 3, pretrained=tmp_path / "weights.pth", width=4)
-    assert "lacks 1 of 19 weights, such as layer3.2.conv2.weight of resnet20_cifar" in caplog.text
+
+
+def test_a_count_of_batches_is_not_needed(tmp_path):
+    state = timm.create_model("resnet20_cifar", width=4, num_classes=0).state_dict()
+    state = {k: v for k, v in state.items() if "num_batches" not in k}
+    torch.save({**state, "epoch": 3}, tmp_path / "weights.pth")
+    create_lt_model("resnet20_cifar", 3, pretrained=tmp_path / "weights.pth", width=4)
+
+
+WHOLE = {
+    "resnet20_cifar": {"width": 4},
+    "resnet10t": {},
+    "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 24)},
+    "vit_tiny_patch16_224": {"depth": 1, "embed_dim": 24, "num_heads": 2},
+    "deit_tiny_distilled_patch16_224": {"depth": 1, "embed_dim": 24, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 12},
+    "efficientnet_lite0": {},
+    "mobilenetv3_small_050": {},
+    "levit_128s": {},
+    "vit_small_patch14_dinov2": {"depth": 1, "embed_dim": 24, "num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("arch", WHOLE)
+@pytest.mark.parametrize("classes", [1000, 7])
+def test_a_whole_model_of_any_kind_fits(arch, classes, tmp_path, caplog):
+    source = timm.create_model(arch, num_classes=classes, **WHOLE[arch]).state_dict()
+    torch.save({"model": {f"module.{k}": v for k, v in source.items()}}, tmp_path / "weights.pth")
+    with caplog.at_level("WARNING"):
+        model = create_lt_model(arch, 3, tmp_path / "weights.pth", **WHOLE[arch])
+    assert not caplog.text
+    own = model.backbone.state_dict()
+    assert all(torch.equal(v, source[k]) for k, v in own.items())
+
+
+def test_a_hidden_layer_of_the_head_is_the_backbones(tmp_path):
+    options = {**SMALL["convnext_atto"], "head_hidden_size": 10}
+    source = timm.create_model("convnext_atto", num_classes=7, **options).state_dict()
+    torch.save(source, tmp_path / "weights.pth")
+    model = create_lt_model("convnext_atto", 3, tmp_path / "weights.pth", **options)
+    own = model.backbone.state_dict()
+    assert torch.equal(own["head.pre_logits.fc.weight"], source["head.pre_logits.fc.weight"])
+    with pytest.raises(UserError, match="lacks 2 tensors such as head.pre_logits.fc.weight"):
+        del source["head.pre_logits.fc.weight"], source["head.pre_logits.fc.bias"]
+        torch.save(source, tmp_path / "weights.pth")
+        create_lt_model("convnext_atto", 3, tmp_path / "weights.pth", **options)
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_weights_of_pictures_of_another_size(arch, tmp_path):
+    source = timm.create_model(arch, num_classes=7, **SMALL[arch])
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    model = create_lt_model(arch, 7, tmp_path / "weights.pth", 96, keep_head=True, **SMALL[arch])
+    assert model.eval()(torch.randn(2, 3, 96, 96)).shape == (2, 7)
+
+
+def test_the_size_is_said_where_it_is_at_fault(tmp_path):
+    arch = "vit_tiny_patch16_224"
+    source = timm.create_model(arch, num_classes=7, **SMALL[arch])
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="does not take pictures of 8 x 24"):
+        create_lt_model(arch, 3, tmp_path / "weights.pth", (8, 24), **SMALL[arch])
+    with pytest.raises(UserError, match="does not take girth"):
+        create_lt_model(arch, 3, tmp_path / "weights.pth", girth=3)
+
+
+def test_the_weights_are_the_files_under_the_name_of_a_folder_too(tmp_path):
+    torch.manual_seed(0)
+    config = {"architecture": "resnet20_cifar", "num_classes": 5, "model_args": {"width": 4}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {}}))
+    torch.save(
+        timm.create_model("resnet20_cifar", width=4).state_dict(), tmp_path / "pytorch_model.bin"
+    )
+    other = timm.create_model("resnet20_cifar", width=4).state_dict()
+    torch.save(other, tmp_path / "other.pth")
+    model = create_lt_model(f"local-dir:{tmp_path}", 3, tmp_path / "other.pth")
+    assert torch.equal(model.backbone.conv1.weight, other["conv1.weight"])
+
+
+def test_loading_is_watched_for_a_while_alone(tmp_path):
+    before = nn.Module.load_state_dict
+    torch.save({"stem.weight": torch.zeros(3)}, tmp_path / "weights.pth")
+    with pytest.raises(UserError):
+        create_lt_model("resnet20_cifar", 3, tmp_path / "weights.pth", width=4)
+    assert nn.Module.load_state_dict is before
 
 
 # ------------------------------------------------ state and mode
