@@ -123,7 +123,7 @@ def test_steps_agree_with_torch():
         ({"milestones": None}, r"needs the epochs .*: give milestones, such as milestones=\(160"),
         ({"schedule": "cosine"}, "milestones have no meaning with schedule 'cosine'"),
         ({"schedule": "constant"}, "milestones have no meaning with schedule 'constant'"),
-        ({"schedule": "linear"}, "schedule must be one of cosine, constant, multistep, lagged_cosine, got"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, constant, multistep, lagged_cos"),
     ],
 )
 def test_options_out_of_range(options, message):
