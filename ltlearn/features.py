@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
+import mmap
 import os
 import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,10 @@ __all__ = ["Features", "FeatureBank", "weights_fingerprint"]
 DTYPES = ("float16", "float32")
 _FLUSH_BATCHES = 50
 _CHUNK_BYTES = 1 << 24
+# Pages of a file of features larger than this are unmapped each time so many rows have been read.
+# A row drawn at random maps 64 KiB around it, as the system reads ahead.
+_LARGE_FILE, _ROWS_MAPPED = 1 << 28, 4096
+_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)  # not on every system
 
 _log = logging.getLogger("ltlearn")
 
@@ -48,6 +53,7 @@ class Features:
     n_inp = 1
     views: list[np.ndarray]  # V arrays (N, D), float16 or float32, in memory or memory-mapped
     targets: Tensor  # (N,)
+    _read: int = field(default=0, init=False, repr=False)  # rows since pages were given back
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -62,7 +68,21 @@ class Features:
             x = np.empty((len(index), self.views[0].shape[1]), dtype=self.views[0].dtype)
             for v in np.unique(view):
                 x[view == v] = self.views[v][index[view == v]]
+        self._give_back(len(index))
         return torch.from_numpy(x).float(), self.targets[torch.from_numpy(index)]
+
+    def _give_back(self, rows: int) -> None:
+        """Unmap what was read of large files now and then, which stays in the system's cache.
+
+        Else all of the file would count as this process's memory in the end.
+        """
+        self._read += rows
+        if self._read < _ROWS_MAPPED or _DONTNEED is None:
+            return
+        self._read = 0
+        for view in self.views:
+            if view.nbytes > _LARGE_FILE and isinstance(view, np.memmap) and view.mode == "r":
+                view._mmap.madvise(_DONTNEED)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         x, y = self.get_batch([i])

@@ -390,7 +390,7 @@ def test_unreadable_pictures_are_named_and_the_rest_goes_on(trained, photos, tmp
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 3 and "--skip-bad" not in done.stderr
     assert "broken.jpg" in lines[0]
-    assert "holds no pictures (.bmp," in lines[1] and "; give another one" in lines[1]
+    assert "holds no pictures (.avif," in lines[1] and "; give another one" in lines[1]
     assert "there is no picture" in lines[2] and "gone.png; give a file, or a folder" in lines[2]
     assert len(done.stdout.strip().splitlines()) == 2
 
