@@ -234,7 +234,7 @@ def _run(
         typer.echo(json.dumps({"run": str(run.path), **result.table.to_dict()}, indent=1))
         return
     if not quiet:
-        from ltlearn.report import render_stages
+        from ltlearn.terminal import render_stages
 
         render_stages(result.manifest["stages"], file=sys.stderr)
     result.table.render()
@@ -246,7 +246,7 @@ def _check(name: str, path: Path, as_json: bool) -> None:
     """Print a run beside the published figures; exit with 1 where one is outside its tolerance."""
     from ltlearn.expected import check_run
     from ltlearn.recipe import load_recipe
-    from ltlearn.report import render_rows
+    from ltlearn.terminal import render_rows
 
     checks, changes = check_run(name, _existing_run(path))
     head = ["method", "group", "published", "measured", "difference", "tolerance", "verdict"]
@@ -407,8 +407,8 @@ def compare(
     kept = f"; what is trained is in {run / 'compare'}, and the same command goes on from there"
     with _stoppable(kept), _voice(quiet):
         from ltlearn.priors import PRIORS
-        from ltlearn.report import render_rows
         from ltlearn.study import compare_run
+        from ltlearn.terminal import render_rows
 
         for prior in tested or ():
             check_choice("--priors", prior, PRIORS)
@@ -451,8 +451,8 @@ def sensitivity(
     check_choice("--select", select, _SELECTS)
     quiet = quiet or as_json
     with _stoppable(), _voice(quiet):
-        from ltlearn.report import render_rows
         from ltlearn.study import SENSITIVITY_METHODS, sensitivity_run
+        from ltlearn.terminal import render_rows
 
         result = sensitivity_run(
             folder, names or SENSITIVITY_METHODS,
@@ -471,7 +471,7 @@ def sensitivity(
 def methods(as_json: _JSON = False) -> None:
     """List the ways to train or correct a classifier, and where their values are from."""
     from ltlearn.methods import METHODS
-    from ltlearn.report import render_rows
+    from ltlearn.terminal import render_rows
 
     rows = [
         [name, m.label, m.kind, m.sampler, "new" if m.reset else "kept", m.source, m.values_from]
@@ -490,7 +490,7 @@ def recipes(
 ) -> None:
     """List the benchmarks that come with the library."""
     from ltlearn.recipe import load_recipe, recipe_names
-    from ltlearn.report import render_recipes
+    from ltlearn.terminal import render_recipes
 
     found = [load_recipe(name) for name in recipe_names()]
     if as_json:
@@ -504,8 +504,8 @@ def settings(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the defaults in force, and where each comes from."""
-    from ltlearn.report import render_rows
     from ltlearn.settings import load_settings
+    from ltlearn.terminal import render_rows
 
     rows = load_settings().describe()
     if as_json:
@@ -874,8 +874,8 @@ def predict(
         from ltlearn.predictor import Predictor, find_pictures
         from ltlearn.priors import PRIORS
         from ltlearn.progress import track
-        from ltlearn.report import render_rows
         from ltlearn.runner import pick_device
+        from ltlearn.terminal import render_rows
 
         if target_prior is not None:
             check_choice("--target-prior", target_prior, PRIORS)

@@ -48,7 +48,7 @@ from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.features import FeatureBank, weights_fingerprint
 from ltlearn.loop import LossScaling, QuietLearner, listed_callbacks, memory_said, sgd
 from ltlearn.losses import CountedLoss, CrossEntropy
-from ltlearn.methods import METHODS, STAGE1, find_method
+from ltlearn.methods import METHODS, STAGE1, find_method, usual_rate
 from ltlearn.metrics import FEW_RULES, ShotReport, shot_report
 from ltlearn.models.cosine import CosineLinear
 from ltlearn.models.cut import LTModel, create_lt_model, evaluating
@@ -243,7 +243,7 @@ class LTLearner(QuietLearner):
             epochs: Passes over the training images, at least 0.
             lr: Learning rate of the head, and of the backbone unless a slice or a list of two
                 (backbone, head) is given, above 0; None takes 0.1 a 256 images for random weights,
-                a tenth of that for pre-trained ones.
+                a tenth of that for pre-trained ones, up to batches of 1024.
             wd: Weight decay of every parameter, 1 / lr per step, at least 0.
             sampler: Name of a sampler, or a torch sampler.
             loss: Takes (logits, targets) to a scalar; None takes cross-entropy.
@@ -290,7 +290,7 @@ class LTLearner(QuietLearner):
         if lr is not None:
             lr = _check_rates(lr)
         else:
-            lr = 0.1 * self.dls.train.bs / 256 * (0.1 if getattr(self, "pretrained", False) else 1)
+            lr = usual_rate(self.dls.train.bs, bool(getattr(self, "pretrained", False)))
         self._fold_without_owner(cbs)
         self.unfreeze_all()
         with self._borrowed(sampler, loss, opt_func):

@@ -8,7 +8,17 @@ from typing import Any
 
 from ltlearn.errors import UserError
 
-__all__ = ["METHODS", "STAGE1", "Method", "Sweep", "find_method", "find_methods", "prior_of"]
+__all__ = [
+    "LARGEST_SCALED_BATCH",
+    "METHODS",
+    "STAGE1",
+    "Method",
+    "Sweep",
+    "find_method",
+    "find_methods",
+    "prior_of",
+    "usual_rate",
+]
 
 KINDS = ("stage 1", "stage 2", "post hoc")
 _LOSS_OPTIONS = ("head_smoothing", "tail_smoothing")
@@ -304,6 +314,22 @@ METHODS: dict[str, Method] = {
         callbacks=_callbacks("SAMN"), values={"lr": 5e-5}, after="glmc",
     ),
 }  # fmt: skip
+
+
+LARGEST_SCALED_BATCH = 1024  # images up to which the rate grows; beyond, training diverges
+
+
+def usual_rate(batch: int, pretrained: bool) -> float:
+    """Return the rate of stage 1 where none is given: 0.1 a 256 images, from random weights.
+
+    It is a tenth of that from pre-trained ones, and does not grow beyond batches of 1024.
+
+    Args:
+        batch: Images a batch.
+        pretrained: Whether the weights are pre-trained.
+    """
+    scaled = min(max(batch, 1), LARGEST_SCALED_BATCH)
+    return float(f"{0.1 * scaled / 256 * (0.1 if pretrained else 1):.6g}")
 
 
 def find_method(name: str) -> Method:

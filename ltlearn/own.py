@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ltlearn.errors import UserError, unsaid
+from ltlearn.methods import LARGEST_SCALED_BATCH, usual_rate
 from ltlearn.recipe import READING, Recipe, _checked, _look_up, _override, _put
 
 __all__ = ["fitting_methods", "own_recipe", "read_pictures"]
@@ -15,7 +16,6 @@ _SMALL = 96  # pixels; up to this side the loaders hold pictures in memory
 _USUAL_SIZE = 224
 _EPOCHS = {True: 30, False: 90}  # from pre-trained weights, from random ones
 _BATCH = 64
-_LARGEST = 1024  # images a batch up to which the rate grows; beyond, training diverges
 # What the command line calls a key.
 _FLAGS = {
     "data.size": "--size", "model.arch": "--arch", "stage1.epochs": "--epochs",
@@ -127,13 +127,11 @@ def own_recipe(
         choose("stage1.epochs", 0, "own: the model comes trained")
     batch = choose("stage1.batch_size", _BATCH, "own")
     if isinstance(batch, int):
-        # Not of less than an image: what is wrong then is the batch, which validation says.
-        scaled = min(max(batch, 1), _LARGEST)
-        lr = float(f"{0.1 * scaled / 256 * (0.1 if trained else 1):.6g}")
+        # Of a batch that cannot be, too: what is wrong then is the batch, which validation says.
         why = f"own: {'.01' if trained else '.1'} a 256 images, from {begun}"
-        if scaled < batch:
-            why += f"; as of a batch of {_LARGEST}, beyond which it does not grow"
-        choose("stage1.lr", lr, why)
+        if batch > LARGEST_SCALED_BATCH:
+            why += f"; as of a batch of {LARGEST_SCALED_BATCH}, beyond which it does not grow"
+        choose("stage1.lr", usual_rate(batch, trained), why)
     choose("stage1.weight_decay", 5e-4, "code: SAMN")
     choose("stage2.epochs", 20, "code: SAMN")
     choose("stage2.lr", 5e-4, "code: SAMN, cross-entropy variant")

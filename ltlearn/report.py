@@ -17,15 +17,13 @@ from ltlearn.metrics import (
     shot_groups,
     shot_thresholds_text,
 )
+from ltlearn.terminal import fitting_blocks, one_line, print_block
 
 __all__ = [
     "PROTOCOLS",
     "ResultRow",
     "ResultTable",
-    "render_recipes",
     "render_report_md",
-    "render_rows",
-    "render_stages",
 ]
 
 # What each protocol means: every table says it in these words.
@@ -40,9 +38,7 @@ PROTOCOLS = {
     ),
 }
 _DASH = "–"
-# Of a table on a terminal, in characters: what its frame takes at its sides and between columns,
-# the least a method's name gets, and the least a sentence does.
-_EDGES, _BETWEEN, _LABEL, _PROSE = 2, 3, 12, 40
+_LABEL = 12  # characters that a method's name gets at the least
 # field of ShotReport -> heading; all in %
 _COLUMNS = {
     "all": "all",
@@ -242,12 +238,12 @@ class ResultTable:
         ]
         names = max([len("method"), *(len(line[0]) for line in lines)])
         # A name may be folded, a number may not.
-        blocks = _blocks([min(names, _LABEL), *numbers], console.width)
+        blocks = fitting_blocks([min(names, _LABEL), *numbers], console.width)
         if blocks is None:
             return False
         console.print(Text(self._title(), style="bold"))
         for block in blocks:
-            _print_block(console, ["method", *heads], lines, block, right=True)
+            print_block(console, ["method", *heads], lines, block, right=True)
         for line in self._footer():
             console.print(Text(line, style="dim"))
         return True
@@ -324,7 +320,7 @@ def render_report_md(
         UserError: If a trajectory's lists differ in length or its chosen epoch is not among them.
     """
     title = next((manifest[k] for k in ("title", "name", "recipe") if manifest.get(k)), None)
-    parts = [f"# {_one_line(title if title is not None else table.dataset)}"]
+    parts = [f"# {one_line(title if title is not None else table.dataset)}"]
     command = manifest.get("command")
     if command:
         if not isinstance(command, str):
@@ -357,136 +353,13 @@ def render_report_md(
         parts.append("## Plots")
         for name, path in plots:
             url = quote(str(path).replace("\\", "/"))
-            parts += [f"### {_one_line(name)}", f"![{_escape(name)}]({url})"]
+            parts += [f"### {one_line(name)}", f"![{_escape(name)}]({url})"]
     facts = _facts("versions", manifest.get("versions")) + _facts(
         "hardware", manifest.get("hardware")
     )
     if facts:
         parts += ["## Versions and hardware", _markdown_list(facts)]
     return "\n\n".join(parts) + "\n"
-
-
-def render_rows(
-    head: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None, title: str = ""
-) -> None:
-    """Write rows under headings: for the eye on a terminal, tab-separated lines elsewhere.
-
-    On a terminal that is too narrow, columns go below each other with the first repeated; rows of
-    sentences become a paragraph each.
-
-    Args:
-        head: One heading a column; the first names a row.
-        rows: The cells; anything `str` takes.
-        file: Where to write; standard output if None.
-        title: Printed above.
-    """
-    file = sys.stdout if file is None else file
-    cells = [[_one_line(cell) for cell in row] for row in rows]
-    if not (hasattr(file, "isatty") and file.isatty()):
-        lines = [title] if title else []
-        lines += ["\t".join(row) for row in [list(head), *cells]]
-        file.write("\n".join(lines) + "\n")
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(file=file, highlight=False)
-    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-    blocks = _blocks([min(width, _PROSE) for width in widths], console.width)
-    prose = max(widths, default=0) > _PROSE
-    if title:
-        console.print(Text(title, style="bold"))
-    if blocks is None or (prose and len(blocks) > 1):
-        for row in cells:
-            _print_record(console, head, row)
-        return
-    for block in blocks:
-        _print_block(console, head, cells, block)
-
-
-def _blocks(widths: Sequence[int], room: int) -> list[list[int]] | None:
-    """Share columns out to tables that fit, each with the first; None if one does not fit so."""
-    blocks: list[list[int]] = [[0]]
-    left = room - widths[0] - _EDGES
-    for i, width in enumerate(widths[1:], start=1):
-        if left < width + _BETWEEN and len(blocks[-1]) > 1:
-            blocks.append([0])
-            left = room - widths[0] - _EDGES
-        if left < width + _BETWEEN:
-            return None
-        blocks[-1].append(i)
-        left -= width + _BETWEEN
-    return blocks
-
-
-def _print_block(
-    console, head: Sequence[str], lines: Sequence[Sequence[str]], block: Sequence[int],
-    right: bool = False,
-) -> None:  # fmt: skip
-    """Print some columns; with `right`, all but the first are numbers and are not folded."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for i in block:
-        if right and i:
-            table.add_column(head[i], justify="right", no_wrap=True)
-        else:
-            table.add_column(head[i], overflow="fold")
-    for line in lines:
-        # Text, not str: rich would read a label such as "[x]" as markup.
-        table.add_row(*(Text(line[i]) for i in block))
-    console.print(table)
-
-
-def _print_record(console, head: Sequence[str], row: Sequence[str]) -> None:
-    """Print a row as a paragraph."""
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console.print(Text(row[0], style="bold"))
-    text = Text()
-    for heading, cell in zip(head[1:], row[1:], strict=True):
-        if cell:
-            text.append("; " if text else "").append(f"{heading}: ", style="dim").append(cell)
-    console.print(Padding(text, (0, 0, 0, 2)))
-
-
-def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
-    """Write what each stage trained, in which mode, with which sampler; once where seeds agree.
-
-    Args:
-        stages: The manifest's "stages".
-        file: Where to write; standard output if None.
-    """
-    keys = ("method", "stage", "trained", "bn", "on", "batch", "sampler", "loss", "epochs", "lr")
-    keys += ("weight_decay",)
-    rows = list(dict.fromkeys(tuple(str(stage.get(key, "")) for key in keys) for stage in stages))
-    head = ["wd" if key == "weight_decay" else key for key in keys]
-    render_rows(head, rows, file, "what was trained")
-
-
-def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
-    """Write the list of recipes: methods, what was published, whether it was run.
-
-    Args:
-        recipes: `Recipe` objects.
-        file: Where to write; standard output if None.
-    """
-    rows = []
-    for recipe in recipes:
-        expected = "; ".join(f"{e.said(e.method)} ({e.protocol})" for e in recipe.published())
-        rows.append(
-            (
-                recipe.name,
-                recipe.title,
-                ", ".join(recipe.methods),
-                expected or "not published; ours",
-                recipe.status,
-            )
-        )
-    render_rows(("recipe", "what it is", "methods", "published top-1 in %", "status"), rows, file)
 
 
 def _protocol_paragraph(table: ResultTable) -> str:
@@ -572,7 +445,7 @@ def _facts(title: str, facts: Any) -> list[str]:
 
 
 def _label(row: ResultRow) -> str:
-    return _one_line(row.label or row.method)
+    return one_line(row.label or row.method)
 
 
 def _percent(value: float | None) -> str:
@@ -598,17 +471,13 @@ def _can_encode(text: str, encoding: str) -> bool:
     return True
 
 
-def _one_line(text: Any) -> str:
-    return " ".join(str(text).split())
-
-
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
 def _escape(text: Any) -> str:
     """Keep Markdown from reading a name as a table border, a link or an emphasis."""
-    text = _one_line(text).replace("\\", "\\\\")
+    text = one_line(text).replace("\\", "\\\\")
     for mark in "|*_`[]<>":
         text = text.replace(mark, "\\" + mark)
     return text
@@ -620,9 +489,9 @@ def _markdown_table(head: list[str], align: list[str], lines: list[list[str]]) -
 
 
 def _escape_cell(cell: str) -> str:
-    return _one_line(cell).replace("|", "\\|")
+    return one_line(cell).replace("|", "\\|")
 
 
 def _markdown_list(lines: Sequence[str]) -> str:
     # "<" before a letter would open an HTML tag; "<20" stays as it is.
-    return "\n".join(f"- {re.sub('<(?=[A-Za-z/!?])', '&lt;', _one_line(line))}" for line in lines)
+    return "\n".join(f"- {re.sub('<(?=[A-Za-z/!?])', '&lt;', one_line(line))}" for line in lines)
