@@ -27,8 +27,8 @@ DTYPES = ("float16", "float32")
 _FLUSH_BATCHES = 50
 _CHUNK_BYTES = 1 << 24
 # Pages of a file of features larger than this are unmapped each time so many rows have been read.
-# A row drawn at random maps 64 KiB around it, as the system reads ahead.
-_LARGE_FILE, _ROWS_MAPPED = 1 << 28, 4096
+# A row drawn at random maps half a MiB around it, as the system reads ahead.
+_LARGE_FILE, _ROWS_MAPPED = 1 << 28, 1024
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)  # not on every system
 
 _log = logging.getLogger("ltlearn")
