@@ -3,13 +3,12 @@
 import hashlib
 import json
 import logging
-import mmap
 import os
 import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +25,7 @@ __all__ = ["Features", "FeatureBank", "weights_fingerprint"]
 DTYPES = ("float16", "float32")
 _FLUSH_BATCHES = 50
 _CHUNK_BYTES = 1 << 24
-# Pages of a file of features larger than this are unmapped each time so many rows have been read.
-# A row drawn at random maps half a MiB around it, as the system reads ahead.
-_LARGE_FILE, _ROWS_MAPPED = 1 << 28, 1024
-_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)  # not on every system
+_LARGE_FILE = 1 << 28  # bytes; of features in a larger one, rows are read and not mapped
 
 _log = logging.getLogger("ltlearn")
 
@@ -53,7 +49,6 @@ class Features:
     n_inp = 1
     views: list[np.ndarray]  # V arrays (N, D), float16 or float32, in memory or memory-mapped
     targets: Tensor  # (N,)
-    _read: int = field(default=0, init=False, repr=False)  # rows since pages were given back
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -62,31 +57,36 @@ class Features:
         """Return features (B, D), float32, and targets (B,)."""
         index = np.asarray(index)
         if seed is None or len(self.views) == 1:
-            x = self.views[0][index]
+            x = _rows(self.views[0], index)
         else:
             view = np.random.RandomState(seed).randint(len(self.views), size=len(index))
             x = np.empty((len(index), self.views[0].shape[1]), dtype=self.views[0].dtype)
             for v in np.unique(view):
-                x[view == v] = self.views[v][index[view == v]]
-        self._give_back(len(index))
+                x[view == v] = _rows(self.views[v], index[view == v])
         return torch.from_numpy(x).float(), self.targets[torch.from_numpy(index)]
-
-    def _give_back(self, rows: int) -> None:
-        """Unmap what was read of large files now and then, which stays in the system's cache.
-
-        Else all of the file would count as this process's memory in the end.
-        """
-        self._read += rows
-        if self._read < _ROWS_MAPPED or _DONTNEED is None:
-            return
-        self._read = 0
-        for view in self.views:
-            if view.nbytes > _LARGE_FILE and isinstance(view, np.memmap) and view.mode == "r":
-                view._mmap.madvise(_DONTNEED)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         x, y = self.get_batch([i])
         return x[0], y[0]
+
+
+def _rows(view: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Return rows of an array, in memory or in a file.
+
+    Rows drawn at random from a file that is mapped map up to a MiB around each, which counts as
+    memory of this process: of a large file, all of it in the end.
+    """
+    mapped = isinstance(view, np.memmap) and view.filename is not None
+    whole = mapped and view.flags.c_contiguous and view.base is view._mmap
+    if not whole or view.nbytes <= _LARGE_FILE or not hasattr(os, "preadv"):
+        return view[index]
+    x = np.empty((len(index), *view.shape[1:]), dtype=view.dtype)
+    size = x[0].nbytes
+    with open(view.filename, "rb", buffering=0) as file:
+        for row, k in zip(x, index.tolist(), strict=True):
+            if os.preadv(file.fileno(), [row], view.offset + k * size) != size:
+                raise UserError(f"the features in {view.filename} end early; remove the file.")
+    return x
 
 
 class FeatureBank:

@@ -357,5 +357,9 @@ def test_a_large_file_of_features_does_not_stay_mapped(tmp_path, monkeypatch):
     for start in range(0, n, 512):
         x, _ = features.get_batch(order[start : start + 512].tolist())
         assert x[:, 0].tolist() == (order[start : start + 512] % 1000).tolist()
-    # Without giving pages back it would be all 64 MiB.
+    # Mapped, it would be all 64 MiB.
     assert mapped.nbytes == 64 << 20 and _file_pages_mib() - before < 16
+    with open(tmp_path / "x.npy", "r+b") as file:
+        file.truncate(1 << 20)
+    with pytest.raises(UserError, match="end early; remove the file"):
+        features.get_batch([n - 1])
