@@ -292,6 +292,12 @@ def compare(
             finished.
     """
     methods, priors = check_request(methods, seeds, priors, select, learn.stage1_method)
+    if learn.stages and learn.stages[-1]["stage"] != "stage 1":
+        _log.warning(
+            "the classifier is no more the one of stage 1, from which every method is to begin: %s "
+            "has changed it; compare right after fit_stage1 instead",
+            learn.stages[-1].get("method") or learn.stages[-1]["stage"],
+        )
     shares = {name: prior_vector(name, learn.dls.shot_counts) for name in priors}
     if learn.dls.test is None:
         raise UserError(

@@ -304,3 +304,14 @@ def test_no_file_is_written_without_a_run(found, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     make().compare_classifiers(["ce", "samn_start"])
     assert list(Path().iterdir()) == []
+
+
+def test_a_classifier_that_is_no_more_of_stage_1_is_said(caplog):
+    """Its row was called CE, stage 1, whatever had been made of it."""
+    learn = make()
+    with caplog.at_level(logging.WARNING, "ltlearn"):
+        compare(learn, ["ce", "samn_start"])
+        assert "no more the one of stage 1" not in caplog.text
+        learn.retrain_classifier(method="crt")
+        compare(learn, ["ce", "samn_start"])
+    assert "no more the one of stage 1" in caplog.text and "crt has changed it" in caplog.text

@@ -145,7 +145,8 @@ class ImageSet:
             except UserError as e:
                 if not skip_bad:
                     raise
-                _log.warning("left out: %s", e)
+                # What the message advises has been done.
+                _log.warning("left out: %s.", str(e).partition(";")[0])
                 return None
 
         with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:

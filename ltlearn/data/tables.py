@@ -480,6 +480,12 @@ def _find_columns(df, where: str, image_col, label_col, split_col) -> tuple[int,
         image = next(i for i in range(len(names)) if i != label)
     if label is None:
         label = next((i for i in (1, 0, 2) if i not in (image, split) and i < len(names)), image)
+        if len(names) > 2 + (split is not None):
+            _log.warning(
+                "%s: labels are taken from %r, as no column has a common name for them; if they "
+                "are in another of %s, name it with label_col (--label-col)",
+                where, names[label], shown,
+            )  # fmt: skip
     if len({image, label, split}) < 3:
         raise UserError(
             f"{where}: paths, labels and split must be different columns of {shown}; name them "

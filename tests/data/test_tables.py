@@ -754,3 +754,17 @@ def test_a_class_called_dev_can_be_renamed(tmp_path, write_classes):
     write_classes(tmp_path / "dev", {"a": 1})
     write_classes(tmp_path, {"ops": 3})
     assert "if dev is a class, rename its folder" in sentence(lambda: list_folder(tmp_path))
+
+
+def test_a_label_column_that_was_guessed_among_several_is_said(photos, tmp_path, caplog):
+    df = frame(photos, ("image", "species"))
+    df.insert(1, "age", "7")
+    df.loc[0, "age"] = "8"
+    listed = list_table(df, photos)
+    assert listed.columns["label"] == "age"
+    assert "labels are taken from 'age', as no column has a common name for them" in caplog.text
+    assert "image, age, species, name it with label_col (--label-col)" in caplog.text
+    caplog.clear()
+    list_table(df, photos, label_col="species")
+    list_table(df[["image", "species"]], photos)
+    assert not caplog.text
