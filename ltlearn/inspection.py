@@ -219,8 +219,9 @@ class Inspection:
         named = self._common_folder()
         rows = [("pictures", self._counts_text()), ("classes", self._classes_text())]
         if self.columns:
-            read = (f"{what} from {_clean(column)!r}" for what, column in self.columns.items())
-            rows.append(("columns", ", ".join(read)))
+            from ltlearn.data.tables import columns_text
+
+            rows.append(("columns", columns_text(self.columns)))
         if self.with_images(0):
             rows.append(("no training image", _listed(self.with_images(0))))
         if self.with_images(1):
@@ -515,8 +516,10 @@ def inspect_path(
     Raises:
         UserError: If there is no such folder, or it has no class folders or no training pictures.
     """
+    from ltlearn.data.tables import reading_options
+
     path = Path(path).expanduser()
-    reading = {k: v for k, v in reading.items() if v is not None}
+    reading = reading_options(path, reading)
     ignored: Counter = Counter()
     stops: list[str] = []
     parts, classes, source, columns = _list_pictures(path, reading, ignored, stops)
@@ -537,26 +540,25 @@ def _list_pictures(path: Path, reading: dict[str, Any], ignored: Counter, stops:
     Files in class folders that are taken for no pictures are counted in `ignored`; what a list
     says against itself is added to `stops`.
     """
-    from ltlearn.data.tables import list_pictures, reading_options, source_kind
+    from ltlearn.data.tables import list_pictures, source_kind
 
     kind = source_kind(path)
-    options = {"path" if k == "images" else k: v for k, v in reading.items()}
     if kind == "folder":
-        reading_options(path, options)
         return *_list_folder(path, ignored), {}
-    listed = list_pictures(path, stops=stops, **options)
+    listed = list_pictures(path, stops=stops, **reading)
     name = "from_json" if kind == "json" else "from_csv"
-    said = "".join(f", {key}={value!r}" for key, value in options.items())
+    said = "".join(f", {key}={value!r}" for key, value in reading.items())
     call = f"LTDataLoaders.{name}({str(path)!r}{said}"
     return listed.parts, listed.classes, call, listed.columns
 
 
 def _as_flags(reading: Mapping[str, Any]) -> str:
     """Write how a list is read as options of the command line."""
+    from ltlearn.data.tables import flag_of
+
     words = []
     for key, value in reading.items():
-        said = "none" if value is False else str(value)
-        words += [f"--{key.replace('_', '-')}", said]
+        words += [flag_of(key), "none" if value is False else str(value)]
     return shlex.join(words)
 
 

@@ -29,11 +29,11 @@ def read_pictures(source: str | Path, **kwargs):
 
     Args:
         source: The folder or file, as for `LTDataLoaders.from_path`.
-        **kwargs: For that; the folder of listed pictures is called `images`.
+        **kwargs: For that.
     """
     from ltlearn.data import LTDataLoaders
 
-    return LTDataLoaders.from_path(source, path=kwargs.pop("images", None), **kwargs)
+    return LTDataLoaders.from_path(source, **kwargs)
 
 
 def _common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int | None:
@@ -41,7 +41,6 @@ def _common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int |
     from ltlearn.data.loaders import _common_side
     from ltlearn.data.tables import list_pictures, reading_options, source_kind
 
-    reading = {"path" if k == "images" else k: v for k, v in reading.items()}
     if source_kind(source) == "hf":  # no files
         reading_options(source, reading)
         return None

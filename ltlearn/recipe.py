@@ -5,7 +5,6 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
@@ -456,7 +455,7 @@ def _checked(raw: dict, where: str, file: str, flags: Mapping[str, str] | None =
 
     `flags` are the options of the command line that keys came from, for messages.
     """
-    recipe = _validate(raw, where, flags or {})
+    recipe = _validate(raw, where, flags)
     keys = [f"{section}.{key}" for section in _SECTIONS for key in raw.get(section, {})]
     keys += [f"method.{name}.{key}" for name, own in raw.get("method", {}).items() for key in own]
     for key in keys:
@@ -513,7 +512,7 @@ def _apply_variants(
             '"data.imbalance_factor".'
         ) from None
     # On the values as they are understood, defaults included.
-    before = _validate(raw, where, flags or {}) if variants else None
+    before = _validate(raw, where, flags) if variants else None
     for variant in variants:
         _check_when(variant.when, file)
         if all(before.value(key) == value for key, value in variant.when.items()):
@@ -559,7 +558,7 @@ def _override(raw: dict, text: str) -> str:
     return key
 
 
-def _validate(raw: dict, where: str, flags: Mapping[str, str] = MappingProxyType({})) -> Recipe:
+def _validate(raw: dict, where: str, flags: Mapping[str, str] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as e:
@@ -578,7 +577,7 @@ def _validate(raw: dict, where: str, flags: Mapping[str, str] = MappingProxyType
             raise UserError(f"{where}: the key {key} is missing.") from None
         said = first["msg"].replace("Input should be", "it must be")
         what = f"{where}: {key} = {first['input']!r}"
-        if key in flags:
+        if flags and key in flags:
             what = f"{flags[key]} {first['input']}"
         raise UserError(f"{what} is not possible; {said}.") from None
 

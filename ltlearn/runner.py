@@ -20,6 +20,7 @@ from ltlearn.callbacks.finite import ON_NAN
 from ltlearn.callbacks.logs import EpochLog, check_tensorboard
 from ltlearn.data import LTDataLoaders
 from ltlearn.data.benchmarks import LISTED
+from ltlearn.data.tables import columns_text
 from ltlearn.errors import UserError, check_choice, said_once
 from ltlearn.learner import LTLearner, lt_learner, sgd
 from ltlearn.methods import METHODS
@@ -213,9 +214,7 @@ def run_recipe(
                 "columns": dls.columns,
             }
             if dls.columns:
-                say(
-                    "columns: " + ", ".join(f"{what} from {c!r}" for what, c in dls.columns.items())
-                )
+                say(f"columns: {columns_text(dls.columns)}")
             say(
                 f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation "
                 f"({dls.split.valid_from}), {'no' if _is_untested(dls) else dls.test.n} test images"

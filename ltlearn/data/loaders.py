@@ -786,7 +786,7 @@ class LTDataLoaders(DataLoaders):
         Args:
             source: A folder of class folders, a folder that Hugging Face's `save_to_disk` wrote, a
                 .csv, .tsv or .tab, or a .json of annotations.
-            **options: For the method that reads it.
+            **options: For the method that reads it; its `path` may be called `images`.
 
         Raises:
             UserError: If it is none of these, or cannot be used.

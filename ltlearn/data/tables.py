@@ -31,11 +31,14 @@ from ltlearn.data.sources import (
 from ltlearn.data.splits import fingerprint
 from ltlearn.errors import UserError
 from ltlearn.progress import track
+from ltlearn.text import clean
 
 __all__ = [
     "ListedPictures",
     "RowPictures",
+    "columns_text",
     "find_split_folders",
+    "flag_of",
     "list_dataset",
     "list_folder",
     "list_json",
@@ -67,6 +70,10 @@ _READING = {
     "table": ("path", "image_col", "label_col", "split_col", "suffix", "valid", "test"),
     "json": ("path", "valid", "test"),
 }
+_SOURCES = {
+    "folder": "a folder of pictures", "hf": "a saved dataset", "table": "a CSV or TSV table",
+    "json": "annotations",
+}  # fmt: skip
 _FLAGS = {"path": "--images"}  # the others are called like their argument
 _SHOWN = 20  # column names in a message
 _NAMED = 5  # folders in a message
@@ -119,28 +126,42 @@ def reading_options(path: Path, options: Mapping) -> dict:
 
     Args:
         path: The folder or file.
-        options: Those of the kind of source by name, None where not given, and any others.
+        options: Those of the kind of source by name, None where not given, and any others. `images`
+            is another name of `path`, the folder that listed paths start from.
 
     Raises:
         UserError: If an option is of another kind of source.
     """
     kind = source_kind(path)
     of_kinds = {name for names in _READING.values() for name in names}
-    given = {k: v for k, v in options.items() if v is not None or k not in of_kinds}
-    for name in given:
-        if name in of_kinds and name not in _READING[kind]:
-            kinds = [k for k, names in _READING.items() if name in names]
-            said = {"hf": "a saved dataset", "table": "a CSV or TSV table", "json": "annotations"}
-            what = {**said, "folder": "a folder of pictures"}
-            raise UserError(
-                f"{name} ({_flag(name)}) is for {' or '.join(what[k] for k in kinds)}, but {path} "
-                f"is {what[kind]}; leave it out."
-            )
+    named = {"path" if k == "images" else k: v for k, v in options.items()}
+    given = {k: v for k, v in named.items() if v is not None or k not in of_kinds}
+    wrong = next((k for k in given if k in of_kinds and k not in _READING[kind]), None)
+    if wrong is not None:
+        kinds = [_SOURCES[k] for k, names in _READING.items() if wrong in names]
+        raise UserError(
+            f"{wrong} ({flag_of(wrong)}) is for {' or '.join(kinds)}, but {path} is "
+            f"{_SOURCES[kind]}; leave it out."
+        )
     return given
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """Return what the command line calls an option of reading.
+
+    Args:
+        name: The option, such as "label_col".
+    """
     return _FLAGS.get(name) or f"--{name.replace('_', '-')}"
+
+
+def columns_text(columns: Mapping[str, str]) -> str:
+    """Say what was read from which column.
+
+    Args:
+        columns: Those of `ListedPictures`.
+    """
+    return ", ".join(f"{what} from {clean(column)!r}" for what, column in columns.items())
 
 
 def source_kind(path: Path) -> str:
@@ -300,6 +321,8 @@ def list_table(
             has two labels or is in two parts, or a validation or test label is not in training; the
             message names row, column or label.
     """
+    import pandas as pd
+
     if isinstance(table, str | Path):
         file = Path(table).expanduser()
         dataset, root = file.stem, file.parent if path is None else Path(path).expanduser()
@@ -312,8 +335,6 @@ def list_table(
                 "test exclude each other; leave one of them out."
             )
         split_col = False
-    import pandas as pd
-
     given = [(n, t) for n, t in enumerate((table, valid, test)) if t is not None]
     read = [_read_columns(t, image_col, label_col, split_col, root, suffix) for _, t in given]
     columns, splits = read[0].columns, read[0].splits
@@ -464,8 +485,8 @@ def _find_columns(df, where: str, image_col, label_col, split_col) -> tuple[int,
         if number and 0 <= column < len(names):
             return int(column)
         raise UserError(
-            f"{where} has no column {column!r} ({parameter}, {_flag(parameter)}); its columns are "
-            f"{shown}."
+            f"{where} has no column {column!r} ({parameter}, {flag_of(parameter)}); its columns "
+            f"are {shown}."
         )
 
     image = find("image_col", image_col, IMAGE_COLUMNS)
@@ -692,7 +713,7 @@ def _find(
         raise UserError(
             f"{listing.place(i)}: there is no {data.root / data.paths[i]}, nor any other of the "
             f"{len(data):,}; give the folder that the paths start from as {parameter} "
-            f"({_flag(parameter)}){hint}."
+            f"({flag_of(parameter)}){hint}."
         )
     if keep_missing:
         return data
