@@ -26,15 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
-from ltlearn.data.loaders import (
-    CIFAR_STATS,
-    IMAGENET_STATS,
-    LTDataLoader,
-    NormalizeUint8,
-    PictureFiles,
-    PicturesInMemory,
-)
-from ltlearn.data.sources import ImageSet, list_class_folders
+from ltlearn.data.benchmarks.facts import IMAGENET_STATS
+from ltlearn.data.datasets import NormalizeUint8, PictureFiles, PicturesInMemory
+from ltlearn.data.images import ImageSet
+from ltlearn.data.loader import LTDataLoader
+from ltlearn.data.loaders import CIFAR_STATS
+from ltlearn.data.readers.folders import list_class_folders
 
 THEIRS = "torchvision"
 PROCESSES = ("no process", "1 process", "2 processes")

@@ -27,7 +27,7 @@ from torch import nn
 
 from ltlearn import SAMN, LTDataLoaders, SAMNLinear, lt_learner, pava
 from ltlearn.learner import LTLearner
-from ltlearn.models.cut import LTModel
+from ltlearn.models.backbone import LTModel
 
 SETTINGS = ("features", "images")
 HEADS = ("plain", "samn")

@@ -21,12 +21,12 @@ from fastai.callback.core import Callback
 
 from ltlearn import SAMN
 from ltlearn.compare import compare
+from ltlearn.experiments.recipe import Recipe
+from ltlearn.experiments.stages import load_stage1
 from ltlearn.losses import LabelAwareSmoothingLoss, LogitAdjustedLoss
-from ltlearn.metrics import mean_class_accuracy
-from ltlearn.paired import paired_difference
-from ltlearn.recipe import Recipe
-from ltlearn.run import Run
-from ltlearn.runner import load_stage1
+from ltlearn.metrics.accuracy import mean_class_accuracy
+from ltlearn.metrics.paired import paired_difference
+from ltlearn.utils.run_folder import Run
 
 PRESETS = (
     "samn_start", "samn_start_adjusted", "samn_logit_adjusted", "samn_class_balanced",

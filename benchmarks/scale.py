@@ -113,8 +113,9 @@ def write_annotations(file: Path, rows: list, part: str) -> None:
 
 def index_once(way: str, root: Path) -> dict:
     """Do one thing in this process and measure it."""
-    from ltlearn.data.benchmarks import check_benchmark
-    from ltlearn.data.listed import find_pictures, read_annotations, read_list
+    from ltlearn.data.benchmarks.check import check_benchmark
+    from ltlearn.data.readers.coco import read_annotations
+    from ltlearn.data.readers.listing import find_pictures, read_list
 
     before, start = peak_mib(), time.perf_counter()
     if way == "json.load":
@@ -208,9 +209,9 @@ def stage2_once(folder: Path, batch: int) -> dict:
     from torch import nn
 
     from ltlearn import SAMN, LTDataLoaders
-    from ltlearn.features import Features
     from ltlearn.learner import LTLearner
-    from ltlearn.models.cut import LTModel
+    from ltlearn.models.backbone import LTModel
+    from ltlearn.training.features import Features
 
     arrays = {p: np.load(folder / f"{p}.npy", mmap_mode="r") for p in ("train", "valid")}
     imports = peak_mib()

@@ -11,7 +11,7 @@ import argparse
 import statistics
 
 from ltlearn import SAMN, LTDataLoaders, lt_learner
-from ltlearn.run import Run
+from ltlearn.utils.run_folder import Run
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from itertools import chain
 from numbers import Real
 from pathlib import Path
 
@@ -23,72 +22,58 @@ from fastai.learner import CastToTensor, Learner, Recorder
 from PIL import Image
 from torch import Tensor, nn
 
-from ltlearn.callbacks.checkpoint import Checkpoint, describe_options
-from ltlearn.callbacks.finite import FiniteLoss
-from ltlearn.callbacks.history import (
-    EpochProgress,
-    FlipAverage,
-    Trajectory,
-    chosen_classes,
-    head_norms,
-)
 from ltlearn.callbacks.last_block import LastBlock, last_block
-from ltlearn.callbacks.logs import EpochLog
-from ltlearn.callbacks.schedule import SCHEDULES, LoaderEpoch, make_schedule
-from ltlearn.compiled import compiled
-from ltlearn.data.loaders import (
-    IMAGENET_STATS,
-    LTDataLoader,
-    LTDataLoaders,
-    PicturesInMemory,
-)
-from ltlearn.data.sources import ImageSet, read_image
+from ltlearn.data.benchmarks.facts import IMAGENET_STATS
+from ltlearn.data.datasets import PicturesInMemory
+from ltlearn.data.images import ImageSet, read_image
+from ltlearn.data.loader import LTDataLoader
+from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, check_choice, check_whole
-from ltlearn.features import FeatureBank, weights_fingerprint
-from ltlearn.loop import LossScaling, QuietLearner, listed_callbacks, memory_said, sgd
+from ltlearn.heads.cosine import CosineLinear
+from ltlearn.heads.registry import is_head, is_trainable
 from ltlearn.losses import CountedLoss, CrossEntropy
 from ltlearn.methods import METHODS, STAGE1, find_method, usual_rate
-from ltlearn.metrics import FEW_RULES, ShotReport, shot_report
-from ltlearn.models.cosine import CosineLinear
-from ltlearn.models.cut import LTModel, create_lt_model, evaluating
-from ltlearn.models.head_kinds import is_head, is_trainable
-from ltlearn.posthoc import (
-    adjust_logits,
-    choose_logit_adjustment,
-    choose_tau_norm,
-    fit_temperature,
-    nearest_class_mean,
-    scale_temperature,
-    tau_normalize,
-)
-from ltlearn.priors import correct_for_prior, prior_vector
-from ltlearn.settings import load_settings
+from ltlearn.metrics.priors import correct_for_prior, prior_vector
+from ltlearn.metrics.report import ShotReport, shot_report
+from ltlearn.metrics.shots import FEW_RULES
+from ltlearn.models.backbone import LTModel
+from ltlearn.models.pretrained import create_lt_model
+from ltlearn.posthoc.logit_adjustment import adjust_logits, choose_logit_adjustment
+from ltlearn.posthoc.nearest_mean import nearest_class_mean
+from ltlearn.posthoc.tau_norm import choose_tau_norm, tau_normalize
+from ltlearn.posthoc.temperature import fit_temperature, scale_temperature
+from ltlearn.training.checkpoint import Checkpoint, describe_options
+from ltlearn.training.compiled import compiled
+from ltlearn.training.evaluate import run_model
+from ltlearn.training.features import FeatureBank, weights_fingerprint
+from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.history import FlipAverage, Trajectory, chosen_classes, head_norms
+from ltlearn.training.logs import EpochLog
+from ltlearn.training.loop import LossScaling, QuietLearner, listed_callbacks, memory_said, sgd
+from ltlearn.training.progress import EpochProgress
+from ltlearn.training.schedule import SCHEDULES, LoaderEpoch, make_schedule
+from ltlearn.utils.settings import load_settings
 
-__all__ = ["LTLearner", "lt_learner", "sgd"]
+__all__ = ["LTLearner", "lt_learner"]
 
+_log = logging.getLogger("ltlearn")
 _LEAST_TO_CHOOSE_ON = 30  # validation images; and no fewer than classes
 _BANK_BYTES = 1 << 30  # features that take more memory than this go to disk
-
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
 # What stage 2 is without a method: SAMN's values.
 _STAGE2 = {
     "epochs": 20, "lr": 5e-4, "wd": 0.0, "bs": 64, "sampler": "instance", "loss": None,
     "reset": False,
 }  # fmt: skip
-
 # What tells which class prior a classifier assumes; see `assumed_prior`.
 _PRIOR_KEPT = tuple(name for name, method in METHODS.items() if method.prior == "stage 1")
 _PLAIN_LOSSES = ("CrossEntropy", "CrossEntropyLoss", "CrossEntropyLossFlat", "SoftmaxFocalLoss")
 _BALANCING = {"SAMN", "MaxNorm", "LearnableWeightScaling", "DeferredReweighting", "GLMC"}
-
 # What a learner has without being asked: these belong to one learner and stay with it.
 _OWN_CALLBACKS = (TrainEvalCallback, Recorder, CastToTensor, MixedPrecision, ProgressCallback)
 # What looks on, and decides nothing of the weights.
 _ONLOOKERS = (Checkpoint, CSVLogger, EpochLog)
-
-_log = logging.getLogger("ltlearn")
 
 
 def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
@@ -674,10 +659,10 @@ class LTLearner(QuietLearner):
             features = self.features(part)
             loader = LTDataLoader(features, 4096, device=self.dls.device)
             head = _HeadModel(self.model.head)
-            return tuple(t.cpu() for t in _run(head, loader, nullcontext))
+            return tuple(t.cpu() for t in run_model(head, loader, nullcontext))
         loader = self._loader(part).new(shuffle=False)
         with memory_said(loader.bs):
-            return tuple(t.cpu() for t in _run(self.model, loader, self.autocast, flip))
+            return tuple(t.cpu() for t in run_model(self.model, loader, self.autocast, flip))
 
     def compare_classifiers(self, methods=None, seeds: int = 1, **kwargs):
         """Compare every method, or those named, on the same features; see `ltlearn.compare`.
@@ -745,7 +730,7 @@ class LTLearner(QuietLearner):
         data = ImageSet(np.zeros(len(pixels), dtype=np.int64), images=np.stack(pixels))
         loader = self.dls.valid.new(PicturesInMemory(data), shuffle=False)
         loader.n = len(pixels)
-        logits = _run(self.model, loader, self.autocast)[0].cpu()
+        logits = run_model(self.model, loader, self.autocast)[0].cpu()
         if target_prior is not None:
             logits = correct_for_prior(logits, source_prior, target_prior)
         probs = logits.softmax(1)
@@ -847,7 +832,7 @@ class LTLearner(QuietLearner):
         self, select: str, stage: str, start: bool = True, flip: bool = False, predict=None
     ) -> Trajectory:
         def predict_here():
-            return _run(self.model, self.dls.valid, self.autocast, flip, chosen_classes)
+            return run_model(self.model, self.dls.valid, self.autocast, flip, chosen_classes)
 
         return Trajectory(
             self.dls.shot_counts, self.few, select, self._select_on,
@@ -1068,30 +1053,7 @@ def _check_rates(lr):
 
 
 def _choose(learn: Learner, dl) -> tuple[Tensor, Tensor]:
-    return _run(learn.model, dl, nullcontext, read=chosen_classes)
-
-
-@torch.no_grad()
-def _run(
-    model: nn.Module, dl, context, flip: bool = False, read=lambda logits: logits
-) -> tuple[Tensor, Tensor]:
-    """Run a model in evaluation mode over a loader; it is left in the mode it was found in.
-
-    `read` says what to keep of the logits of a batch.
-    """
-    # A head without parameters, such as the nearest class mean, has its buffers.
-    device = next(chain(model.parameters(), model.buffers())).device
-    logits, targets = [], []
-    with evaluating(model):
-        for x, y in dl:
-            x = x.to(device)
-            with context():
-                out = model(x).float()
-                if flip:
-                    out = (out + model(x.flip(-1)).float()) / 2
-            logits.append(read(out))
-            targets.append(y)
-    return torch.cat(logits), torch.cat(targets)
+    return run_model(learn.model, dl, nullcontext, read=chosen_classes)
 
 
 def lt_learner(

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import ltlearn
-import ltlearn.features
+import ltlearn.training.features
 from ltlearn import UserError
-from ltlearn.compare import Comparison, compare, merge_comparisons
+from ltlearn.compare import compare
+from ltlearn.comparison import Comparison, merge_comparisons
 from ltlearn.methods import METHODS
-from ltlearn.run import Run
+from ltlearn.utils.run_folder import Run
 from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
 
 SOME = ["ce", "crt", "tau_norm", "samn", "samn_start_adjusted", "ncm"]
@@ -70,13 +71,13 @@ def test_ce_is_stage_1_untouched_and_the_learner_is_left_as_found(trained, found
 def test_features_are_extracted_once(monkeypatch):
     learn = make()
     extracted = []
-    extract = ltlearn.features.FeatureBank._extract
+    extract = ltlearn.training.features.FeatureBank._extract
 
     def count(self, store, backbone, dl, view, *args):
         extracted.append(len(dl.dataset))
         return extract(self, store, backbone, dl, view, *args)
 
-    monkeypatch.setattr(ltlearn.features.FeatureBank, "_extract", count)
+    monkeypatch.setattr(ltlearn.training.features.FeatureBank, "_extract", count)
     compare(learn, ["ce", "crt", "lws", "ncm", "samn", "tau_norm"], 3)
     assert sorted(extracted) == [45, 56, 60]  # validation, training, test
 

@@ -25,9 +25,9 @@ from ltlearn import (
     UserError,
     WeightAverage,
 )
-from ltlearn.callbacks.checkpoint import Checkpoint
 from ltlearn.data.samplers import ClassBalancedSampler
-from ltlearn.metrics import shot_report
+from ltlearn.metrics.report import shot_report
+from ltlearn.training.checkpoint import Checkpoint
 from tests.callbacks.helpers import (
     COUNTS,
     Spy,
@@ -36,8 +36,8 @@ from tests.callbacks.helpers import (
     make_images,
     make_lt_learner,
 )
-from tests.callbacks.test_checkpoint import EPOCHS, check
-from tests.models.test_cut import SMALL
+from tests.models.test_pretrained import SMALL
+from tests.training.test_checkpoint import EPOCHS, check
 
 START = [2.1414, 3.4347, 4.2321]
 
@@ -626,7 +626,7 @@ def test_predict(tmp_path):
 
 def test_predict_resizes_as_the_pictures_in_memory_were_resized(tmp_path):
     """It once resized without smoothing, which the pictures it was trained on had."""
-    from ltlearn.data.sources import read_image
+    from ltlearn.data.images import read_image
 
     learn = make_lt_learner()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)

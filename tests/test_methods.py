@@ -18,10 +18,10 @@ from torch import nn
 
 from ltlearn import LTDataLoaders, UserError
 from ltlearn.callbacks import SAMN
-from ltlearn.callbacks.checkpoint import describe_options
 from ltlearn.data.samplers import SAMPLERS
 from ltlearn.losses import CountedLoss
 from ltlearn.methods import KINDS, METHODS, STAGE1, find_method, find_methods, prior_of
+from ltlearn.training.checkpoint import describe_options
 from tests.callbacks.helpers import COUNTS, make_dls, make_images, make_lt_learner
 
 LATER = [name for name, m in METHODS.items() if m.kind != "stage 1"]

@@ -35,7 +35,7 @@ def test_the_version_is_that_of_pyproject():
 def test_plain_pytorch_users_load_no_framework():
     code = (
         "import sys; from ltlearn import CosineLinear, SAMNLinear, ScaledLinear, pava; "
-        "import ltlearn.models.head_kinds; "
+        "import ltlearn.heads.registry; "
         "heavy = {'fastai', 'fastcore', 'timm', 'albumentations', 'matplotlib', 'pandas'}; "
         "print(sorted(heavy & set(sys.modules)), 'torch' in sys.modules)"
     )

@@ -5,8 +5,8 @@ import logging
 from fastai.callback.core import Callback
 from torch import nn
 
-from ltlearn.callbacks.heads import install_head
-from ltlearn.models.cosine import CosineLinear, check_scale
+from ltlearn.callbacks.install import install_head
+from ltlearn.heads.cosine import CosineLinear, check_scale
 
 __all__ = ["CosineHead"]
 

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltlearn.callbacks.drw import DeferredReweighting
-from ltlearn.callbacks.heads import exchange_parameters
+from ltlearn.callbacks.install import exchange_parameters
 from ltlearn.callbacks.mixing import BatchCutMix, BatchMixUp
 from ltlearn.data.counts import find_class_counts
-from ltlearn.data.loaders import LTDataLoader
+from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.samplers import InstanceSampler
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_whole
 from ltlearn.losses.counted import check_number
 from ltlearn.losses.glmc import cut_box, glmc_terms, inverse_power, mix_globally, mix_locally
-from ltlearn.models.cut import LTModel
+from ltlearn.models.backbone import LTModel
 
 __all__ = ["GLMC"]
 

@@ -5,10 +5,10 @@ import logging
 from fastai.callback.core import Callback
 from torch import nn
 
-from ltlearn.callbacks.heads import install_head
+from ltlearn.callbacks.install import install_head
 from ltlearn.errors import UserError, check_choice
+from ltlearn.heads.scaled import TRAINED, ScaledLinear
 from ltlearn.losses.counted import check_number
-from ltlearn.models.scaled import TRAINED, ScaledLinear
 
 __all__ = ["LearnableWeightScaling"]
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError, check_choice
 from ltlearn.losses.counted import check_number
-from ltlearn.models.cut import find_head
+from ltlearn.models.backbone import find_head
 
 __all__ = ["MaxNorm"]
 

@@ -7,10 +7,10 @@ from contextlib import suppress
 from fastai.callback.core import Callback
 from torch import Tensor, nn
 
-from ltlearn.callbacks.heads import install_head
+from ltlearn.callbacks.install import install_head
 from ltlearn.data.counts import find_class_counts
 from ltlearn.errors import UserError
-from ltlearn.models.heads import SAMNLinear
+from ltlearn.heads.samn import SAMNLinear
 
 __all__ = ["SAMN"]
 

@@ -9,10 +9,10 @@ from fastai.callback.fp16 import MixedPrecision, NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation
 from torch import Tensor, nn
 
-from ltlearn.callbacks.finite import FiniteLoss
 from ltlearn.callbacks.glmc import GLMC
 from ltlearn.errors import UserError
 from ltlearn.losses.counted import check_number
+from ltlearn.training.finite import FiniteLoss
 
 __all__ = ["SharpnessAware"]
 

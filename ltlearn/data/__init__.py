@@ -16,9 +16,9 @@ from ltlearn.data.splits import carve_validation, select_long_tail
 
 _LAZY = {
     "LTDataLoaders": "loaders",
-    "LTDataLoader": "loaders",
-    "SplitInfo": "loaders",
-    "list_pictures": "tables",
+    "LTDataLoader": "loader",
+    "SplitInfo": "datasets",
+    "list_pictures": "readers.any",
 }
 
 __all__ = [

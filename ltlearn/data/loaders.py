@@ -1,61 +1,50 @@
 """`LTDataLoaders`: long-tailed data as fastai `DataLoaders` that know counts and split."""
 
 import copy
-import hashlib
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
-from fasttransform import ItemTransform
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from ltlearn.data.benchmarks import BENCHMARKS, IMAGENET_STATS, LISTED, load_benchmark_parts
+from ltlearn.data.benchmarks.cifar import load_cifar
+from ltlearn.data.benchmarks.digits import load_digits_pictures
+from ltlearn.data.benchmarks.facts import BENCHMARKS, IMAGENET_STATS, LISTED
+from ltlearn.data.benchmarks.read import load_benchmark_parts
+from ltlearn.data.benchmarks.tiny_imagenet import load_tiny_imagenet
 from ltlearn.data.counts import count_classes, imbalance_factor_of, long_tail_counts
-from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
-from ltlearn.data.sources import (
-    ImageSet,
-    find_class_folders,
-    load_cifar,
-    load_digits_pictures,
-    load_tiny_imagenet,
-    read_image,
+from ltlearn.data.datasets import (
+    BATCH_TRANSFORMS,
+    IN_MEMORY_BYTES,
+    IN_MEMORY_SIDE,
+    NormalizeUint8,
+    PictureFiles,
+    PicturesInMemory,
+    SplitInfo,
+    common_side,
 )
+from ltlearn.data.images import ImageSet
+from ltlearn.data.loader import LTDataLoader
+from ltlearn.data.readers.annotations import list_json
+from ltlearn.data.readers.folders import find_class_folders
+from ltlearn.data.readers.hf import list_dataset
+from ltlearn.data.readers.kinds import reading_options, source_kind
+from ltlearn.data.readers.listed import ListedPictures
+from ltlearn.data.readers.split_folders import list_folder
+from ltlearn.data.readers.tables import list_table
 from ltlearn.data.splits import SPLITS, carve_validation, select_long_tail
-from ltlearn.data.tables import (
-    ListedPictures,
-    list_dataset,
-    list_folder,
-    list_json,
-    list_table,
-    reading_options,
-    source_kind,
-)
-
-# `ltlearn.inspection` has it from here.
-from ltlearn.data.transforms import TRANSFORMS, BatchCropFlip, ImageTransform, mix_seed
+from ltlearn.data.transforms import TRANSFORMS
 from ltlearn.errors import UserError, check_choice, check_whole
-from ltlearn.settings import load_settings
+from ltlearn.utils.settings import load_settings
 
-__all__ = [
-    "DATASETS",
-    "LTDataLoader",
-    "LTDataLoaders",
-    "PictureFiles",
-    "PicturesInMemory",
-    "SplitInfo",
-]
+__all__ = ["DATASETS", "LTDataLoaders"]
 
+_log = logging.getLogger("ltlearn")
 CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 # Classes, training images of the largest class, and sides in pixels, the usual one first.
 _FACTS = {
@@ -66,390 +55,6 @@ _FACTS = {
 }
 DATASETS = (*_FACTS, *LISTED)
 PROTOCOLS = ("clean", "paper")
-_BATCH_TRANSFORMS = ("crop_flip", "crop", "none")
-
-# Small pictures are kept decoded: at most this many bytes of them, and at most this side in pixels.
-_IN_MEMORY_BYTES = 1 << 30
-_IN_MEMORY_SIDE = 96
-
-_MOST_THREADS = 8
-
-_log = logging.getLogger("ltlearn")
-
-
-@dataclass(frozen=True)
-class SplitInfo:
-    """Which pictures these are, in the words a table needs."""
-
-    name: str  # "first_n", "shuffle_seed0", "folders", "one folder", "arrays"
-    train: str  # fingerprint of all training pictures, before any is carved off for validation
-    valid: str  # fingerprint of the validation pictures
-    test: str | None
-    valid_from: str  # "training images", "validation set", or "test set" (paper protocol)
-    dataset: str = ""
-    profile: str | None = None
-    imbalance_factor: float | None = None
-    seed: int = 0
-
-    def __str__(self) -> str:
-        factor = f", imbalance factor {self.imbalance_factor:g}" if self.imbalance_factor else ""
-        return f"{self.dataset} split {self.name}{factor}, fingerprint {self.train}"
-
-    def to_dict(self) -> dict:
-        """Return the fields, ready for JSON."""
-        return asdict(self)
-
-
-class PicturesInMemory:
-    """Small pictures as one uint8 tensor, augmented as a batch.
-
-    Args:
-        data: Pictures with their targets, in memory.
-        transform: "crop_flip", "crop" or "none".
-        pad: Black border of the crop in pixels; None takes an eighth of the side.
-    """
-
-    n_inp = 1
-
-    def __init__(self, data: ImageSet, transform: str = "none", pad: int | None = None):
-        if transform not in _BATCH_TRANSFORMS:
-            raise UserError(
-                "pictures held in memory can be augmented with crop_flip, crop or none, got "
-                f"{transform!r}; pass in_memory=False for the others."
-            )
-        self.targets, self.transform = torch.from_numpy(data.targets), transform
-        side = max(data.images.shape[1:3])
-        if transform == "none":
-            pad = 0
-        elif pad is None:
-            pad = max(1, side // 8)
-        images = torch.from_numpy(data.images)
-        self.augment = BatchCropFlip(images, pad, flip=transform == "crop_flip")
-        self.shape = tuple(data.images.shape[1:3])
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def new_empty(self) -> "PicturesInMemory":
-        """Return the same without pictures, as `learn.export()` stores it."""
-        empty = copy.copy(self)
-        none = torch.zeros(0, *self.shape, 3, dtype=torch.uint8)
-        empty.augment = BatchCropFlip(none, self.augment.pad, self.augment.flip)
-        empty.targets = self.targets[:0].clone()
-        return empty
-
-    def get_batch(self, index: Sequence[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return pictures (B, 3, H, W) uint8 and targets (B,); augmented where a seed is given."""
-        index = torch.as_tensor(index, dtype=torch.int64)
-        generator = None
-        if seed is not None and self.transform != "none":
-            generator = torch.Generator().manual_seed(seed)
-        return self.augment(index, generator), self.targets[index]
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        x, y = self.get_batch([i])
-        return x[0], y[0]
-
-
-class PictureFiles:
-    """Pictures on disk, or in the rows of a dataset, read and transformed one by one.
-
-    Args:
-        data: Pictures with their targets.
-        transform: A name of `ltlearn.data.transforms.TRANSFORMS`.
-        size: Side of the result in pixels.
-        pad: Black border of "crop" and "crop_flip" in pixels; None takes an eighth of `size`.
-    """
-
-    n_inp = 1
-
-    def __init__(
-        self, data: ImageSet, transform: str = "none", size: int = 224, pad: int | None = None
-    ):
-        self.data, self.targets = data, torch.from_numpy(data.targets)
-        self.transform, self.shape = ImageTransform(transform, size, pad), (size, size)
-        self.plain = ImageTransform("none", size)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def new_empty(self) -> "PictureFiles":
-        """Return the same without pictures, as `learn.export()` stores it."""
-        empty = copy.copy(self)
-        empty.data, empty.targets = self.data.take(np.zeros(0, int)), self.targets[:0].clone()
-        vars(empty).pop("files_name", None)
-        return empty
-
-    @cached_property
-    def files_name(self) -> str:
-        """Name the files by folder, path, size and time of writing; "" where there are none.
-
-        For caches on this machine. A split's fingerprint leaves folder and time out, so that it is
-        the same on another; that of pictures in memory or in rows is of their content.
-        """
-        if self.data.images is not None or not isinstance(self.data.root, Path):
-            return ""
-        root = self.data.root.resolve()
-        digest = hashlib.sha256(os.fsencode(root))
-        for path in self.data.paths:
-            try:
-                stat = os.stat(root / path)
-                what = f"{stat.st_size}\0{stat.st_mtime_ns}"
-            except OSError:
-                what = "gone"  # whoever reads it says so
-            digest.update(os.fsencode(f"\0{path}\0{what}"))
-        return digest.hexdigest()[:16]
-
-    def get(self, i: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return picture i, (3, size, size) uint8, and its target; augmented if a seed is given."""
-        return self.get_views(i, [seed])[0], self.targets[i]
-
-    def get_views(self, i: int, seeds: Sequence[int | None]) -> list[Tensor]:
-        """Read picture i once and return a view of it for each seed, as `get` does for one."""
-        if self.data.images is not None:
-            image = self.data.images[i]
-        else:
-            image = read_image(self.data.root / self.data.paths[i])
-        views = (self.plain(image) if s is None else self.transform(image, s) for s in seeds)
-        return [torch.from_numpy(np.ascontiguousarray(v)).permute(2, 0, 1) for v in views]
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.get(i)
-
-
-class NormalizeUint8(ItemTransform):
-    """Turn a uint8 batch into float32, channels last in memory: minus mean, over deviation."""
-
-    parameters = ("mean", "std")
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        self.set(mean, std)
-
-    def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Use these statistics, per channel and for pixels in [0, 1], from now on."""
-        self.mean = torch.tensor(mean).view(1, 3, 1, 1) * 255
-        self.std = torch.tensor(std).view(1, 3, 1, 1) * 255
-
-    def encodes(self, batch):
-        """Normalise the pictures of a batch; targets and float pictures pass."""
-        x, *rest = batch
-        if x.dtype == torch.uint8:
-            x = x.to(torch.float32, memory_format=torch.channels_last)
-            x = x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
-        return (x, *rest)
-
-
-def _cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _compute_ahead(do: Callable, items: Iterable, threads: int, ahead: int) -> Iterator[Future]:
-    """Yield a future of `do(item)` of each item in order, of which the next ones have begun too."""
-    pool = ThreadPoolExecutor(threads, "ltlearn-read")
-    try:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(do, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class LTDataLoader(TfmdDL):
-    """A fastai data loader whose draws depend on (seed, epoch, position) alone.
-
-    Draws are the order and the augmentations. So the number of workers changes nothing, no two
-    epochs or workers repeat a draw, and an epoch can be made again. Each full pass is the next
-    epoch; `set_epoch` goes to any other.
-
-    Args:
-        dataset: `PicturesInMemory`, `PictureFiles` or any dataset with `targets`.
-        bs: Images a batch, at least 1. The last, partial batch is kept, unless it is a single image
-            for training.
-        training: Whether to draw the images with `sampler` instead of in their order.
-        sampler: A name of `ltlearn.data.samplers.SAMPLERS` or a torch sampler; only for training.
-        augment: Whether to augment; None does so for training.
-        seed: Of order and augmentation.
-        num_workers: Processes that read pictures; 0 reads in this one.
-        threads: Threads of this process that read pictures from disk, up to a batch ahead, where
-            there are no workers; 0 reads without, None takes one a core, at most 8, or none where
-            there is one core.
-        **kwargs: For fastai's `TfmdDL`.
-
-    Raises:
-        UserError: If `bs`, `num_workers` or `threads` is no such number, or the sampler is unknown
-            or made for another dataset.
-    """
-
-    def __init__(
-        self,
-        dataset,
-        bs=64,
-        training=False,
-        sampler="instance",
-        augment=None,
-        seed=0,
-        num_workers=0,
-        threads=0,
-        **kwargs,
-    ):
-        # fastai's own arguments, which the sampler and `drop_last` below decide here.
-        kwargs.pop("shuffle", None)
-        kwargs.pop("drop_last", None)
-        bs = kwargs.pop("batch_size", None) or bs
-        check_whole("bs", bs, 1)
-        check_whole("num_workers", num_workers, 0)
-        if threads is not None:
-            check_whole("threads", threads, 0)
-        self.training, self.seed, self.epoch, self.threads = training, seed, 0, threads
-        self.augment = training if augment is None else augment
-        self.sampler_name = self.sampler = None
-        super().__init__(dataset, bs=bs, shuffle=False, num_workers=num_workers, **kwargs)
-        self.set_sampler(sampler)
-
-    @property
-    def drop_last(self) -> bool:
-        """Whether the last batch is dropped: it is one of a single image, for training.
-
-        Such a batch would stop batch normalisation.
-        """
-        drawn = self._drawn()
-        return self.training and drawn > 1 and drawn % self.bs == 1
-
-    @drop_last.setter
-    def drop_last(self, _) -> None:
-        """Ignore what fastai sets."""
-
-    def _drawn(self) -> int:
-        """Count the images of an epoch."""
-        return self.n if self.sampler is None else len(self.sampler)
-
-    def __len__(self) -> int:
-        drawn = self._drawn()
-        return drawn // self.bs if self.drop_last else -(-drawn // self.bs)
-
-    def set_sampler(self, sampler) -> None:
-        """Draw the images of an epoch with this sampler (a name or a torch sampler) from now on."""
-        if not self.training:
-            self.sampler_name, self.sampler = None, None
-            return
-        targets = np.asarray(self.dataset.targets)
-        made = make_sampler(sampler, targets, self.seed)
-        if isinstance(made, InstanceSampler) and len(made.targets) != len(targets):
-            raise UserError(
-                f"the sampler was made for {len(made.targets)} images, but there are "
-                f"{len(targets)}."
-            )
-        self.sampler_name = sampler if isinstance(sampler, str) else type(sampler).__name__
-        self.sampler = made
-
-    def set_epoch(self, epoch: int, epochs: int | None = None) -> None:
-        """Make the next pass the one of this epoch (0-based), of how many."""
-        self.epoch = epoch
-        if isinstance(self.sampler, InstanceSampler):
-            self.sampler.set_epoch(epoch, epochs)
-        elif hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)  # torch's own, such as DistributedSampler's
-
-    def new(self, dataset=None, cls=None, **kwargs):
-        """Return a loader with the same settings but for those given (fastai's protocol).
-
-        A sampler that was given by name is made afresh; another one goes along unless the dataset
-        changes, for it knows only its own.
-        """
-        shuffle = kwargs.pop("shuffle", None)
-        settings = {
-            "training": self.training if shuffle is None else bool(shuffle),
-            "seed": self.seed,
-            "sampler": "instance",
-            "threads": self.threads,
-        }
-        if self.sampler_name in SAMPLERS:
-            settings["sampler"] = self.sampler_name
-        elif self.sampler is not None and dataset is None:
-            settings["sampler"] = self.sampler
-        if shuffle is None:
-            settings["augment"] = self.augment
-        return super().new(dataset, cls, **{**settings, **kwargs})
-
-    def _one_pass(self):
-        # fastai reads an item to learn what a batch is made of, which is known here.
-        if hasattr(self.dataset, "get") or hasattr(self.dataset, "get_batch"):
-            self._n_inp, self._types = 1, {tuple: [Tensor, Tensor]}
-        else:
-            super()._one_pass()
-
-    def get_idxs(self) -> list[int]:
-        """Return the epoch's images.
-
-        With augmentation each number also carries its position in the epoch.
-        """
-        order = self.sampler if self.training else range(self.n)
-        if not self.augment:
-            return list(order)
-        return [i + position * self.n for position, i in enumerate(order)]
-
-    def __iter__(self) -> Iterator:
-        self.set_epoch(self.epoch)
-        mistake = None
-        try:
-            yield from super().__iter__()
-        except UserError as e:
-            # What a worker raises arrives with the worker's whole traceback as its message.
-            marker = f"{UserError.__module__}.{UserError.__qualname__}: "
-            mistake = UserError(e.message.rpartition(marker)[2].rstrip("\n"))
-            # Its frames hold torch's iterator; each worker that is left to the garbage collector
-            # takes five seconds to end.
-            e.__traceback__ = None
-        if mistake:
-            raise mistake
-        # Whoever trains without an LTLearner gets another draw in the next epoch all the same.
-        self.epoch += 1
-
-    def _threads_now(self) -> int:
-        """Count the threads that are to read; 0 where there are none."""
-        # Decoding a file lets other threads run. What a user puts in place may not stand them.
-        ours = getattr(self.create_item, "__func__", None) is LTDataLoader.create_item
-        data = self.dataset.data if isinstance(self.dataset, PictureFiles) else None
-        if not ours or data is None or data.images is not None or get_worker_info() is not None:
-            return 0
-        if self.threads is not None:
-            return self.threads
-        cores = _cores()
-        return min(cores, _MOST_THREADS) if cores > 1 else 0
-
-    def _seed_at(self, number: int) -> int | None:
-        return mix_seed(self.seed, self.epoch, number // self.n) if self.augment else None
-
-    def create_item(self, s):
-        """Read one picture, augmented by its own seed."""
-        if isinstance(s, Future):
-            return s.result()
-        s = s or 0  # fastai tries the loader out with None
-        if hasattr(self.dataset, "get"):
-            return self.dataset.get(s % self.n, self._seed_at(s))
-        return self.dataset[s % self.n]
-
-    def create_batches(self, samps):
-        """Make batches: at once where the dataset can, else picture by picture."""
-        if not hasattr(self.dataset, "get_batch"):
-            threads = self._threads_now()
-            if not threads:
-                yield from super().create_batches(samps)
-                return
-            # A batch ahead, so that a device need not wait for the next one.
-            ahead = max(self.bs, 2 * threads)
-            with closing(_compute_ahead(self.create_item, samps, threads, ahead)) as items:
-                yield from super().create_batches(items)
-            return
-        for numbers in self.chunkify(samps):
-            yield self.dataset.get_batch([s % self.n for s in numbers], self._seed_at(numbers[0]))
 
 
 class LTDataLoaders(DataLoaders):
@@ -555,7 +160,7 @@ class LTDataLoaders(DataLoaders):
         """Read a known long-tailed set, or make a long-tailed version of a known balanced one.
 
         ImageNet-LT, Places-LT and iNaturalist 2018 are long-tailed as they are published, in lists
-        or annotations, see `ltlearn.data.benchmarks`; the others are cut here.
+        or annotations, see `ltlearn.data.benchmarks.read`; the others are cut here.
 
         The test set of "tiny_imagenet_lt" is Tiny-ImageNet's validation part, 50 pictures a class:
         the labels of its own test pictures are not public. Its largest class is the first by
@@ -970,10 +575,10 @@ class LTDataLoaders(DataLoaders):
         _check_parts(parts, listed.classes, protocol, listed.where)
         total = sum(len(p) for p in parts.values())
         if size is None:
-            size = _common_side(parts["train"]) or 224
+            size = common_side(parts["train"]) or 224
         if in_memory is None:
-            in_memory = size <= _IN_MEMORY_SIDE and total * size * size * 4 <= _IN_MEMORY_BYTES
-            in_memory &= transform in (None, *_BATCH_TRANSFORMS)
+            in_memory = size <= IN_MEMORY_SIDE and total * size * size * 4 <= IN_MEMORY_BYTES
+            in_memory &= transform in (None, *BATCH_TRANSFORMS)
         if in_memory:
             parts = {p: data.load(size, skip_bad) for p, data in parts.items()}
         elif skip_bad:
@@ -1043,7 +648,7 @@ class LTDataLoaders(DataLoaders):
             UserError: If shapes, types or labels do not fit, or another value is outside its range.
         """
         _check_common(protocol, valid_pct, bs, seed)
-        check_choice("transform", transform, _BATCH_TRANSFORMS)
+        check_choice("transform", transform, BATCH_TRANSFORMS)
         parts = {"train": _array_set("training", images, targets)}
         for part, given in (("valid", valid), ("test", test)):
             if given is None:
@@ -1162,23 +767,6 @@ def _array_set(part: str, images, targets) -> ImageSet:
     if targets.min() < 0:
         raise UserError(f"{part} targets must be class indices from 0 up, got {targets.min()}.")
     return ImageSet(targets.astype(np.int64), images=np.ascontiguousarray(images))
-
-
-def _common_side(data: ImageSet, looks: int = 32) -> int | None:
-    """Return the side of the pictures if they are small squares of one size, judged by some."""
-    from PIL import Image
-
-    sides = set()
-    for i in np.linspace(0, len(data) - 1, min(looks, len(data))).astype(int):
-        try:
-            with Image.open(data.root / data.paths[i]) as image:
-                sides.add(image.size)
-        except Exception:  # unreadable: whoever reads all of it says so
-            continue
-    if len(sides) != 1:
-        return None
-    width, height = sides.pop()
-    return width if width == height and width <= _IN_MEMORY_SIDE else None
 
 
 def _pixel_stats(images: np.ndarray) -> tuple[list[float], list[float]]:

@@ -5,15 +5,15 @@ Only the heads load at once (torch alone); the rest loads on first use, because 
 
 from importlib import import_module
 
-from ltlearn.models.cosine import CosineLinear
-from ltlearn.models.heads import SAMNLinear
-from ltlearn.models.scaled import ScaledLinear
+from ltlearn.heads.cosine import CosineLinear
+from ltlearn.heads.samn import SAMNLinear
+from ltlearn.heads.scaled import ScaledLinear
 
 _LAZY = {
     "CifarResNet": "cifar_resnet",
-    "LTModel": "cut",
-    "create_lt_model": "cut",
-    "find_head": "cut",
+    "LTModel": "backbone",
+    "create_lt_model": "pretrained",
+    "find_head": "backbone",
 }
 
 __all__ = ["CosineLinear", "SAMNLinear", "ScaledLinear", *_LAZY]

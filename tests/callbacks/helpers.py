@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ltlearn import LTDataLoaders, SAMNLinear, lt_learner
-from ltlearn.models.cut import find_head
+from ltlearn.models.backbone import find_head
 
 COUNTS = [40, 12, 4]
 

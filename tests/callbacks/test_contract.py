@@ -19,8 +19,8 @@ from torch import nn
 
 import ltlearn.callbacks
 from ltlearn import CosineLinear, SAMNLinear, ScaledLinear
-from ltlearn.callbacks.checkpoint import Checkpoint
-from ltlearn.callbacks.history import Trajectory
+from ltlearn.training.checkpoint import Checkpoint
+from ltlearn.training.history import Trajectory
 from tests.callbacks.helpers import COUNTS, make_lt_learner
 
 

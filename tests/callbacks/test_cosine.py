@@ -11,7 +11,7 @@ from ltlearn import (
     UserError,
 )
 from ltlearn.losses import LDAMLoss
-from ltlearn.models.cut import find_head
+from ltlearn.models.backbone import find_head
 from tests.callbacks.helpers import (
     COUNTS,
     OPTIMIZERS,

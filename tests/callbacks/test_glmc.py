@@ -25,10 +25,10 @@ from ltlearn import (
     SAMNLinear,
     UserError,
 )
-from ltlearn.callbacks.checkpoint import Checkpoint
 from ltlearn.callbacks.glmc import _InversePowerSampler, _PairLoader
 from ltlearn.losses import BalancedSoftmaxLoss, CrossEntropy
 from ltlearn.losses.glmc import cut_box, inverse_power
+from ltlearn.training.checkpoint import Checkpoint
 from tests.callbacks.helpers import (
     COUNTS,
     OPTIMIZERS,
@@ -350,13 +350,13 @@ def from_folder(path, **kwargs):
 
 
 def test_pictures_on_disk_are_read_once_for_both_views(folder, monkeypatch):
-    from ltlearn.data import loaders
+    from ltlearn.data import datasets
 
     dls = from_folder(folder)
     pairs = pairs_of(dls)
     reads = []
-    read = loaders.read_image
-    monkeypatch.setattr(loaders, "read_image", lambda path: reads.append(path) or read(path))
+    read = datasets.read_image
+    monkeypatch.setattr(datasets, "read_image", lambda path: reads.append(path) or read(path))
     pairs.set_epoch(1)
     found = list(pairs)
     assert len(reads) == 2 * 18, "one of 19 is dropped"

@@ -55,7 +55,7 @@ def test_only_the_block_and_the_head_move_statistics_included(wd):
 
 def test_what_was_frozen_steps_like_a_new_parameter():
     # torch's fused SGD fails where some parameters of a group have momentum and others do not.
-    from ltlearn.loop import _SGD
+    from ltlearn.training.loop import _SGD
 
     def make():
         return [nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor([3.0]))]

@@ -6,8 +6,8 @@ from fastai.callback.training import GradientAccumulation
 from torch import nn
 
 from ltlearn import SAMN, LearnableWeightScaling, SAMNLinear, ScaledLinear, UserError
-from ltlearn.callbacks.schedule import EpochCosine
-from ltlearn.models.cut import find_head
+from ltlearn.models.backbone import find_head
+from ltlearn.training.schedule import EpochCosine
 from tests.callbacks.helpers import (
     OPTIMIZERS,
     make_dls,

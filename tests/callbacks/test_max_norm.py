@@ -5,7 +5,7 @@ from fastai.callback.core import Callback, CancelFitException
 from torch import nn
 
 from ltlearn import SAMN, MaxNorm, UserError
-from ltlearn.models.cut import find_head
+from ltlearn.models.backbone import find_head
 from tests.callbacks.helpers import OPTIMIZERS, make_dls, make_learner, make_lt_learner
 
 # So large a rate that the norms grow within an epoch.

@@ -30,7 +30,6 @@ from ltlearn import (
     SAMNLinear,
     UserError,
 )
-from ltlearn.callbacks.checkpoint import Checkpoint
 from ltlearn.losses import (
     BalancedSoftmaxLoss,
     ClassBalancedLoss,
@@ -38,6 +37,7 @@ from ltlearn.losses import (
     CrossEntropy,
     LDAMLoss,
 )
+from ltlearn.training.checkpoint import Checkpoint
 from tests.callbacks.helpers import (
     COUNTS,
     Points,

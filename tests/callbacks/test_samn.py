@@ -13,7 +13,7 @@ from fastai.optimizer import SGD
 from torch import nn
 
 from ltlearn import SAMN, UserError
-from ltlearn.models.cut import find_head
+from ltlearn.models.backbone import find_head
 from tests.callbacks.helpers import (
     COUNTS,
     OPTIMIZERS,

@@ -10,8 +10,8 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from torch import nn
 
 from ltlearn import GLMC, SAMN, BatchMixUp, SharpnessAware, UserError
-from ltlearn.callbacks.finite import FiniteLoss
-from ltlearn.learner import sgd
+from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.loop import sgd
 from tests.callbacks.helpers import (
     OPTIMIZERS,
     assert_monotone,

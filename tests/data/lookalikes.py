@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ltlearn.data.benchmarks import BENCHMARKS, Benchmark, counts_name
+from ltlearn.data.benchmarks.facts import BENCHMARKS, Benchmark, counts_name
 
 SYNSETS = [f"n{1440764 + 37 * c:08d}" for c in range(40)]
 # Plain names, names with a kind, and one whose kind has an underscore.

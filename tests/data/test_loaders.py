@@ -17,10 +17,12 @@ from torch import nn
 from torch.utils.data import WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from ltlearn.data import loaders, sources
-from ltlearn.data.loaders import LTDataLoader, LTDataLoaders, PictureFiles, PicturesInMemory
+from ltlearn.data.datasets import PictureFiles, PicturesInMemory
+from ltlearn.data.images import ImageSet, read_image
+from ltlearn.data.loader import LTDataLoader
+from ltlearn.data.loaders import LTDataLoaders
+from ltlearn.data.readers.folders import list_class_folders
 from ltlearn.data.samplers import SAMPLERS, ClassBalancedSampler
-from ltlearn.data.sources import ImageSet, list_class_folders
 from ltlearn.data.transforms import TRANSFORMS
 from ltlearn.errors import UserError
 
@@ -438,7 +440,7 @@ def test_cifar_has_the_published_counts(monkeypatch, name, factor, total):
         images = np.zeros((len(targets), 1, 1, 3), dtype=np.uint8)
         return ImageSet(targets, images=images), [str(c) for c in range(classes)]
 
-    monkeypatch.setattr(loaders, "load_cifar", load)
+    monkeypatch.setattr("ltlearn.data.loaders.load_cifar", load)
     dls = LTDataLoaders.from_dataset(name, "/somewhere", factor, protocol="paper", device="cpu")
     assert asked == [(classes, "/somewhere", "train"), (classes, "/somewhere", "test")]
     assert dls.shot_counts.sum() == dls.train.n == total
@@ -525,7 +527,7 @@ def test_tiny_imagenet_has_its_counts_and_statistics(monkeypatch):
         images = np.zeros((len(targets), 1, 1, 3), dtype=np.uint8)
         return ImageSet(targets, images=images), [f"n{c:03d}" for c in range(200)]
 
-    monkeypatch.setattr(loaders, "load_tiny_imagenet", load)
+    monkeypatch.setattr("ltlearn.data.loaders.load_tiny_imagenet", load)
     whole = tiny("/somewhere", 100)
     assert whole.shot_counts.tolist() == [int(500 * 100 ** (-c / 199) + 1e-9) for c in range(200)]
     assert whole.shot_counts.sum() == 21_549 and whole.test.n == 10_000
@@ -710,7 +712,7 @@ def test_threads_take_part_where_they_can(folder, monkeypatch):
     data = list_class_folders(folder)[0]
     dl = LTDataLoader(PictureFiles(data, size=8), 4, threads=None)
     for cores, threads in {1: 0, 2: 2, 64: 8}.items():
-        monkeypatch.setattr(loaders, "_cores", lambda n=cores: n)
+        monkeypatch.setattr("ltlearn.data.loader.count_cores", lambda n=cores: n)
         assert dl._threads_now() == threads
     batch = iter(dl)
     next(batch)
@@ -735,8 +737,9 @@ def batches_of_numbers(dl) -> list[int]:
 
 def test_threads_read_no_more_than_a_batch_ahead(folder, monkeypatch):
     read = []
-    real = loaders.read_image
-    monkeypatch.setattr(loaders, "read_image", lambda *a: read.append(a) or real(*a))
+    monkeypatch.setattr(
+        "ltlearn.data.datasets.read_image", lambda *a: read.append(a) or read_image(*a)
+    )
     dl = files(folder, threads=2)
     for i, _ in enumerate(dl, 1):
         assert min(5 * i, dl.n) <= len(read) <= min(5 * i + dl.bs, dl.n)
@@ -1000,9 +1003,12 @@ def test_a_split_is_json(folder):
 
 def test_listing_opens_few_pictures(folder, monkeypatch):
     opened = []
-    real = sources.read_image
-    monkeypatch.setattr(loaders, "read_image", lambda *a: opened.append(a) or real(*a))
-    monkeypatch.setattr(sources, "read_image", lambda *a: opened.append(a) or real(*a))
+    monkeypatch.setattr(
+        "ltlearn.data.datasets.read_image", lambda *a: opened.append(a) or read_image(*a)
+    )
+    monkeypatch.setattr(
+        "ltlearn.data.images.read_image", lambda *a: opened.append(a) or read_image(*a)
+    )
     from_folder(folder, in_memory=False, size=8)
     assert opened == []
 

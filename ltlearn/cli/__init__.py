@@ -1,0 +1,5 @@
+"""The command line. A module holds a group of commands."""
+
+from ltlearn.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,1 @@
+"""Readers of image folders, tables, annotations and Hugging Face datasets."""

@@ -1,0 +1,1 @@
+"""Recipes, runs, comparisons and predictions: what the command line runs."""

@@ -1,0 +1,20 @@
+"""Classifier heads. They need torch alone."""
+
+from ltlearn.heads.cosine import CosineLinear
+from ltlearn.heads.foldable import Foldable
+from ltlearn.heads.nearest_mean import NearestClassMean
+from ltlearn.heads.registry import as_linear, head_from_state, is_head, is_trainable
+from ltlearn.heads.samn import SAMNLinear
+from ltlearn.heads.scaled import ScaledLinear
+
+__all__ = [
+    "CosineLinear",
+    "Foldable",
+    "NearestClassMean",
+    "SAMNLinear",
+    "ScaledLinear",
+    "as_linear",
+    "head_from_state",
+    "is_head",
+    "is_trainable",
+]

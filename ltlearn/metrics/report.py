@@ -1,0 +1,240 @@
+"""`ShotReport`: accuracy of many, medium and few, per class, and calibration."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltlearn.errors import UserError
+from ltlearn.metrics.accuracy import per_class_accuracy
+from ltlearn.metrics.calibration import calibration_error_of
+from ltlearn.metrics.rows import check_lengths, is_float, read_labels, read_rows, unwrap
+from ltlearn.metrics.shots import (
+    SHOTS,
+    check_few,
+    read_class_counts,
+    shot_groups,
+    shot_thresholds_text,
+)
+
+__all__ = ["ShotReport", "shot_report", "mean_and_sd"]
+
+_DASH = "–"
+_SUMMARY = ("all", "balanced", *SHOTS, "ece", "nll")
+
+
+@dataclass(frozen=True, eq=False)
+class ShotReport:
+    """Hold what was measured on one test set; accuracies are fractions in [0, 1].
+
+    Args:
+        all: Top-1 accuracy over images.
+        balanced: Mean of the per-class accuracies over the classes that have test images.
+        many: The same mean over the many-shot classes; None if none of them has a test image.
+        medium: The same for the medium-shot classes.
+        few: The same for the few-shot classes.
+        group_sizes: Classes in each group, whether or not they have test images.
+        per_class: Accuracy of each class; NaN for a class with no test image.
+        per_class_total: Test images of each class.
+        ece: Expected calibration error (15 bins), a fraction; None if only predictions were given.
+        nll: Mean negative log-likelihood in nats; None if only predictions were given.
+        class_counts: Training images of each class.
+        classes: Class names, or None.
+        few_rule: The few-shot convention, "<20" or "<=20".
+        n_images: Number of test images.
+
+    Shape:
+        per_class, per_class_total and class_counts are NumPy arrays (C,), float64 and int64.
+    """
+
+    all: float
+    balanced: float
+    many: float | None
+    medium: float | None
+    few: float | None
+    group_sizes: dict[str, int]
+    per_class: np.ndarray
+    per_class_total: np.ndarray
+    ece: float | None
+    nll: float | None
+    class_counts: np.ndarray
+    classes: tuple[str, ...] | None
+    few_rule: str
+    n_images: int
+
+    def rows(self) -> list[dict[str, Any]]:
+        """List the classes in label order, one JSON-ready dictionary each.
+
+        The keys are label, name (None without names), shot, train_images, test_images and accuracy
+        (None for a class with no test image).
+        """
+        groups = shot_groups(self.class_counts, self.few_rule)
+        shot = np.full(len(self.class_counts), SHOTS[1], dtype=object)
+        for name in SHOTS:
+            shot[groups[name].numpy()] = name
+        return [
+            {
+                "label": c,
+                "name": self.classes[c] if self.classes is not None else None,
+                "shot": str(shot[c]),
+                "train_images": int(self.class_counts[c]),
+                "test_images": int(self.per_class_total[c]),
+                "accuracy": _json_number(self.per_class[c]),
+            }
+            for c in range(len(self.class_counts))
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain numbers, lists and None, as `json.dump` wants them."""
+        return {
+            **{name: _json_number(getattr(self, name)) for name in _SUMMARY},
+            "n_images": self.n_images,
+            "few_rule": self.few_rule,
+            "group_sizes": dict(self.group_sizes),
+            "classes": list(self.classes) if self.classes is not None else None,
+            "class_counts": [int(n) for n in self.class_counts],
+            "per_class": [_json_number(a) for a in self.per_class],
+            "per_class_total": [int(n) for n in self.per_class_total],
+        }
+
+    def __str__(self) -> str:
+        """Write a few lines of plain text, accuracies in % to one decimal, no value as a dash."""
+        names = ("all", "balanced", *SHOTS)
+        lines = [f"{name:<9}{_percent(getattr(self, name)):>6}" for name in names]
+        if self.ece is not None:
+            lines.append(f"{'ECE':<9}{_percent(self.ece):>6}")
+            lines.append(f"{'NLL':<9}{self.nll:>6.3f}")
+        missing = int((self.per_class_total == 0).sum())
+        images = "image" if self.n_images == 1 else "images"
+        about = f"in % over {self.n_images:,} test {images}, {len(self.per_class):,} classes"
+        if missing:
+            about += f", {missing:,} of them without a test image (left out of the means)"
+        if self.ece is not None:
+            about += "; NLL in nats"
+        sizes = shot_thresholds_text(self.few_rule, self.group_sizes)
+        return "\n".join([*lines, about, f"training images: {sizes}"])
+
+
+def shot_report(
+    output: Tensor,
+    target: Tensor,
+    class_counts: Tensor,
+    *,
+    classes: Sequence[str] | None = None,
+    few: str = "<20",
+    probabilities: bool = False,
+) -> ShotReport:
+    """Evaluate a classifier: accuracy over all images, per class and shot group, and calibration.
+
+    Args:
+        output: Logits, or predicted classes. A tensor of any float type and device, or an array.
+        target: The true classes.
+        class_counts: Training images per class; they decide which class is many- or few-shot.
+        classes: Class names in label order.
+        few: The few-shot convention, "<20" or "<=20" (see `shot_groups`).
+        probabilities: Whether output holds probabilities instead of logits.
+
+    Shape:
+        output is (N, C), logits or probabilities, or (N,), integer predictions; target is (N,),
+        integer; class_counts is (C,). A group's accuracy is the mean of its per-class accuracies.
+
+    Raises:
+        UserError: If there is no image, the shapes disagree, a label or a prediction is outside
+            0..C-1, a row is not finite (or, with `probabilities`, no distribution), or `few` is not
+            allowed.
+    """
+    check_few(few)
+    counts = read_class_counts(class_counts)
+    num_classes = len(counts)
+    if classes is not None and len(classes) != num_classes:
+        raise UserError(
+            f"`classes` has {len(classes)} names but `class_counts` has {num_classes} classes."
+        )
+    output = unwrap(output)
+    if output.ndim == 1:
+        if len(output) and is_float(output):
+            raise UserError(
+                "`output` is a vector of floats; it must be (N, C) logits or (N,) integer classes."
+            )
+        target = read_labels(target, num_classes, "target")
+        pred = read_labels(output, num_classes, "output")
+        check_lengths(len(pred), len(target), "output")
+        correct, ece, nll = pred == target, None, None
+    else:
+        if output.ndim == 2 and output.shape[1] != num_classes:
+            raise UserError(
+                f"`output` has {output.shape[1]} columns but `class_counts` has {num_classes} "
+                "classes."
+            )
+        pred, confidence, row_nll, correct = read_rows(
+            output, target, probabilities=probabilities, name="output"
+        )
+        target = read_labels(target, num_classes, "target")
+        ece = calibration_error_of(confidence, correct, n_bins=15)
+        nll = float(row_nll.mean())
+    per_class = per_class_accuracy(pred, target, num_classes)
+    groups = shot_groups(counts, few)
+    return ShotReport(
+        all=float(correct.double().mean()),
+        balanced=float(per_class.nanmean()),
+        **{name: _mean_or_none(per_class[mask]) for name, mask in groups.items()},
+        group_sizes={name: int(mask.sum()) for name, mask in groups.items()},
+        per_class=per_class.numpy(),
+        per_class_total=torch.bincount(target, minlength=num_classes).numpy(),
+        ece=ece,
+        nll=nll,
+        class_counts=counts.numpy(),
+        classes=tuple(str(c) for c in classes) if classes is not None else None,
+        few_rule=few,
+        n_images=len(target),
+    )
+
+
+def mean_and_sd(
+    reports: Sequence[ShotReport],
+) -> dict[str, tuple[float, float | None] | None]:
+    """Average the reports of several seeds.
+
+    Args:
+        reports: One report per seed, at least one, all with the same few-shot convention.
+
+    Shape:
+        The result maps all, balanced, many, medium, few, ece and nll to (mean, standard deviation).
+        The deviation is that of a sample (divided by seeds - 1), None for a single seed. A value
+        that some report does not have is None as a whole: a mean over the others would stand for
+        other classes or other runs.
+
+    Raises:
+        UserError: If there is no report, or they use different conventions.
+    """
+    if not reports:
+        raise UserError("`reports` is empty; the mean over seeds needs at least one report.")
+    rules = sorted({r.few_rule for r in reports})
+    if len(rules) > 1:
+        raise UserError(f"`reports` mix the few-shot rules {' and '.join(rules)}; use one of them.")
+    result = {}
+    for name in _SUMMARY:
+        values = [getattr(r, name) for r in reports]
+        if any(v is None for v in values):
+            result[name] = None
+        else:
+            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            result[name] = (float(np.mean(values)), sd)
+    return result
+
+
+def _mean_or_none(per_class: Tensor) -> float | None:
+    present = per_class[~per_class.isnan()]
+    return float(present.mean()) if len(present) else None
+
+
+def _json_number(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _percent(value: float | None) -> str:
+    return _DASH if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,149 @@
+"""Read and check arrays of logits, labels and counts, block by block."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltlearn.errors import UserError
+
+__all__ = [
+    "read_rows",
+    "unwrap",
+    "is_float",
+    "read_whole_numbers",
+    "read_labels",
+    "check_lengths",
+    "check_finite",
+]
+
+# Rows are read in float64 blocks of this many numbers (128 MiB), whatever the size of the test set.
+_BLOCK_NUMBERS = 2**24
+
+
+def read_rows(
+    output: Any, target: Any, probabilities: bool, name: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return per image: predicted class, its probability, -log p of the true class, correctness."""
+    output = unwrap(output)
+    if output.ndim != 2:
+        raise UserError(f"`{name}` has shape {tuple(output.shape)}; it must be (N, C).")
+    target = read_labels(target, output.shape[1], "target")
+    check_lengths(len(output), len(target), name)
+    tiny = torch.finfo(torch.float64).tiny
+    kept = []
+    for start, block in _float64_blocks(output):
+        check_finite(block, start, name)
+        true = target[start : start + len(block), None]
+        if probabilities:
+            _check_distribution(block, start, name, half=_is_half(output))
+            p = block
+            nll = -p.gather(1, true).clamp(tiny, 1).log()
+        else:
+            # The largest logit is taken off first: the rest is at most 0 and exp cannot overflow.
+            shifted = block - block.amax(1, keepdim=True)
+            log_p = shifted - shifted.exp().sum(1, keepdim=True).log()
+            p = log_p.exp()
+            nll = -log_p.gather(1, true)
+        # argmax of the numbers as given: rounding in softmax must not make a tie.
+        pred = block.argmax(1)
+        confidence = p.gather(1, pred[:, None]).clamp(max=1)
+        kept.append((pred, confidence[:, 0], nll[:, 0]))
+    pred, confidence, nll = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return pred, confidence, nll, pred == target
+
+
+def _float64_blocks(output: Tensor | np.ndarray) -> Iterator[tuple[int, Tensor]]:
+    step = max(1, _BLOCK_NUMBERS // max(1, output.shape[1]))
+    for start in range(0, len(output), step):
+        block = output[start : start + step]
+        if isinstance(block, np.ndarray):
+            # A copy in any case: torch warns about the read-only pages of a memory-mapped file.
+            yield start, torch.from_numpy(np.array(block, dtype=np.float64))
+        else:
+            yield start, block.cpu().double()
+
+
+def unwrap(values: Any) -> Tensor | np.ndarray:
+    """Strip tensor subclasses (fastai's) and gradients; turn lists into arrays."""
+    if isinstance(values, Tensor):
+        return values.detach().as_subclass(Tensor)
+    return np.asarray(values)
+
+
+def is_float(values: Tensor | np.ndarray) -> bool:
+    """Report whether the values are floating-point numbers."""
+    if isinstance(values, Tensor):
+        return values.is_floating_point()
+    return values.dtype.kind not in "iub"
+
+
+def _is_half(values: Tensor | np.ndarray) -> bool:
+    return values.dtype in (torch.float16, torch.bfloat16, np.float16)
+
+
+def read_whole_numbers(values: Any, name: str) -> Tensor:
+    """Read a vector of whole numbers as int64 on the CPU."""
+    values = unwrap(values)
+    if isinstance(values, Tensor):
+        values = values.cpu()
+        values = values.double().numpy() if values.is_floating_point() else values.numpy()
+    if values.ndim != 1:
+        raise UserError(f"`{name}` has shape {tuple(values.shape)}; it must be a vector.")
+    if values.dtype.kind not in "iubf" and len(values):
+        raise UserError(f"`{name}` holds {values.dtype}; it must hold whole numbers.")
+    if values.dtype.kind == "f" and len(values):
+        bad = np.flatnonzero(~(np.isfinite(values) & (values == np.floor(values))))
+        if len(bad):
+            raise UserError(
+                f"`{name}` is {values[bad[0]]} at index {bad[0]}; it must hold whole numbers."
+            )
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def read_labels(values: Any, num_classes: int, name: str) -> Tensor:
+    """Read labels as int64; raise a `UserError` for one outside the classes."""
+    labels = read_whole_numbers(values, name)
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        raise UserError(
+            f"`{name}` is {int(labels[row])} in row {row}; with {num_classes} classes it must be "
+            f"0 to {num_classes - 1}."
+        )
+    return labels
+
+
+def check_lengths(rows: int, labels: int, name: str, target: str = "target") -> None:
+    """Raise a `UserError` if two arrays differ in length."""
+    if rows != labels:
+        raise UserError(f"`{name}` has {rows} rows but `{target}` has {labels}.")
+    if rows == 0:
+        raise UserError(f"`{name}` is empty: there is no image to evaluate.")
+
+
+def check_finite(block: Tensor, start: int, name: str) -> None:
+    """Raise a `UserError` if a value is not finite."""
+    # One sum tells whether all is well; which row is at fault matters only if it is not.
+    if not math.isfinite(float(block.sum())):
+        bad = (~block.isfinite()).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise UserError(
+                f"`{name}` is {float(block[row, column])} in row {start + row}, column {column}; "
+                "every number must be finite."
+            )
+
+
+def _check_distribution(block: Tensor, start: int, name: str, half: bool) -> None:
+    total = block.sum(1)
+    wrong = ((total - 1).abs() > (1e-2 if half else 1e-3)) | (block.amin(1) < 0)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise UserError(
+            f"`{name}` row {start + row} sums to {float(total[row]):.4g} with smallest number "
+            f"{float(block[row].min()):.4g}; probabilities must be at least 0 and sum to 1."
+        )

@@ -1,0 +1,17 @@
+"""Plots of class counts, accuracy, norms, trajectories and comparisons."""
+
+from ltlearn.plots.classes import plot_class_counts, plot_per_class_accuracy
+from ltlearn.plots.norms import plot_norms, plot_norms_by_method
+from ltlearn.plots.sensitivity import plot_sensitivity
+from ltlearn.plots.tradeoff import plot_tradeoff
+from ltlearn.plots.trajectory import plot_trajectory
+
+__all__ = [
+    "plot_class_counts",
+    "plot_norms",
+    "plot_norms_by_method",
+    "plot_per_class_accuracy",
+    "plot_sensitivity",
+    "plot_tradeoff",
+    "plot_trajectory",
+]

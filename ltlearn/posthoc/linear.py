@@ -1,0 +1,64 @@
+"""Read and build the linear layers that post-hoc corrections work on."""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from ltlearn.errors import UserError
+
+__all__ = ["warn_without_images", "name_classes", "as_linear_layer", "new_linear"]
+
+_log = logging.getLogger("ltlearn")
+_NAMED = 10  # classes that a message names before it says "..."
+
+
+def warn_without_images(counts: Tensor, consequence: str) -> None:
+    """Log a warning about classes without images."""
+    empty = counts == 0
+    if empty.any():
+        _log.warning("no training images of class %s; %s.", name_classes(empty), consequence)
+
+
+def name_classes(mask: Tensor) -> str:
+    """Name the first few classes of a mask."""
+    classes = mask.nonzero().flatten().tolist()
+    return ", ".join(map(str, classes[:_NAMED])) + (" ..." if len(classes) > _NAMED else "")
+
+
+def as_linear_layer(head: nn.Module) -> nn.Linear:
+    """Return the plain linear layer that a head is, or stands for."""
+    fold = getattr(head, "fold", None)
+    linear = fold() if callable(fold) else head
+    if not isinstance(linear, nn.Linear):
+        raise UserError(
+            "the classifier must be an nn.Linear, or a head with .fold() that gives one, got "
+            f"{type(head).__name__}."
+        )
+    return linear
+
+
+@torch.no_grad()
+def new_linear(like: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Create a linear layer with the given weight and bias."""
+    # `skip_init`: a correction takes nothing from the generator of random numbers.
+    linear = nn.utils.skip_init(
+        nn.Linear,
+        like.in_features,
+        like.out_features,
+        bias=bias is not None,
+        device=like.weight.device,
+        dtype=like.weight.dtype,
+    )
+    linear.weight.copy_(weight)
+    if bias is not None:
+        linear.bias.copy_(bias)
+    bad = ~linear.weight.isfinite().all(1)
+    if bias is not None:
+        bad |= ~linear.bias.isfinite()
+    if bad.any():
+        raise UserError(
+            f"the corrected classifier of class {name_classes(bad)} is not finite in "
+            f"{like.weight.dtype}; use float32, or a weaker correction."
+        )
+    return linear.train(like.training)

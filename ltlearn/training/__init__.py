@@ -1,0 +1,1 @@
+"""How both stages train: the loop, schedules, checkpoints, logs, features and trajectories."""

@@ -1,0 +1,246 @@
+"""What a fit was worth, epoch by epoch, and the weights of its best epoch."""
+
+import logging
+import math
+import time
+from contextlib import nullcontext
+
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import ValueMetric
+from torch import Tensor, nn
+
+from ltlearn.errors import UserError
+from ltlearn.metrics.report import shot_report
+from ltlearn.models.backbone import find_head
+
+__all__ = [
+    "FIGURES",
+    "head_norms",
+    "chosen_classes",
+    "FlipAverage",
+    "Trajectory",
+    "find_trajectory",
+]
+
+_log = logging.getLogger("ltlearn")
+FIGURES = ("all", "balanced", "many", "medium", "few")
+
+
+@torch.no_grad()
+def head_norms(model: nn.Module) -> Tensor:
+    """Return the weight norm of each class, (C,), float32 on the CPU."""
+    head = find_head(model)[1]
+    norms = head.weight.float().norm(dim=1) if isinstance(head, nn.Linear) else head.norms()
+    return norms.detach().float().cpu()
+
+
+def chosen_classes(logits: Tensor) -> Tensor:
+    """Return the class of each row of logits, -1 where the row is not finite.
+
+    With thousands of classes, the logits of a whole validation set are larger than its features.
+
+    Shape:
+        logits is (N, C); the result (N,), int64, on the same device.
+    """
+    return torch.where(logits.isfinite().all(1), logits.float().argmax(1), -1)
+
+
+class FlipAverage(Callback):
+    """Validate on the mean of the logits of each picture and of its mirror image.
+
+    The authors of SAMN report all their figures so.
+
+    Reads `learn.xb`. Writes `learn.pred` outside training.
+    """
+
+    # Before whatever reads the predictions.
+    order = -8
+
+    def after_pred(self):
+        """Average with the logits of the mirror image."""
+        if not self.learn.training:
+            # An LTLearner calls this event outside the autocast that its model runs in.
+            with getattr(self.learn, "autocast", nullcontext)():
+                mirrored = self.learn.model(self.learn.xb[0].flip(-1))
+            self.learn.pred = (self.learn.pred + mirrored.to(self.learn.pred.dtype)) / 2
+
+
+class Trajectory(Callback):
+    """Evaluate before the first step (epoch 0) and after every epoch; keep the best weights.
+
+    Reads predictions and targets of the validation loader. Writes nothing of the Learner; `record`
+    holds the trajectory, `best_state` the weights of the chosen epoch.
+
+    Args:
+        shot_counts: Images per class that decide many, medium and few.
+        few: Threshold rule, "<20" or "<=20".
+        select: "best" chooses the epoch with the highest class-balanced accuracy on the validation
+            loader, epoch 0 included, the first of equals; "last" chooses the last.
+        select_on: What the validation loader holds, for the record: "validation" or "test".
+        start: Whether to evaluate before the first step, too.
+        predict: Gives (logits, targets) of the validation loader, or what `chosen_classes` makes
+            of the logits; for the evaluation before the first step.
+        stage: What this training is called in messages.
+
+    Raises:
+        UserError: In a fit, if the logits are not finite any more.
+    """
+
+    # After everything that changes the model in before_fit or the predictions in after_pred.
+    order = 70
+
+    def __init__(
+        self,
+        shot_counts,
+        few="<20",
+        select="best",
+        select_on="validation",
+        start=True,
+        predict=None,
+        stage="training",
+    ):
+        self.shot_counts, self.few, self.start, self.predict = shot_counts, few, start, predict
+        self.select, self.select_on, self.stage = select, select_on, stage
+        self.record = {
+            "epoch": [], "loss": [], "all": [], "balanced": [], "many": [], "medium": [],
+            "few": [], "norms": [], "seconds": [],
+            "chosen": None, "select_on": select_on, "select": select,
+        }  # fmt: skip
+        self.best_state: dict[str, Tensor] | None = None
+        self._best = -1.0
+
+    def before_fit(self):
+        """Evaluate the weights the fit begins with."""
+        self._began = time.perf_counter()
+        if self.start:
+            self._add(0, None, *self.predict())
+            self._log_epoch()
+
+    def as_metrics(self) -> list[ValueMetric]:
+        """Make fastai metrics of the figures, for the columns of its `Recorder` and loggers.
+
+        Nothing is computed twice. A group without a class is NaN.
+        """
+        return [ValueMetric(lambda key=key: self._figure(key), key) for key in FIGURES]
+
+    def last(self) -> dict | None:
+        """Return the last row of the record; None before there is one."""
+        if not self.record["epoch"]:
+            return None
+        return {k: v[-1] for k, v in self.record.items() if isinstance(v, list) and k != "norms"}
+
+    def running_loss(self) -> float | None:
+        """Return the mean training loss of this epoch so far, for which a device waits."""
+        return float(self._loss / self._seen) if self._seen else None
+
+    def before_train(self):
+        """Begin to collect the training loss."""
+        self._loss, self._seen = 0.0, 0
+
+    # The two events that follow do not happen in a batch that is cancelled before them. What they
+    # collect stays on the device, without waiting for it.
+
+    def after_pred(self):
+        """Collect the predictions, in validation."""
+        if not self.learn.training:
+            self._chosen.append(chosen_classes(self.learn.pred.detach()))
+            self._targets.append(self.learn.yb[0])
+
+    def after_loss(self):
+        """Collect the loss, in training."""
+        if self.learn.training:
+            n = len(self.learn.yb[0])
+            self._loss, self._seen = self._loss + self.learn.loss.detach() * n, self._seen + n
+
+    def before_validate(self):
+        """Begin to collect predictions."""
+        self._chosen, self._targets = [], []
+
+    def after_cancel_validate(self):
+        """Forget a validation that was cut short: its figures would not compare."""
+        self._chosen, self._targets = [], []
+
+    def after_validate(self):
+        """Evaluate the epoch."""
+        self._evaluate()
+
+    def _figure(self, key: str) -> float:
+        # The Recorder asks in the same event, before it is the turn of this callback.
+        self._evaluate()
+        last = self.last()
+        now = last is not None and last["epoch"] == self.learn.epoch + 1
+        return last[key] if now and last[key] is not None else math.nan
+
+    def _evaluate(self) -> None:
+        """Evaluate the epoch, once."""
+        if not self._chosen or not hasattr(self, "_seen"):
+            return
+        chosen, targets = torch.cat(self._chosen), torch.cat(self._targets)
+        self._chosen, self._targets = [], []
+        self._add(self.learn.epoch + 1, self.running_loss(), chosen, targets)
+        self._log_epoch()
+
+    def state_dict(self) -> dict:
+        """Return what a checkpoint keeps: record, best weights, seconds so far."""
+        norms = torch.tensor(self.record["norms"], dtype=torch.float64)
+        return {
+            "record": {**self.record, "norms": norms},
+            "best": self._best,
+            "best_state": self.best_state,
+            "seconds": time.perf_counter() - self._began,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on with what `state_dict` returned."""
+        record, norms = dict(state["record"]), state["record"]["norms"]
+        if record.keys() != self.record.keys():
+            raise ValueError("the record has other columns")
+        if norms.numel() != len(record["epoch"]) * len(self.shot_counts):
+            raise ValueError("the record has the norms of another classifier")
+        record["norms"] = norms.tolist()
+        best = state["best_state"]
+        if best is not None:
+            like = self.learn.model.state_dict()
+            if best.keys() != like.keys() or any(v.shape != like[k].shape for k, v in best.items()):
+                raise ValueError("the best weights are those of another model")
+            best = {k: v.to(like[k].device) for k, v in best.items()}
+        self.record, self.best_state, self._best = record, best, state["best"]
+        self._began = time.perf_counter() - state["seconds"]
+
+    def _add(self, epoch: int, loss: float | None, output: Tensor, targets: Tensor) -> None:
+        chosen = chosen_classes(output) if output.ndim == 2 else output
+        if (chosen < 0).any():
+            raise UserError(
+                f"training diverged in epoch {epoch} of {self.stage}: the logits are not finite "
+                "any more; lower the learning rate."
+                if epoch
+                else f"the logits are not finite before the first step of {self.stage}: the "
+                "weights are damaged or an earlier training diverged; train again with a lower "
+                "learning rate."
+            )
+        report = shot_report(chosen, targets, self.shot_counts, few=self.few)
+        row = {"epoch": epoch, "loss": loss, "seconds": time.perf_counter() - self._began}
+        row |= {k: getattr(report, k) for k in FIGURES}
+        row["norms"] = head_norms(self.learn.model).tolist()
+        for key, value in row.items():
+            self.record[key].append(value)
+        if self.select == "last" or report.balanced > self._best:
+            self._best, self.record["chosen"] = report.balanced, epoch
+            if self.select == "best":
+                self.best_state = {
+                    k: v.detach().clone() for k, v in self.learn.model.state_dict().items()
+                }
+
+    def _log_epoch(self) -> None:
+        last = {k: v[-1] for k, v in self.record.items() if isinstance(v, list)}
+        loss = "" if last["loss"] is None else f" loss {last['loss']:.4f},"
+        _log.info(
+            "epoch %d:%s %s accuracy %.1f %%, class-balanced %.1f %%",
+            last["epoch"], loss, self.select_on, 100 * last["all"], 100 * last["balanced"],
+        )  # fmt: skip
+
+
+def find_trajectory(learn) -> Trajectory | None:
+    """Return the trajectory that a fit is recorded in; None where there is none."""
+    return next((cb for cb in learn.cbs if isinstance(cb, Trajectory)), None)

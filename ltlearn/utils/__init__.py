@@ -1,0 +1,1 @@
+"""Run folders, settings, progress and terminal output."""

@@ -1,0 +1,58 @@
+"""The versions and the hardware that a run records."""
+
+import os
+import platform
+import re
+import sys
+from importlib import metadata
+from typing import Any
+
+__all__ = ["environment_info"]
+
+_PACKAGES = (
+    "ltlearn",
+    "torch",
+    "torchvision",
+    "fastai",
+    "fastcore",
+    "timm",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "albumentations",
+    "safetensors",
+)
+
+
+def environment_info() -> dict[str, Any]:
+    """Describe software and hardware: versions, platform, processors, threads, device.
+
+    Imports nothing heavy: only where torch is loaded already are its threads and its GPU known.
+    """
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    affinity = getattr(os, "sched_getaffinity", None)
+    torch = sys.modules.get("torch")
+    device = _processor()
+    if torch is not None and torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpu_count": len(affinity(0)) if affinity else os.cpu_count(),
+        "threads": torch.get_num_threads() if torch is not None else None,
+        "device": device,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -1,0 +1,163 @@
+"""Rows under headings, for a terminal of any width and for a pipe. Nothing here imports torch."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+__all__ = [
+    "render_rows",
+    "fitting_blocks",
+    "print_block",
+    "render_stages",
+    "render_recipes",
+    "one_line",
+]
+
+# Of a table, in characters: what its frame takes at its sides and between columns, and the least
+# that a sentence gets.
+_EDGES, _BETWEEN, _PROSE = 2, 3, 40
+
+
+def render_rows(
+    head: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None, title: str = ""
+) -> None:
+    """Write rows under headings: for the eye on a terminal, tab-separated lines elsewhere.
+
+    On a terminal that is too narrow, columns go below each other with the first repeated; rows of
+    sentences become a paragraph each.
+
+    Args:
+        head: One heading a column; the first names a row.
+        rows: The cells; anything `str` takes.
+        file: Where to write; standard output if None.
+        title: Printed above.
+    """
+    file = sys.stdout if file is None else file
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    if not (hasattr(file, "isatty") and file.isatty()):
+        lines = [title] if title else []
+        lines += ["\t".join(row) for row in [list(head), *cells]]
+        file.write("\n".join(lines) + "\n")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=file, highlight=False)
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    blocks = fitting_blocks([min(width, _PROSE) for width in widths], console.width)
+    prose = max(widths, default=0) > _PROSE
+    if title:
+        console.print(Text(title, style="bold"))
+    if blocks is None or (prose and len(blocks) > 1):
+        for row in cells:
+            _print_record(console, head, row)
+        return
+    for block in blocks:
+        print_block(console, head, cells, block)
+
+
+def fitting_blocks(widths: Sequence[int], room: int) -> list[list[int]] | None:
+    """Share columns out to tables that fit, each with the first; None if one does not fit so.
+
+    Args:
+        widths: Of each column, in characters.
+        room: Of the terminal.
+    """
+    blocks: list[list[int]] = [[0]]
+    left = room - widths[0] - _EDGES
+    for i, width in enumerate(widths[1:], start=1):
+        if left < width + _BETWEEN and len(blocks[-1]) > 1:
+            blocks.append([0])
+            left = room - widths[0] - _EDGES
+        if left < width + _BETWEEN:
+            return None
+        blocks[-1].append(i)
+        left -= width + _BETWEEN
+    return blocks
+
+
+def print_block(
+    console, head: Sequence[str], lines: Sequence[Sequence[str]], block: Sequence[int],
+    right: bool = False,
+) -> None:  # fmt: skip
+    """Print some columns of a table.
+
+    Args:
+        console: Of rich.
+        head: The headings of all columns.
+        lines: The cells of each row.
+        block: Which columns, by number.
+        right: Whether all but the first are numbers, which are not folded.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for i in block:
+        if right and i:
+            table.add_column(head[i], justify="right", no_wrap=True)
+        else:
+            table.add_column(head[i], overflow="fold")
+    for line in lines:
+        # Text, not str: rich would read a label such as "[x]" as markup.
+        table.add_row(*(Text(line[i]) for i in block))
+    console.print(table)
+
+
+def _print_record(console, head: Sequence[str], row: Sequence[str]) -> None:
+    """Print a row as a paragraph."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console.print(Text(row[0], style="bold"))
+    text = Text()
+    for heading, cell in zip(head[1:], row[1:], strict=True):
+        if cell:
+            text.append("; " if text else "").append(f"{heading}: ", style="dim").append(cell)
+    console.print(Padding(text, (0, 0, 0, 2)))
+
+
+def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
+    """Write what each stage trained, in which mode, with which sampler; once where seeds agree.
+
+    Args:
+        stages: The manifest's "stages".
+        file: Where to write; standard output if None.
+    """
+    keys = ("method", "stage", "trained", "bn", "on", "batch", "sampler", "loss", "epochs", "lr")
+    keys += ("weight_decay",)
+    rows = list(dict.fromkeys(tuple(str(stage.get(key, "")) for key in keys) for stage in stages))
+    head = ["wd" if key == "weight_decay" else key for key in keys]
+    render_rows(head, rows, file, "what was trained")
+
+
+def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
+    """Write the list of recipes: methods, what was published, whether it was run.
+
+    Args:
+        recipes: `Recipe` objects.
+        file: Where to write; standard output if None.
+    """
+    rows = []
+    for recipe in recipes:
+        expected = "; ".join(f"{e.said(e.method)} ({e.protocol})" for e in recipe.published())
+        rows.append(
+            (
+                recipe.name,
+                recipe.title,
+                ", ".join(recipe.methods),
+                expected or "not published; ours",
+                recipe.status,
+            )
+        )
+    render_rows(("recipe", "what it is", "methods", "published top-1 in %", "status"), rows, file)
+
+
+def one_line(text: Any) -> str:
+    """Return a text without line breaks or double spaces.
+
+    Args:
+        text: Anything `str` takes.
+    """
+    return " ".join(str(text).split())

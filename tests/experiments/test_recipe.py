@@ -1,0 +1,365 @@
+import pytest
+from PIL import Image
+
+from ltlearn.errors import UserError
+from ltlearn.experiments.read_recipe import load_recipe, recipe_names
+
+SECTIONS = ("data", "model", "stage1", "stage2")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_named_like_its_file(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.settled().stage2.select == "best"
+    # Those that go with other values hold, too.
+    for e in recipe.expected:
+        other = load_recipe(name, [f"{key}={value}" for key, value in e.when.items()])
+        assert e.method in [p.method for p in other.settled().published()]
+
+
+def test_the_recipes_of_the_first_release_are_there():
+    kinds = ("", "_glmc", "_mislas", "_w16", "_glmc_w16")
+    cifar = {f"cifar{n}_lt{what}" for n in (10, 100) for what in kinds}
+    assert {"digits_lt", "tiny_imagenet_lt", *cifar} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_value_says_where_it_is_from(name):
+    recipe = load_recipe(name)
+    for section in SECTIONS:
+        for key in getattr(recipe, section).model_fields_set:
+            assert recipe.provenance[f"{section}.{key}"]
+
+
+def test_cifar_recipe_holds_the_published_values():
+    recipe = load_recipe("cifar10_lt")
+    assert (recipe.stage1.epochs, recipe.stage1.lr, recipe.stage1.weight_decay) == (200, 0.01, 5e-3)
+    assert (recipe.stage2.epochs, recipe.stage2.lr, recipe.stage2.weight_decay) == (20, 5e-4, 0)
+    assert recipe.model.width == 64
+    assert recipe.stage1.batch_size == recipe.stage2.batch_size == 64
+
+
+GLMC = {  # k, rho, gamma by imbalance factor
+    "cifar10_lt_glmc": {100: (0, 1.2, 1), 50: (0, 1.2, 1), 10: (0.2, 1.0, 2)},
+    "cifar100_lt_glmc": {100: (0, 1.2, 4), 50: (0.2, 1.2, 6), 10: (0.2, 1.2, 4)},
+}
+
+
+@pytest.mark.parametrize("name", GLMC)
+def test_glmc_has_its_values_for_each_imbalance_factor(name):
+    for factor, values in GLMC[name].items():
+        s1 = load_recipe(name, [f"data.imbalance_factor={factor}"]).settled().stage1
+        assert (s1.resample, s1.reweight, s1.contrast) == values and s1.alpha is None
+    recipe = load_recipe(name, ["data.imbalance_factor=10", "stage1.resample=0.5"])
+    assert recipe.stage1.resample == 0.5, "what the command line gives wins"
+    assert (recipe.stage2.lr, recipe.methods) == (5e-5, ["glmc", "glmc_samn"])
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_says_whether_it_was_run(name):
+    status = load_recipe(name).status
+    assert status.startswith(("run here", "not run here")) and not status.endswith(".")
+
+
+@pytest.mark.parametrize("name", ["cifar10_lt_w16", "cifar100_lt_w16"])
+def test_width_16_is_trained_as_ldam_drw_trains_it(name):
+    recipe = load_recipe(name).settled()
+    s1 = recipe.stage1
+    assert (s1.epochs, s1.batch_size, s1.lr, s1.weight_decay) == (200, 128, 0.1, 2e-4)
+    assert (s1.schedule, s1.milestones, s1.decay, s1.warmup_epochs) == (
+        "multistep", [160, 180], 0.01, 5
+    )  # fmt: skip
+    assert (recipe.model.width, recipe.data.split) == (16, "shuffle_seed0")
+    assert recipe.arguments_of("crt")["epochs"] == 30 and recipe.arguments_of("crt")["bs"] == 128
+    smoothing = {10: [(0.3, 0), (0.2, 0), (0.1, 0)], 100: [(0.4, 0.1), (0.3, 0), (0.2, 0)]}
+    for factor, values in zip(
+        (100, 50, 10), smoothing[10 if name.startswith("cifar10_") else 100], strict=True
+    ):
+        own = load_recipe(name, [f"data.imbalance_factor={factor}"]).method["label_aware_smoothing"]
+        assert (own.head_smoothing, own.tail_smoothing) == values
+    assert {e.protocol for e in recipe.published()} == {"paper"}
+    assert load_recipe(name, ["data.split=first_n"]).published() == []
+    glmc = load_recipe(name.replace("_w16", "_glmc_w16"), ["data.imbalance_factor=10"])
+    wide = load_recipe(name.replace("_w16", "_glmc"), ["data.imbalance_factor=10"])
+    assert glmc.stage1 == wide.stage1 and glmc.model.width == 16 and glmc.expected == []
+
+
+def test_published_figures_are_those_of_the_values():
+    published = load_recipe("cifar100_lt_glmc", ["data.imbalance_factor=50"]).published()
+    assert [e.accuracy for e in published] == [62.99, 63.37]
+    assert load_recipe("cifar100_lt_glmc", ["data.imbalance_factor=20"]).published() == []
+    assert load_recipe("cifar100_lt_glmc", ["model.width=16"]).published() == []
+
+
+def test_the_note_names_what_was_published_and_what_was_changed():
+    from ltlearn.experiments.results import _published
+
+    note = _published(load_recipe("cifar10_lt", ["model.width=16"]))
+    assert note.startswith(
+        "Published, without the changes to model.width: CE 80.02, CE + SAMN 83.8"
+    )
+    note = _published(load_recipe("cifar10_lt_glmc", ["data.imbalance_factor=50"]))
+    assert note.startswith("Published: GLMC 90.89, GLMC + SAMN 91.25 (paper protocol; ")
+    assert _published(load_recipe("cifar10_lt", ["data.imbalance_factor=20"])) == ""
+    assert _published(load_recipe("digits_lt")) == ""
+
+
+@pytest.mark.parametrize(
+    "name, factors, bn",
+    [("cifar10_lt", (0.5, 0.2), "frozen"), ("cifar100_lt", (0.2, 0.1), "train")],
+)
+def test_mislas_is_mixup_and_smoothing_with_scales(name, factors, bn):
+    recipe = load_recipe(name + "_mislas")
+    assert (recipe.stage1.method, recipe.stage1.alpha, recipe.stage2.bn) == ("mixup", 1, bn)
+    assert recipe.method["mislas"].head_lr_factor == factors[0]
+    other = load_recipe(name + "_mislas", ["data.imbalance_factor=10"])
+    assert other.method["mislas"].head_lr_factor == factors[1]
+
+
+def test_a_method_has_values_of_its_own(tmp_path):
+    recipe = load_recipe("digits_lt", ["method.samn.lr=0.25"])
+    assert recipe.method["samn"].lr == 0.25
+    for override, words in (
+        ("method.samn.speed=1", "unknown key method.samn.speed; Allowed are epochs, lr"),
+        ("method.samn.lr=0", "method.samn.lr = 0 is not possible"),
+        ("method.zzz.lr=1", "there is no method 'zzz'"),
+        ("method.tau_norm.lr=1", "tau_norm trains no classifier, so .method.tau_norm. has no mean"),
+        ("method.samn.head_smoothing=0.1", "CE . SAMN has no such option"),
+        ("method.samn=1", "method.samn = 1 is not possible"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_recipe("digits_lt", [override])
+
+
+def test_options_of_another_stage_1_are_refused():
+    for override, words in (
+        ("stage1.contrast=2", "stage1.contrast is an option of glmc, but stage1.method is 'ce'"),
+        ("stage1.alpha=1", "stage1.alpha is an option of mixup, cutmix"),
+        ("stage1.method=glmc", "the method ce is for a stage 1 of CE, and this one is GLMC"),
+        ("methods=['glmc_samn']", "glmc_samn is for a stage 1 of GLMC"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_recipe("digits_lt", [override])
+
+
+def test_a_schedule_has_what_it_needs_and_no_more():
+    steps = ["stage1.schedule=multistep", "stage1.milestones=[3,5]"]
+    s1 = load_recipe("digits_lt", steps).settled().stage1
+    assert (s1.milestones, s1.decay) == ([3, 5], 0.1)
+    assert load_recipe("digits_lt", steps).smoke().stage1.milestones == [1]
+    for overrides, words in (
+        (steps[:1], "'multistep' needs the epochs after which the rate falls"),
+        ([*steps[:1], "stage1.milestones=[5,3]"], "milestones must ascend"),
+        ([*steps[:1], "stage1.milestones=[0]"], "stage1.milestones.0 = 0 is not possible"),
+        (steps[1:], "stage1.milestones is of the schedule multistep, but .* 'cosine'"),
+        (["stage1.decay=0.5"], "stage1.decay is of the schedule multistep"),
+        (["stage1.sharpness_rho=0.1", "stage1.accumulate=2"], "does not go with stage1.accum"),
+        (["stage1.ema_decay=1"], "stage1.ema_decay = 1 is not possible"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_recipe("digits_lt", overrides)
+
+
+def test_every_option_of_stage_1_reaches_the_training():
+    from ltlearn.experiments.stages import _stage1_callbacks
+
+    def made(*overrides):
+        found = _stage1_callbacks(load_recipe("digits_lt", overrides).settled().stage1)
+        return {type(cb).__name__: cb for cb in found}
+
+    assert made() == {}
+    found = made("stage1.accumulate=2", "stage1.ema_decay=0.9")
+    assert found["GradientAccumulation"].n_acc == 64 and found["WeightAverage"].decay == 0.9
+    assert made("stage1.sharpness_rho=0.25")["SharpnessAware"].rho == 0.25
+    glmc = made("stage1.method=glmc", "methods=['glmc']", "stage1.contrast=5")["GLMC"]
+    assert (glmc.contrast, glmc.resample, glmc.reweight) == (5, 0, 1.2)
+    mixed = made("stage1.method=cutmix", "methods=['cutmix']", "stage1.alpha=0.5")
+    assert mixed["BatchCutMix"].alpha == 0.5
+
+
+def test_a_method_s_values_and_who_wins():
+    def values(*overrides, name="cifar10_lt_glmc"):
+        return load_recipe(name, overrides).arguments_of(
+            "glmc_samn" if "glmc" in name else "mislas"
+        )
+
+    assert values()["lr"] == 5e-5 and values()["bs"] == 64
+    assert values("stage2.lr=0.5")["lr"] == 0.5, "the command line beats the table of methods"
+    both = values("stage2.lr=0.5", "method.glmc_samn.lr=0.25")
+    assert both["lr"] == 0.25, "and what is said of the method beats what is said of all"
+    large = values(name="inat2018_mislas")
+    assert (large["wd"], large["bs"], large["options"]["head_lr_factor"]) == (1e-4, 256, 0.05)
+    small = values(name="cifar100_lt_mislas")
+    assert (small["epochs"], small["lr"], small["wd"], small["bs"]) == (10, 0.1, 2e-4, 128)
+
+
+def test_variants_go_by_what_a_value_means():
+    recipe = load_recipe("cifar100_lt_glmc", ['data.imbalance_factor="50"'])
+    assert (recipe.data.imbalance_factor, recipe.stage1.contrast) == (50, 6)
+
+
+def test_a_bad_variant_is_refused(tmp_path):
+    from ltlearn.experiments.read_recipe import _folder
+
+    text = (_folder() / "digits_lt.toml").read_text()
+    path = tmp_path / "mine.toml"
+    for variant, words in (
+        ("[[variant]]\nwhen = { seeds = 3 }", r"a \[\[variant\]\] has two tables"),
+        ("[variant]\nwhen = 3", r"a \[\[variant\]\] has two tables"),
+        ('[[variant]]\nwhen = { seeds = 3 }\nset = { "stage1.x" = 1 }', "unknown key stage1.x"),
+        ('[[variant]]\nwhen = { seeds = 3 }\nset = { "name.x" = 1 }', "name is not a section"),
+        (
+            '[[variant]]\nwhen = { "data.imb" = 3 }\nset = { seeds = 1 }',
+            "`when` asks for data.imb,",
+        ),
+        ("[[variant]]\nwhen = { data = 3 }\nset = { seeds = 1 }", "`when` asks for data, which"),
+    ):
+        path.write_text(f"{text}\n{variant}\n")
+        with pytest.raises(UserError, match=words):
+            load_recipe(str(path))
+
+
+def test_recipes_know_every_transform():
+    # Written out there, so that a recipe is read without importing torch.
+    from ltlearn.data.transforms import TRANSFORMS
+
+    for name in TRANSFORMS:
+        override = [f"data.transform={name}"]
+        assert load_recipe("inat2018", override).data.transform == name
+    with pytest.raises(UserError, match=", ".join(f"'{t}'" for t in TRANSFORMS[:-1])):
+        load_recipe("inat2018", ["data.transform=x"])
+
+
+def test_tiny_imagenet_recipe_is_our_own():
+    recipe = load_recipe("tiny_imagenet_lt")
+    assert (recipe.data.imbalance_factor, recipe.data.size) == (100, 32)
+    assert recipe.expected == []
+    assert "validation part is the test set" in recipe.provenance["data.dataset"]
+    assert load_recipe("tiny_imagenet_lt", ["data.size=64"]).data.size == 64
+    assert load_recipe("cifar10_lt").data.size is None
+
+
+def test_tiny_imagenet_recipe_runs(tmp_path):
+    from ltlearn.experiments.runner import run_recipe
+    from ltlearn.utils.run_folder import Run
+
+    for c in range(200):
+        for part, n in (("train", 2), ("val", 1)):
+            folder = tmp_path / "data" / part / f"n{c:08d}"
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (8, 8), (c, 99 * i, 50)).save(folder / f"{i}.JPEG")
+    small = [
+        "data.n_max=2", "data.imbalance_factor=1", "model.width=2", "model.arch=resnet20_cifar",
+        "stage1.epochs=1", "stage2.epochs=1",
+    ]  # fmt: skip
+    run = Run(tmp_path / "run")
+    recipe = load_recipe("tiny_imagenet_lt", small)
+    run_recipe(recipe, run, data_path=tmp_path / "data", device="cpu")
+    manifest = run.read_json("manifest.json")
+    assert manifest["values"]["data"]["size"] == 32
+    assert manifest["class_counts"] == [2] * 200 and manifest["test_images"] == 200
+
+
+def test_protocols_settle_what_the_recipe_leaves_open():
+    clean = load_recipe("cifar10_lt").settled()
+    paper = load_recipe("cifar10_lt", ["protocol=paper"]).settled()
+    assert (clean.stage1.select, clean.stage2.select, clean.stage2.bn) == ("last", "best", "frozen")
+    assert clean.stage2.views >= 1
+    assert (paper.stage1.select, paper.stage2.select, paper.stage2.bn) == ("best", "best", "train")
+    assert paper.stage2.views == 0
+
+
+def test_values_that_do_not_go_together_are_refused():
+    for overrides in (
+        ["protocol=paper", "stage2.views=1"],
+        ["stage2.bn=train", "stage2.views=2"],
+        ["protocol=paper", "stage1.select=last"],
+    ):
+        with pytest.raises(UserError, match="stage2.views=0|leave stage1.select"):
+            load_recipe("digits_lt", overrides)
+
+
+def test_overrides_change_values_and_their_provenance():
+    recipe = load_recipe(
+        "digits_lt", ["stage1.epochs=2", "model.arch=resnet32_cifar", "seeds=1", "stage2.lr=1e-3"]
+    )
+    assert recipe.stage1.epochs == 2
+    assert recipe.model.arch == "resnet32_cifar"
+    assert recipe.seeds == 1
+    assert recipe.stage2.lr == 1e-3
+    assert recipe.provenance["stage1.epochs"] == "command line"
+
+
+def test_smoke_shrinks_every_recipe():
+    for name in recipe_names():
+        small = load_recipe(name).smoke()
+        assert small.seeds == 1
+        assert small.stage1.epochs <= 2
+        assert small.stage2.epochs <= 2
+        assert small.data.dataset == "digits_lt" or small.data.n_max <= 100
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stage1.epoch=2", ["stage1.epoch", "did you mean epochs", "batch_size"]),
+        ("stage3.epochs=2", ["stage3"]),
+        ("stage1.epochs=-1", ["stage1.epochs", "-1", "greater than or equal to 0"]),
+        ("stage1.epochs=many", ["stage1.epochs", "many", "integer"]),
+        ("stage1.lr=nan", ["stage1.lr"]),
+        (
+            "data.imbalance_factor=0.5",
+            ["data.imbalance_factor", "0.5", "greater than or equal to 1"],
+        ),
+        ("data.split=last_n", ["data.split", "last_n", "first_n", "shuffle_seed0"]),
+        ("data.dataset=mnist", ["data.dataset", "mnist", "digits_lt"]),
+        ("protocol=dirty", ["protocol", "dirty", "clean", "paper"]),
+        ("seeds=0", ["seeds", "0"]),
+        ("methods=['sam']", ["sam", "samn"]),
+        ("methods=[]", ["methods"]),
+        ("seeds", ["--set", "seeds"]),
+        ("a.b.c=1", ["--set", "a.b.c=1"]),
+        ("name.x=1", ["name", "not a section"]),
+        ("provenance=5", ["provenance"]),
+        ("name='.'", ["name"]),
+        ("methods=['samn','samn']", ["methods", "twice"]),
+        ("stage2.views=-1", ["stage2.views"]),
+    ],
+)
+def test_a_bad_value_is_one_sentence_that_names_it(override, words):
+    with pytest.raises(UserError) as caught:
+        load_recipe("digits_lt", [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_unknown_recipe_suggests_close_names():
+    with pytest.raises(UserError, match="did you mean digits_lt"):
+        load_recipe("digit_lt")
+    with pytest.raises(UserError, match="there is no recipe file"):
+        load_recipe("nowhere/mine.toml")
+
+
+def test_a_file_of_ones_own(tmp_path):
+    from ltlearn.experiments.read_recipe import _folder
+
+    text = (_folder() / "digits_lt.toml").read_text()
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace("epochs = 30", "epochs = 3"))
+    assert load_recipe(str(path)).stage1.epochs == 3
+    path.write_text(text.replace('"stage1.epochs" = "own"\n', ""))
+    with pytest.raises(UserError, match=r"stage1\.epochs does not say where it is from"):
+        load_recipe(str(path))
+    path.write_text(text.replace("[stage1]", "[stage1"))
+    with pytest.raises(UserError, match="is not a TOML file"):
+        load_recipe(str(path))
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="is not a TOML file"):
+        load_recipe(str(path))
+    path.write_text(text.replace("epochs = 30\n", ""))
+    with pytest.raises(UserError, match=r"the key stage1\.epochs is missing"):
+        load_recipe(str(path))

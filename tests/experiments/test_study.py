@@ -1,0 +1,220 @@
+"""`ltlearn compare`, `sensitivity` and `methods` on a finished run."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from ltlearn import UserError
+from ltlearn.cli.app import main
+from ltlearn.experiments.compare_run import compare_run
+from ltlearn.experiments.sensitivity import Sensitivity, sensitivity_run
+from ltlearn.methods import METHODS
+from ltlearn.utils.run_folder import Run
+from tests.cli.test_cli import TINY, ltlearn
+
+FEW = "ce,tau_norm,crt,samn_start"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    done = ltlearn(*TINY, "--out", folder / "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def compared(run):
+    done = ltlearn(
+        "compare",
+        run,
+        "--methods",
+        FEW,
+        "--seeds",
+        "2",
+        "--priors",
+        "train,reversed",
+        cwd=run.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_compare_takes_the_recipe_s_values_of_a_method(tmp_path):
+    own = ["--set", "method.samn.lr=0.5", "--set", "method.samn.epochs=1"]
+    done = ltlearn(*TINY, *own, "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = compare_run(Run(tmp_path / "run"), "ce,samn")
+    stage = found.of("samn")[0].stages[0]
+    assert (stage["lr"], stage["epochs"]) == (0.5, 1)
+
+
+def test_compare_writes_table_record_and_plots(run, compared):
+    out = compared.stdout
+    for name in FEW.split(","):
+        assert any(line.startswith(METHODS[name].label) for line in out.splitlines())
+    assert "protocol: clean" in out and "best on validation" in out and "reversed, corrected" in out
+    record = json.loads((run / "compare.json").read_text())
+    assert [row["method"] for row in record["rows"]] == FEW.split(",")
+    crt = record["rows"][2]
+    assert crt["runs"] == [{"stage1_seed": 0, "seed": s} for s in (0, 1)]
+    assert set(crt["differences"]["ce"]) >= {"estimate", "low", "high", "excludes_zero"}
+    assert len(crt["norms"][0]) == 10 and crt["priors"][0]["reversed"]["accuracy"] >= 0
+    page = (run / "compare.md").read_text()
+    for name in ("compare_tradeoff", "compare_norms"):
+        assert (run / f"plots/{name}.png").stat().st_size > 10_000 and f"plots/{name}.png" in page
+    assert "Kang et al." in page and "Under other class priors" in page
+    assert f"report: {run / 'compare.md'}" in compared.stderr
+
+
+def test_ce_and_samn_are_those_of_the_recipe(run, compared):
+    recipe = json.loads((run / "manifest.json").read_text())["results"]["rows"]
+    ours = json.loads((run / "compare.json").read_text())["rows"]
+    ce = [next(r for r in rows if r["method"] == "ce") for rows in (recipe, ours)]
+    assert ce[0]["reports"] == ce[1]["reports"]
+    again = compare_run(Run(run), "samn", cache_path=None)
+    epochs = again.of("samn")[0].stages[0]["epochs"]
+    assert epochs == 20  # the method's own: the recipe's two epochs are a smoke run's
+
+
+def test_a_second_compare_takes_what_is_there(run, compared):
+    done = ltlearn(
+        "compare", run, "--methods", "ce,crt,lws", "--seeds", "2", "--json", cwd=run.parent
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {r["method"]: r for r in json.loads(done.stdout)["rows"]}
+    before = json.loads((run / "compare/seed0-crt-1.json").read_text())
+    assert rows["crt"]["stages"][1] == before["stages"]
+    assert rows["lws"]["summary"]["all"]["mean"] >= 0
+
+
+def test_sensitivity(run, monkeypatch):
+    from dataclasses import replace
+
+    for name in ("max_norm", "label_aware_smoothing"):
+        row = METHODS[name]
+        sweep = replace(row.sweep, values=row.sweep.values[:2])
+        values = {**row.values, "epochs": 1}
+        monkeypatch.setitem(METHODS, name, replace(row, sweep=sweep, values=values))
+    done = ltlearn("sensitivity", run, cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    row = next(line for line in lines if line[0] == "WD + MaxNorm")
+    assert row[1:3] == ["weight decay", "0.0001 to 0.001"]
+    assert float(row[5]) == pytest.approx(float(row[4]) - float(row[3]), abs=0.11)
+    record = json.loads((run / "sensitivity.json").read_text())
+    assert list(record["lines"]) == ["CE + SAMN"] and len(record["curves"]) == 2
+    assert (run / "plots/sensitivity.png").stat().st_size > 10_000
+    wide = sensitivity_run(Run(run), "max_norm,ce,tau_norm")
+    curve = wide.curves[0]
+    assert np.allclose(curve["accuracy"], record["curves"][0]["accuracy"])
+    assert set(wide.lines) == {"CE", "tau-norm"}
+
+
+def test_ranges():
+    curve = {"label": "a", "parameter": "p", "values": [1, 2, 3], "accuracy": [0.5, 0.7, 0.6]}
+    found = Sensitivity([curve], {"b": 0.65})
+    assert found.ranges() == {"a": (0.5, 0.7), "b": (0.65, 0.65)}
+    assert found.rows()[0] == ["a", "p", "1 to 3", "50.0", "70.0", "20.0"]
+
+
+def test_methods_lists_every_row_and_its_source():
+    lines = ltlearn("methods").stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines[1:]] == list(METHODS)
+    records = json.loads(ltlearn("methods", "--json").stdout)
+    assert next(r for r in records if r["name"] == "crt")["source"].startswith("Kang et al.")
+
+
+MISTAKES = {
+    "unknown": (["--methods", "crtt"], "there is no method 'crtt'; did you mean crt"),
+    "prior": (["--methods", "ce", "--priors", "sideways"], "sideways"),
+    "select": (["--methods", "ce", "--select", "middle"], "select must be one of best, last"),
+    "seeds": (["--methods", "ce", "--seeds", "0"], "seeds must be a whole number of at least 1"),
+}
+
+
+@pytest.mark.parametrize("words, said", MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_one_line(run, words, said):
+    done = ltlearn("compare", run, *words, cwd=run.parent)
+    assert done.returncode == 2 and said in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
+
+
+def test_what_is_no_run(run, tmp_path):
+    done = ltlearn("compare", tmp_path / "none", cwd=tmp_path)
+    assert done.returncode == 2 and "there is no run" in done.stderr
+    done = ltlearn("sensitivity", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and "holds no run (no manifest.json)" in done.stderr
+
+
+def test_a_run_without_a_finished_stage_1(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/checkpoints/seed0-stage1.json").unlink()
+    with pytest.raises(UserError, match="has no finished stage 1; finish it with `ltlearn recipe"):
+        compare_run(Run(tmp_path / "run"), "ce")
+    shutil.copy(run / "checkpoints/seed0-stage1.json", tmp_path / "run/checkpoints")
+    file = tmp_path / "run/checkpoints/seed0-stage1.safetensors"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(UserError, match="is damaged or missing; finish it with"):
+        compare_run(Run(tmp_path / "run"), "ce")
+
+
+@pytest.mark.parametrize("command", ["compare", "sensitivity"])
+def test_ctrl_c_is_one_line(run, command, monkeypatch, capsys):
+    import ltlearn.experiments.compare_run
+    import ltlearn.experiments.sensitivity
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    module = {
+        "compare": ltlearn.experiments.compare_run,
+        "sensitivity": ltlearn.experiments.sensitivity,
+    }[command]
+    monkeypatch.setattr(module, f"{command}_run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["ltlearn", command, str(run)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr().err
+    assert left.value.code == 130 and said.startswith("ltlearn: stopped")
+    assert ("the same command goes on from there" in said) == (command == "compare")
+
+
+def test_a_manifest_of_something_else(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["values"]["stage1"]["epoch"] = 1
+    for content, said in (([], "has no values"), (manifest, "unknown key stage1.epoch; did you")):
+        (tmp_path / "run/manifest.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=said):
+            compare_run(Run(tmp_path / "run"), "ce")
+
+
+def test_a_damaged_feature_cache_is_made_anew(run, tmp_path):
+    found = [compare_run(Run(run), "ce,tau_norm", cache_path=tmp_path) for _ in range(2)]
+    files = [p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size > 1_000]
+    assert files
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+        file.write_bytes(content)
+    found.append(compare_run(Run(run), "ce,tau_norm", cache_path=tmp_path))
+    for method in ("ce", "tau_norm"):
+        assert len({f.of(method)[0].report.nll for f in found}) == 1
+
+
+def test_the_paper_protocol_is_named(tmp_path):
+    done = ltlearn(*TINY, "--protocol", "paper", "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = ltlearn("compare", tmp_path / "run", "--methods", "ce,samn_start,crt", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "selected on test" in done.stdout and "batch normalisation in training mode" in done.stdout
+    )
+    assert "best on the test set: " in done.stdout and "best on validation" not in done.stdout
+    assert json.loads((tmp_path / "run/compare.json").read_text())["chosen_on"] == "test"
+    done = ltlearn("sensitivity", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 2 and "this run is of the paper protocol" in done.stderr

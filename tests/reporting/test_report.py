@@ -1,0 +1,317 @@
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from ltlearn.errors import UserError
+from ltlearn.metrics.report import shot_report
+from ltlearn.reporting.markdown import render_report_md
+from ltlearn.reporting.table import PROTOCOLS, ResultRow, ResultTable
+
+COUNTS = [500, 40, 3]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def make_report(seed=0, counts=COUNTS, few="<20"):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(90, 3, generator=generator)
+    return shot_report(logits, torch.arange(90) % 3, counts, few=few)
+
+
+def make_table(seeds=(0,), protocol="clean", **changes):
+    rows = [
+        ResultRow("ce", "CE", [make_report(s) for s in seeds], "last epoch", 12.34),
+        ResultRow(
+            "samn", "CE + SAMN", [make_report(s + 9) for s in seeds], "epoch 7 on validation"
+        ),
+    ]
+    arguments = {
+        "rows": rows,
+        "protocol": protocol,
+        "split_name": "cifar100-lt-100/first",
+        "fingerprint": "3f9a11c0",
+        "few_rule": "<20",
+        "seeds": list(seeds),
+        "dataset": "CIFAR-100-LT",
+        "note": "A note.",
+    }
+    return ResultTable(**{**arguments, **changes})
+
+
+def make_trajectory(epochs=4, chosen=2, select_on="validation", few=True):
+    steps = list(range(epochs))
+    return {
+        "epoch": steps,
+        "loss": [None] + [1.0] * (epochs - 1),
+        "all": [0.5 + 0.01 * e for e in steps],
+        "balanced": [0.4 + 0.01 * e for e in steps],
+        "many": [0.6] * epochs,
+        "medium": [0.5] * epochs,
+        "few": [0.3] * epochs if few else [None] * epochs,
+        "norms": [[2.14, 3.0, 4.23 - 0.1 * e] for e in steps],
+        "chosen": chosen,
+        "select_on": select_on,
+    }
+
+
+def rendered(table, **options):
+    file = options.pop("file", None) or io.StringIO()
+    table.render(file=file, **options)
+    return without_colour(file.getvalue())
+
+
+def without_colour(text):
+    return re.sub("\x1b\\[[0-9;]*m", "", text)
+
+
+def markdown_tables(text):
+    """The tables of a Markdown text as lists of lists of cells."""
+    tables, current = [], []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            assert line.endswith("|")
+            cells = re.split(r"(?<!\\)\|", line)[1:-1]
+            current.append([cell.strip() for cell in cells])
+        elif current:
+            tables.append(current)
+            current = []
+    for table in tables:
+        assert len({len(row) for row in table}) == 1, "every row has as many cells as the head"
+        assert all(re.fullmatch(r":?-{3,}:?", cell) for cell in table[1])
+    return tables
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_piped_text_is_plain_and_complete(protocol):
+    file = io.StringIO()
+    make_table(protocol=protocol).render(file=file)
+    text = file.getvalue()
+    assert "\x1b" not in text
+    assert not re.search(r"[\u2500-\u257f]", text)
+    for words in (
+        PROTOCOLS[protocol],
+        "cifar100-lt-100/first (3f9a11c0)",
+        "many >100 (1 class), medium 20-100 (1), few <20 (1)",
+        "seed: 0",
+        "CIFAR-100-LT",
+        "A note.",
+        "last epoch (CE)",
+        "epoch 7 on validation (CE + SAMN)",
+        "CE 12 s",
+    ):
+        assert words in text
+
+
+def test_the_protocol_says_where_validation_images_are_from():
+    carved, given = make_table(), make_table(valid_from="validation set")
+    assert "carved from the training set" in str(carved) and "carved" not in str(given)
+    assert "clean: chosen on the set's validation images; test read once" in str(given)
+    assert given.to_dict()["protocol_text"] in str(given)
+    report = render_report_md(given, MANIFEST, [], None)
+    assert "carved" not in report and "those that the data comes with" in report
+
+
+def test_paper_protocol_says_selected_on_test():
+    table = make_table(protocol="paper")
+    for text in (rendered(table), table.to_markdown(), rendered(table, file=Terminal())):
+        assert "selected on test" in " ".join(text.split())
+
+
+def test_columns_line_up():
+    lines = str(make_table()).splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("method"))
+    assert lines[head].split() == ["method", "all", "many", "medium", "few", "balanced", "ECE"]
+    # All columns are right-aligned: each number ends where its heading ends.
+    ends = [m.end() for m in re.finditer(r"\S+", lines[head])][1:]
+    for line in lines[head + 1 : head + 3]:
+        assert [m.end() for m in re.finditer(r"\d+\.\d", line)] == ends
+
+
+def test_one_seed_has_no_deviation_and_several_have():
+    assert "±" not in rendered(make_table())
+    text = rendered(make_table(seeds=(0, 1, 2)))
+    assert "seeds: 0, 1, 2" in text
+    reports = [make_report(s) for s in range(3)]
+    mean, sd = (100 * f([r.all for r in reports]) for f in (np.mean, lambda v: np.std(v, ddof=1)))
+    assert f"{mean:.1f} ± {sd:.1f}" in text
+
+
+def test_fewer_runs_than_seeds_are_named():
+    table = make_table(seeds=(0, 1))
+    table.rows[1].reports.pop()
+    assert "runs: CE 2, CE + SAMN 1" in str(ResultTable(**arguments_of(table)))
+
+
+def arguments_of(table):
+    names = ("rows", "protocol", "split_name", "fingerprint", "few_rule", "seeds", "dataset")
+    return {name: getattr(table, name) for name in names}
+
+
+def test_empty_group_is_a_dash_everywhere():
+    row = ResultRow("ce", "CE", [make_report(counts=[500, 400, 300])], "last epoch")
+    table = make_table(rows=[row])
+    assert "–" in str(table)
+    assert "– |" in table.to_markdown()
+    assert "nan" not in (str(table) + table.to_markdown()).lower()
+    assert table.to_dict()["rows"][0]["summary"]["few"] is None
+
+
+def test_terminal_gets_a_rich_table():
+    text = rendered(make_table(), file=Terminal(), console_width=120)
+    assert "─" in text
+    assert PROTOCOLS["clean"] in text
+    assert "─" not in rendered(make_table(), file=Terminal(), plain=True)
+    assert "─" in rendered(make_table(), plain=False, console_width=120)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_narrow_terminal_loses_no_number(width):
+    table = make_table(seeds=(0, 1, 2))
+    for row in table.rows:
+        row.extra = {"NLL": "1.234 ± 0.056", "to CE": "-12.3 [-45.6, +78.9]"}
+    text = rendered(table, file=Terminal(), console_width=width)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    for cell in [c for cells in table._cells() for c in cells] + table._heads():
+        assert text.count(cell) >= 1, cell
+    # What has no place beside the method stands below, with the method again.
+    assert text.count("CE + SAMN") >= (2 if width < 100 else 1)
+
+
+def test_a_terminal_too_narrow_for_one_number_gets_plain_lines():
+    table = make_table(seeds=(0, 1, 2))
+    assert rendered(table, file=Terminal(), console_width=20) == str(table) + "\n"
+
+
+def test_label_is_never_read_as_markup():
+    row = ResultRow("x", "[red]x | y[/red]\n", [make_report()], "last epoch")
+    table = make_table(rows=[row])
+    assert "[red]x | y[/red]" in rendered(table, file=Terminal(), console_width=120)
+    markdown_tables(table.to_markdown())
+
+
+def test_ascii_stream_does_not_fail():
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    make_table(seeds=(0, 1)).render(file=file)
+    file.flush()
+    assert b"+-" in raw.getvalue()
+
+
+def test_standard_output_is_the_default(capsys):
+    make_table().render()
+    assert capsys.readouterr().out == str(make_table()) + "\n"
+
+
+def test_label_defaults_to_the_method():
+    assert "\nlws " in str(make_table(rows=[ResultRow("lws", "", [make_report()], "last epoch")]))
+
+
+def test_markdown_table_is_well_formed():
+    table = make_table(seeds=(0, 1))
+    (cells,) = markdown_tables(table.to_markdown())
+    assert cells[0][0] == "method" and cells[0][-2:] == ["tested", "seconds"]
+    assert [row[0] for row in cells[2:]] == ["CE", "CE + SAMN"]
+    assert cells[2][-2:] == ["last epoch", "12"] and cells[3][-1] == "–"
+    assert "few <20" in table.to_markdown()
+
+
+def test_to_dict_is_json_ready():
+    record = json.loads(json.dumps(make_table(seeds=(0, 1)).to_dict(), allow_nan=False))
+    assert record["protocol_text"] == PROTOCOLS["clean"]
+    assert record["seeds"] == [0, 1]
+    assert record["rows"][0]["summary"]["all"]["sd"] >= 0
+    assert len(record["rows"][0]["reports"]) == 2
+
+
+def test_table_without_rows():
+    assert "method" in str(make_table(rows=[]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "mine"}, '`protocol` is \'mine\'; it must be "clean" or "paper"'),
+        ({"few_rule": "20"}, "`few_rule` is '20'"),
+        ({"few_rule": "<=20"}, "'CE' was evaluated with few <20 but the table says few <=20"),
+        ({"rows": [ResultRow("ce", "CE", [], "last epoch")]}, "'CE' has no report"),
+    ],
+)
+def test_table_errors(changes, message):
+    with pytest.raises(UserError, match=message):
+        make_table(**changes)
+
+
+MANIFEST = {
+    "title": "digits_lt",
+    "command": ["ltlearn", "recipe", "digits lt"],
+    "class_counts": COUNTS,
+    "versions": {"torch": "2.15", "local": "<unknown>"},
+    "hardware": {"cpu": "2 cores"},
+}
+
+
+def test_report_has_every_part():
+    plots = [("Norms, before & after", "plots/my norms.png")]
+    text = render_report_md(make_table(), MANIFEST, plots, make_trajectory())
+    for part in (
+        "# digits_lt",
+        "```\nltlearn recipe 'digits lt'\n```",
+        "## Results",
+        "## Protocol",
+        "read once, at the end",
+        "543 training images in 3 classes, 3 to 500 per class (largest over smallest: 166.7)",
+        "many >100 (1 class), medium 20-100 (1), few <20 (1)",
+        "![Norms, before & after](plots/my%20norms.png)",
+        "- torch: 2.15",
+        "- local: &lt;unknown>",
+        "- cpu: 2 cores",
+    ):
+        assert part in text
+    assert text.index("## Plots") < text.index("## Versions and hardware")
+
+
+def test_trajectory_table():
+    text = render_report_md(make_table(), MANIFEST, [], make_trajectory(few=False))
+    _, cells = markdown_tables(text)
+    assert cells[0][:2] == ["epoch", "validation balanced %"]
+    assert [row[0] for row in cells[2:]] == ["0", "1", "**2** (chosen on validation)", "3"]
+    assert cells[2][1:] == ["40.0", "50.0", "60.0", "50.0", "–", "2.140", "4.230"]
+    assert cells[4][1] == "**42.0**"
+
+
+def test_trajectory_selected_on_test_says_so():
+    text = render_report_md(
+        make_table(protocol="paper"), MANIFEST, [], make_trajectory(select_on="test")
+    )
+    assert "test balanced %" in text and "(chosen on test)" in text
+    assert "selected on test" in text
+
+
+def test_trajectory_of_each_seed():
+    text = render_report_md(
+        make_table(seeds=(3, 5)), MANIFEST, [], [make_trajectory(), make_trajectory(chosen=0)]
+    )
+    assert "### Seed 3" in text and "### Seed 5" in text
+    assert len(markdown_tables(text)) == 3
+
+
+def test_report_from_an_empty_manifest():
+    text = render_report_md(make_table(), {}, [], None)
+    assert text.startswith("# CIFAR-100-LT\n")
+    assert "543 training images" in text and "epoch by epoch" not in text
+
+
+def test_trajectory_errors():
+    with pytest.raises(UserError, match="chosen epoch 9 is not among its epochs 0 to 3"):
+        render_report_md(make_table(), {}, [], make_trajectory(chosen=9))
+    broken = make_trajectory()
+    broken["all"].pop()
+    with pytest.raises(UserError, match="4 epochs but 3 values of 'all'"):
+        render_report_md(make_table(), {}, [], broken)

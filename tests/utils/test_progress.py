@@ -1,0 +1,256 @@
+import io
+import re
+import sys
+
+import pytest
+from rich.console import Console
+
+from ltlearn.training.history import Trajectory
+from ltlearn.utils import progress
+from ltlearn.utils.progress import ProgressLine, _Bar, duration, plain_lines, quiet, track
+from tests.callbacks.helpers import make_lt_learner
+from tests.training.test_history import Stop
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal of 80 columns, on which a bar comes at once and shows each step.
+
+    Called in the test itself: pytest puts a standard error of its own there after the fixtures.
+    """
+
+    def begin():
+        out = Terminal()
+        monkeypatch.setattr(sys, "stderr", out)
+        return out
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(progress, "_DELAY_S", 0.0)
+    monkeypatch.setattr(progress, "_SHOW_S", 0.0)
+    return begin
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """The lines that are said where there is no terminal, each one that could be."""
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(progress, "_DELAY_S", 0.0)
+    monkeypatch.setattr(progress, "_LINE_S", 0.0)
+    lines = []
+    with plain_lines(lines.append):
+        yield lines
+
+
+def frames(out):
+    """What was drawn, line by line, without the terminal's commands."""
+    return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", part) for part in re.split("[\r\n]", out)]
+
+
+def rest_of(text):
+    """What a terminal shows in the end, of commands that erase lines and move up."""
+    lines, at = [""], 0
+    for token in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", text):
+        if token == "\n":
+            at += 1
+            lines += [""] * (at + 1 - len(lines))
+        elif token == "\x1b[2K":
+            lines[at] = ""
+        elif re.fullmatch(r"\x1b\[\d*A", token):
+            at -= int(token[2:-1] or 1)
+        elif token[0] not in "\x1b\r":
+            lines[at] += token
+    return "\n".join(lines).strip()
+
+
+def left_clean(out):
+    text = out.getvalue()
+    return rest_of(text) == "" and text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(-1, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3599, "1 h 0 min"), (4320, "1 h 12 min"),
+     (172_000, "47 h 47 min"), (200_000, "2 days")],
+)  # fmt: skip
+def test_duration(seconds, expected):
+    assert duration(seconds) == expected
+
+
+@pytest.mark.parametrize("width", [10, 30, 60, 80, 100, 200])
+def test_a_bar_never_wraps(width):
+    console = Console(width=width, file=io.StringIO(), force_terminal=True)
+    tails = ["1234/5005, 12345 images/s, 123 h 59 min left", "12345 images/s, 2 h left", "2 h left"]
+    notes = ["loss 1.234, " + "x" * 90, "loss 1.234, " + "x" * 60, "loss 1.234"]
+    console.print(_Bar(7, 10, "stage 1, epoch 123/200", tails, notes))
+    lines = frames(console.file.getvalue())[:-1]
+    assert len(lines) == 2 and max(map(len, lines)) < width
+    if width >= 80:
+        assert "━" in lines[0] and lines[0].rstrip().endswith(tails[0])
+    elif width < 30:
+        assert lines[0].endswith("…")
+
+
+def test_a_bar_of_nothing():
+    console = Console(width=60, file=io.StringIO(), force_terminal=True)
+    console.print(_Bar(0, 0, "nothing", ["0/0"], ()))
+    assert "0/0" in console.file.getvalue()
+
+
+def test_a_terminal_gets_a_bar_that_goes_away(terminal):
+    out = terminal()
+    assert list(track(range(5), 5, "counting")) == list(range(5))
+    assert any("counting" in line and "━" in line and "3/5" in line for line in
+               frames(out.getvalue()))  # fmt: skip
+    assert left_clean(out)
+
+
+def test_a_bar_goes_away_when_the_work_fails(terminal):
+    out = terminal()
+
+    def fail():
+        yield 1
+        yield 2
+        raise ArithmeticError("no")
+
+    with pytest.raises(ArithmeticError):
+        list(track(fail(), 5, "counting"))
+    assert "counting" in out.getvalue()
+    assert left_clean(out)
+
+
+def test_what_is_short_shows_nothing(terminal, monkeypatch):
+    out = terminal()
+    monkeypatch.setattr(progress, "_DELAY_S", 60.0)
+    list(track(range(5), 5, "counting"))
+    assert out.getvalue() == ""
+
+
+def test_silent_where_told_so_or_nobody_asked(terminal, monkeypatch):
+    out = terminal()
+    with quiet():
+        list(track(range(5), 5, "counting"))
+    monkeypatch.setenv("TERM", "dumb")
+    list(track(range(5), 5, "counting"))
+    assert out.getvalue() == ""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not ProgressLine("counting", 5).on
+    lines = []
+    with quiet(), plain_lines(lines.append):
+        list(track(range(5), 5, "counting"))
+    assert lines == [] and sys.stderr.getvalue() == ""
+
+
+def test_lines_without_a_terminal(said):
+    line = ProgressLine("features", 100)
+    line.advance(60)  # done before this process, so no speed of its own
+    line.advance(20)
+    assert said == ["features: 60/100", "features: 80/100, 0 s left"]
+
+
+def test_lines_are_half_a_minute_apart(said, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_S", 30.0)
+    list(track(range(5), 5, "counting"))
+    assert said == []
+
+
+# ------------------------------------------------ of a training
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, ArithmeticError("no")])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_training_on_a_terminal(terminal, stage, error):
+    out = terminal()
+    learn = make_lt_learner()
+    fit = learn.fit_stage1 if stage == 1 else learn.retrain_classifier
+    n = 7 if stage == 1 else 1
+    try:
+        fit(3, 0.05, cbs=[Stop(error, 2 * n)] if error else [])
+    except (KeyboardInterrupt, ArithmeticError):
+        assert error is not None
+    lines = frames(out.getvalue())
+    assert max(map(len, lines)) < 80
+    assert any(re.search(rf"stage {stage}, epoch 2/3 .*images/s, .* left", line) for line in lines)
+    figures = (
+        r"loss \d\.\d{3}, validation all [\d.]+ %, balanced [\d.]+ %, medium [\d.]+, few [\d.]+"
+    )
+    assert any(re.match(figures, line) for line in lines), lines
+    assert left_clean(out)
+
+
+def test_the_loss_is_read_only_where_somebody_looks(terminal, monkeypatch):
+    terminal()
+    calls, read = [], Trajectory.running_loss
+    monkeypatch.setattr(Trajectory, "running_loss", lambda self: calls.append(1) or read(self))
+    with quiet():
+        make_lt_learner().fit_stage1(2, 0.05)
+    assert len(calls) == 2  # what an epoch's record takes
+    monkeypatch.setattr(progress, "_DELAY_S", 60.0)
+    make_lt_learner().fit_stage1(2, 0.05)
+    assert len(calls) == 4
+    monkeypatch.setattr(progress, "_DELAY_S", 0.0)
+    monkeypatch.setattr(progress, "_SHOW_S", 60.0)
+    make_lt_learner().fit_stage1(2, 0.05)
+    assert len(calls) == 7
+
+
+def test_a_training_in_lines(said):
+    learn = make_lt_learner()
+    record = learn.fit_stage1(2, 0.05)
+    assert len(said) == 2
+    assert re.fullmatch(
+        r"stage 1: epoch 1/2, loss \d\.\d{3}, \d+ images/s, validation balanced [\d.]+ % "
+        r"\(medium [\d.]+, few [\d.]+\), \d+ s left", said[0],
+    )  # fmt: skip
+    assert f"loss {record['loss'][1]:.3f}" in said[1]
+    assert f"balanced {100 * record['balanced'][1]:.1f} %" in said[1]
+    assert said[1].endswith(")")  # nothing is left
+    learn.retrain_classifier(2, 0.05)
+    told = [line.split(",")[0] for line in said[2:] if line.startswith("stage")]
+    assert told == ["stage 2: epoch 1/2", "stage 2: epoch 2/2"]
+
+
+def test_the_last_epoch_is_always_said(said, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_S", 60.0)
+    make_lt_learner().fit_stage1(3, 0.05)
+    assert len(said) == 1 and said[0].startswith("stage 1: epoch 3/3, ")
+
+
+def test_a_test_set_is_called_one(said, monkeypatch):
+    learn = make_lt_learner()
+    monkeypatch.setattr(type(learn), "_select_on", "test")
+    learn.fit_stage1(1, 0.05)
+    assert "test balanced" in said[0] and "validation" not in said[0]
+
+
+def test_the_time_left_is_reckoned_by_what_this_process_did(said, monkeypatch, tmp_path):
+    from ltlearn import Checkpoint
+    from ltlearn.training import history
+
+    # A clock of our own: each look at it is a second.
+    class Clock:
+        now = 0.0
+
+        @classmethod
+        def perf_counter(cls):
+            cls.now += 1
+            return cls.now
+
+    def fit(steps):
+        cbs = [Checkpoint(tmp_path, resume=True, min_seconds=0), Stop(KeyboardInterrupt, steps)]
+        make_lt_learner().fit_stage1(6, 0.05, cbs=cbs)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(4 * 7)
+    del said[:]
+    monkeypatch.setattr(history, "time", Clock)
+    fit(100)
+    assert [line.split(",")[0] for line in said] == ["stage 1: epoch 5/6", "stage 1: epoch 6/6"]
+    # One epoch is left after the first of this process: as long as that, not a fifth of it.
+    left = int(re.search(r"(\d+) s left", said[0])[1])
+    assert 2 <= left <= 4

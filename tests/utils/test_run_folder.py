@@ -1,0 +1,536 @@
+import dataclasses
+import enum
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import date, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ltlearn.errors import UserError
+from ltlearn.utils import environment
+from ltlearn.utils import run_folder as run_module
+from ltlearn.utils.environment import environment_info
+from ltlearn.utils.interrupts import deferred_interrupt
+from ltlearn.utils.run_folder import Run
+
+ROOT = Path(__file__).parents[2]
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.create(tmp_path, "r", out=tmp_path / "run")
+
+
+def figure():
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(1, 1))
+    fig.subplots().plot([0, 1])
+    return fig
+
+
+WRITERS = {
+    "write_text": lambda run, name: run.write_text(name, "new"),
+    "write_json": lambda run, name: run.write_json(name, {"a": 1}),
+    "write_csv": lambda run, name: run.write_csv(name, [{"a": 1}]),
+    "append_csv": lambda run, name: run.append_csv(name, {"a": 1}),
+    "save_npz": lambda run, name: run.save_npz(name, a=np.zeros(100_000)),
+    "save_tensors": lambda run, name: run.save_tensors(name, {"a": torch.zeros(100_000)}),
+    "save_figure": lambda run, name: run.save_figure(name, figure()),
+}
+each_writer = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+
+
+def files(run):
+    return sorted(str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file())
+
+
+# the folder
+
+
+def test_create_names_by_time_and_never_twice(tmp_path, monkeypatch):
+    class Noon(datetime):
+        @classmethod
+        def now(cls):
+            return cls(2031, 2, 3, 12, 0, 5)
+
+    monkeypatch.setattr(run_module, "datetime", Noon)
+    made = [Run.create(tmp_path / "new" / "runs", "digits_lt").path for _ in range(3)]
+    stem = tmp_path / "new" / "runs" / "digits_lt-20310203-120005"
+    assert [str(path) for path in made] == [str(stem), f"{stem}-2", f"{stem}-3"]
+    assert all(path.is_dir() and not any(path.iterdir()) for path in made)
+
+
+def test_out_is_taken_as_it_is(tmp_path):
+    assert Run.create(tmp_path / "unused", "r", out=tmp_path / "a/b").path == tmp_path / "a/b"
+    assert not (tmp_path / "unused").exists()
+    Run.create(tmp_path, "r", out=tmp_path / "a/b")  # it is there, and empty
+
+
+def test_out_that_holds_something(tmp_path):
+    (tmp_path / "metrics.csv").write_text("a\n")
+    with pytest.raises(UserError, match="already holds files: give --resume .* or another --out"):
+        Run.create(tmp_path, "r", out=tmp_path)
+    with pytest.raises(UserError, match="no run of ltlearn to go on with"):
+        Run.create(tmp_path, "r", out=tmp_path, resume=True)
+    (tmp_path / "manifest.json").write_text("{}")
+    assert Run.create(tmp_path, "r", out=tmp_path, resume=True).path == tmp_path
+    assert (tmp_path / "metrics.csv").read_text() == "a\n"
+
+
+def test_only_what_was_begun_is_taken_away(tmp_path):
+    made = Run.create(tmp_path, "r", out=tmp_path / "new")
+    made.write_json("manifest.json", {})
+    made.remove_if_empty()
+    assert not made.path.exists()
+    (tmp_path / "own").mkdir()
+    found = Run.create(tmp_path, "r", out=tmp_path / "own")
+    found.write_json("manifest.json", {})
+    found.remove_if_empty()
+    assert list((tmp_path / "own").iterdir()) == []
+    found.write_json("manifest.json", {})
+    Run.create(tmp_path, "r", out=tmp_path / "own", resume=True).remove_if_empty()
+    assert files(found) == ["manifest.json"]
+
+
+def test_resume_goes_on_in_the_newest_run_of_that_name(tmp_path, caplog):
+    for name in (
+        "a-20300101-000000-9",
+        "a-20300101-000000-10",
+        "a-20291231-235959",
+        "ab-20310101-000000",
+        "a-b-20310101-000000",
+        "a-latest",
+    ):
+        (tmp_path / name).mkdir()
+    assert Run.create(tmp_path, "a", resume=True).path.name == "a-20300101-000000-10"
+    assert not caplog.records
+    started = Run.create(tmp_path, "c", resume=True).path
+    assert re.fullmatch(r"c-\d{8}-\d{6}", started.name)
+    assert "nothing to resume" in caplog.text
+
+
+def test_resume_removes_half_written_files_and_nothing_else(run):
+    run.write_text("checkpoints/a.txt", "kept")
+    run.write_json("manifest.json", {})
+    for name in (".tmp-1-0123abcd", "checkpoints/.tmp-23-0123abcd"):
+        (run.path / name).write_text("half")
+    for name in (".tmp-mine", "x.tmp-1"):
+        (run.path / name).write_text("kept")
+    Run.create(run.path.parent, "r", out=run.path, resume=True)
+    assert files(run) == [".tmp-mine", "checkpoints/a.txt", "manifest.json", "x.tmp-1"]
+
+
+@pytest.mark.parametrize("inside", ["", "deeper/still"])
+def test_a_file_where_the_folder_should_be(tmp_path, inside):
+    file = tmp_path / "taken"
+    file.write_text("")
+    for arguments in ({"out": file / inside}, {"runs_path": file / inside}):
+        with pytest.raises(UserError, match="is, or lies under, a file") as caught:
+            Run.create(**{"runs_path": tmp_path, "name": "r", **arguments})
+        assert str(file) in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_place_where_not_even_root_can_make_a_folder():
+    with pytest.raises(UserError, match=r"^/proc/ltlearn/run cannot hold a run \(No such file"):
+        Run.create("runs", "r", out="/proc/ltlearn/run")
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_to_is_found_at_once(tmp_path, monkeypatch, code):
+    def refuse(path, *args, **kwargs):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(run_module, "open", refuse, raising=False)
+    with pytest.raises(UserError) as caught:
+        Run.create(tmp_path, "r", out=tmp_path / "run")
+    assert os.strerror(code) in str(caught.value)
+    assert str(tmp_path / "run") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\0"])
+def test_a_name_that_is_no_file_name(tmp_path, name):
+    with pytest.raises(ValueError, match="plain file name"):
+        Run.create(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "", "."])
+def test_nothing_is_written_outside_the_folder(run, name):
+    with pytest.raises(ValueError, match="inside the run's folder"):
+        run.write_text(name, "x")
+
+
+# atomic writing
+
+
+@each_writer
+def test_a_writer_makes_sub_folders_keeps_the_umask_and_leaves_one_file(run, write):
+    old = os.umask(0o027)
+    try:
+        path = write(run, "plots/deep/file")
+    finally:
+        os.umask(old)
+    assert path == run.path / "plots/deep/file"
+    assert files(run) == ["plots/deep/file"]
+    assert path.stat().st_size > 0
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
+@each_writer
+def test_a_file_is_on_disk_before_it_takes_the_name(run, write, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append((a, b)), replace(a, b)))
+    write(run, "file")
+    assert calls[0] == "fsync"
+    temporary, target = calls[1]
+    assert target == run.path / "file"
+    assert temporary.parent == run.path and temporary.name.startswith(".tmp-")
+
+
+@needs_dev_full
+@each_writer
+def test_a_full_disk_leaves_the_old_file_and_one_sentence(run, write, monkeypatch):
+    (run.path / "file").write_text("a\n0\n")  # also a table, for append_csv
+    opened = []
+
+    def full(path, mode="r", *args, **kwargs):
+        if "x" not in mode:
+            return open(path, mode, *args, **kwargs)
+        opened.append(open(path, mode))  # the temporary name exists, as it would
+        opened[-1].close()
+        return open("/dev/full", "wb")
+
+    monkeypatch.setattr(run_module, "open", full, raising=False)
+    with pytest.raises(UserError) as caught:
+        write(run, "file")
+    assert str(caught.value) == (
+        f"The disk that holds {run.path / 'file'} is full: free space and go on with --resume."
+    )
+    assert opened
+    assert files(run) == ["file"]
+    assert (run.path / "file").read_text() == "a\n0\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "The disk that holds {} is full"),
+        (errno.EDQUOT, "The disk quota for {} is used up"),
+        (errno.EROFS, "{} is on a disk that can only be read"),
+        (errno.EACCES, "There is no permission to write {}"),
+        (errno.EPERM, "There is no permission to write {}"),
+    ],
+)
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_causes_of_a_failed_write(run, monkeypatch, code, words, call):
+    def fail(*args):
+        raise OSError(code, os.strerror(code))
+
+    run.write_text("file", "old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(UserError) as caught:
+        run.write_text("file", "new")
+    assert str(caught.value).startswith(words.format(run.path / "file"))
+    assert files(run) == ["file"]
+    assert (run.path / "file").read_text() == "old"
+
+
+def test_another_error_is_left_as_it_is(run, monkeypatch):
+    def fail(fd):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="broken"):
+        run.write_text("file", "new")
+    assert files(run) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path):
+    code = """if True:
+        import sys
+        from ltlearn.run import Run
+        run = Run(sys.argv[1])
+        print("ready", flush=True)
+        for i in range(10**9):
+            run.write_json("file.json", {"i": i, "filler": "x" * 200_000, "again": i})
+    """
+    for delay in (0.02, 0.05, 0.11):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE
+        )
+        child.stdout.readline()
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "file.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(delay)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        found = json.loads((tmp_path / "file.json").read_text())
+        assert found["i"] == found["again"] and len(found["filler"]) == 200_000
+    (tmp_path / "manifest.json").write_text("{}")
+    run = Run.create(tmp_path, "r", out=tmp_path, resume=True)
+    assert files(run) == ["file.json", "manifest.json"]
+
+
+# an interrupt
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_waits_for_the_end_of_a_write(run, monkeypatch):
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (interrupt(), fsync(fd)))
+    with pytest.raises(KeyboardInterrupt):
+        run.write_text("file", "new")
+    assert files(run) == ["file"]
+    assert (run.path / "file").read_text() == "new"
+
+
+def test_deferred_interrupt_nests_and_puts_the_handler_back():
+    before = signal.getsignal(signal.SIGINT)
+    reached = []
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
+        with deferred_interrupt():
+            interrupt()
+            reached.append("inner")
+        reached.append("outer")
+    assert reached == ["inner", "outer"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_without_an_interrupt_nothing_is_raised_and_errors_pass():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ZeroDivisionError), deferred_interrupt():
+        _ = 1 / 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_handler_of_the_users_own_is_called_at_the_end():
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *args: seen.append("handled"))
+    try:
+        with deferred_interrupt():
+            interrupt()
+            assert seen == []
+        assert seen == ["handled"]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_deferred_interrupt_does_nothing_in_another_thread(run):
+    errors = []
+
+    def work():
+        try:
+            run.write_text("file", "new")
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert errors == []
+    assert files(run) == ["file"]
+
+
+# what is written
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Inner:
+    path: Path
+    value: object
+
+
+def test_json_keeps_order_and_knows_our_types(run):
+    run.write_json(
+        "a/manifest.json",
+        {
+            "z": 1,
+            "nan": float("nan"),
+            "inf": [float("inf"), np.float32("-inf"), torch.tensor(float("nan"))],
+            "a": (np.int64(3), np.float32(0.5), np.bool_(True), np.str_("é")),
+            "tensor": torch.tensor(2.5, dtype=torch.bfloat16, requires_grad=True),
+            "array": np.arange(4).reshape(2, 2),
+            "inner": Inner(Path("/x/y"), {Path("k"): torch.tensor([1, 2])}),
+            "set": {3, 1},
+            "day": date(2031, 2, 3),
+            "colour": Colour.RED,
+            1: None,
+        },
+    )
+    assert list(run.read_json("a/manifest.json").items()) == [
+        ("z", 1),
+        ("nan", None),
+        ("inf", [None, None, None]),
+        ("a", [3, 0.5, True, "é"]),
+        ("tensor", 2.5),
+        ("array", [[0, 1], [2, 3]]),
+        ("inner", {"path": "/x/y", "value": {"k": [1, 2]}}),
+        ("set", [1, 3]),
+        ("day", "2031-02-03"),
+        ("colour", "red"),
+        ("1", None),
+    ]
+    assert "é" in (run.path / "a/manifest.json").read_text(encoding="utf-8")
+
+
+def test_json_takes_pydantic_models_and_odd_file_names(run):
+    from pydantic import BaseModel
+
+    class Model(BaseModel):
+        path: Path = Path(os.fsdecode(b"/data/\xff"))
+
+    run.write_json("m.json", Model())
+    assert run.read_json("m.json") == {"path": "/data/\udcff"}
+
+
+def test_json_refuses_the_rest_and_keeps_the_old_file(run):
+    run.write_json("a.json", 1)
+    with pytest.raises(TypeError, match="cannot write a object as JSON"):
+        run.write_json("a.json", {"x": [object()]})
+    assert run.read_json("a.json") == 1
+
+
+def test_reading_what_is_not_there_or_damaged(run):
+    (run.path / "bad").write_text('{"a": 1')
+    for read in (run.read_json, run.load_npz, run.load_tensors, run.load_metadata):
+        with pytest.raises(UserError, match="nothing is not there"):
+            read("nothing")
+        with pytest.raises(UserError, match="bad is damaged"):
+            read("bad")
+
+
+def test_csv_grows_by_rows(run):
+    assert run.read_csv("metrics.csv") == []
+    run.append_csv("metrics.csv", {"epoch": 0, "loss": torch.tensor(0.5), "note": 'a, "b"\nc'})
+    run.append_csv("metrics.csv", {"note": None, "epoch": np.int64(1), "loss": float("nan")})
+    assert (run.path / "metrics.csv").read_bytes() == (
+        b'epoch,loss,note\n0,0.5,"a, ""b""\nc"\n1,nan,\n'
+    )
+    assert run.read_csv("metrics.csv") == [
+        {"epoch": "0", "loss": "0.5", "note": 'a, "b"\nc'},
+        {"epoch": "1", "loss": "nan", "note": ""},
+    ]
+    run.write_csv("metrics.csv", run.read_csv("metrics.csv")[:1])
+    assert len(run.read_csv("metrics.csv")) == 1
+
+
+@pytest.mark.parametrize("row", [{"a": 1}, {"a": 1, "b": 2, "c": 3}, {"a": 1, "c": 2}])
+def test_csv_refuses_other_columns(run, row):
+    run.append_csv("t.csv", {"a": 0, "b": 0})
+    with pytest.raises(ValueError, match=r"t.csv has the columns \['a', 'b'\]"):
+        run.append_csv("t.csv", row)
+    assert run.read_csv("t.csv") == [{"a": "0", "b": "0"}]
+
+
+def test_npz_round_trip(run):
+    run.save_npz(
+        "p.npz",
+        logits=torch.arange(6.0, requires_grad=True).reshape(2, 3),
+        half=torch.ones(2, dtype=torch.bfloat16),
+        names=np.array(["a", "é"]),
+        scalar=3,
+    )
+    found = run.load_npz("p.npz")
+    assert list(found) == ["logits", "half", "names", "scalar"]
+    np.testing.assert_array_equal(found["logits"], [[0, 1, 2], [3, 4, 5]])
+    assert found["half"].dtype == np.float32
+    assert found["names"].tolist() == ["a", "é"]
+    assert found["scalar"] == 3
+
+
+def test_npz_refuses_objects(run):
+    with pytest.raises(TypeError, match="'a' must hold numbers or text"):
+        run.save_npz("p.npz", a=np.array([object()]))
+    assert files(run) == []
+
+
+def test_tensors_round_trip(run):
+    base = torch.arange(12.0).reshape(3, 4)
+    tensors = {
+        "base": base,
+        "same": base,
+        "row": base[1],
+        "strided": base.t(),
+        "parameter": torch.nn.Parameter(base[:, 0]),
+        "half": torch.ones(2, dtype=torch.bfloat16),
+        "scalar": torch.tensor(7),
+        "empty": torch.empty(0, 3),
+        "empty too": torch.empty(0),
+    }
+    run.save_tensors("c/w.safetensors", tensors, {"epoch": "3"})
+    found = run.load_tensors("c/w.safetensors")
+    assert set(found) == set(tensors)
+    for key, value in tensors.items():
+        assert found[key].dtype == value.dtype
+        assert torch.equal(found[key], value), key
+    assert run.load_metadata("c/w.safetensors") == {"epoch": "3"}
+    run.save_tensors("c/none.safetensors", {"a": base})
+    assert run.load_metadata("c/none.safetensors") == {}
+
+
+def test_tensors_refuse_what_safetensors_cannot_hold(run):
+    with pytest.raises(TypeError, match=r"tensors\['a'\] must be a dense tensor, got list"):
+        run.save_tensors("w", {"a": [1]})
+    with pytest.raises(TypeError, match=r"tensors\['a'\] .* got torch.sparse_coo"):
+        run.save_tensors("w", {"a": torch.eye(2).to_sparse()})
+    with pytest.raises(TypeError, match=r"metadata\['a'\] must be text, got int"):
+        run.save_tensors("w", {}, {"a": 1})
+
+
+def test_figures_have_the_format_of_their_name(run):
+    assert run.save_figure("a.png", figure()).read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in run.save_figure("a.svg", figure()).read_bytes()
+
+
+# the environment
+
+
+def test_environment_info_can_be_written(run):
+    info = environment_info()
+    run.write_json("e.json", info)
+    assert run.read_json("e.json") == info
+    assert info["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert info["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert info["threads"] == torch.get_num_threads()
+    assert info["cpu_count"] >= 1 and info["device"] and info["platform"]
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(environment, "_PACKAGES", ("no-such-package-here",))
+    assert environment_info()["versions"]["no-such-package-here"] is None
+
+
+def test_import_and_environment_info_load_nothing_heavy():
+    code = (
+        "import sys, ltlearn.utils.run_folder as r; r.environment_info(); "
+        "print({'torch', 'numpy', 'fastai', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"

@@ -1,0 +1,52 @@
+import io
+import subprocess
+import sys
+
+from ltlearn.utils.terminal import render_rows
+from tests.reporting.test_report import Terminal, without_colour
+
+
+def rows_on_a_terminal(head, rows, width, monkeypatch, **options):
+    monkeypatch.setenv("COLUMNS", str(width))
+    file = Terminal()
+    render_rows(head, rows, file, **options)
+    return [line.rstrip() for line in without_colour(file.getvalue()).splitlines()]
+
+
+def test_rows_are_tabs_in_a_pipe_and_a_table_on_a_terminal(monkeypatch):
+    head, rows = ["name", "epochs", "rate"], [["crt", 10, 0.2], ["[red]x", 5, 0.1]]
+    file = io.StringIO()
+    render_rows(head, rows, file, title="what")
+    assert file.getvalue() == "what\nname\tepochs\trate\ncrt\t10\t0.2\n[red]x\t5\t0.1\n"
+    lines = rows_on_a_terminal(head, rows, 80, monkeypatch, title="what")
+    assert lines[0] == "what" and any("─" in line for line in lines)
+    assert any(line.split() == ["[red]x", "5", "0.1"] for line in lines)
+
+
+def test_rows_of_a_narrow_terminal_go_below_each_other(monkeypatch):
+    head = ["method", *(f"column {i}" for i in range(9))]
+    rows = [["crt", *(f"value {i}" for i in range(9))], ["lws", *"abcdefghi"]]
+    lines = rows_on_a_terminal(head, rows, 50, monkeypatch)
+    assert max(map(len, lines)) <= 50
+    assert sum(line.split()[:1] == ["crt"] for line in lines) == 3
+    assert all(any(f"value {i}" in line for line in lines) for i in range(9))
+
+
+def test_rows_of_sentences_are_paragraphs_where_no_table_fits(monkeypatch):
+    head, long = ["name", "source", "values", "remark"], "word " * 20
+    lines = rows_on_a_terminal(head, [["crt", long, long, ""]], 80, monkeypatch)
+    assert lines[0] == "crt" and max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert text.count("word") == 40 and "source: word" in text and "remark" not in text
+
+
+def test_listing_recipes_imports_no_torch():
+    code = (
+        "import sys; from ltlearn.experiments.recipe import load_recipe, recipe_names; "
+        "from ltlearn.utils.terminal import render_recipes; "
+        "render_recipes([load_recipe(n) for n in recipe_names()]); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "inat2018" in done.stdout
