@@ -2,10 +2,10 @@
 
     python benchmarks/data_pipeline.py [--quick] [--repeats 5] [--threads N] [--json]
 
-Both give normalised float32 batches. "memory" is pictures of 32 pixels held in memory, with crop
+Both give normalised float32 batches. "memory" is images of 32 pixels held in memory, with crop
 and flip: ours augments a batch at once, for which LTDataLoaders begins no process; torchvision's
 takes each PIL image through RandomCrop, RandomHorizontalFlip, ToTensor and Normalize. "files" is
-JPEG files of about 500 x 375 pixels, with RandomResizedCrop to 224 pixels and flip: `PictureFiles`
+JPEG files of about 500 x 375 pixels, with RandomResizedCrop to 224 pixels and flip: `ImageFiles`
 against torchvision's `ImageFolder`; "in threads" is ours with threads=None, one thread a core where
 there are two or more. Processes of ours begin anew with each epoch, as fastai's loader has it, and
 torchvision's stay; "epoch start" is the seconds that takes.
@@ -27,7 +27,7 @@ from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
 from ltlearn.data.benchmarks.facts import IMAGENET_STATS
-from ltlearn.data.datasets import NormalizeUint8, PictureFiles, PicturesInMemory
+from ltlearn.data.datasets import ImageFiles, ImagesInMemory, NormalizeUint8
 from ltlearn.data.images import ImageSet
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.loaders import CIFAR_STATS
@@ -37,8 +37,8 @@ THEIRS = "torchvision"
 PROCESSES = ("no process", "1 process", "2 processes")
 
 
-class PilPictures(Dataset):
-    """Pictures held as PIL images, transformed one by one."""
+class PilImages(Dataset):
+    """Images held as PIL images, transformed one by one."""
 
     def __init__(self, images: np.ndarray, targets: np.ndarray, transform):
         self.images = [Image.fromarray(image) for image in images]
@@ -105,7 +105,7 @@ def compare(loaders: dict, images: int, repeats: int) -> dict:
 
 def in_memory(images: int, batch: int, repeats: int) -> dict:
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     targets = np.arange(images) % 10
     transform = T.Compose(
         [
@@ -115,8 +115,8 @@ def in_memory(images: int, batch: int, repeats: int) -> dict:
             T.Normalize(*CIFAR_STATS),
         ]
     )
-    single = PilPictures(pictures, targets, transform)
-    whole = PicturesInMemory(ImageSet(targets, images=pictures), "crop_flip", 4)
+    single = PilImages(pixels, targets, transform)
+    whole = ImagesInMemory(ImageSet(targets, images=pixels), "crop_flip", 4)
     loaders = {f"{THEIRS}, {PROCESSES[w]}": usual(single, batch, w) for w in range(3)}
     for workers in range(3):
         loaders[f"ltlearn, {PROCESSES[workers]}"] = ours(whole, batch, workers, CIFAR_STATS)
@@ -124,7 +124,7 @@ def in_memory(images: int, batch: int, repeats: int) -> dict:
 
 
 def photograph(seed: int) -> Image.Image:
-    """Make a picture that compresses like a photograph: patches, texture and grain."""
+    """Make an image that compresses like a photograph: patches, texture and grain."""
     rng = np.random.default_rng(seed)
     width, height = [(500, 375), (375, 500), (500, 333), (400, 400)][seed % 4]
 
@@ -152,7 +152,7 @@ def from_files(images: int, batch: int, repeats: int, threads: int | None) -> di
             ]
         )
         theirs = ImageFolder(folder, transform)
-        mine = PictureFiles(list_class_folders(Path(folder))[0], "resized_crop_flip", 224)
+        mine = ImageFiles(list_class_folders(Path(folder))[0], "resized_crop_flip", 224)
         loaders = {f"{THEIRS}, {PROCESSES[w]}": usual(theirs, batch, w) for w in range(3)}
         for workers in range(3):
             name = f"ltlearn, {PROCESSES[workers]}"
@@ -164,8 +164,8 @@ def from_files(images: int, batch: int, repeats: int, threads: int | None) -> di
 def epoch_start(repeats: int) -> dict:
     """Seconds that an epoch of two batches takes longer with processes than without."""
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
-    whole = PicturesInMemory(ImageSet(np.arange(8) % 2, images=pictures), "crop_flip", 4)
+    pixels = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    whole = ImagesInMemory(ImageSet(np.arange(8) % 2, images=pixels), "crop_flip", 4)
     seconds = [[] for _ in PROCESSES]
     for _ in range(repeats):
         for workers, found in enumerate(seconds):

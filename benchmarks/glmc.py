@@ -33,7 +33,7 @@ def ltlearn_seconds(learn) -> float:
 
 
 def plain_seconds(learn) -> float:
-    """One epoch of the method, written out in plain PyTorch over the same pictures."""
+    """One epoch of the method, written out in plain PyTorch over the same images."""
     learn.unfreeze_all()
     model, train = learn.model.train(), learn.dls.train
     augment, targets = train.dataset.augment, train.dataset.targets

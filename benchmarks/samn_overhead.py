@@ -5,7 +5,7 @@
 
 Both heads go through `LTLearner.retrain_classifier`, in turns in one process: SAMN with `SAMN()`
 alone, the plain `nn.Linear` with no callback. "features" trains on cached features of random
-pictures, "images" runs a frozen ResNet-32 of width 16 over random pictures of 32 pixels in each
+pixels, "images" runs a frozen ResNet-32 of width 16 over random images of 32 pixels in each
 epoch. A time is that of a training step, loading its batch included: the one that a tenth of all
 steps stay below, and the median. Extraction and validation are not counted; on CUDA each step is
 waited for. "overhead" is SAMN's time over the plain head's, minus 1; "project_" and "pava" are what
@@ -65,14 +65,14 @@ def make_learner(setting: str, classes: int, width: int, device: torch.device) -
     rng = np.random.default_rng(0)
     side = 32 if setting == "images" else 8
     images, valid = max(IMAGES[setting], classes), 128
-    pictures = rng.integers(0, 256, (images + valid, side, side, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (images + valid, side, side, 3), dtype=np.uint8)
     weights = 0.01 ** (np.arange(classes) / (classes - 1))
     drawn = rng.choice(classes, images + valid - classes, p=weights / weights.sum())
     targets = np.concatenate([np.arange(classes), drawn])
     dls = LTDataLoaders.from_arrays(
-        pictures[:images],
+        pixels[:images],
         targets[:images],
-        valid=(pictures[images:], targets[images:]),
+        valid=(pixels[images:], targets[images:]),
         classes=[str(c) for c in range(classes)],
         bs=64,
         device=device,
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device)
-    logging.getLogger("ltlearn").setLevel(logging.ERROR)  # of classes with a single picture
+    logging.getLogger("ltlearn").setLevel(logging.ERROR)  # of classes with a single image
     rows = []
     for setting in args.on:
         known = [c for c in (10, 100, 1000, 8142)

@@ -3,11 +3,11 @@
     python benchmarks/scale.py index [--shares 0.01 0.1 1] [--repeats 3] [--folder DIR] [--json]
     python benchmarks/scale.py stage2 [--shares 0.01 0.1 1] [--batch 512] [--folder DIR] [--json]
 
-"index" lists the pictures of 437,513 training entries in 8,142 classes, and of 1 % and 10 % of
+"index" lists the images of 437,513 training entries in 8,142 classes, and of 1 % and 10 % of
 them: from annotations, from a list, and `check_benchmark` on the annotations. "json.load" is what
 parsing the annotations in one piece would take, for comparison. Each is the best of some runs in a
 process of its own; "peak" is the most memory the process held, "over imports" what of it the work
-added. The pictures are hard links to one file a class. Nothing is opened, so their content does not
+added. The images are hard links to one file a class. Nothing is opened, so their content does not
 matter. Time per entry should stay the same, and memory grow with the paths alone.
 
 "stage2" trains one epoch of SAMN, all 8,142 classes, on random float16 features of 2,048 numbers in
@@ -71,7 +71,7 @@ def write_set(root: Path, share: float) -> int:
             paths.append(path)
             if folder not in made:
                 os.makedirs(root / folder)
-                (root / path).write_bytes(b"picture")
+                (root / path).write_bytes(b"image")
                 made[folder] = path
             else:
                 os.link(root / made[folder], root / path)
@@ -115,7 +115,7 @@ def index_once(way: str, root: Path) -> dict:
     """Do one thing in this process and measure it."""
     from ltlearn.data.benchmarks.check import check_benchmark
     from ltlearn.data.readers.coco import read_annotations
-    from ltlearn.data.readers.listing import find_pictures, read_list
+    from ltlearn.data.readers.listing import find_images, read_list
 
     before, start = peak_mib(), time.perf_counter()
     if way == "json.load":
@@ -131,7 +131,7 @@ def index_once(way: str, root: Path) -> dict:
             "list": (read_list, "iNaturalist18_train.txt"),
         }[way]
         listing = reader(root / file)
-        data, missing = find_pictures(listing, root)
+        data, missing = find_images(listing, root)
         assert not len(missing)
         entries = len(data)
     seconds = time.perf_counter() - start
@@ -223,9 +223,9 @@ def stage2_once(folder: Path, batch: int) -> dict:
     targets["train"][: min(CLASSES, len(targets["train"]))] = np.arange(CLASSES)[
         : len(targets["train"])
     ]
-    pictures = {p: np.zeros((len(a), 1, 1, 3), np.uint8) for p, a in arrays.items()}
+    images = {p: np.zeros((len(a), 1, 1, 3), np.uint8) for p, a in arrays.items()}
     dls = LTDataLoaders.from_arrays(
-        pictures["train"], targets["train"], valid=(pictures["valid"], targets["valid"]),
+        images["train"], targets["train"], valid=(images["valid"], targets["valid"]),
         classes=[str(c) for c in range(CLASSES)], transform="none", device="cpu",
     )  # fmt: skip
 
@@ -278,7 +278,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = parser.add_subparsers(dest="part", required=True)
-    one = parts.add_parser("index", help="list the pictures of a set")
+    one = parts.add_parser("index", help="list the images of a set")
     one.add_argument("--shares", type=float, nargs="+", default=[0.01, 0.1, 1.0])
     one.add_argument("--repeats", type=int, default=3)
     one.add_argument("--folder", help="where to write the files; None takes the system's")

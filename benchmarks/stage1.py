@@ -2,7 +2,7 @@
 
     python benchmarks/stage1.py [--images 2560] [--batch 64] [--width 16] [--repeats 5] [--json]
 
-Model (a ResNet-32), pictures (32 pixels), batch size and optimiser are the same: crop and flip, SGD
+Model (a ResNet-32), images (32 pixels), batch size and optimiser are the same: crop and flip, SGD
 with momentum. "same" is a plain loop with the precision and memory format that LTLearner chose;
 "fp32" is a plain loop with contiguous float32. Validation is not counted. Each has a process of its
 own, because what the allocator learned from one loop speeds up the next; one runs at a time.
@@ -45,10 +45,10 @@ def make_learner(
     width: int = 16,
 ):
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (images + 64, 32, 32, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (images + 64, 32, 32, 3), dtype=np.uint8)
     targets = np.arange(images + 64) % 10
     dls = LTDataLoaders.from_arrays(
-        pictures[:images], targets[:images], valid=(pictures[images:], targets[images:]), bs=batch
+        pixels[:images], targets[:images], valid=(pixels[images:], targets[images:]), bs=batch
     )
     torch.manual_seed(0)
     return lt_learner(
@@ -68,7 +68,7 @@ def ltlearn_seconds(learn) -> float:
 
 
 def plain_seconds(learn, dtype: torch.dtype | None, memory_format) -> float:
-    """A plain loop over the same pictures, with the same batched crop and flip."""
+    """A plain loop over the same pixels, with the same batched crop and flip."""
     model = learn.model.to(memory_format=memory_format).train()
     augment, targets = learn.dls.train.dataset.augment, learn.dls.train.dataset.targets
     mean, std = learn.dls.normalize.mean, learn.dls.normalize.std

@@ -2,7 +2,7 @@
 
     python benchmarks/stage2.py [--images 11165] [--epochs 20] [--json]
 
-Both retrain the classifier with SAMN for as many epochs, on the same pictures of 32 pixels, with a
+Both retrain the classifier with SAMN for as many epochs, on the same images of 32 pixels, with a
 frozen ResNet-32 of width 16. The first includes the extraction of all features (training and
 validation), with nothing cached; the second runs the frozen backbone over the images in each epoch.
 """
@@ -20,13 +20,13 @@ from ltlearn import SAMN, FeatureBank, LTDataLoaders, lt_learner
 def make_learner(images: int):
     rng = np.random.default_rng(0)
     valid = max(10, images // 9)
-    pictures = rng.integers(0, 256, (images + valid, 32, 32, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (images + valid, 32, 32, 3), dtype=np.uint8)
     weights = 0.01 ** (np.arange(10) / 9)
     targets = np.concatenate(
         [np.arange(10), rng.choice(10, images + valid - 10, p=weights / weights.sum())]
     )
     dls = LTDataLoaders.from_arrays(
-        pictures[:images], targets[:images], valid=(pictures[images:], targets[images:]), bs=64
+        pixels[:images], targets[:images], valid=(pixels[images:], targets[images:]), bs=64
     )
     torch.manual_seed(0)
     return lt_learner(dls, "resnet32_cifar", pretrained=False)

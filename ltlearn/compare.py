@@ -182,7 +182,7 @@ def _key(learn, fingerprint: str, method: str, seed: int, options: dict) -> dict
     split, row = learn.dls.split, METHODS[method]
     return {
         "stage1": fingerprint,
-        "pictures": f"train {split.train}, valid {split.valid}",
+        "images": f"train {split.train}, valid {split.valid}",
         "precision": learn.precision,
         "method": method,
         "values": _spelled_out(row),

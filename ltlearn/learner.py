@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ltlearn.callbacks.last_block import LastBlock, last_block
 from ltlearn.data.benchmarks.facts import IMAGENET_STATS
-from ltlearn.data.datasets import PicturesInMemory
+from ltlearn.data.datasets import ImagesInMemory
 from ltlearn.data.images import ImageSet, read_image
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.loaders import LTDataLoaders
@@ -240,7 +240,7 @@ class LTLearner(QuietLearner):
             opt_func: fastai optimiser; None takes torch's SGD with momentum 0.9.
             select: "last" keeps the weights of the last epoch, which no data chose; "best" those of
                 the epoch with the best class-balanced accuracy on the validation loader.
-            flip: Validate on the mean logits of each picture and its mirror image.
+            flip: Validate on the mean logits of each image and its mirror image.
             on_nan: Where the loss of a step is not finite: "stop" ends the training, "skip" leaves
                 the step out, see `FiniteLoss`.
             compile: Train the backbone through `torch.compile`, which takes a minute or more at
@@ -358,7 +358,7 @@ class LTLearner(QuietLearner):
             select: "best" keeps the epoch with the best class-balanced accuracy on the validation
                 loader, the one before the first step included; "last" the last. None: "best", but
                 "last" where that loader has fewer than 30 images or than classes, with a warning.
-            flip: Validate on the mean logits of each picture and its mirror image; only on images.
+            flip: Validate on the mean logits of each image and its mirror image; only on images.
             seed: Of order, augmentation and a new head.
             view_seed: Of the augmentation alone, where features are to be shared between seeds.
             on_nan: Where the loss of a step is not finite: "stop" ends the training, "skip" leaves
@@ -625,8 +625,8 @@ class LTLearner(QuietLearner):
         split = self.dls.split
         data = f"{split.train} {split.valid} {split.test} {split.valid_from} {part}"
         loader = self._loader(part)
-        if isinstance(loader.dataset, PicturesInMemory):
-            # Small batches stay in the cache of a CPU: 64 pictures are a third faster than 256.
+        if isinstance(loader.dataset, ImagesInMemory):
+            # Small batches stay in the cache of a CPU: 64 images are a third faster than 256.
             bs = 64 if self.dls.device.type == "cpu" else 256
             loader = loader.new(bs=bs, shuffle=False, augment=loader.augment)
         if self.bank.path is None:
@@ -649,7 +649,7 @@ class LTLearner(QuietLearner):
 
         Args:
             part: "train", "valid" or "test".
-            flip: Average the logits of each picture and of its mirror image.
+            flip: Average the logits of each image and of its mirror image.
             cached: Use the feature bank, where `flip` allows it.
 
         Shape:
@@ -685,7 +685,7 @@ class LTLearner(QuietLearner):
         Args:
             part: "test" or "valid"; None takes the test set, or the validation set where there is
                 no test set.
-            flip: Average the logits of each picture and of its mirror image.
+            flip: Average the logits of each image and of its mirror image.
         """
         if part is None:
             part = "test" if self.dls.test is not None else "valid"
@@ -700,11 +700,11 @@ class LTLearner(QuietLearner):
         )
 
     def predict(self, images, *, target_prior=None, source_prior=None) -> tuple[list[str], Tensor]:
-        """Classify pictures: a path, a PIL image or an (H, W, 3) uint8 array, or a list of them.
+        """Classify images: a path, a PIL image or an (H, W, 3) uint8 array, or a list of them.
 
         Args:
-            images: One picture or a list.
-            target_prior: How often the classes occur where the pictures are from, if that is known:
+            images: One image or a list.
+            target_prior: How often the classes occur where the images are from, if that is known:
                 "uniform", "train", "reversed" or C numbers; the logits are corrected for it. None
                 takes them as they are.
             source_prior: The class prior that the classifier assumes. None: "train" after
@@ -712,10 +712,10 @@ class LTLearner(QuietLearner):
                 `assumed_prior`.
 
         Returns:
-            Class names, one a picture, and probabilities (N, C), float32 on the CPU.
+            Class names, one an image, and probabilities (N, C), float32 on the CPU.
 
         Raises:
-            UserError: If a picture cannot be read, or a prior is not allowed.
+            UserError: If an image cannot be read, or a prior is not allowed.
         """
         if target_prior is not None:
             counts = self.dls.shot_counts
@@ -725,10 +725,10 @@ class LTLearner(QuietLearner):
             raise UserError("source_prior has no meaning without a target_prior; give both.")
         images = images if isinstance(images, list | tuple) else [images]
         if not images:
-            raise UserError("predict needs a picture or more, got an empty list.")
+            raise UserError("predict needs an image or more, got an empty list.")
         pixels = [self._pixels(image) for image in images]
         data = ImageSet(np.zeros(len(pixels), dtype=np.int64), images=np.stack(pixels))
-        loader = self.dls.valid.new(PicturesInMemory(data), shuffle=False)
+        loader = self.dls.valid.new(ImagesInMemory(data), shuffle=False)
         loader.n = len(pixels)
         logits = run_model(self.model, loader, self.autocast)[0].cpu()
         if target_prior is not None:
@@ -761,7 +761,7 @@ class LTLearner(QuietLearner):
         return "train" if plain and not set(stage["callbacks"]) & _BALANCING else "uniform"
 
     def _pixels(self, image) -> np.ndarray:
-        """Bring one picture to the size the model sees, the way the validation loader does it."""
+        """Bring one image to the size the model sees, the way the validation loader does it."""
         if isinstance(image, str | Path):
             image = read_image(Path(image))
         image = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
@@ -769,10 +769,10 @@ class LTLearner(QuietLearner):
             image = np.repeat(image[..., None], 3, axis=2)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(
-                f"predict takes (H, W, 3) uint8 pictures, got {image.dtype} {image.shape}."
+                f"predict takes (H, W, 3) uint8 images, got {image.dtype} {image.shape}."
             )
         height, width = self.dls.size
-        if not isinstance(self.dls.valid.dataset, PicturesInMemory):
+        if not isinstance(self.dls.valid.dataset, ImagesInMemory):
             return ImageTransform("none", height)(image)
         if image.shape[:2] == (height, width):
             return image
@@ -964,7 +964,7 @@ class LTLearner(QuietLearner):
             return
         split = getattr(self.dls, "split", None)
         if split is not None:
-            facts["pictures"] = f"train {split.train}, valid {split.valid}, test {split.test}"
+            facts["images"] = f"train {split.train}, valid {split.valid}, test {split.test}"
         facts |= {
             "precision": self.precision,
             "loss": describe_options(loss or self.loss_func),

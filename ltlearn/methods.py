@@ -163,7 +163,7 @@ def _post_hoc(label: str, source: str, values_from: str, **kwargs) -> Method:
     return Method(label, "post hoc", source, values_from, **kwargs)
 
 
-# Batches of 64 everywhere, so that a set of some hundred pictures takes more than a step an epoch:
+# Batches of 64 everywhere, so that a set of some hundred images takes more than a step an epoch:
 # published rates at other sizes are scaled in proportion.
 _KANG = {"lr": 0.025, "wd": 5e-4}
 _KANG_FROM = "{} epochs, rate .2 at 512 (here .025 at 64), decay 5e-4: the authors, ImageNet-LT"

@@ -486,7 +486,7 @@ def test_the_schedules_come_with_the_learner():
     assert not done.returncode, done.stderr.decode()
 
 
-def test_the_learning_rate_finder_leaves_the_pictures_alone(tmp_path, monkeypatch):
+def test_the_learning_rate_finder_leaves_the_images_alone(tmp_path, monkeypatch):
     """It once wrote `models/` between the class folders, which then counted as a class."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
@@ -615,17 +615,17 @@ def test_predict(tmp_path):
     grey = images[4][..., 0]
     assert torch.equal(learn.predict(grey)[1], learn.predict(np.stack([grey] * 3, 2))[1])
     for wrong, message in (
-        (images[4].astype(float), r"takes \(H, W, 3\) uint8 pictures, got float64"),
-        (images, r"takes \(H, W, 3\) uint8 pictures, got uint8 \(9, 8, 8, 3\)"),
-        ([], "predict needs a picture or more"),
+        (images[4].astype(float), r"takes \(H, W, 3\) uint8 images, got float64"),
+        (images, r"takes \(H, W, 3\) uint8 images, got uint8 \(9, 8, 8, 3\)"),
+        ([], "predict needs an image or more"),
         (tmp_path / "none.png", "none.png does not exist"),
     ):
         with pytest.raises(UserError, match=message):
             learn.predict(wrong)
 
 
-def test_predict_resizes_as_the_pictures_in_memory_were_resized(tmp_path):
-    """It once resized without smoothing, which the pictures it was trained on had."""
+def test_predict_resizes_as_the_images_in_memory_were_resized(tmp_path):
+    """It once resized without smoothing, which the images it was trained on had."""
     from ltlearn.data.images import read_image
 
     learn = make_lt_learner()
@@ -635,7 +635,7 @@ def test_predict_resizes_as_the_pictures_in_memory_were_resized(tmp_path):
     assert torch.equal(learn.predict(tmp_path / "large.png")[1], learn.predict(small)[1])
 
 
-def test_pictures_that_are_not_square():
+def test_images_that_are_not_square():
     images = np.random.default_rng(0).integers(0, 255, (24, 8, 16, 3), dtype=np.uint8)
     dls = make_dls(valid=None, test=None)
     dls = type(dls).from_arrays(images, np.arange(24) % 2, bs=8, device="cpu")
@@ -646,7 +646,7 @@ def test_pictures_that_are_not_square():
 
 
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_pictures_that_are_not_square_with_a_model_of_fixed_size(arch):
+def test_images_that_are_not_square_with_a_model_of_fixed_size(arch):
     images = np.random.default_rng(0).integers(0, 255, (24, 32, 48, 3), dtype=np.uint8)
     dls = LTDataLoaders.from_arrays(images, np.arange(24) % 2, bs=8, device="cpu")
     learn = make_lt_learner(dls, arch=arch, **SMALL[arch])
@@ -689,7 +689,7 @@ def without_batch_norm(bs):
 
 @pytest.mark.parametrize("micro", [4, 2, 1])
 def test_accumulated_gradients_are_those_of_one_batch(micro):
-    """56 pictures: in batches of 8, or of 4, 2 and 1 that add up to 8."""
+    """56 images: in batches of 8, or of 4, 2 and 1 that add up to 8."""
     options = {"schedule": "multistep", "milestones": [1], "decay": 0.5, "warmup_epochs": 1}
     whole, parts = without_batch_norm(8), without_batch_norm(micro)
     steps = Spy2()
@@ -719,7 +719,7 @@ def test_a_micro_batch_that_is_left_out_leaves_the_others():
 @pytest.mark.parametrize("callback", [None, GLMC])
 @pytest.mark.parametrize("opt_func", [None, Adam])
 def test_a_checkpoint_keeps_what_is_accumulated(callback, opt_func, tmp_path):
-    """30 pictures an epoch, a step each 20 or more: gradients are carried into the next epoch."""
+    """30 images an epoch, a step each 20 or more: gradients are carried into the next epoch."""
     carried = []
 
     class Look(Callback):
@@ -770,7 +770,7 @@ def backend(monkeypatch):
 
 
 def small_learner(**kwargs):
-    """52 pictures in batches of 8, so that the last batch has 4; a model that is traced quickly."""
+    """52 images in batches of 8, so that the last batch has 4; a model that is traced quickly."""
     learn = make_lt_learner(make_dls([36, 12, 4]), **kwargs)
     torch.manual_seed(0)
     learn.model.backbone = nn.Sequential(

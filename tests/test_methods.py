@@ -357,7 +357,7 @@ def test_tau_is_chosen_on_validation_images_where_there_are_enough():
     assert learn.stages[-1]["value"] == done["value"]
 
 
-# -- the prior where the pictures are from -------------------------------------------------------
+# -- the prior where the images are from -------------------------------------------------------
 
 
 def test_predict_under_a_known_prior():

@@ -50,24 +50,24 @@ class _InversePowerSampler(InstanceSampler):
 
 
 class _PairLoader(LTDataLoader):
-    """Give two views of the pictures of a batch, and two of those to mix in.
+    """Give two views of the images of a batch, and two of those to mix in.
 
     A batch is (x, y, other y): x holds the N first views, the N second ones, and those of the other
-    pictures.
+    images.
     """
 
     def use(self, other: _InversePowerSampler) -> "_PairLoader":
-        """Draw the pictures to mix in with this sampler."""
+        """Draw the images to mix in with this sampler."""
         self.other = other
         return self
 
     def get_idxs(self) -> list[tuple[int, int, int]]:
-        """Return position, picture and other picture, for each place of the epoch."""
+        """Return position, image and other image, for each place of the epoch."""
         self.other.set_epoch(self.epoch)
         return list(zip(count(), self.sampler, cycle(self.other), strict=False))
 
     def create_batches(self, samps):
-        """Make batches: in one operation where the dataset can, else picture by picture."""
+        """Make batches: in one operation where the dataset can, else image by image."""
         make = self._at_once if hasattr(self.dataset, "get_batch") else self._one_by_one
         for places in self.chunkify(samps):
             yield make(*zip(*places, strict=True))
@@ -81,11 +81,11 @@ class _PairLoader(LTDataLoader):
 
     def _one_by_one(self, places, index, other):
         views = []
-        for pictures, at in ((index, 0), (other, 2)):
-            for place, i in zip(places, pictures, strict=True):
+        for images, at in ((index, 0), (other, 2)):
+            for place, i in zip(places, images, strict=True):
                 seeds = [self._seed_of(place, at + view) for view in range(2)]
                 views.append(torch.stack(self.dataset.get_views(i, seeds)))
-        # (2N, 2, ...) with the view inside, to (2, 2, N, ...) with the picture inside.
+        # (2N, 2, ...) with the view inside, to (2, 2, N, ...) with the image inside.
         x = torch.stack(views).unflatten(0, (2, -1)).transpose(1, 2).flatten(0, 2)
         return x, self.dataset.targets[list(index)], self.dataset.targets[list(other)]
 
@@ -120,7 +120,7 @@ class GLMC(Callback):
     Raises:
         UserError: If an option is not allowed or, in a fit, the learner is no LTLearner with
             long-tailed data in stage 1, the loss is not plain cross-entropy, which GLMC would
-            replace, or another callback mixes pictures or re-weights the loss.
+            replace, or another callback mixes images or re-weights the loss.
 
     Source:
         Du et al., CVPR 2023, arXiv:2305.08661; mixes and schedule as in the authors' code. The
@@ -304,7 +304,7 @@ def _check(learn) -> None:
     for cb in learn.cbs:
         if isinstance(cb, MixHandler | BatchMixUp | BatchCutMix | DeferredReweighting):
             raise UserError(
-                f"GLMC mixes pictures and re-weights classes by itself: leave {type(cb).__name__} "
+                f"GLMC mixes images and re-weights classes by itself: leave {type(cb).__name__} "
                 "out."
             )
 

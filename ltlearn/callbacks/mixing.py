@@ -44,9 +44,9 @@ class _BatchMix(Callback):
                 )
 
     def before_batch(self):
-        """Mix the pictures."""
+        """Mix the images."""
         learn = self.learn
-        x = self._pictures()
+        x = self._images()
         seed = getattr(learn.dls.train, "seed", 0)
         # fastai's loaders give the attributes of their dataset out as their own.
         seed = int(seed) if isinstance(seed, Integral) else 0
@@ -60,7 +60,7 @@ class _BatchMix(Callback):
         learn.xb, self._drawn = (mixed,), (share, partner)
 
     def after_loss(self):
-        """Add the loss of the other pictures' targets, each by its share."""
+        """Add the loss of the other images' targets, each by its share."""
         learn, (share, partner) = self.learn, self._drawn
         other = learn.loss_func(learn.pred, *(y[partner] for y in learn.yb))
         learn.loss_grad = share * learn.loss_grad + (1 - share) * other
@@ -77,10 +77,10 @@ class _BatchMix(Callback):
         self._drawn = None
 
     def _mix(self, x: Tensor, other: Tensor, share: float, rng) -> tuple[Tensor, float]:
-        """Return the mixed pictures, and the share that x has of them; leave x as it is."""
+        """Return the mixed images, and the share that x has of them; leave x as it is."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it mixes.")
 
-    def _pictures(self) -> Tensor:
+    def _images(self) -> Tensor:
         xb = self.learn.xb
         x = xb[0] if len(xb) == 1 else None
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
@@ -89,7 +89,7 @@ class _BatchMix(Callback):
                 for i in xb
             )
             raise UserError(
-                f"{type(self).__name__} mixes pictures, one floating-point tensor (N, C, H, W) a "
+                f"{type(self).__name__} mixes images, one floating-point tensor (N, C, H, W) a "
                 f"batch, and got {got}: pass it to fit_stage1, and leave it out of a stage 2 on "
                 "cached features."
             )
@@ -97,14 +97,14 @@ class _BatchMix(Callback):
 
 
 class BatchMixUp(_BatchMix):
-    """Train on weighted means of two pictures, and on both their targets (MixUp).
+    """Train on weighted means of two images, and on both their targets (MixUp).
 
     A batch has one share s ~ Beta(alpha, alpha), and its own permutation as partners: s x + (1 - s)
     x', with the loss s loss(pred, y) + (1 - s) loss(pred, y'). The loss is that of the learner,
     class weights and all, and may be any function to a scalar. All draws follow from the seed of
     the training loader (0 where it has none), epoch and position.
 
-    For pictures, in any fastai Learner; validation and predictions are as without it. Reads
+    For images, in any fastai Learner; validation and predictions are as without it. Reads
     `learn.dls`, `learn.epoch`, `learn.iter`, `learn.pred`, `learn.yb`, `learn.loss_func`. Writes,
     in training, `learn.xb`, `learn.loss` and `learn.loss_grad`.
 
@@ -113,13 +113,13 @@ class BatchMixUp(_BatchMix):
             unmixed, 1 draws all shares alike, large ones mix by halves.
 
     Raises:
-        UserError: If `alpha` is not allowed or, in a fit, a batch holds no pictures, or another
+        UserError: If `alpha` is not allowed or, in a fit, a batch holds no images, or another
             callback mixes, too.
 
     Source:
         Zhang et al., ICLR 2018, arXiv:1710.09412; as in the code of Zhong et al., CVPR 2021,
         arXiv:2104.00466 (MiSLAS), whose stage 1 has alpha 1 for CIFAR-LT, 0.2 for larger sets.
-        fastai's MixUp is another: it draws a share for each picture, takes the larger of s and 1 -
+        fastai's MixUp is another: it draws a share for each image, takes the larger of s and 1 -
         s, and exchanges `loss_func` for one that divides by N, whatever the class weights are.
     """
 
@@ -131,16 +131,16 @@ class BatchMixUp(_BatchMix):
 
 
 class BatchCutMix(_BatchMix):
-    """Train on pictures with a box of another one in them, and on both their targets (CutMix).
+    """Train on images with a box of another one in them, and on both their targets (CutMix).
 
     A batch has one share s ~ Beta(alpha, alpha), and its own permutation as partners. From these
-    each picture takes the same box, of 1 - s of the area; its middle is anywhere, and the border
-    clips it. s becomes what is left of the picture, and the loss s loss(pred, y) + (1 - s)
+    each image takes the same box, of 1 - s of the area; its middle is anywhere, and the border
+    clips it. s becomes what is left of the image, and the loss s loss(pred, y) + (1 - s)
     loss(pred, y'). The loss is that of the learner, class weights and all, and may be any function
     to a scalar. All draws follow from the seed of the training loader (0 where it has none), epoch
     and position.
 
-    For pictures, in any fastai Learner; validation and predictions are as without it. Reads
+    For images, in any fastai Learner; validation and predictions are as without it. Reads
     `learn.dls`, `learn.epoch`, `learn.iter`, `learn.pred`, `learn.yb`, `learn.loss_func`. Writes,
     in training, `learn.xb`, `learn.loss` and `learn.loss_grad`.
 
@@ -148,7 +148,7 @@ class BatchCutMix(_BatchMix):
         alpha: Of the Beta distribution, no unit, above 0; 1 draws all shares alike.
 
     Raises:
-        UserError: If `alpha` is not allowed or, in a fit, a batch holds no pictures, or another
+        UserError: If `alpha` is not allowed or, in a fit, a batch holds no images, or another
             callback mixes, too.
 
     Source:

@@ -54,7 +54,7 @@ def inspect(
     quiet: QUIET = False,
     as_json: JSON = False,
 ) -> None:
-    """Tell what your pictures are like: counts, damage, copies, and how to begin."""
+    """Tell what your images are like: counts, damage, copies, and how to begin."""
     from ltlearn.utils.settings import load_settings
 
     path, device = path.expanduser(), load_settings(device=device).device
@@ -87,7 +87,7 @@ def inspect(
 def data(
     name: Annotated[str, typer.Argument(help="A benchmark, such as inat2018.", show_default=False)],
     root: Annotated[
-        Path | None, typer.Option(help="Folder of the pictures; data_path if not given.")
+        Path | None, typer.Option(help="Folder of the images; data_path if not given.")
     ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch it first, where a program may.")

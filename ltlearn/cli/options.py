@@ -38,7 +38,7 @@ __all__ = [
 
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 DATA = Annotated[
-    Path | None, typer.Option(help="Folder of the pictures; the run's own if not given.")
+    Path | None, typer.Option(help="Folder of the images; the run's own if not given.")
 ]
 DEVICE = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results alone.")]
@@ -67,9 +67,9 @@ SUFFIX = Annotated[
     str | None, typer.Option(help="What listed paths lack at their end, such as .jpg.")
 ]
 VALID = Annotated[
-    Path | None, typer.Option(help="A table or annotations of the validation pictures.")
+    Path | None, typer.Option(help="A table or annotations of the validation images.")
 ]
-TEST = Annotated[Path | None, typer.Option(help="A table or annotations of the test pictures.")]
+TEST = Annotated[Path | None, typer.Option(help="A table or annotations of the test images.")]
 
 
 def reading_values(images, image_col, label_col, split_col, suffix, valid, test) -> dict[str, Any]:
@@ -99,7 +99,7 @@ METHOD = Annotated[
 SIZE = Annotated[
     int | None,
     typer.Option(
-        help="Side in pixels that pictures are brought to; that of small pictures of one size, "
+        help="Side in pixels that images are brought to; that of small images of one size, "
         "else 224, if not given."
     ),
 ]
@@ -113,8 +113,8 @@ OUT = Annotated[
 ]
 RESUME = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 PRECISION = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
-WORKERS = Annotated[int | None, typer.Option(help="Processes that read pictures from disk.", min=0)]
-SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")]
+WORKERS = Annotated[int | None, typer.Option(help="Processes that read images from disk.", min=0)]
+SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out.")]
 ON_NAN = Annotated[
     str, typer.Option(help="A step whose loss is not finite: stop there, or skip it.")
 ]

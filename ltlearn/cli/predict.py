@@ -24,37 +24,37 @@ def predict(
             metavar="RUN", help="Folder of a run, or a .safetensors file of its checkpoints."
         ),
     ],
-    pictures: Annotated[
+    images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE...", help="Pictures, or folders of them at any depth."),
+        typer.Argument(metavar="IMAGE...", help="Images, or folders of them at any depth."),
     ],
     method: Annotated[
         str | None, typer.Option(help="Whose classifier of the run; the last, if not given.")
     ] = None,
-    top: Annotated[int, typer.Option(help="How many classes to tell a picture.", min=1)] = 5,
+    top: Annotated[int, typer.Option(help="How many classes to tell an image.", min=1)] = 5,
     csv: Annotated[
-        Path | None, typer.Option(help="Write a row a picture here, and print no table.")
+        Path | None, typer.Option(help="Write a row an image here, and print no table.")
     ] = None,
     target_prior: Annotated[
         str | None,
         typer.Option(
-            help="How often the classes occur where the pictures are from: uniform, train or "
+            help="How often the classes occur where the images are from: uniform, train or "
             "reversed."
         ),
     ] = None,
     device: DEVICE = None,
     as_json: JSON = False,
 ) -> None:
-    """Classify pictures with a trained model.
+    """Classify images with a trained model.
 
-    Pictures that cannot be read are named on standard error, and the exit code is 1 then.
+    Images that cannot be read are named on standard error, and the exit code is 1 then.
     """
     from ltlearn.utils.settings import load_settings
 
     settings = load_settings(device=device)
     with report_interrupt(), configured_log(False):
         from ltlearn.experiments.build import pick_device
-        from ltlearn.experiments.predictor import Predictor, find_pictures
+        from ltlearn.experiments.predictor import Predictor, find_images
         from ltlearn.metrics.priors import PRIORS
         from ltlearn.utils.progress import track
         from ltlearn.utils.terminal import render_rows
@@ -62,8 +62,8 @@ def predict(
         if target_prior is not None:
             check_choice("--target-prior", target_prior, PRIORS)
         predictor = Predictor(model, method, pick_device(settings.device), target_prior)
-        # Their names alone: pictures are read a batch at a time.
-        paths = list(find_pictures(pictures))
+        # Their names alone: images are read a batch at a time.
+        paths = list(find_images(images))
         found, bad = [], 0
         top = min(top, len(predictor.classes))
         head = ["file", *(f"{what} {k}" for k in range(1, top + 1) for what in ("class", "p"))]
@@ -85,7 +85,7 @@ def predict(
         told = {
             "model": str(model),
             "method": predictor.method,
-            "pictures": rows,
+            "images": rows,
             "unreadable": bad,
         }
         typer.echo(json.dumps(told, indent=1))

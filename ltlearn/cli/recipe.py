@@ -17,7 +17,7 @@ def recipe(
     name: Annotated[
         str, typer.Argument(help="A name of `ltlearn recipes`, or a TOML file.", show_default=False)
     ],
-    data: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as stage1.epochs=2."),
@@ -41,7 +41,7 @@ def recipe(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")
+        bool, typer.Option("--skip-bad", help="Leave unreadable images out.")
     ] = False,
     follow_links: Annotated[
         bool,
@@ -92,9 +92,7 @@ def recipe(
     if smoke:
         wanted = wanted.smoke()
     if data is not None and wanted.data.dataset == "own":
-        raise UserError(
-            f"{name} says itself where its pictures are; give --set data.source={data}."
-        )
+        raise UserError(f"{name} says itself where its images are; give --set data.source={data}.")
     run_and_print(
         wanted, settings, out, resume, quiet, as_json,
         suffix="-smoke" if smoke else "", skip_bad=skip_bad, on_nan=on_nan, keep_all=keep_all,

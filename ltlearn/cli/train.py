@@ -44,7 +44,7 @@ def train(
         typer.Argument(
             metavar="DATA",
             help="A folder per class; or train/ and any of valid/, test/, each with those; or a "
-            "CSV, TSV or JSON file that lists pictures.",
+            "CSV, TSV or JSON file that lists images.",
             show_default=False,
         ),
     ],
@@ -100,7 +100,7 @@ def train(
     quiet: QUIET = False,
     as_json: JSON = False,
 ) -> None:
-    """Train on your own pictures: stage 1, stage 2, report."""
+    """Train on your own images: stage 1, stage 2, report."""
     if weights is not None and pretrained is not None:
         flag = "--pretrained" if pretrained else "--no-pretrained"
         raise UserError(f"--weights and {flag} exclude each other; leave one out.")
@@ -128,7 +128,7 @@ def retrain(
     data: Annotated[
         Path,
         typer.Option(
-            help="Pictures of the same classes, as for `ltlearn train`; the classifier's outputs "
+            help="Images of the same classes, as for `ltlearn train`; the classifier's outputs "
             "are in the order of their sorted names.",
             show_default=False,
         ),
@@ -187,7 +187,7 @@ def _run_own(
     quiet: bool, as_json: bool, *, checkpoint: Path | None = None, reset: bool = False,
     on_nan: str, skip_bad: bool, **more: Any,
 ) -> None:  # fmt: skip
-    """Make a recipe of somebody's own pictures, and run it."""
+    """Make a recipe of somebody's own images, and run it."""
     from ltlearn.utils.settings import load_settings
 
     check_choice("--on-nan", on_nan, ("stop", "skip"))

@@ -18,7 +18,7 @@ _LAZY = {
     "LTDataLoaders": "loaders",
     "LTDataLoader": "loader",
     "SplitInfo": "datasets",
-    "list_pictures": "readers.any",
+    "list_images": "readers.any",
 }
 
 __all__ = [

@@ -85,7 +85,7 @@ def find_class_counts(dls) -> Tensor | None:
     """Find the training counts behind a fastai `DataLoaders`, or return None.
 
     Looks at `dls.class_counts` (ours), at `targets` of the training set (torchvision) and at the
-    label pipeline of fastai's own `Datasets`; no picture is opened.
+    label pipeline of fastai's own `Datasets`; no image is opened.
     """
     counts = vars(dls).get("class_counts")
     if counts is not None:

@@ -22,24 +22,24 @@ __all__ = [
     "IN_MEMORY_BYTES",
     "IN_MEMORY_SIDE",
     "SplitInfo",
-    "PicturesInMemory",
-    "PictureFiles",
+    "ImagesInMemory",
+    "ImageFiles",
     "common_side",
 ]
 
 BATCH_TRANSFORMS = ("crop_flip", "crop", "none")
-# Small pictures are kept decoded: at most this many bytes of them, and at most this side in pixels.
+# Small images are kept decoded: at most this many bytes of them, and at most this side in pixels.
 IN_MEMORY_BYTES = 1 << 30
 IN_MEMORY_SIDE = 96
 
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """Which pictures these are, in the words a table needs."""
+    """Which images these are, in the words a table needs."""
 
     name: str  # "first_n", "shuffle_seed0", "folders", "one folder", "arrays"
-    train: str  # fingerprint of all training pictures, before any is carved off for validation
-    valid: str  # fingerprint of the validation pictures
+    train: str  # fingerprint of all training images, before any is carved off for validation
+    valid: str  # fingerprint of the validation images
     test: str | None
     valid_from: str  # "training images", "validation set", or "test set" (paper protocol)
     dataset: str = ""
@@ -56,11 +56,11 @@ class SplitInfo:
         return asdict(self)
 
 
-class PicturesInMemory:
-    """Small pictures as one uint8 tensor, augmented as a batch.
+class ImagesInMemory:
+    """Small images as one uint8 tensor, augmented as a batch.
 
     Args:
-        data: Pictures with their targets, in memory.
+        data: Images with their targets, in memory.
         transform: "crop_flip", "crop" or "none".
         pad: Black border of the crop in pixels; None takes an eighth of the side.
     """
@@ -70,7 +70,7 @@ class PicturesInMemory:
     def __init__(self, data: ImageSet, transform: str = "none", pad: int | None = None):
         if transform not in BATCH_TRANSFORMS:
             raise UserError(
-                "pictures held in memory can be augmented with crop_flip, crop or none, got "
+                "images held in memory can be augmented with crop_flip, crop or none, got "
                 f"{transform!r}; pass in_memory=False for the others."
             )
         self.targets, self.transform = torch.from_numpy(data.targets), transform
@@ -86,8 +86,8 @@ class PicturesInMemory:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def new_empty(self) -> "PicturesInMemory":
-        """Return the same without pictures, as `learn.export()` stores it."""
+    def new_empty(self) -> "ImagesInMemory":
+        """Return the same without images, as `learn.export()` stores it."""
         empty = copy.copy(self)
         none = torch.zeros(0, *self.shape, 3, dtype=torch.uint8)
         empty.augment = BatchCropFlip(none, self.augment.pad, self.augment.flip)
@@ -95,7 +95,7 @@ class PicturesInMemory:
         return empty
 
     def get_batch(self, index: Sequence[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return pictures (B, 3, H, W) uint8 and targets (B,); augmented where a seed is given."""
+        """Return images (B, 3, H, W) uint8 and targets (B,); augmented where a seed is given."""
         index = torch.as_tensor(index, dtype=torch.int64)
         generator = None
         if seed is not None and self.transform != "none":
@@ -107,11 +107,11 @@ class PicturesInMemory:
         return x[0], y[0]
 
 
-class PictureFiles:
-    """Pictures on disk, or in the rows of a dataset, read and transformed one by one.
+class ImageFiles:
+    """Images on disk, or in the rows of a dataset, read and transformed one by one.
 
     Args:
-        data: Pictures with their targets.
+        data: Images with their targets.
         transform: A name of `ltlearn.data.transforms.TRANSFORMS`.
         size: Side of the result in pixels.
         pad: Black border of "crop" and "crop_flip" in pixels; None takes an eighth of `size`.
@@ -129,8 +129,8 @@ class PictureFiles:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def new_empty(self) -> "PictureFiles":
-        """Return the same without pictures, as `learn.export()` stores it."""
+    def new_empty(self) -> "ImageFiles":
+        """Return the same without images, as `learn.export()` stores it."""
         empty = copy.copy(self)
         empty.data, empty.targets = self.data.take(np.zeros(0, int)), self.targets[:0].clone()
         vars(empty).pop("files_name", None)
@@ -141,7 +141,7 @@ class PictureFiles:
         """Name the files by folder, path, size and time of writing; "" where there are none.
 
         For caches on this machine. A split's fingerprint leaves folder and time out, so that it is
-        the same on another; that of pictures in memory or in rows is of their content.
+        the same on another; that of images in memory or in rows is of their content.
         """
         if self.data.images is not None or not isinstance(self.data.root, Path):
             return ""
@@ -157,11 +157,11 @@ class PictureFiles:
         return digest.hexdigest()[:16]
 
     def get(self, i: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return picture i, (3, size, size) uint8, and its target; augmented if a seed is given."""
+        """Return image i, (3, size, size) uint8, and its target; augmented if a seed is given."""
         return self.get_views(i, [seed])[0], self.targets[i]
 
     def get_views(self, i: int, seeds: Sequence[int | None]) -> list[Tensor]:
-        """Read picture i once and return a view of it for each seed, as `get` does for one."""
+        """Read image i once and return a view of it for each seed, as `get` does for one."""
         if self.data.images is not None:
             image = self.data.images[i]
         else:
@@ -187,7 +187,7 @@ class NormalizeUint8(ItemTransform):
         self.std = torch.tensor(std).view(1, 3, 1, 1) * 255
 
     def encodes(self, batch):
-        """Normalise the pictures of a batch; targets and float pictures pass."""
+        """Normalise the images of a batch; targets and float images pass."""
         x, *rest = batch
         if x.dtype == torch.uint8:
             x = x.to(torch.float32, memory_format=torch.channels_last)
@@ -196,7 +196,7 @@ class NormalizeUint8(ItemTransform):
 
 
 def common_side(data: ImageSet, looks: int = 32) -> int | None:
-    """Return the side of the pictures if they are small squares of one size, judged by some."""
+    """Return the side of the images if they are small squares of one size, judged by some."""
     from PIL import Image
 
     sides = set()

@@ -18,7 +18,7 @@ from ltlearn.utils.progress import track
 __all__ = ["ImageSet", "read_image", "as_rgb", "unreadable_error", "natural_key"]
 
 _log = logging.getLogger("ltlearn")
-# Not what the installed Pillow can read: a picture that it cannot is better named than left out.
+# Not what the installed Pillow can read: an image that it cannot is better named than left out.
 EXTENSIONS = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm",
     ".pgm", ".pbm", ".pnm", ".jp2", ".avif",
@@ -27,7 +27,7 @@ EXTENSIONS = {
 
 @dataclass
 class ImageSet:
-    """Labelled pictures, in memory (`images`) or on disk (`paths`, relative to `root`)."""
+    """Labelled images, in memory (`images`) or on disk (`paths`, relative to `root`)."""
 
     targets: np.ndarray
     images: np.ndarray | None = None  # (N, H, W, 3) uint8
@@ -39,7 +39,7 @@ class ImageSet:
         return len(self.targets)
 
     def take(self, index: np.ndarray) -> "ImageSet":
-        """Return the pictures at `index`, in that order."""
+        """Return the images at `index`, in that order."""
         return ImageSet(
             self.targets[index],
             None if self.images is None else self.images[index],
@@ -67,17 +67,17 @@ class ImageSet:
             raise unreadable_error(self.root / path, e.strerror) from None
 
     def load(
-        self, size: int | None, skip_bad: bool = False, description: str = "reading pictures"
+        self, size: int | None, skip_bad: bool = False, description: str = "reading images"
     ) -> "ImageSet":
-        """Read all the pictures into memory.
+        """Read all the images into memory.
 
         Args:
             size: Side in pixels that each is resized to; None where all have one size already.
-            skip_bad: Leave unreadable pictures out, with a warning, and list them in `skipped`.
+            skip_bad: Leave unreadable images out, with a warning, and list them in `skipped`.
             description: What stands before the progress bar.
 
         Raises:
-            UserError: If a picture cannot be read (named; with `skip_bad`, if none can), or the
+            UserError: If an image cannot be read (named; with `skip_bad`, if none can), or the
                 sizes differ and `size` is None.
         """
         if self.images is not None:
@@ -99,7 +99,7 @@ class ImageSet:
         return kept
 
     def without_bad(self) -> "ImageSet":
-        """Leave out, with a warning, the pictures on disk that cannot be read.
+        """Leave out, with a warning, the images on disk that cannot be read.
 
         Raises:
             UserError: If none can.
@@ -111,7 +111,7 @@ class ImageSet:
             read_image(self.root / path)
             return True
 
-        return self._keep(self._map(check, True, "checking pictures")[1])
+        return self._keep(self._map(check, True, "checking images")[1])
 
     def _map(self, read: Callable, skip_bad: bool, description: str) -> tuple[list, np.ndarray]:
         """Read the paths in threads; return the results and the indices of the good ones."""
@@ -130,7 +130,7 @@ class ImageSet:
             found = list(track(pool.map(attempt, self.paths), len(self.paths), description))
         good = np.array([i for i, x in enumerate(found) if x is not None], dtype=np.int64)
         if self.paths and not len(good):
-            raise UserError(f"no picture under {self.root} can be read.")
+            raise UserError(f"no image under {self.root} can be read.")
         return [x for x in found if x is not None], good
 
     def _keep(self, good: np.ndarray) -> "ImageSet":
@@ -141,17 +141,17 @@ class ImageSet:
 
 
 def read_image(path: Path, size: int | None = None) -> np.ndarray:
-    """Read a picture as (H, W, 3) uint8 RGB, upright.
+    """Read an image as (H, W, 3) uint8 RGB, upright.
 
     Greyscale, palette and CMYK are converted, transparency is dropped, and of 16 bits a channel the
     upper 8 are kept.
 
     Args:
         path: The file.
-        size: Side in pixels to resize to; None keeps the picture's own.
+        size: Side in pixels to resize to; None keeps the image's own.
 
     Raises:
-        UserError: If it is missing, truncated or no picture; the message names it.
+        UserError: If it is missing, truncated or no image; the message names it.
     """
     from PIL import Image, ImageOps
 
@@ -167,11 +167,11 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.array(image)
     except FileNotFoundError:
-        raise UserError(f"the picture {path} does not exist.") from None
+        raise UserError(f"the image {path} does not exist.") from None
     except Exception as e:  # Pillow: OSError, SyntaxError, ValueError, DecompressionBombError, ...
         unknown = type(e).__name__ == "UnidentifiedImageError"
         raise unreadable_error(
-            path, "not a picture Pillow can read" if unknown else str(e)
+            path, "not an image Pillow can read" if unknown else str(e)
         ) from None
 
 
@@ -180,7 +180,7 @@ def as_rgb(image):
     from PIL import Image
 
     if image.mode[0] == "I":
-        # Pillow's own conversion clips 16 bits at 255, which turns the picture white.
+        # Pillow's own conversion clips 16 bits at 255, which turns the image white.
         pixels = np.asarray(image)
         if pixels.min() < 0 or pixels.max() > 0xFFFF:
             raise ValueError("it has more than 16 bits a pixel")
@@ -195,7 +195,7 @@ def as_rgb(image):
 def unreadable_error(path: Path, reason: str) -> UserError:
     """Return the error that names unreadable images."""
     return UserError(
-        f"cannot read the picture {path} ({reason}); repair or remove it, or leave such pictures "
+        f"cannot read the image {path} ({reason}); repair or remove it, or leave such images "
         "out with --skip-bad (skip_bad=True)."
     )
 

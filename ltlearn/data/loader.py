@@ -9,7 +9,7 @@ from fastai.data.core import TfmdDL
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ltlearn.data.datasets import PictureFiles
+from ltlearn.data.datasets import ImageFiles
 from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_whole
@@ -28,15 +28,15 @@ class LTDataLoader(TfmdDL):
     epoch; `set_epoch` goes to any other.
 
     Args:
-        dataset: `PicturesInMemory`, `PictureFiles` or any dataset with `targets`.
+        dataset: `ImagesInMemory`, `ImageFiles` or any dataset with `targets`.
         bs: Images a batch, at least 1. The last, partial batch is kept, unless it is a single image
             for training.
         training: Whether to draw the images with `sampler` instead of in their order.
         sampler: A name of `ltlearn.data.samplers.SAMPLERS` or a torch sampler; only for training.
         augment: Whether to augment; None does so for training.
         seed: Of order and augmentation.
-        num_workers: Processes that read pictures; 0 reads in this one.
-        threads: Threads of this process that read pictures from disk, up to a batch ahead, where
+        num_workers: Processes that read images; 0 reads in this one.
+        threads: Threads of this process that read images from disk, up to a batch ahead, where
             there are no workers; 0 reads without, None takes one a core, at most 8, or none where
             there is one core.
         **kwargs: For fastai's `TfmdDL`.
@@ -175,7 +175,7 @@ class LTDataLoader(TfmdDL):
         """Count the threads that are to read; 0 where there are none."""
         # Decoding a file lets other threads run. What a user puts in place may not stand them.
         ours = getattr(self.create_item, "__func__", None) is LTDataLoader.create_item
-        data = self.dataset.data if isinstance(self.dataset, PictureFiles) else None
+        data = self.dataset.data if isinstance(self.dataset, ImageFiles) else None
         if not ours or data is None or data.images is not None or get_worker_info() is not None:
             return 0
         if self.threads is not None:
@@ -187,7 +187,7 @@ class LTDataLoader(TfmdDL):
         return mix_seed(self.seed, self.epoch, number // self.n) if self.augment else None
 
     def create_item(self, s):
-        """Read one picture, augmented by its own seed."""
+        """Read one image, augmented by its own seed."""
         if isinstance(s, Future):
             return s.result()
         s = s or 0  # fastai tries the loader out with None
@@ -196,7 +196,7 @@ class LTDataLoader(TfmdDL):
         return self.dataset[s % self.n]
 
     def create_batches(self, samps):
-        """Make batches: at once where the dataset can, else picture by picture."""
+        """Make batches: at once where the dataset can, else image by image."""
         if not hasattr(self.dataset, "get_batch"):
             threads = self._threads_now()
             if not threads:

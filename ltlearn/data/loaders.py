@@ -13,7 +13,7 @@ from fastai.torch_core import default_device
 from torch import Tensor
 
 from ltlearn.data.benchmarks.cifar import load_cifar
-from ltlearn.data.benchmarks.digits import load_digits_pictures
+from ltlearn.data.benchmarks.digits import load_digits_images
 from ltlearn.data.benchmarks.facts import BENCHMARKS, IMAGENET_STATS, LISTED
 from ltlearn.data.benchmarks.read import load_benchmark_parts
 from ltlearn.data.benchmarks.tiny_imagenet import load_tiny_imagenet
@@ -22,9 +22,9 @@ from ltlearn.data.datasets import (
     BATCH_TRANSFORMS,
     IN_MEMORY_BYTES,
     IN_MEMORY_SIDE,
+    ImageFiles,
+    ImagesInMemory,
     NormalizeUint8,
-    PictureFiles,
-    PicturesInMemory,
     SplitInfo,
     common_side,
 )
@@ -34,7 +34,7 @@ from ltlearn.data.readers.annotations import list_json
 from ltlearn.data.readers.folders import find_class_folders
 from ltlearn.data.readers.hf import list_dataset
 from ltlearn.data.readers.kinds import reading_options, source_kind
-from ltlearn.data.readers.listed import ListedPictures
+from ltlearn.data.readers.listed import ListedImages
 from ltlearn.data.readers.split_folders import list_folder
 from ltlearn.data.readers.tables import list_table
 from ltlearn.data.splits import SPLITS, carve_validation, select_long_tail
@@ -64,7 +64,7 @@ class LTDataLoaders(DataLoaders):
     `from_arrays` or `from_dataset`. Attributes: `class_counts`
     (training images per class, after validation was carved off), `shot_counts` (before: what many,
     medium and few are decided by), `vocab` (class names), `c` (their number), `split`
-    (`SplitInfo`), `skipped` (unreadable pictures that were left out), `columns` (of a table: what
+    (`SplitInfo`), `skipped` (unreadable images that were left out), `columns` (of a table: what
     was read from which).
     """
 
@@ -74,7 +74,7 @@ class LTDataLoaders(DataLoaders):
         return self.loaders[2] if len(self.loaders) > 2 else None
 
     def new_empty(self) -> "LTDataLoaders":
-        """Return the same loaders without pictures, as `learn.export()` stores them."""
+        """Return the same loaders without images, as `learn.export()` stores them."""
         empty = copy.copy(self)
         # No sampler draws from nothing.
         empty.loaders = [dl.new(dl.dataset.new_empty(), shuffle=False) for dl in self.loaders]
@@ -106,9 +106,9 @@ class LTDataLoaders(DataLoaders):
                 continue
             name = transform if part == "train" else "none"
             if in_memory:
-                dataset, workers = PicturesInMemory(parts[part], name, pad), 0
+                dataset, workers = ImagesInMemory(parts[part], name, pad), 0
             else:
-                dataset, workers = PictureFiles(parts[part], name, size, pad), num_workers
+                dataset, workers = ImageFiles(parts[part], name, size, pad), num_workers
             training = part == "train"
             loaders.append(
                 LTDataLoader(
@@ -162,17 +162,17 @@ class LTDataLoaders(DataLoaders):
         ImageNet-LT, Places-LT and iNaturalist 2018 are long-tailed as they are published, in lists
         or annotations, see `ltlearn.data.benchmarks.read`; the others are cut here.
 
-        The test set of "tiny_imagenet_lt" is Tiny-ImageNet's validation part, 50 pictures a class:
-        the labels of its own test pictures are not public. Its largest class is the first by
-        WordNet id. A copy that is long-tailed already, with the first pictures of each class, will
+        The test set of "tiny_imagenet_lt" is Tiny-ImageNet's validation part, 50 images a class:
+        the labels of its own test images are not public. Its largest class is the first by
+        WordNet id. A copy that is long-tailed already, with the first images of each class, will
         do where it has enough of each; only "first_n" goes with it.
 
         Args:
             name: "digits_lt" (scikit-learn's, always there), "cifar10_lt", "cifar100_lt",
                 "tiny_imagenet_lt", "imagenet_lt", "places_lt" or "inat2018".
-            data_path: Where the pictures are. CIFAR: class folders or torchvision's pickles.
+            data_path: Where the images are. CIFAR: class folders or torchvision's pickles.
                 Tiny-ImageNet: as its archive has them, or class folders. Published lists: beside
-                the pictures. None takes the setting of that name. Nothing is downloaded.
+                the images. None takes the setting of that name. Nothing is downloaded.
             imbalance_factor: Images of the largest class over those of the smallest, at least 1;
                 None takes 100. Of the sets that are cut here alone, as are the next two.
             split: Which images are kept: "first_n" (SAMN) or "shuffle_seed0" (LDAM-DRW and most
@@ -184,24 +184,24 @@ class LTDataLoaders(DataLoaders):
             valid_pct: Share of each class that "clean" carves off, in (0, 1).
             bs: Images a training batch.
             seed: Of the carved split, order and augmentation.
-            skip_bad: Leave unreadable pictures out instead of stopping.
+            skip_bad: Leave unreadable images out instead of stopping.
             n_max: Images of the largest class; of a published list, the first of every class, at
                 most. None takes all there are.
             test_per_class: Test images of each class, the first in file order; None takes all there
                 are.
             max_classes: Classes to read, the first; of published lists alone. None reads all.
-            size: Side in pixels that pictures are brought to: 64 or 32 for "tiny_imagenet_lt", any
+            size: Side in pixels that images are brought to: 64 or 32 for "tiny_imagenet_lt", any
                 for published lists (None: 224), their own for the others.
             transform: A name of `ltlearn.data.transforms.TRANSFORMS`, for published lists alone;
                 None takes "resized_crop_flip_jitter", for iNaturalist "resized_crop_flip".
-            num_workers: Processes that read published lists' pictures; 0 reads in this one, None
+            num_workers: Processes that read published lists' images; 0 reads in this one, None
                 takes the setting of that name.
             device: Where batches go; None takes fastai's default.
             follow_links: Whether a link inside the folder may lead out of it, for published lists
                 alone.
 
         Raises:
-            UserError: If a value is outside its range, the pictures are not there, or a class has
+            UserError: If a value is outside its range, the images are not there, or a class has
                 too few.
         """
         check_choice("dataset", name, DATASETS)
@@ -239,8 +239,8 @@ class LTDataLoaders(DataLoaders):
         # Before the files are looked for: a wrong factor is said at once.
         counts = long_tail_counts(n_max or most, classes_n, imbalance_factor, profile)
         if name == "digits_lt":
-            train, classes = load_digits_pictures("train")
-            test, _ = load_digits_pictures("test")
+            train, classes = load_digits_images("train")
+            test, _ = load_digits_images("test")
             stats, transform, pad = _pixel_stats(train.images), "crop", 1
         elif name == "tiny_imagenet_lt":
             train, classes = load_tiny_imagenet(data_path, "train")
@@ -254,8 +254,8 @@ class LTDataLoaders(DataLoaders):
         if test_per_class is not None:
             test = test.take(select_long_tail(test.targets, [test_per_class] * len(classes)))
         train = train.take(select_long_tail(train.targets, counts, split))
-        train = train.load(size or sides[0], skip_bad, "reading training pictures")
-        test = test.load(size or sides[0], skip_bad, "reading test pictures")
+        train = train.load(size or sides[0], skip_bad, "reading training images")
+        test = test.load(size or sides[0], skip_bad, "reading test images")
         return cls._from_parts(
             {"train": train, "test": test},
             classes,
@@ -343,22 +343,22 @@ class LTDataLoaders(DataLoaders):
 
         Args:
             path: The folder.
-            size: Side in pixels that pictures are brought to; None keeps small pictures of one size
+            size: Side in pixels that images are brought to; None keeps small images of one size
                 as they are and takes 224 otherwise.
             transform: A name of `ltlearn.data.transforms.TRANSFORMS`; None takes "crop_flip" for
-                pictures held in memory and "resized_crop_flip" for others.
+                images held in memory and "resized_crop_flip" for others.
             valid_pct: Share of each class to carve off where there is no validation folder, in
                 (0, 1).
             protocol: "clean", or "paper": keep all training images and choose epochs on the test
                 folder.
             bs: Images a training batch.
             seed: Of the carved split, order and augmentation.
-            num_workers: Processes that read pictures from disk; 0 reads in this one, None takes the
-                setting of that name. Pictures held
+            num_workers: Processes that read images from disk; 0 reads in this one, None takes the
+                setting of that name. Images held
                 in memory need none.
-            in_memory: Whether to hold all pictures decoded; None does so up to 96 pixels and one
+            in_memory: Whether to hold all images decoded; None does so up to 96 pixels and one
                 GiB.
-            skip_bad: Leave unreadable pictures out (each is checked first) instead of stopping at
+            skip_bad: Leave unreadable images out (each is checked first) instead of stopping at
                 one.
             stats: Mean and standard deviation per channel for pixels in [0, 1]; None takes those
                 that the model was pre-trained with, or ImageNet's.
@@ -367,7 +367,7 @@ class LTDataLoaders(DataLoaders):
         Raises:
             UserError: If a value is outside its range, the folder is missing or has no class
                 folders, a class of a later split is not in training, no class has two images to
-                carve from, or a picture held in memory cannot be read.
+                carve from, or an image held in memory cannot be read.
         """
         return cls._from_listing(
             partial(list_folder, Path(path).expanduser()),
@@ -419,9 +419,9 @@ class LTDataLoaders(DataLoaders):
         test: str | Path | None = None,
         **options,
     ) -> "LTDataLoaders":
-        """Read the pictures that a CSV or TSV lists: a row each, with its path and its label.
+        """Read the images that a CSV or TSV lists: a row each, with its path and its label.
 
-        The delimiter is guessed. A first line that names a picture is no header. Rows that are
+        The delimiter is guessed. A first line that names an image is no header. Rows that are
         there twice count once.
 
         Args:
@@ -435,15 +435,15 @@ class LTDataLoaders(DataLoaders):
             split_col: Column that says train, valid, val, validation or test, in any case. None
                 takes one that is called split, subset or partition, if any; False takes none. A
                 part that it does not name is carved, or missing, as in `from_folder`.
-            skip_bad: Leave out pictures that are not there or unreadable, instead of stopping.
+            skip_bad: Leave out images that are not there or unreadable, instead of stopping.
             suffix: What every path ends in and the table leaves out, such as ".jpg".
-            valid: A file that lists the validation pictures likewise, instead of a split column;
+            valid: A file that lists the validation images likewise, instead of a split column;
                 its relative paths start from the same folder.
-            test: Of the test pictures, likewise.
+            test: Of the test images, likewise.
             **options: Whatever else `from_folder` takes.
 
         Raises:
-            UserError: If the table is empty or lacks a column, a cell is empty, a picture is not
+            UserError: If the table is empty or lacks a column, a cell is empty, an image is not
                 there, has two labels or is in two parts, a validation or test label is not in
                 training (the message names row, column or label); or as `from_folder` does.
         """
@@ -465,7 +465,7 @@ class LTDataLoaders(DataLoaders):
         suffix: str = "",
         **options,
     ) -> "LTDataLoaders":
-        """Read the pictures that a pandas `DataFrame` lists, as `from_csv` does those of a file.
+        """Read the images that a pandas `DataFrame` lists, as `from_csv` does those of a file.
 
         Args:
             df: The table. In messages, its rows count from 0.
@@ -496,23 +496,23 @@ class LTDataLoaders(DataLoaders):
         skip_bad: bool = False,
         **options,
     ) -> "LTDataLoaders":
-        """Read the pictures of annotations in COCO's JSON, as iNaturalist has them: a label each.
+        """Read the images of annotations in COCO's JSON, as iNaturalist has them: a label each.
 
-        Classes are the categories of the training file, with or without pictures, in the order of
+        Classes are the categories of the training file, with or without images, in the order of
         their ids.
 
         Args:
-            json: Annotations of the training pictures.
+            json: Annotations of the training images.
             path: Folder that file names start from, and that they may not leave; None takes the one
                 of the file.
-            valid: Of the validation pictures; None carves them off the training pictures.
-            test: Of the test pictures.
+            valid: Of the validation images; None carves them off the training images.
+            test: Of the test images.
             follow_links: Whether a link inside `path` may lead out of it.
-            skip_bad: Leave out pictures that are not there or unreadable, instead of stopping.
+            skip_bad: Leave out images that are not there or unreadable, instead of stopping.
             **options: Whatever else `from_folder` takes.
 
         Raises:
-            UserError: If a file cannot be read, a picture is not there, has no label or several or
+            UserError: If a file cannot be read, an image is not there, has no label or several or
                 is in two files, a validation or test label is not in training; or as `from_folder`
                 does.
         """
@@ -523,16 +523,16 @@ class LTDataLoaders(DataLoaders):
     def from_hf(
         cls, dataset, image_col: str | None = None, label_col: str | None = None, **options
     ) -> "LTDataLoaders":
-        """Read the pictures of a Hugging Face dataset, each from its row when it is needed.
+        """Read the images of a Hugging Face dataset, each from its row when it is needed.
 
-        Pictures that are not held in memory (see `from_folder`) are read once at the start for the
+        Images that are not held in memory (see `from_folder`) are read once at the start for the
         split's fingerprint, which is of their content.
 
         Args:
             dataset: A `datasets.Dataset`; a `datasets.DatasetDict` with a "train" and any of
                 "valid", "val", "validation" and "test"; or a folder that either was saved to with
                 `save_to_disk`, which needs the extra `hf`.
-            image_col: Column of the pictures: of type Image, or of encoded bytes or paths. None
+            image_col: Column of the images: of type Image, or of encoded bytes or paths. None
                 takes the first of type Image, or else one by the names that `from_csv` has.
             label_col: Column of the labels: of type ClassLabel, or text or integers. None takes one
                 by the names that `from_csv` has, or else the only one of type ClassLabel.
@@ -547,7 +547,7 @@ class LTDataLoaders(DataLoaders):
     @classmethod
     def _from_listing(
         cls,
-        list_pictures: Callable[[], ListedPictures],
+        list_images: Callable[[], ListedImages],
         *,
         size: int | None = None,
         transform: str | None = None,
@@ -561,7 +561,7 @@ class LTDataLoaders(DataLoaders):
         stats: tuple[Sequence[float], Sequence[float]] | None = None,
         device=None,
     ) -> "LTDataLoaders":
-        """Read listed pictures. The arguments are checked before anything is listed."""
+        """Read listed images. The arguments are checked before anything is listed."""
         _check_common(protocol, valid_pct, bs, seed)
         if num_workers is None:
             num_workers = load_settings().num_workers
@@ -570,7 +570,7 @@ class LTDataLoaders(DataLoaders):
             check_whole("size", size, 1)
         if transform is not None:
             check_choice("transform", transform, TRANSFORMS)
-        listed = list_pictures()
+        listed = list_images()
         parts = listed.parts
         _check_parts(parts, listed.classes, protocol, listed.where)
         total = sum(len(p) for p in parts.values())
@@ -622,10 +622,10 @@ class LTDataLoaders(DataLoaders):
         stats: tuple[Sequence[float], Sequence[float]] | None = None,
         device=None,
     ) -> "LTDataLoaders":
-        """Use pictures that are in memory already.
+        """Use images that are in memory already.
 
         Args:
-            images: The training pictures.
+            images: The training images.
             targets: Their class indices.
             valid: Validation (images, targets); None carves them off the training images.
             test: Test (images, targets).
@@ -740,7 +740,7 @@ class LTDataLoaders(DataLoaders):
 
 
 def _first_of_each(data: ImageSet, classes: int, most: int | None) -> ImageSet:
-    """Keep the first classes, and the first pictures of each."""
+    """Keep the first classes, and the first images of each."""
     order = np.argsort(data.targets, kind="stable")
     ordered = data.targets[order]
     place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
@@ -795,7 +795,7 @@ def _check_tiny(
     imbalance_factor: float,
     profile: str,
 ) -> None:
-    """Refuse what pictures that may be long-tailed already cannot give."""
+    """Refuse what images that may be long-tailed already cannot give."""
     have = np.bincount(targets, minlength=len(classes))
     low, high = have.argmin(), have.argmax()
     if split != "first_n" and have[low] < have[high]:
@@ -818,7 +818,7 @@ def _check_tiny(
     if factor is None:
         hint = f"no imbalance factor does with {n_max} images of the largest class (lower n_max)"
     else:
-        hint = f"these pictures allow an imbalance factor of {factor} or more"
+        hint = f"these images allow an imbalance factor of {factor} or more"
     raise UserError(
         f"class {classes[worst]} has {have[worst]} training images, but {profile} imbalance factor "
         f"{imbalance_factor:g} wants {counts[worst]} of them; {hint}, and the full set has "
@@ -841,7 +841,7 @@ def _check_common(protocol: str, valid_pct: float, bs: int, seed: int) -> None:
 
 def _check_parts(parts: dict[str, ImageSet], classes: list[str], protocol: str, where) -> None:
     if len(classes) < 2:
-        hint = "a classifier needs two or more: add pictures of another"
+        hint = "a classifier needs two or more: add images of another"
         inside = where / classes[0] if isinstance(where, Path) else None
         if inside is not None and inside.is_dir() and len(find_class_folders(inside)) > 1:
             hint += f", or did you mean {inside}?"

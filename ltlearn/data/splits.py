@@ -1,4 +1,4 @@
-"""Which pictures are in: named long-tailed subsets, the carved validation split, fingerprints."""
+"""Which images are in: named long-tailed subsets, the carved validation split, fingerprints."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

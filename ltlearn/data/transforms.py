@@ -1,4 +1,4 @@
-"""Augmentation: albumentations for single pictures, tensor code for a batch of small ones.
+"""Augmentation: albumentations for single images, tensor code for a batch of small ones.
 
 The rest of the library knows only `ImageTransform` and `BatchCropFlip`, so another augmentation
 library can take albumentations' place here.
@@ -46,7 +46,7 @@ def check_pad(pad: int | None) -> None:
 
 
 class ImageTransform:
-    """Transform one picture with albumentations, repeatably.
+    """Transform one image with albumentations, repeatably.
 
     albumentations 2.0.8 keeps a generator of its own that forked workers copy, so that each worker
     and each epoch would repeat the same draws. Here every call is given its seed, and the result
@@ -108,10 +108,10 @@ class ImageTransform:
         return A.Compose(steps), A.Resize(size, size)
 
     def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
-        """Transform an (H, W, 3) uint8 picture into (size, size, 3) uint8.
+        """Transform an (H, W, 3) uint8 image into (size, size, 3) uint8.
 
         Args:
-            image: The picture.
+            image: The image.
             seed: Decides the draw; None leaves it to albumentations.
         """
         try:
@@ -125,7 +125,7 @@ class ImageTransform:
 
     def _apply(self, compose, resize, image: np.ndarray, seed: int | None) -> np.ndarray:
         if self.name in ("crop", "crop_flip") or (self.name == "none" and self.size < 96):
-            # These presets are for small pictures of one size: others are brought to it first.
+            # These presets are for small images of one size: others are brought to it first.
             if image.shape[:2] != (self.size, self.size):
                 image = resize(image=image)["image"]
             if self.name == "none":
@@ -137,13 +137,13 @@ class ImageTransform:
 
 
 class BatchCropFlip:
-    """Pad, crop and flip a batch of small pictures at once; the same distribution as "crop_flip".
+    """Pad, crop and flip a batch of small images at once; the same distribution as "crop_flip".
 
     Args:
-        images: All the pictures.
+        images: All the images.
         pad: Black border on each side in pixels, 0 or more. The crop is equally likely at each of
             its (2 * pad + 1) ** 2 places.
-        flip: Whether half of the pictures are mirrored.
+        flip: Whether half of the images are mirrored.
 
     Shape:
         images is (N, H, W, 3), uint8. A call gives (B, 3, H, W), uint8, in channels-last memory.
@@ -171,7 +171,7 @@ class BatchCropFlip:
         return top, left, mirrored if self.flip else torch.zeros_like(mirrored)
 
     def __call__(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the pictures at `index`, augmented with `generator`, as they are without one."""
+        """Return the images at `index`, augmented with `generator`, as they are without one."""
         n = len(index)
         if generator is None:
             top = left = torch.full((n,), self.pad)

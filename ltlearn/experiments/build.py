@@ -4,7 +4,7 @@ import torch
 
 from ltlearn.data import LTDataLoaders
 from ltlearn.errors import UserError
-from ltlearn.experiments.own_data import read_pictures
+from ltlearn.experiments.own_data import read_images
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.learner import LTLearner, lt_learner
 
@@ -69,7 +69,7 @@ def make_loaders(
     if recipe.data.dataset != "own":
         name = recipe.data.dataset
         return LTDataLoaders.from_dataset(name, data_path, follow_links=follow_links, **how)
-    dls = read_pictures(data_path, num_workers=num_workers, **how)
+    dls = read_images(data_path, num_workers=num_workers, **how)
     if dls.test is None:
         # Whatever is measured is measured on these; every table says so, see `_is_untested`.
         dls.loaders.append(dls.valid)
@@ -82,9 +82,9 @@ def is_untested(dls: LTDataLoaders) -> bool:
 
 
 SEEN_WARNING = (
-    "The validation images are carved off pictures that the given model may have been trained on: "
+    "The validation images are carved off images that the given model may have been trained on: "
     "accuracy on them is too high, and what is chosen on them may be chosen badly. Add a folder of "
-    "validation pictures that it has not seen."
+    "validation images that it has not seen."
 )
 
 

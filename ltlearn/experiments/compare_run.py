@@ -41,7 +41,7 @@ def compare_run(
         priors: Class priors to report under: "uniform", "train", "reversed".
         select: Which epoch of stage 2 is kept under the clean protocol: "best" on validation, or
             "last".
-        data_path: Where the pictures are; None takes the run's own.
+        data_path: Where the images are; None takes the run's own.
         cache_path: Folder of cached features.
         device: "auto" or a torch device.
         say: Called with a line of text at each step.

@@ -1,4 +1,4 @@
-"""Recipes for somebody's own pictures: what is not asked for is chosen by what the pictures are."""
+"""Recipes for somebody's own images: what is not asked for is chosen by what the images are."""
 
 import os
 import re
@@ -11,9 +11,9 @@ from ltlearn.experiments.read_recipe import apply_override, check_recipe, look_u
 from ltlearn.experiments.recipe import READING, Recipe
 from ltlearn.methods import LARGEST_SCALED_BATCH, usual_rate
 
-__all__ = ["read_pictures", "own_recipe", "fitting_methods"]
+__all__ = ["read_images", "own_recipe", "fitting_methods"]
 
-_SMALL = 96  # pixels; up to this side the loaders hold pictures in memory
+_SMALL = 96  # pixels; up to this side the loaders hold images in memory
 _USUAL_SIZE = 224
 _EPOCHS = {True: 30, False: 90}  # from pre-trained weights, from random ones
 _BATCH = 64
@@ -25,8 +25,8 @@ _FLAGS = {
 }  # fmt: skip
 
 
-def read_pictures(source: str | Path, **kwargs):
-    """Return the `LTDataLoaders` of somebody's own pictures.
+def read_images(source: str | Path, **kwargs):
+    """Return the `LTDataLoaders` of somebody's own images.
 
     Args:
         source: The folder or file, as for `LTDataLoaders.from_path`.
@@ -38,17 +38,17 @@ def read_pictures(source: str | Path, **kwargs):
 
 
 def common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int | None:
-    """Return the side of the pictures if all are small squares of one size."""
+    """Return the side of the images if all are small squares of one size."""
     from ltlearn.data.datasets import common_side
-    from ltlearn.data.readers.any import list_pictures
+    from ltlearn.data.readers.any import list_images
     from ltlearn.data.readers.kinds import reading_options, source_kind
 
     if source_kind(source) == "hf":  # no files
         reading_options(source, reading)
         return None
-    # What is odd about the pictures is said when they are read to train on.
+    # What is odd about the images is said when they are read to train on.
     with unsaid():
-        listed = list_pictures(source, skip_bad, **reading)
+        listed = list_images(source, skip_bad, **reading)
     return common_side(listed.parts["train"])
 
 
@@ -62,20 +62,20 @@ def own_recipe(
     reset: bool = False,
     skip_bad: bool = False,
 ) -> Recipe:
-    """Describe both stages on somebody's own pictures.
+    """Describe both stages on somebody's own images.
 
     Args:
-        source: The pictures.
+        source: The images.
         methods: Names of `ltlearn.methods.METHODS`, beside the classifier of stage 1.
         options: Values by their key in a recipe, such as {"stage1.epochs": 10}; None is one that
             was not given.
         overrides: "section.key=value", as for `load_recipe`.
         checkpoint: A trained model's file: it takes the place of stage 1.
         reset: Whether the classifier in that file is left out, and a new one made.
-        skip_bad: Whether listed pictures may be missing.
+        skip_bad: Whether listed images may be missing.
 
     Raises:
-        UserError: If there are no such pictures, a value does not fit, or weights cannot be had.
+        UserError: If there are no such images, a value does not fit, or weights cannot be had.
     """
     source = Path(os.path.abspath(Path(source).expanduser()))
     raw: dict[str, Any] = {"provenance": {}}
@@ -98,21 +98,21 @@ def own_recipe(
 
     choose("data.dataset", "own", "command line")
     choose("data.source", str(source), "command line")
-    choose("data.valid_pct", 0.2, "own: where there is no folder of validation pictures")
+    choose("data.valid_pct", 0.2, "own: where there is no folder of validation images")
     for key in ("images", "valid", "test"):
         if isinstance(look_up(raw, f"data.{key}"), str):
             raw["data"][key] = os.path.abspath(os.path.expanduser(raw["data"][key]))
     side = common_side(source, skip_bad, {k: look_up(raw, f"data.{k}") for k in READING})
     if side is None:
-        why = f"own: the pictures differ in size, or are larger than {_SMALL} pixels or not square"
+        why = f"own: the images differ in size, or are larger than {_SMALL} pixels or not square"
     else:
-        why = f"own: the pictures are {side} x {side} pixels"
+        why = f"own: the images are {side} x {side} pixels"
     size = choose("data.size", side or _USUAL_SIZE, why)
     small = isinstance(size, int) and size <= _SMALL
     arch = choose(
         "model.arch",
         "resnet32_cifar" if small else "resnet50",
-        f"own: for pictures of {'up to' if small else 'more than'} {_SMALL} pixels",
+        f"own: for images of {'up to' if small else 'more than'} {_SMALL} pixels",
     )
     _choose_weights(choose, raw, arch, checkpoint, reset)
     trained = bool(look_up(raw, "model.pretrained"))
@@ -142,7 +142,7 @@ def own_recipe(
     first = [] if checkpoint is not None and reset else [stage1]
     raw["methods"] = list(dict.fromkeys([*first, *methods]))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.stem if source.is_file() else source.name)
-    name = name.strip("-.") or "pictures"
+    name = name.strip("-.") or "images"
     raw["name"] = f"own-{name}" + ("" if checkpoint is None else "-retrained")
     raw["title"] = f"{source.name}: {arch}"
     typed = {key for key, value in (options or {}).items() if value is not None}
@@ -167,7 +167,7 @@ def _choose_weights(choose, raw: dict, arch, checkpoint, reset: bool) -> None:
     elif given is not False:
         from ltlearn.models.pretrained import check_weights
 
-        # Before pictures are read, which may take minutes.
+        # Before images are read, which may take minutes.
         found = check_weights(arch)
         if given and not found:
             raise UserError(

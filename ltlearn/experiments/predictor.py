@@ -1,4 +1,4 @@
-"""Classify pictures with the trained model of a run, whose folder is all that is needed."""
+"""Classify images with the trained model of a run, whose folder is all that is needed."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from ltlearn.models.pretrained import create_lt_model
 from ltlearn.utils.parallel import compute_ahead, count_cores
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["MODEL_FILE", "describe_model", "Prediction", "Predictor", "find_pictures"]
+__all__ = ["MODEL_FILE", "describe_model", "Prediction", "Predictor", "find_images"]
 
 MODEL_FILE = "model.json"
 _FORMAT = 1
@@ -70,19 +70,19 @@ def _prior(recipe: Recipe, method: str) -> str:
     row = METHODS[method]
     if row.kind != "stage 1" and row.prior != "stage 1":
         return row.prior
-    # As the pictures come; another sampler makes the classes alike.
+    # As the images come; another sampler makes the classes alike.
     return prior_of(recipe.stage1.method) if recipe.stage1.sampler == "instance" else "uniform"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a picture shows.
+    """What an image shows.
 
     Args:
-        path: The picture.
+        path: The image.
         classes: The likeliest classes, the first of all first.
         probabilities: Theirs.
-        error: Why the picture cannot be read; the others are empty then.
+        error: Why the image cannot be read; the others are empty then.
     """
 
     path: str
@@ -92,13 +92,13 @@ class Prediction:
 
 
 class Predictor:
-    """A trained model, ready for pictures.
+    """A trained model, ready for images.
 
     Args:
         where: A run's folder, or one of the .safetensors files in its `checkpoints`.
         method: Whose classifier of the run; None takes the last.
         device: A torch device.
-        target_prior: How often the classes occur where the pictures are from: "uniform", "train",
+        target_prior: How often the classes occur where the images are from: "uniform", "train",
             "reversed" or C numbers. None takes the logits as they are.
 
     Raises:
@@ -140,7 +140,7 @@ class Predictor:
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
-        """Classify pictures that are read already.
+        """Classify images that are read already.
 
         Shape:
             pixels is (N, 3, H, W), uint8, of the model's size. The result is (N, C), float32, on
@@ -156,9 +156,9 @@ class Predictor:
         """Classify files, in order; no more than some batches of them are in memory.
 
         Args:
-            paths: The pictures. One that cannot be read gives a `Prediction` with an `error`.
+            paths: The images. One that cannot be read gives a `Prediction` with an `error`.
             top: How many classes to tell, at least 1.
-            bs: Pictures a batch, at least 1.
+            bs: Images a batch, at least 1.
         """
         check_whole("top", top, 1)
         check_whole("bs", bs, 1)
@@ -176,9 +176,9 @@ class Predictor:
         height, width = self.facts["size"]
         if os.path.isdir(path):
             kinds = ", ".join(sorted(EXTENSIONS))
-            return str(path), f"the folder {path} holds no pictures ({kinds}); give another one"
+            return str(path), f"the folder {path} holds no images ({kinds}); give another one"
         if not os.path.exists(path):
-            return str(path), f"there is no picture {path}; give a file, or a folder of pictures"
+            return str(path), f"there is no image {path}; give a file, or a folder of images"
         try:
             # As the validation loader of the training did.
             if self._transform is not None:
@@ -282,17 +282,17 @@ def _load_model(facts: dict[str, Any], weights: Path) -> LTModel:
     return model
 
 
-def find_pictures(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield files as they are, and the pictures in folders, in the natural order of their names.
+def find_images(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield files as they are, and the images in folders, in the natural order of their names.
 
     Args:
-        paths: Files and folders; hidden files in folders are left out. A folder without a picture
+        paths: Files and folders; hidden files in folders are left out. A folder without an image
             comes itself.
     """
-    return chain.from_iterable(map(_pictures_of, paths))
+    return chain.from_iterable(map(_images_in, paths))
 
 
-def _pictures_of(path: Path) -> Iterator[str]:
+def _images_in(path: Path) -> Iterator[str]:
     if not path.is_dir():
         yield str(path)
         return

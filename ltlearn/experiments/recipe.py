@@ -18,7 +18,7 @@ class _Section(BaseModel):
 
 
 class DataSection(_Section):
-    """Which pictures."""
+    """Which images."""
 
     dataset: Literal[
         "digits_lt",
@@ -48,7 +48,7 @@ class DataSection(_Section):
     few: Literal["<20", "<=20"] = "<20"
     n_max: int | None = Field(None, ge=1)
     test_per_class: int | None = Field(None, ge=1)
-    size: int | None = Field(None, ge=1)  # None: the pictures' own
+    size: int | None = Field(None, ge=1)  # None: the images' own
     # Of the sets that are published as lists, and of "own"; None: the usual one of the set.
     transform: (
         Literal[
@@ -289,7 +289,7 @@ class Recipe(_Section):
         return [k for k, v in self.provenance.items() if v in ("command line", "smoke run")]
 
     def smoke(self) -> "Recipe":
-        """Return the recipe shrunk to seconds: the same steps, on a handful of pictures."""
+        """Return the recipe shrunk to seconds: the same steps, on a handful of images."""
         recipe = self.model_copy(deep=True)
         recipe._smoke = True
         recipe.seeds = 1
@@ -322,7 +322,7 @@ def _settle_data(data: DataSection) -> None:
     cut = {"imbalance_factor": 100, "profile": "exponential", "split": "first_n"}
     if data.dataset == "own":
         if data.source is None:
-            raise UserError("data.dataset = 'own' needs data.source, the folder of the pictures.")
+            raise UserError("data.dataset = 'own' needs data.source, the folder of the images.")
         for key in (*cut, "n_max", "test_per_class", "max_classes"):
             if getattr(data, key) is not None:
                 raise UserError(

@@ -71,16 +71,16 @@ def run_recipe(
     Args:
         recipe: What to run.
         run: The folder to write.
-        data_path: Where the pictures are; own data has that in the recipe.
+        data_path: Where the images are; own data has that in the recipe.
         cache_path: Folder of cached features; None keeps them in memory.
         device: "auto" or a torch device.
         precision: "auto", "fp32", "bf16" or "fp16".
-        skip_bad: Leave unreadable pictures out.
+        skip_bad: Leave unreadable images out.
         on_nan: Where the loss of a step is not finite: "stop" or "skip", see `FiniteLoss`.
         keep_all: Keep the checkpoint of every epoch.
         tensorboard: Write TensorBoard's event files, too.
         compile: Compile the backbone with `torch.compile` for stage 1, where that can be done.
-        num_workers: Processes that read own pictures from disk; None takes the setting of that
+        num_workers: Processes that read own images from disk; None takes the setting of that
             name.
         follow_links: Whether links inside the folder of a published list may lead out of it.
         command: The command line, for the record.
@@ -140,7 +140,7 @@ def run_recipe(
                 "training_images": dls.train.n,
                 "validation_images": dls.valid.n,
                 "test_images": 0 if is_untested(dls) else dls.test.n,
-                "skipped_pictures": dls.skipped,
+                "skipped_images": dls.skipped,
                 "columns": dls.columns,
             }
             if dls.columns:
@@ -155,7 +155,7 @@ def run_recipe(
                 )
             if dls.skipped:
                 plural = "s were" if len(dls.skipped) > 1 else " was"
-                say(f"{len(dls.skipped)} unreadable picture{plural} left out")
+                say(f"{len(dls.skipped)} unreadable image{plural} left out")
         run.write_json("manifest.json", manifest)
         set_seed(seed)
         learn = make_learner(recipe, dls, precision, cache_path)
@@ -187,7 +187,7 @@ def _check_same_run(run: Run, recipe: Recipe) -> None:
     before = validate_recipe(before, str(run.path / "manifest.json")).settled()
     old, new = ({"name": r.name, **r.flat()} for r in (before, recipe))
     for key in {**new, **old}:
-        # Pictures are known by their fingerprint, wherever they lie.
+        # Images are known by their fingerprint, wherever they lie.
         if key != "data.source" and old.get(key) != new.get(key):
             raise UserError(
                 f"{run.path} holds a run with {key} = {old.get(key)!r}, not {new.get(key)!r}; give "

@@ -29,7 +29,7 @@ class Sensitivity:
         curves: A dictionary a method that has one: method, label, parameter, values, accuracy and
             validation (class-balanced, test and validation images), default, log.
         lines: Class-balanced test accuracy of the methods that have none, by label.
-        about: Which pictures, split and seed, and what the accuracy is measured on.
+        about: Which images, split and seed, and what the accuracy is measured on.
     """
 
     curves: list[dict[str, Any]]
@@ -37,7 +37,7 @@ class Sensitivity:
     about: dict[str, Any] = field(default_factory=dict)
 
     def about_line(self) -> str:
-        """Return which pictures, split and seed it is of, in a line."""
+        """Return which images, split and seed it is of, in a line."""
         return ", ".join(f"{key} {value}" for key, value in self.about.items())
 
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -165,7 +165,7 @@ def sensitivity_run(
         run: A run of `ltlearn recipe` whose stage 1 is finished.
         methods: Names of methods.
         select: Which epoch of stage 2 is kept: "best" on validation, or "last".
-        data_path: Where the pictures are; None takes the run's own.
+        data_path: Where the images are; None takes the run's own.
         cache_path: Folder of cached features.
         device: "auto" or a torch device.
         say: Called with a line of text at each step.

@@ -23,6 +23,7 @@ from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.logs import EpochLog
 from ltlearn.training.loop import sgd
+from ltlearn.utils.older_runs import with_todays_keys
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["SeedResult", "StageFolder", "run_seed", "is_given_model"]
@@ -89,17 +90,17 @@ def load_stage1(
         recipe: The run's recipe.
         run: Its folder.
         seed: Which of its seeds.
-        data_path: Where the pictures are; None takes the place in the run's manifest.
+        data_path: Where the images are; None takes the place in the run's manifest.
         cache_path: Folder of cached features; None keeps them in memory.
         device: "auto" or a torch device.
 
     Raises:
-        UserError: If that stage 1 is not finished or damaged, or the pictures are others.
+        UserError: If that stage 1 is not finished or damaged, or the images are others.
     """
-    manifest = run.read_json("manifest.json")
+    manifest = with_todays_keys(run.read_json("manifest.json"))
     set_seed(seed)
     dls = make_loaders(
-        recipe, data_path or manifest["data_path"], seed, bool(manifest.get("skipped_pictures")),
+        recipe, data_path or manifest["data_path"], seed, bool(manifest.get("skipped_images")),
         pick_device(device), follow_links=bool(manifest.get("follow_links")),
     )  # fmt: skip
     name = _stage1_name(seed)
@@ -197,7 +198,7 @@ def _stage1_callbacks(stage1: Stage1Section) -> list[Callback]:
     method = METHODS[stage1.method]
     made = method.callbacks(**{key: getattr(stage1, key) for key in method.options})
     if stage1.accumulate > 1:
-        # fastai counts pictures.
+        # fastai counts images.
         made.append(GradientAccumulation(stage1.accumulate * stage1.batch_size))
     if stage1.trains != "all":
         made.append(LastBlock(new=stage1.trains == "new_last_block"))
@@ -278,7 +279,7 @@ def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
     """Load a finished stage into the learner and return its record; None where there is none.
 
     Raises:
-        UserError: If it was made from other pictures, or in another precision.
+        UserError: If it was made from other images, or in another precision.
     """
     if (
         not (run.path / f"{name}.json").is_file()
@@ -287,7 +288,7 @@ def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
         return None
     try:
         # Runs of earlier versions have no checksums.
-        record = run.read_json(f"{name}.json", sealed=None)
+        record = with_todays_keys(run.read_json(f"{name}.json", sealed=None))
         if not {"trajectory", "stage"} <= record.keys():
             raise UserError(f"{run.path / name}.json is damaged: it is no record of a stage.")
         state = run.load_tensors(f"{name}.safetensors", checksum=record.get("weights"))
@@ -317,10 +318,10 @@ def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
 
 
 def _circumstances(learn: LTLearner) -> dict:
-    """Return what decides a stage's weights beside the recipe: the pictures and the precision."""
+    """Return what decides a stage's weights beside the recipe: the images and the precision."""
     split = learn.dls.split
-    pictures = f"train {split.train}, valid {split.valid}, test {split.test}"
-    return {"pictures": pictures, "precision": learn.precision}
+    images = f"train {split.train}, valid {split.valid}, test {split.test}"
+    return {"images": images, "precision": learn.precision}
 
 
 def is_given_model(recipe: Recipe) -> bool:

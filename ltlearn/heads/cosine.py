@@ -22,7 +22,7 @@ class CosineLinear(nn.Module):
     the head, so that its logits are logits everywhere, in a report on calibration too.
 
     Args:
-        in_features: D, features a picture has.
+        in_features: D, features an image has.
         out_features: C, classes.
         scale: What the cosines are multiplied by, above 0, no unit. It is not trained.
 

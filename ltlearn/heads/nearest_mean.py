@@ -26,7 +26,7 @@ class NearestClassMean(nn.Module):
     one of features, and the state dict of any other with the same sizes can be loaded.
 
     Args:
-        in_features: D, features a picture has, at least 1.
+        in_features: D, features an image has, at least 1.
         num_classes: C, at least 1.
 
     Shape:

@@ -38,7 +38,7 @@ class SAMNLinear(Foldable):
     `project_()` after each optimiser step.
 
     Args:
-        in_features: D, features a picture has.
+        in_features: D, features an image has.
         class_counts: Training images per class; any scale, larger means nearer to the head.
         order: What the norms are ordered by. "frequency" takes `class_counts`; a vector of C
             numbers takes their place, both for the order and for the starting norms ("stage1_norm"

@@ -19,7 +19,7 @@ class ScaledLinear(Foldable):
     weight and bias are buffers: no `unfreeze`, optimiser or weight decay reaches them.
 
     Args:
-        in_features: D, features a picture has.
+        in_features: D, features an image has.
         out_features: C, classes.
         bias: Whether there is a bias.
         train: What can be trained. "scale": the C factors alone (LWS). "all": factors, weight and

@@ -1,6 +1,6 @@
 """Inspect a dataset: counts, damaged files, duplicates, leaks between parts, and advice."""
 
-from ltlearn.inspection.inspect import inspect_path, inspect_pictures
+from ltlearn.inspection.inspect import inspect_images, inspect_path
 from ltlearn.inspection.report import KINDS, PARTS, Advice, Duplicates, Inspection, Timing
 
 __all__ = [
@@ -11,5 +11,5 @@ __all__ = [
     "PARTS",
     "Timing",
     "inspect_path",
-    "inspect_pictures",
+    "inspect_images",
 ]

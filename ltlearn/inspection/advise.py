@@ -40,7 +40,7 @@ def advise(found: Inspection, scan: Scan, source: str | None, shell: str | None)
         call, _, argument = f"dls = {source}".partition("(")
         first = f"{call}(\n    {argument}, {', '.join(options)}\n)"
     if source is None:
-        first = f"# dls: the LTDataLoaders of these pictures, {', '.join(options)}"
+        first = f"# dls: the LTDataLoaders of these images, {', '.join(options)}"
     code = [
         "from ltlearn import LTDataLoaders, lt_learner",
         "",

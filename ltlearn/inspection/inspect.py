@@ -21,7 +21,7 @@ from ltlearn.inspection.timing import measure_time
 from ltlearn.metrics.shots import FEW_RULES
 from ltlearn.utils.text import clean as _clean
 
-__all__ = ["inspect_path", "inspect_pictures"]
+__all__ = ["inspect_path", "inspect_images"]
 
 
 def inspect_path(
@@ -33,7 +33,7 @@ def inspect_path(
     timing_s: float = 3.0,
     **reading: Any,
 ) -> Inspection:
-    """Inspect pictures as `LTDataLoaders.from_path` would read them.
+    """Inspect images as `LTDataLoaders.from_path` would read them.
 
     Args:
         path: A folder per class; or `train/` and any of `valid/` and `test/`, each with a folder
@@ -46,7 +46,7 @@ def inspect_path(
             `images`, the folder that its paths start from.
 
     Raises:
-        UserError: If there is no such folder, or it has no class folders or no training pictures.
+        UserError: If there is no such folder, or it has no class folders or no training images.
     """
     from ltlearn.data.readers.kinds import reading_options
 
@@ -54,9 +54,9 @@ def inspect_path(
     reading = reading_options(path, reading)
     ignored: Counter = Counter()
     stops: list[str] = []
-    parts, classes, source, columns = _list_pictures(path, reading, ignored, stops)
+    parts, classes, source, columns = _list_parts(path, reading, ignored, stops)
     shell = f"ltlearn train {shlex.quote(str(path))} {_as_flags(reading)}".strip()
-    found = inspect_pictures(
+    found = inspect_images(
         parts, classes, name=str(path), source=source, quick=quick, few=few, device=device,
         timing_s=0 if stops else timing_s, shell=shell,
     )  # fmt: skip
@@ -66,19 +66,19 @@ def inspect_path(
     return found
 
 
-def _list_pictures(path: Path, reading: dict[str, Any], ignored: Counter, stops: list[str]):
-    """List the pictures: by part, classes, the Python call that would read them, and columns.
+def _list_parts(path: Path, reading: dict[str, Any], ignored: Counter, stops: list[str]):
+    """List the images: by part, classes, the Python call that would read them, and columns.
 
-    Files in class folders that are taken for no pictures are counted in `ignored`; what a list
+    Files in class folders that are taken for no images are counted in `ignored`; what a list
     says against itself is added to `stops`.
     """
-    from ltlearn.data.readers.any import list_pictures
+    from ltlearn.data.readers.any import list_images
     from ltlearn.data.readers.kinds import source_kind
 
     kind = source_kind(path)
     if kind == "folder":
         return *_list_folder(path, ignored), {}
-    listed = list_pictures(path, stops=stops, **reading)
+    listed = list_images(path, stops=stops, **reading)
     name = "from_json" if kind == "json" else "from_csv"
     said = "".join(f", {key}={value!r}" for key, value in reading.items())
     call = f"LTDataLoaders.{name}({str(path)!r}{said}"
@@ -110,7 +110,7 @@ def _list_folder(root: Path, ignored: Counter) -> tuple[dict[str, ImageSet], lis
             continue
         try:
             parts[part] = list_class_folders(folders[part], classes, ignored)[0]
-        except UserError:  # no class folders, or no pictures
+        except UserError:  # no class folders, or no images
             parts[part] = ImageSet(np.zeros(0, dtype=np.int64), paths=[], root=folders[part])
     return parts, classes, f"LTDataLoaders.from_folder({str(root)!r}"
 
@@ -122,11 +122,11 @@ def _class_folders(folder: Path) -> list[Path]:
         return []
 
 
-def inspect_pictures(
+def inspect_images(
     parts: Mapping[str, ImageSet],
     classes: Sequence[str],
     *,
-    name: str = "pictures",
+    name: str = "images",
     source: str | None = None,
     quick: bool = False,
     few: str = "<20",
@@ -134,16 +134,16 @@ def inspect_pictures(
     timing_s: float = 3.0,
     shell: str | None = None,
 ) -> Inspection:
-    """Look at every picture, and say how to begin with them.
+    """Look at every image, and say how to begin with them.
 
     Each is decoded once, in threads, and only its size, kind and two hashes are kept. Copies are
-    pictures with the same pixels as `read_image` gives them, so that a PNG saved again is found,
-    and pictures that differ in transparency alone are the same.
+    images with the same pixels as `read_image` gives them, so that a PNG saved again is found,
+    and images that differ in transparency alone are the same.
 
     Args:
-        parts: "train" and any of "valid" and "test" to pictures.
+        parts: "train" and any of "valid" and "test" to images.
         classes: Class names in label order.
-        name: What the pictures are called; paths that begin with it are printed without it.
+        name: What the images are called; paths that begin with it are printed without it.
         source: The call of `LTDataLoaders` that reads them, without its closing bracket, for the
             code that is suggested.
         quick: Read headers alone and look for no copies.
@@ -188,24 +188,24 @@ def inspect_pictures(
 
 
 def _stops(found: Inspection, scan: "Scan", parts: Mapping[str, ImageSet]) -> list[str]:
-    """Say what would keep `LTDataLoaders` from reading the pictures, or a model from learning."""
+    """Say what would keep `LTDataLoaders` from reading the images, or a model from learning."""
     train = np.asarray(found.counts["train"])
     reasons = []
     if not train.any():
-        reasons.append("there is no training picture.")
+        reasons.append("there is no training image.")
     elif (train > 0).sum() < 2:
         only = _clean(found.classes[int(train.argmax())])
         reasons.append(f"only the class {only} has training images; a classifier needs two.")
     elif "valid" not in parts and train.max() < 2:
         reasons.append("no class has two training images, so no validation split can be carved.")
     elif not scan.good[: len(parts["train"])].any():
-        reasons.append("no training picture can be read.")
+        reasons.append("no training image can be read.")
     untrained = found.untrained()
     if untrained:
         reasons.append(f"without a training image, but tested: {name_some(untrained)}.")
     for part in PARTS[1:]:
         if part in parts and not len(parts[part]):
-            reasons.append(f"the {PART_LABELS[part]} folder has no pictures in class folders.")
+            reasons.append(f"the {PART_LABELS[part]} folder has no images in class folders.")
     return reasons
 
 
@@ -222,7 +222,7 @@ def _sizes(scan: Scan) -> dict[str, Any]:
 
 
 class _Where:
-    """Tells the path, part and class of the picture at a place of the scan."""
+    """Tells the path, part and class of the image at a place of the scan."""
 
     def __init__(self, parts: Mapping[str, ImageSet], classes: Sequence[str]):
         self.parts, self.classes = parts, classes
@@ -257,7 +257,7 @@ def _duplicates(scan: Scan, where: _Where, counts: Mapping[str, list[int]]) -> D
         found.copies_within += sum(several.values()) - len(several)
         if len(set(targets.tolist())) > 1:
             found.conflicts += 1
-            found.conflict_pictures += len(group)
+            found.conflict_images += len(group)
         if len(set(parts.tolist())) > 1:
             found.across_parts += 1
             if parts[0] == 0:

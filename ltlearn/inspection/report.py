@@ -35,32 +35,32 @@ KINDS = ("greyscale", "palette", "alpha", "CMYK", "16 bit", "animated", "EXIF-ro
 
 @dataclass
 class Duplicates:
-    """Pictures that are the same, pixel by pixel, as training sees them.
+    """Images that are the same, pixel by pixel, as training sees them.
 
     Args:
         groups: Each group of copies: its paths, parts, classes, and whether all files are the same
             byte by byte.
-        copies_within: Pictures beyond the first of a group, in one class of one part.
+        copies_within: Images beyond the first of a group, in one class of one part.
         conflicts: Groups that have two or more labels.
-        conflict_pictures: Pictures in those.
-        leaks: Part to its pictures that are among the training pictures too.
+        conflict_images: Images in those.
+        leaks: Part to its images that are among the training images too.
         across_parts: Groups in two or more parts.
     """
 
     groups: list[dict[str, Any]] = field(default_factory=list)
     copies_within: int = 0
     conflicts: int = 0
-    conflict_pictures: int = 0
+    conflict_images: int = 0
     leaks: dict[str, int] = field(default_factory=dict)
     across_parts: int = 0
 
 
 @dataclass
 class Advice:
-    """A way to begin with these pictures.
+    """A way to begin with these images.
 
     Args:
-        size: Side in pixels that pictures are brought to.
+        size: Side in pixels that images are brought to.
         arch: A name of `timm.list_models()`, or a CIFAR ResNet.
         pretrained: Whether to start from timm's weights.
         epochs: Of stage 1.
@@ -89,7 +89,7 @@ class Timing:
     Args:
         total_s: Of stage 1, validation after each epoch and the features of stage 2.
         step_s: Of a training step, reading included.
-        reading_s: Of it, to read and augment the pictures; 0 where all fit in memory.
+        reading_s: Of it, to read and augment the images; 0 where all fit in memory.
         steps: Steps of stage 1.
         measured_steps: Steps that were timed.
         measured_batch: Images in each of them.
@@ -109,26 +109,26 @@ class Timing:
 
 @dataclass
 class Inspection:
-    """What `inspect_pictures` found; prints as text for 80 columns.
+    """What `inspect_images` found; prints as text for 80 columns.
 
     Args:
-        name: What the pictures are called.
+        name: What the images are called.
         classes: Class names in label order.
-        counts: Part ("train", "valid", "test") to its pictures per class.
+        counts: Part ("train", "valid", "test") to its images per class.
         few: The few-shot convention.
         quick: Whether headers alone were read.
         sizes: "smallest", "median", "largest" by area: (width, height) upright; "different": how
-            many sizes there are; empty where no picture can be read.
-        formats: File format to pictures.
-        kinds: What is stored, such as "greyscale" or "CMYK", to pictures.
-        unreadable: A path, part, class and reason for each picture that cannot be read.
-        seconds: What reading all pictures took.
+            many sizes there are; empty where no image can be read.
+        formats: File format to images.
+        kinds: What is stored, such as "greyscale" or "CMYK", to images.
+        unreadable: A path, part, class and reason for each image that cannot be read.
+        seconds: What reading all images took.
         duplicates: None where they were not looked for.
-        advice: None where the pictures cannot be trained on.
+        advice: None where the images cannot be trained on.
         timing: None where it was not measured.
         columns: Of a table: what was read from which.
-        ignored: Extension to files in the class folders that are taken for no pictures.
-        stops: Why the pictures cannot be trained on, a sentence each.
+        ignored: Extension to files in the class folders that are taken for no images.
+        stops: Why the images cannot be trained on, a sentence each.
     """
 
     name: str
@@ -150,7 +150,7 @@ class Inspection:
 
     @property
     def total(self) -> int:
-        """Count the pictures of all parts."""
+        """Count the images of all parts."""
         return sum(map(sum, self.counts.values()))
 
     @property
@@ -165,7 +165,7 @@ class Inspection:
         return {name: int(mask.sum()) for name, mask in groups.items()}
 
     def with_images(self, number: int, part: str = "train") -> list[str]:
-        """Name the classes that have so many pictures in a part.
+        """Name the classes that have so many images in a part.
 
         Args:
             number: How many.
@@ -202,7 +202,7 @@ class Inspection:
     def rows(self) -> list[tuple[str, str]]:
         """List what was found as (what, text); a text may have several lines."""
         named = self._common_folder()
-        rows = [("pictures", self._counts_text()), ("classes", self._classes_text())]
+        rows = [("images", self._counts_text()), ("classes", self._classes_text())]
         if self.columns:
             from ltlearn.data.readers.tables import columns_text
 
@@ -235,7 +235,7 @@ class Inspection:
         """Convert to plain numbers, lists and None, as `json.dump` wants them."""
         return {
             "name": self.name,
-            "pictures": {part: sum(counts) for part, counts in self.counts.items()},
+            "images": {part: sum(counts) for part, counts in self.counts.items()},
             "classes": self.classes,
             "counts": self.counts,
             "imbalance_factor": self.imbalance_factor,
@@ -343,7 +343,7 @@ class Inspection:
         return np.repeat(np.arange(len(self.classes)), self.counts[part])
 
     def _common_folder(self) -> str:
-        """Return what paths are printed without: the pictures' folder."""
+        """Return what paths are printed without: the images' folder."""
         return os.path.join(self.name, "")
 
     def _counts_text(self) -> str:
@@ -373,7 +373,7 @@ class Inspection:
 
     def _sizes_text(self) -> str:
         if not self.sizes:
-            return "no picture can be read"
+            return "no image can be read"
         if self.sizes["different"] == 1:
             return f"all {size_text(self.sizes['median'])}"
         spread = ", ".join(
@@ -396,7 +396,7 @@ class Inspection:
         return f"{shares}\nread as 8-bit RGB" + "".join(f"; {note}" for note in notes)
 
     def _unreadable_text(self, folder: str) -> str:
-        checked = "by their headers" if self.quick else "every picture was decoded"
+        checked = "by their headers" if self.quick else "every image was decoded"
         if not self.unreadable:
             return f"none; {checked}" if not self.quick else f"none, {checked}"
         lines = [f"{len(self.unreadable):,}, which skip_bad=True leaves out; {checked}"]
@@ -414,13 +414,13 @@ class Inspection:
         lines = [
             f"{len(found.groups):,} groups of the same pixels, {same:,} of them the same files"
         ]
-        lines.append(f"within a class: {found.copies_within:,} pictures beyond the first")
-        labels = f"{found.conflicts:,} groups ({found.conflict_pictures:,} pictures)"
-        lines.append(f"label conflicts, one picture in two classes: {labels}")
+        lines.append(f"within a class: {found.copies_within:,} images beyond the first")
+        labels = f"{found.conflicts:,} groups ({found.conflict_images:,} images)"
+        lines.append(f"label conflicts, one image in two classes: {labels}")
         lines += self._examples(lambda g: len(set(g["classes"])) > 1, folder)
         for part, n in found.leaks.items():
             share = share_text(n, sum(self.counts[part]))
-            lines.append(f"leaks: {n:,} {PART_LABELS[part]} pictures ({share}) are in training too")
+            lines.append(f"leaks: {n:,} {PART_LABELS[part]} images ({share}) are in training too")
         if found.across_parts:
             lines += self._examples(lambda g: len(set(g["parts"])) > 1, folder)
         return "\n".join(lines)
@@ -450,11 +450,11 @@ class Inspection:
 
     def _timing_text(self) -> str:
         t = self.timing
-        reading = f", of it {t.reading_s:.2g} s to read pictures" if t.reading_s else ""
+        reading = f", of it {t.reading_s:.2g} s to read images" if t.reading_s else ""
         return (
             f"about {duration(t.total_s)} on {t.device} in {t.precision}: {t.steps:,} steps of "
             f"{t.step_s:.2g} s{reading}. An estimate: timed on "
-            f"{t.measured_steps:,} x {t.measured_batch} made-up pictures."
+            f"{t.measured_steps:,} x {t.measured_batch} made-up images."
         )
 
     def _histogram_lines(self) -> list[str]:

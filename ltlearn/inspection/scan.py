@@ -16,13 +16,13 @@ from ltlearn.utils.progress import ProgressLine
 
 __all__ = ["HASH_BYTES", "Scan", "scan_images", "count_threads"]
 
-_CHUNK = 64  # pictures a task: a future each would take more memory than what is found
+_CHUNK = 64  # images a task: a future each would take more memory than what is found
 HASH_BYTES = 16
 _MOST_THREADS = 8
 
 
 class Scan:
-    """What is kept of each picture: 48 bytes, whatever its size."""
+    """What is kept of each image: 48 bytes, whatever its size."""
 
     def __init__(self, n: int):
         self.good = np.zeros(n, dtype=bool)
@@ -71,7 +71,7 @@ def scan_images(parts: Mapping[str, ImageSet], quick: bool) -> Scan:
         return n, formats
 
     began = time.perf_counter()
-    line = ProgressLine("reading headers" if quick else "reading pictures", total)
+    line = ProgressLine("reading headers" if quick else "reading images", total)
     try:
         with ThreadPoolExecutor(count_threads(), "ltlearn-inspect") as pool:
             for n, formats in pool.map(look, chunks):
@@ -97,7 +97,7 @@ def _look_at_array(scan: Scan, i: int, pixels: np.ndarray, quick: bool) -> None:
 
 
 def _look_at_file(scan: Scan, i: int, path: str, quick: bool) -> str:
-    """Read a picture, put what it is like at `i`, and return its format."""
+    """Read an image, put what it is like at `i`, and return its format."""
     from PIL import Image, ImageOps
 
     # To open a pipe would wait for ever.
@@ -138,7 +138,7 @@ _ROTATED = 1 << KINDS.index("EXIF-rotated")
 
 
 def _kinds_of(image, quick: bool) -> int:
-    """Return a bit per kind that the picture is of, in the order of `KINDS`."""
+    """Return a bit per kind that the image is of, in the order of `KINDS`."""
     mode = image.mode
     is_16_bit = mode[0] == "I" or any(";16" in str(tile[3]) for tile in image.tile)
     kinds = (
@@ -168,5 +168,5 @@ def _reason(e: Exception) -> str:
     if isinstance(e, OSError) and e.strerror:
         return e.strerror
     if type(e).__name__ == "UnidentifiedImageError":
-        return "not a picture Pillow can read"
+        return "not an image Pillow can read"
     return (str(e).splitlines() or [""])[0] or type(e).__name__

@@ -26,7 +26,7 @@ def measure_time(
 
     advice, where = found.advice, pick_device(device)
     on_cpu = where.type == "cpu"
-    # On a CPU a larger picture takes its time, however many there are in a batch.
+    # On a CPU a larger image takes its time, however many there are in a batch.
     most = {32: 64, 64: 16}.get(advice.size, 8) if on_cpu else advice.batch_size
     batch = min(advice.batch_size, most)
     step, steps, precision = _time_steps(advice, len(found.classes), batch, where, seconds)
@@ -99,10 +99,10 @@ def _time_steps(advice: Advice, num_classes: int, batch: int, device, seconds: f
 
 
 def _time_reading(data: ImageSet, size: int, bad: set[str], seconds: float) -> float:
-    """Read and augment some of the pictures; return the seconds of one."""
-    from ltlearn.data.datasets import PictureFiles
+    """Read and augment some of the images; return the seconds of one."""
+    from ltlearn.data.datasets import ImageFiles
 
-    files = PictureFiles(data, "resized_crop_flip", size)
+    files = ImageFiles(data, "resized_crop_flip", size)
     end, times = time.perf_counter() + seconds, []
     for i in np.random.default_rng(0).permutation(len(data))[:256].tolist():
         if os.path.join(data.root, data.paths[i]) in bad:

@@ -25,12 +25,12 @@ def inverse_power(class_counts: Tensor, power: float) -> Tensor:
 
 
 def cut_box(height: int, width: int, share: float, centre: tuple[int, int]) -> tuple[slice, slice]:
-    """Return the rows and columns that the local mix takes from the other picture.
+    """Return the rows and columns that the local mix takes from the other image.
 
     Args:
-        height: Of the pictures, in pixels.
-        width: Of the pictures, in pixels.
-        share: Of the picture that keeps its border, in [0, 1].
+        height: Of the images, in pixels.
+        width: Of the images, in pixels.
+        share: Of the image that keeps its border, in [0, 1].
         centre: Row and column of the middle of the box.
     """
     sides = []
@@ -46,7 +46,7 @@ def mix_globally(x: Tensor, other: Tensor, share: float) -> Tensor:
 
 
 def mix_locally(x: Tensor, other: Tensor, box: tuple[slice, slice]) -> Tensor:
-    """Paste a box of the other pictures into x, in its place (CutMix)."""
+    """Paste a box of the other images into x, in its place (CutMix)."""
     at = (..., *box)
     x[at] = other[at]
     return x
@@ -70,7 +70,7 @@ def glmc_terms(
         rebalanced: Logits of the re-balanced head.
         projected: What the projection makes of the features.
         predicted: What the predictor makes of that.
-        first: Class index of the pictures of the first batch.
+        first: Class index of the images of the first batch.
         other: Class index of those of the second batch, that were mixed in.
         share: Of the first batch in the mix, in [0, 1].
         weights: Weight of each class in the re-balanced term.

@@ -1,4 +1,4 @@
-"""The ResNets for 32-pixel pictures that every CIFAR-LT table uses, registered with timm.
+"""The ResNets for 32-pixel images that every CIFAR-LT table uses, registered with timm.
 
 Importing this module registers `resnet20_cifar`, `resnet32_cifar`, `resnet44_cifar` and
 `resnet56_cifar`; `import ltlearn` does it as soon as timm itself is imported.

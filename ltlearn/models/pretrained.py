@@ -46,14 +46,14 @@ def create_lt_model(
         num_classes: C, at least 2.
         pretrained: True fetches timm's weights; a path loads a file of them (safetensors or .pth);
             False starts at random.
-        img_size: Side of the pictures in pixels, or (height, width), for models with a fixed one
+        img_size: Side of the images in pixels, or (height, width), for models with a fixed one
             (ViT, Swin).
         keep_head: Take the classifier of the file, too, which is of these classes in this order.
         **kwargs: For `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 
     Raises:
         UserError: If timm does not know `arch` (close names are suggested) or an argument of it,
-            the model cannot take pictures of this size, the file's classifier is missing or of
+            the model cannot take images of this size, the file's classifier is missing or of
             other classes, the file's weights are not all that the backbone has and no others, or
             the weights cannot be had: within 5 seconds where their host cannot be reached.
     """
@@ -118,7 +118,7 @@ def _find_config(arch: str):
 def _size_refused(arch: str, img_size, e: Exception) -> UserError:
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     return UserError(
-        f"{arch} does not take pictures of {height} x {width} pixels ({_first_line(e)}); give the "
+        f"{arch} does not take images of {height} x {width} pixels ({_first_line(e)}); give the "
         "data another size, or take a convolutional model."
     )
 
@@ -134,7 +134,7 @@ def _is_odd_size(arch: str, img_size) -> bool:
 
 @torch.no_grad()
 def _check_odd_size(backbone: nn.Module, arch: str, kwargs: dict) -> None:
-    """Try a picture of a size that is not the model's own: some models say only then."""
+    """Try an image of a size that is not the model's own: some models say only then."""
     size = kwargs.get("img_size")
     if not _is_odd_size(arch, size):
         return
@@ -297,7 +297,7 @@ def _differences(backbone: nn.Module, arch: str, found: list) -> tuple[list[str]
         k for k, _ in backbone.named_buffers() if k.endswith(("running_mean", "running_var"))
     }
     missing = [k for keys, _ in found for k in keys if k in needed]
-    # Classifiers are for the caller; the tables of attention follow from the size of the pictures.
+    # Classifiers are for the caller; the tables of attention follow from the size of the images.
     named = getattr(_find_config(arch), "classifier", None) or ()
     heads = {*HEAD_NAMES, *((named,) if isinstance(named, str) else named)}
     unused = [

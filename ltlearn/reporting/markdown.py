@@ -101,7 +101,7 @@ def protocol_paragraph(table: ResultTable) -> str:
         ),
         "untested": (
             "Every choice, the epoch included, was made on the validation images by class-balanced "
-            "accuracy, and there are no others to measure on: add a test folder of pictures that "
+            "accuracy, and there are no others to measure on: add a test folder of images that "
             "nothing was chosen on."
         ),
     }[table.protocol]

@@ -17,6 +17,7 @@ from fastai.callback.training import GradientAccumulation
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError, check_whole
+from ltlearn.utils.older_runs import with_todays_keys
 from ltlearn.utils.run_folder import Run, checksum_of
 
 __all__ = ["Checkpoint", "describe_options"]
@@ -222,7 +223,7 @@ class Checkpoint(Callback):
     def _check_same(self, name: str, before) -> None:
         tensors: dict[str, Tensor] = {}
         now = _take_apart(self._facts, "", tensors)
-        before = before if isinstance(before, dict) else {}
+        before = with_todays_keys(before) if isinstance(before, dict) else {}
         for key in {**now, **before}:
             if before.get(key) != now.get(key):
                 raise _OtherValues(

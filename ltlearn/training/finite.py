@@ -14,7 +14,7 @@ __all__ = ["ON_NAN", "FiniteLoss"]
 
 _log = logging.getLogger("ltlearn")
 ON_NAN = ("stop", "skip")
-_NAMED = 3  # pictures that the sentence names
+_NAMED = 3  # images that the sentence names
 
 
 class FiniteLoss(Callback):
@@ -117,7 +117,7 @@ class FiniteLoss(Callback):
         raise UserError(
             f"training diverged in epoch {self.learn.epoch + 1} of {self.stage}: the loss of step "
             f"{step + 1}, of {_name_batch(self.learn.dl, step)}, is not finite ({last}); look at "
-            "these pictures, lower the learning rate, or leave such steps out (on_nan='skip', "
+            "these images, lower the learning rate, or leave such steps out (on_nan='skip', "
             "--on-nan skip)."
         )
 
@@ -128,11 +128,11 @@ def _waits(loss: Tensor) -> bool:
 
 
 def _name_batch(dl, step: int) -> str:
-    """Name the first pictures of a batch: by file, or by their place in the training set."""
+    """Name the first images of a batch: by file, or by their place in the training set."""
     sampler = getattr(dl, "sampler", None)
     if not hasattr(sampler, "set_epoch") or not hasattr(dl, "epoch"):
         return f"batch {step + 1}"
-    # Seed and epoch decide the order, so that no step need remember its pictures.
+    # Seed and epoch decide the order, so that no step need remember its images.
     after = getattr(sampler, "epoch", None)
     sampler.set_epoch(dl.epoch)
     order = list(sampler)[step * dl.bs : (step + 1) * dl.bs]
@@ -142,5 +142,5 @@ def _name_batch(dl, step: int) -> str:
     paths = getattr(data, "paths", None) if getattr(data, "images", None) is None else None
     names = [str(data.root / paths[i]) if paths is not None else str(i) for i in order[:_NAMED]]
     more = " ..." if len(order) > _NAMED else ""
-    what = "pictures" if paths is not None else "training pictures number"
+    what = "images" if paths is not None else "training images number"
     return f"{what} {', '.join(names)}{more}"

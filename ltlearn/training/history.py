@@ -47,7 +47,7 @@ def chosen_classes(logits: Tensor) -> Tensor:
 
 
 class FlipAverage(Callback):
-    """Validate on the mean of the logits of each picture and of its mirror image.
+    """Validate on the mean of the logits of each image and of its mirror image.
 
     The authors of SAMN report all their figures so.
 

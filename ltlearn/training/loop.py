@@ -82,9 +82,9 @@ def memory_said(batch: int):
         hint = (
             f"try batches of {batch // 2} (bs={batch // 2}, --set stage1.batch_size={batch // 2})"
             if batch > 1
-            else "try smaller pictures or a smaller model"
+            else "try smaller images or a smaller model"
         )
-        many = "pictures" if batch > 1 else "picture"
+        many = "images" if batch > 1 else "image"
         raise UserError(
             f"the memory of {device} is not enough for batches of {batch} {many}: {hint}."
         ) from e

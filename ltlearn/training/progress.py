@@ -49,7 +49,7 @@ class EpochProgress(Callback):
         self._began = time.perf_counter()
 
     def before_train(self):
-        """Begin to count pictures."""
+        """Begin to count images."""
         if self._line is None:
             return
         self._images, self._train_began = 0, time.perf_counter()

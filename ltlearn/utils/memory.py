@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
     A step of training frees what the next one asks for again. glibc gives large pieces back to the
     system at once, which then has to find and clear each page anew: a tenth of the time of a step
-    on a CPU, for a ResNet-50 and pictures of 224 pixels. What the process holds does not shrink
+    on a CPU, for a ResNet-50 and images of 224 pixels. What the process holds does not shrink
     between two peaks any more, and the peaks themselves grow a little.
 
     For a program of its own, before it trains: it changes the whole process, and those that it

@@ -20,7 +20,7 @@ COUNTS = [40, 12, 4]
 
 
 def make_images(counts=COUNTS, side=8, seed=0):
-    """Pictures whose brightness tells the class, with noise."""
+    """Images whose brightness tells the class, with noise."""
     generator = np.random.default_rng(seed)
     targets = np.repeat(np.arange(len(counts)), counts)
     images = generator.integers(0, 120, (len(targets), side, side, 3))

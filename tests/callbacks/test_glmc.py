@@ -266,7 +266,7 @@ def test_the_sampler_of_the_second_batch(power):
 
 
 def numbered_dls(n=21, bs=8, transform="crop_flip", **kwargs):
-    """Pictures that say which they are: all pixels of picture i are 10 * (i + 1)."""
+    """Images that say which they are: all pixels of image i are 10 * (i + 1)."""
     values = 10 * np.arange(1, n + 1, dtype=np.uint8)
     images = np.broadcast_to(values[:, None, None, None], (n, 8, 8, 3)).copy()
     targets = np.arange(n) % 3
@@ -349,7 +349,7 @@ def from_folder(path, **kwargs):
     return LTDataLoaders.from_folder(path, device="cpu", transform="crop_flip", **kwargs)
 
 
-def test_pictures_on_disk_are_read_once_for_both_views(folder, monkeypatch):
+def test_images_on_disk_are_read_once_for_both_views(folder, monkeypatch):
     from ltlearn.data import datasets
 
     dls = from_folder(folder)
@@ -366,7 +366,7 @@ def test_pictures_on_disk_are_read_once_for_both_views(folder, monkeypatch):
         assert not torch.equal(x[:n], x[n : 2 * n]) and not torch.equal(
             x[2 * n : 3 * n], x[3 * n :]
         )
-    # Targets belong to the pictures, in each view.
+    # Targets belong to the images, in each view.
     pairs.augment = False
     pairs.set_epoch(1)
     numbers = pairs.get_idxs()
@@ -374,10 +374,10 @@ def test_pictures_on_disk_are_read_once_for_both_views(folder, monkeypatch):
     place = 0
     for x, y, other_y in pairs:
         for k, part in enumerate(x.chunk(4)):
-            for j, picture in enumerate(part):
+            for j, image in enumerate(part):
                 plain, target = dls.train.dataset[numbers[place + j][1 + k // 2]]
                 plain = dls.normalize.encodes((plain[None],))[0][0]
-                torch.testing.assert_close(picture, plain)
+                torch.testing.assert_close(image, plain)
                 assert (y, other_y)[k // 2][j] == target
         place += len(y)
 

@@ -107,19 +107,19 @@ class Step(Callback):
     def before_batch(self):
         if self._here():
             self.given = self.learn.xb[0]
-            self.pictures = self.given.clone()
+            self.images = self.given.clone()
             self.copied = copy.deepcopy(self.learn.model)
 
     def before_step(self):
         if self._here():
-            assert torch.equal(self.given, self.pictures), "the batch of the loader was written to"
+            assert torch.equal(self.given, self.images), "the batch of the loader was written to"
             self.value = self.learn.loss.detach().clone()
             assert torch.equal(self.value, self.learn.loss_grad)
             self.grads = [p.grad.clone() for p in self.learn.model.parameters()]
 
 
 def plain_mix(kind, x, share, partner, centre):
-    """The mixed pictures and the share of the first, pixel by pixel."""
+    """The mixed images and the share of the first, pixel by pixel."""
     mixed = x.clone()
     if kind is BatchMixUp:
         for i, j in enumerate(partner):
@@ -161,7 +161,7 @@ def test_a_step_is_what_the_paper_says(kind, at, reduction, monkeypatch):
     _, share, partner, mixed, y = found
     assert sorted(partner.tolist()) == list(range(len(y))) and 0 < drawn < 1
 
-    expected, left = plain_mix(kind, step.pictures, drawn, partner.tolist(), centre)
+    expected, left = plain_mix(kind, step.images, drawn, partner.tolist(), centre)
     assert share == pytest.approx(left, abs=1e-12)
     torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
     logits = step.copied.train()(expected)
@@ -250,7 +250,7 @@ def test_the_shares_follow_the_beta_distribution(alpha):
     shares = np.array([share for share, *_ in found])
     assert len(set(shares)) == 2000
     assert kstest(shares, beta(alpha, alpha).cdf).pvalue > 1e-3
-    # Partners, too, are drawn alike, a picture itself among them.
+    # Partners, too, are drawn alike, an image itself among them.
     first = np.array([partner[0].item() for _, partner, _ in found])
     assert chisquare(np.bincount(first, minlength=6)).pvalue > 1e-3
 
@@ -264,7 +264,7 @@ def test_the_ends_of_the_range_of_alpha(alpha):
         assert set(shares) == {0.0, 1.0} and 0.1 < shares.mean() < 0.9
 
 
-def test_the_share_of_cutmix_is_what_is_left_of_the_picture():
+def test_the_share_of_cutmix_is_what_is_left_of_the_image():
     found = draws_of(BatchCutMix(1.0), side=16)
     for share, partner, mixed in found:
         moved = (partner != torch.arange(6)).nonzero().flatten()
@@ -399,7 +399,7 @@ def test_every_loss(kind, loss):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("kind", THEIRS)
 def test_fastais_own_mixes_the_losses_of_two_targets(kind, loss):
-    """Without class weights it is the mean of the pictures' mixed losses."""
+    """Without class weights it is the mean of the images' mixed losses."""
     learn, cb = make_lt_learner(), kind()
     loss_func = loss() if loss is CrossEntropy else loss(class_counts=COUNTS)
     seen = []
@@ -423,7 +423,7 @@ def test_fastais_own_mixes_the_losses_of_two_targets(kind, loss):
         assert found == pytest.approx(both.mean().item(), rel=1e-4)
 
 
-def test_with_class_weights_fastais_own_divides_by_the_pictures_and_ours_as_the_loss_does():
+def test_with_class_weights_fastais_own_divides_by_the_images_and_ours_as_the_loss_does():
     loss_func = ClassBalancedLoss([40, 12, 4], beta=0.99)
     pred, y = torch.randn(5, 3), torch.tensor([0, 0, 1, 0, 2])
     ours, theirs = BatchMixUp(), MixUp()
@@ -559,7 +559,7 @@ def test_the_record_holds_the_mixed_loss(kind):
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 @pytest.mark.parametrize("kind", OURS)
 def test_a_loss_that_is_not_finite_for_the_partners(kind, on_nan):
-    """The loss of the pictures' own targets is good: what is looked at is the mixed one."""
+    """The loss of the images' own targets is good: what is looked at is the mixed one."""
     calls = []
 
     def loss(logits, target):
@@ -680,7 +680,7 @@ def test_it_learns(kind):
 
 
 class Tinted(Points):
-    """Pictures of fastai's kind; `seed` is something else here."""
+    """Images of fastai's kind; `seed` is something else here."""
 
     seed = "a word"
 
@@ -766,18 +766,18 @@ def test_glmc_mixes_by_itself(kind, first):
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_features_are_no_pictures(kind):
+def test_features_are_no_images(kind):
     learn = make_lt_learner()
     learn.fit_stage1(1, 0.05)
     head = copy.deepcopy(learn.model.head.state_dict())
     message = (
-        rf"{kind.__name__} mixes pictures, one floating-point tensor \(N, C, H, W\) a batch, and "
+        rf"{kind.__name__} mixes images, one floating-point tensor \(N, C, H, W\) a batch, and "
         rf"got torch.float32 \(56, 16\): pass it to fit_stage1, and leave it out of a stage 2"
     )
     with pytest.raises(UserError, match=message):
         learn.retrain_classifier(1, cbs=kind())
     assert same(head, learn.model.head.state_dict())
-    # On pictures the classifier can be trained with it.
+    # On images the classifier can be trained with it.
     learn.retrain_classifier(1, views=0, cbs=kind())
     plain = make_learner()
     with pytest.raises(UserError, match=r"got torch.float32 \(8, 6\)"):

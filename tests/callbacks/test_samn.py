@@ -343,7 +343,7 @@ def test_a_class_without_images():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_counts_of_fastais_own_loaders_are_found_without_opening_pictures(tmp_path, monkeypatch):
+def test_counts_of_fastais_own_loaders_are_found_without_opening_images(tmp_path, monkeypatch):
     from fastai.vision.all import ImageDataLoaders
     from PIL import Image
 
@@ -357,7 +357,7 @@ def test_counts_of_fastais_own_loaders_are_found_without_opening_pictures(tmp_pa
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     learn = Learner(dls, model, CrossEntropyLossFlat(), path=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Image, "open", lambda *a, **k: pytest.fail("a picture was opened"))
+        patch.setattr(Image, "open", lambda *a, **k: pytest.fail("an image was opened"))
         head = SAMN().install(learn)
     assert head.class_counts.tolist() == COUNTS
     with learn.no_bar(), learn.no_logging():

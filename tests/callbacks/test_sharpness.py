@@ -228,7 +228,7 @@ def test_skip_leaves_out_the_whole_step(bad, caplog):
 
 
 def test_stop_stops_in_the_second_pass():
-    with pytest.raises(UserError, match="the loss of step 3, of training pictures"):
+    with pytest.raises(UserError, match="the loss of step 3, of training images"):
         make_lt_learner().fit_stage1(1, 0.05, loss=Spoil(5), cbs=SharpnessAware())
 
 

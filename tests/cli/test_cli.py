@@ -260,7 +260,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
 
 
-def test_bad_pictures_are_named_or_skipped(tmp_path):
+def test_bad_images_are_named_or_skipped(tmp_path):
     write_cifar(tmp_path, 0)
     bad = tmp_path / "cifar10" / "train" / "class0" / "3.png"
     bad.write_bytes(bad.read_bytes()[:60])
@@ -274,9 +274,9 @@ def test_bad_pictures_are_named_or_skipped(tmp_path):
     assert "--skip-bad" in done.stderr
     done = ltlearn(*words, "--out", tmp_path / "b", "--skip-bad")
     assert done.returncode == 0, done.stderr
-    assert "1 unreadable picture" in done.stderr
+    assert "1 unreadable image" in done.stderr
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
-    assert manifest["skipped_pictures"] == [str(bad)]
+    assert manifest["skipped_images"] == [str(bad)]
 
 
 def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path):
@@ -323,7 +323,7 @@ def write_cifar(root, seed):
     return root
 
 
-def test_resume_refuses_other_pictures_and_another_precision(tmp_path):
+def test_resume_refuses_other_images_and_another_precision(tmp_path):
     words = [
         "recipe", "cifar10_lt", "--smoke", "--set", "data.imbalance_factor=5", "--device", "cpu",
         "--set", "model.width=4", "--set", "stage1.epochs=1", "--out", tmp_path / "run",
@@ -336,7 +336,7 @@ def test_resume_refuses_other_pictures_and_another_precision(tmp_path):
     assert "Published" not in done.stdout, "nobody published an imbalance factor of 5"
     done = ltlearn(*words, "--data", second, "--resume")
     assert done.returncode == 2
-    assert "was made with pictures" in done.stderr
+    assert "was made with images" in done.stderr
     done = ltlearn(*words[:-1], "bf16", "--data", first, "--resume")
     assert done.returncode == 2
     assert "precision" in done.stderr

@@ -1,4 +1,4 @@
-"""Small synthetic pictures, on disk and in memory."""
+"""Small synthetic images, on disk and in memory."""
 
 import io
 import pickle
@@ -9,20 +9,20 @@ import pytest
 from PIL import Image
 
 
-def picture(seed: int, side: int = 8) -> np.ndarray:
+def make_image(seed: int, side: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
 @pytest.fixture
 def write_classes():
-    """Write `{class: images}` pictures of noise below a folder, each of its own."""
+    """Write `{class: images}` images of noise below a folder, each of its own."""
 
     def write(folder: Path, counts: dict[str, int], side: int = 8, suffix: str = "png") -> Path:
         seed = 0
         for name, n in counts.items():
             (folder / name).mkdir(parents=True, exist_ok=True)
             for i in range(n):
-                Image.fromarray(picture(seed, side)).save(folder / name / f"{i}.{suffix}")
+                Image.fromarray(make_image(seed, side)).save(folder / name / f"{i}.{suffix}")
                 seed += 1
         return folder
 
@@ -31,7 +31,7 @@ def write_classes():
 
 @pytest.fixture
 def arrays():
-    """Make pictures of noise and their targets from counts per class."""
+    """Make images of noise and their targets from counts per class."""
 
     def make(counts, side: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         targets = np.repeat(np.arange(len(counts)), counts)
@@ -43,7 +43,7 @@ def arrays():
 
 @pytest.fixture
 def write_cifar_pickles():
-    """Write torchvision's layout of CIFAR-10 or CIFAR-100, with a few pictures a class."""
+    """Write torchvision's layout of CIFAR-10 or CIFAR-100, with a few images a class."""
 
     def write(folder: Path, num_classes: int, names: list[str], per_class: int, test: int = 1):
         base = folder / ("cifar-10-batches-py" if num_classes == 10 else "cifar-100-python")
@@ -83,16 +83,16 @@ TINY_CLASSES = [f"n{(c + 1) * 37:08d}" for c in range(200)]
 
 @pytest.fixture
 def write_tiny():
-    """Write Tiny-ImageNet in the layout of its archive, or in class folders, with few pictures.
+    """Write Tiny-ImageNet in the layout of its archive, or in class folders, with few images.
 
-    A picture is the same in every layout and however many others there are.
+    An image is the same in every layout and however many others there are.
     """
 
     def write(root: Path, counts, archive: bool = False, valid: int = 2) -> Path:
         def save(path: Path, seed: int) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Some are grey, as in the set.
-            image = picture(seed) if seed % 7 else picture(seed)[..., 0]
+            image = make_image(seed) if seed % 7 else make_image(seed)[..., 0]
             Image.fromarray(image).save(path, quality=95)
 
         inner, rows = "images" if archive else "", []
@@ -101,7 +101,7 @@ def write_tiny():
                 save(root / "train" / name / inner / f"{name}_{i}.JPEG", 100 * c + i)
             if archive:
                 (root / "train" / name / f"{name}_boxes.txt").write_text("a box\n")
-        # The numbers of the validation pictures do not go class by class.
+        # The numbers of the validation images do not go class by class.
         for k, c in enumerate(np.random.default_rng(0).permutation(200 * valid) % 200):
             file, name = f"val_{k}.JPEG", TINY_CLASSES[c]
             save(root / "val" / (inner or name) / file, 100_000 + k)
@@ -115,15 +115,15 @@ def write_tiny():
 
 
 @pytest.fixture
-def bad_pictures():
-    """Files that look like pictures by name and are none: {file name: content}."""
+def bad_images():
+    """Files that look like images by name and are none: {file name: content}."""
     whole = io.BytesIO()
-    Image.fromarray(picture(0, 64)).save(whole, "PNG")
+    Image.fromarray(make_image(0, 64)).save(whole, "PNG")
     jpeg = io.BytesIO()
-    Image.fromarray(picture(0, 64)).save(jpeg, "JPEG")
+    Image.fromarray(make_image(0, 64)).save(jpeg, "JPEG")
     return {
         "truncated.png": whole.getvalue()[:300],
         "truncated.jpg": jpeg.getvalue()[:700],
-        "text.png": b"this is no picture",
+        "text.png": b"this is no image",
         "empty.jpg": b"",
     }

@@ -1,4 +1,4 @@
-"""Look-alikes of the large benchmarks: their layouts and file formats, with tiny pictures.
+"""Look-alikes of the large benchmarks: their layouts and file formats, with tiny images.
 
 Each writer takes the training counts per class and gives back what a reader should find:
 {part: [(path on disk, label), ...]} in the order of the list.
@@ -22,7 +22,7 @@ SCENES = [
 SUPER = ["Plantae", "Insecta", "Aves"]
 
 
-def save_picture(path: Path, seed: int) -> None:
+def save_image(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, "JPEG")
@@ -64,7 +64,7 @@ def write_imagenet_lt(root: Path, counts, valid: int = 2, test: int = 3, lists: 
                     path = f"val/{SYNSETS[c]}/ILSVRC2012_val_{number:08d}.JPEG"
                 else:
                     path = f"train/{SYNSETS[c]}/{SYNSETS[c]}_{number}.JPEG"
-                save_picture(root / path, number)
+                save_image(root / path, number)
                 made[part].append((path, c))
     for part, file in (("train", "train"), ("valid", "val"), ("test", "test")):
         write_list(root / lists / f"ImageNet_LT_{file}.txt", made[part])
@@ -93,7 +93,7 @@ def write_places_lt(
             for _ in range(many):
                 number += 1
                 path = places_path(disk_style, part, SCENES[c], number)
-                save_picture(root / path, number)
+                save_image(root / path, number)
                 made[part].append((path, c))
                 listed[part].append((places_path(list_style, part, SCENES[c], number), c))
     for part, file in (("train", "train"), ("valid", "val"), ("test", "test")):
@@ -144,7 +144,7 @@ def write_inat(root: Path, counts, form: str = "json", test: int = 3, top: str =
             for _ in range(many):
                 number += 1
                 inner = f"{SUPER[c % 3]}/{c}/{number:032x}.jpg"
-                save_picture(root / (top or "train_val2018") / inner, number)
+                save_image(root / (top or "train_val2018") / inner, number)
                 made[part].append((f"{top or 'train_val2018'}/{inner}", c))
                 rows[part].append((f"train_val2018/{inner}", c))
     for part, file in (("train", "train"), ("test", "val")):

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from ltlearn.data.datasets import PictureFiles, PicturesInMemory
+from ltlearn.data.datasets import ImageFiles, ImagesInMemory
 from ltlearn.data.images import ImageSet, read_image
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.loaders import LTDataLoaders
@@ -60,7 +60,7 @@ def same(one, other) -> bool:
 
 
 def numbered(n: int, side: int = 4) -> ImageSet:
-    """Make pictures that say which they are: all pixels of picture i are i + 1."""
+    """Make images that say which they are: all pixels of image i are i + 1."""
     images = np.broadcast_to(
         np.arange(1, n + 1, dtype=np.uint8)[:, None, None, None], (n, side, side, 3)
     )
@@ -68,7 +68,7 @@ def numbered(n: int, side: int = 4) -> ImageSet:
 
 
 def numbers(dl) -> list[int]:
-    """Return which pictures of `numbered` a pass shows, in order."""
+    """Return which images of `numbered` a pass shows, in order."""
     return [int(i) - 1 for x, _ in dl for i in x.amax((1, 2, 3))]
 
 
@@ -119,19 +119,19 @@ def test_without_a_validation_folder_it_is_carved(tmp_path, write_classes):
 
 
 def test_a_class_may_be_called_train_or_test(tmp_path, write_classes):
-    # CIFAR-100 has one. Its pictures lie in it directly; a part has class folders.
+    # CIFAR-100 has one. Its images lie in it directly; a part has class folders.
     dls = from_folder(write_classes(tmp_path, {"bus": 4, "test": 3, "train": 5}))
     assert dls.vocab == ["bus", "test", "train"] and dls.split.name == "one folder"
 
 
-def test_large_pictures_stay_on_disk(tmp_path, write_classes):
+def test_large_images_stay_on_disk(tmp_path, write_classes):
     dls = from_folder(write_classes(tmp_path, {"a": 4, "b": 2}, side=100), bs=4)
-    assert isinstance(dls.train.dataset, PictureFiles)
+    assert isinstance(dls.train.dataset, ImageFiles)
     assert dls.train.dataset.transform.name == "resized_crop_flip"
     assert dls.train.one_batch()[0].shape == (4, 3, 224, 224)
     assert from_folder(tmp_path, size=40).train.dataset.shape == (40, 40)
-    assert isinstance(from_folder(tmp_path, size=40).train.dataset, PicturesInMemory)
-    assert isinstance(from_folder(tmp_path, size=40, in_memory=False).train.dataset, PictureFiles)
+    assert isinstance(from_folder(tmp_path, size=40).train.dataset, ImagesInMemory)
+    assert isinstance(from_folder(tmp_path, size=40, in_memory=False).train.dataset, ImageFiles)
 
 
 def test_mixed_sizes_are_brought_to_one(folder):
@@ -141,7 +141,7 @@ def test_mixed_sizes_are_brought_to_one(folder):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_every_mode_of_picture_is_read(tmp_path, in_memory):
+def test_every_mode_of_image_is_read(tmp_path, in_memory):
     modes = ["L", "P", "CMYK", "RGBA", "1", "LA", "I;16"]
     for c in ("a", "b"):
         (tmp_path / c).mkdir()
@@ -191,11 +191,11 @@ def test_a_class_without_images_is_kept_and_harms_nothing(tmp_path, write_classe
 def test_folders_that_cannot_be_used(tmp_path, write_classes, folder):
     for path, sentence in {
         tmp_path / "gone": r"there is no folder .*gone; give the folder that holds a folder of",
-        folder / "ant": r"ant has no class folders: put the pictures of each class",
-        write_classes(tmp_path / "empty", {"a": 0, "b": 0}): r"empty hold no pictures \(",
+        folder / "ant": r"ant has no class folders: put the images of each class",
+        write_classes(tmp_path / "empty", {"a": 0, "b": 0}): r"empty hold no images \(",
         write_classes(
             tmp_path / "one", {"a": 3}
-        ): r"one has only the class 'a'; a classifier needs .*: add pictures of another\.$",
+        ): r"one has only the class 'a'; a classifier needs .*: add images of another\.$",
         write_classes(tmp_path / "singles", {"a": 1, "b": 1}): r"no class has two training images",
         write_classes(tmp_path / "parts" / "test", COUNTS).parent: r"parts has test/ but no train/",
         write_classes(tmp_path / "bare", {"train": 3}): r"train has no class folders: put the",
@@ -270,23 +270,23 @@ def test_values_of_folders_out_of_range(folder, wrong, sentence):
         from_folder(folder, **wrong)
 
 
-# ---------------------------------------------------------------- unreadable pictures
+# ---------------------------------------------------------------- unreadable images
 
 
 @pytest.fixture
-def spoilt(folder, bad_pictures):
-    for name, content in bad_pictures.items():
+def spoilt(folder, bad_images):
+    for name, content in bad_images.items():
         (folder / "bee" / name).write_bytes(content)
     return folder
 
 
-def test_an_unreadable_picture_is_named_at_once_in_memory(spoilt):
-    with pytest.raises(UserError, match=r"cannot read the picture .*bee/empty\.jpg \("):
+def test_an_unreadable_image_is_named_at_once_in_memory(spoilt):
+    with pytest.raises(UserError, match=r"cannot read the image .*bee/empty\.jpg \("):
         from_folder(spoilt, size=8)
 
 
 @pytest.mark.parametrize(("num_workers", "threads"), [(0, 0), (0, 3), (2, None)])
-def test_an_unreadable_picture_on_disk_ends_in_one_sentence(spoilt, num_workers, threads):
+def test_an_unreadable_image_on_disk_ends_in_one_sentence(spoilt, num_workers, threads):
     dls = from_folder(spoilt, size=8, in_memory=False, num_workers=num_workers, bs=4)
     dls.train.threads = threads
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
@@ -295,7 +295,7 @@ def test_an_unreadable_picture_on_disk_ends_in_one_sentence(spoilt, num_workers,
         with pytest.raises(UserError) as e, learn.no_bar(), learn.no_logging():
             use()
         for text in (str(e.value), e.value.message):
-            assert text.startswith(f"cannot read the picture {spoilt / 'bee'}{os.sep}")
+            assert text.startswith(f"cannot read the image {spoilt / 'bee'}{os.sep}")
             assert text.endswith("(skip_bad=True).") and "\n" not in text
             assert "Traceback" not in text and "worker" not in text
         # Workers left to the garbage collector take five seconds each to end.
@@ -304,18 +304,18 @@ def test_an_unreadable_picture_on_disk_ends_in_one_sentence(spoilt, num_workers,
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_unreadable_pictures_are_left_out_when_told(spoilt, bad_pictures, in_memory):
-    (spoilt / "cat" / "99.png").write_text("no picture")
+def test_unreadable_images_are_left_out_when_told(spoilt, bad_images, in_memory):
+    (spoilt / "cat" / "99.png").write_text("no image")
     dls = from_folder(spoilt, size=8, in_memory=in_memory, skip_bad=True, bs=4)
     assert dls.shot_counts.tolist() == [20, 10, 4]
-    want = [str(spoilt / "bee" / n) for n in bad_pictures] + [str(spoilt / "cat" / "99.png")]
+    want = [str(spoilt / "bee" / n) for n in bad_images] + [str(spoilt / "cat" / "99.png")]
     assert sorted(dls.skipped) == sorted(want)
     assert len(batches(dls.train)) == len(dls.train)
 
 
-def test_a_class_of_unreadable_pictures_only_counts_none(folder, caplog):
+def test_a_class_of_unreadable_images_only_counts_none(folder, caplog):
     for path in (folder / "cat").iterdir():
-        path.write_text("no picture")
+        path.write_text("no image")
     dls = from_folder(folder, size=8, skip_bad=True)
     assert dls.class_counts.tolist() == [16, 8, 0] and dls.c == 3
     assert "1 class has no training image: cat" in caplog.messages
@@ -468,7 +468,7 @@ def test_cifar_is_the_same_from_folders_and_from_pickles(tmp_path, write_cifar_p
     (tmp_path / "cifar10" / "train" / names[9] / "x.png").write_text("no")
     bad = next((tmp_path / "cifar10" / "train" / names[0]).iterdir())
     bad.write_text("no")
-    with pytest.raises(UserError, match="cannot read the picture"):
+    with pytest.raises(UserError, match="cannot read the image"):
         make(tmp_path)
     assert make(tmp_path, skip_bad=True).skipped == [str(bad)]
 
@@ -542,7 +542,7 @@ def test_tiny_imagenet_has_its_counts_and_statistics(monkeypatch):
         (
             {"factor": 5},
             r"class n\d+ has 164 training images, but exponential imbalance factor 5 wants 230 of "
-            r"them; these pictures allow an imbalance factor of 10 or more, and the full set has "
+            r"them; these images allow an imbalance factor of 10 or more, and the full set has "
             r"500 of each\.",
         ),
         (
@@ -580,7 +580,7 @@ def test_tiny_imagenet_is_the_same_from_every_layout(tmp_path, write_tiny):
     assert shuffled.split.train != one.split.train and shuffled.split.test == one.split.test
     bad = archive / "train" / one.vocab[0] / "images" / f"{one.vocab[0]}_0.JPEG"
     bad.write_text("no")
-    with pytest.raises(UserError, match="cannot read the picture"):
+    with pytest.raises(UserError, match="cannot read the image"):
         tiny(archive, 2, n_max=4, size=32)
     assert tiny(archive, 2, n_max=4, size=32, skip_bad=True).skipped == [str(bad)]
 
@@ -595,9 +595,7 @@ def test_missing_tiny_imagenet_says_how_to_fetch_it(tmp_path):
 
 def files(folder, **kwargs) -> LTDataLoader:
     data = list_class_folders(folder)[0]
-    return LTDataLoader(
-        PictureFiles(data, "crop_flip", 8, pad=2), 5, training=True, seed=3, **kwargs
-    )
+    return LTDataLoader(ImageFiles(data, "crop_flip", 8, pad=2), 5, training=True, seed=3, **kwargs)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -607,7 +605,7 @@ def test_workers_change_nothing(folder, sampler, kind):
         if kind == "files":
             dl = files(folder, sampler=sampler, num_workers=num_workers)
         else:
-            data = PicturesInMemory(list_class_folders(folder)[0].load(None), "crop_flip", 2)
+            data = ImagesInMemory(list_class_folders(folder)[0].load(None), "crop_flip", 2)
             dl = LTDataLoader(data, 5, True, sampler, seed=3, num_workers=num_workers)
         out = []
         for epoch in (0, 4):
@@ -620,16 +618,16 @@ def test_workers_change_nothing(folder, sampler, kind):
     assert not same(*here)
 
 
-def test_workers_and_epochs_augment_each_picture_anew(tmp_path, write_classes):
+def test_workers_and_epochs_augment_each_image_anew(tmp_path, write_classes):
     # albumentations alone repeats the same draws in every worker and every epoch.
     folder = write_classes(tmp_path, {"a": 1, "b": 1})
     for c in ("a", "b"):
         for i in range(12):
             (folder / c / f"{i}.png").write_bytes((folder / "a" / "0.png").read_bytes())
     data = list_class_folders(folder)[0]
-    dl = LTDataLoader(PictureFiles(data, "crop_flip", 8, pad=3), 4, training=True, num_workers=2)
+    dl = LTDataLoader(ImageFiles(data, "crop_flip", 8, pad=3), 4, training=True, num_workers=2)
     seen = [x[i].numpy().tobytes() for _ in range(2) for x, _ in dl for i in range(len(x))]
-    # 48 views of one picture: draws that workers share would halve them, epochs halve them again.
+    # 48 views of one image: draws that workers share would halve them, epochs halve them again.
     assert len(seen) == 48
     assert len(set(seen)) > 28
 
@@ -649,7 +647,7 @@ def test_an_epoch_can_be_made_again(folder, num_workers):
     assert not same(batches(dl), first)
 
 
-def test_a_picture_in_memory_and_on_disk_has_the_same_views(tmp_path):
+def test_a_image_in_memory_and_on_disk_has_the_same_views(tmp_path):
     pixels = np.arange(1, 28, dtype=np.uint8).reshape(3, 3, 3)
     for c in ("a", "b"):
         (tmp_path / c).mkdir()
@@ -662,15 +660,15 @@ def test_a_picture_in_memory_and_on_disk_has_the_same_views(tmp_path):
         rows = torch.cat([x.flatten(1) for _ in range(3) for x, _ in dl])
         return torch.unique(rows, dim=0, return_counts=True)
 
-    memory, times = views(PicturesInMemory(data.load(None), "crop_flip", 1))
-    disk, disk_times = views(PictureFiles(data, "crop_flip", 3, 1))
+    memory, times = views(ImagesInMemory(data.load(None), "crop_flip", 1))
+    disk, disk_times = views(ImageFiles(data, "crop_flip", 3, 1))
     assert len(memory) == 18 and torch.equal(memory, disk)
     assert chisquare(times).pvalue > 1e-3 and chisquare(disk_times).pvalue > 1e-3
 
 
 def test_evaluation_is_in_order_and_not_augmented(folder):
     data = list_class_folders(folder)[0].load(None)
-    dl = LTDataLoader(PicturesInMemory(data, "crop_flip"), 5)
+    dl = LTDataLoader(ImagesInMemory(data, "crop_flip"), 5)
     x, y = (torch.cat(t) for t in zip(*batches(dl), strict=True))
     assert (x.permute(0, 2, 3, 1).numpy() == data.images).all() and (
         y.numpy() == data.targets
@@ -695,7 +693,7 @@ def photographs(folder, n: int = 30) -> ImageSet:
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_threads_change_nothing(tmp_path, transform):
-    data = PictureFiles(photographs(tmp_path), transform, 48)
+    data = ImageFiles(photographs(tmp_path), transform, 48)
 
     def passes(training=True, **how):
         dl = LTDataLoader(data, 4, training, seed=3, **how)
@@ -710,7 +708,7 @@ def test_threads_change_nothing(tmp_path, transform):
 
 def test_threads_take_part_where_they_can(folder, monkeypatch):
     data = list_class_folders(folder)[0]
-    dl = LTDataLoader(PictureFiles(data, size=8), 4, threads=None)
+    dl = LTDataLoader(ImageFiles(data, size=8), 4, threads=None)
     for cores, threads in {1: 0, 2: 2, 64: 8}.items():
         monkeypatch.setattr("ltlearn.data.loader.count_cores", lambda n=cores: n)
         assert dl._threads_now() == threads
@@ -718,17 +716,17 @@ def test_threads_take_part_where_they_can(folder, monkeypatch):
     next(batch)
     assert len(reading_threads()) > 0
     batch.close()
-    for other in (PictureFiles(data.load(8), size=8), PicturesInMemory(data.load(8))):
+    for other in (ImageFiles(data.load(8), size=8), ImagesInMemory(data.load(8))):
         assert LTDataLoader(other, 4, threads=3)._threads_now() == 0
         assert len(batches(LTDataLoader(other, 4, threads=3))) == 9
-    assert LTDataLoader(PictureFiles(data, size=8), 4)._threads_now() == 0
-    assert LTDataLoader(PictureFiles(data, size=8), 4, threads=3).new()._threads_now() == 3
+    assert LTDataLoader(ImageFiles(data, size=8), 4)._threads_now() == 0
+    assert LTDataLoader(ImageFiles(data, size=8), 4, threads=3).new()._threads_now() == 3
     # A user's own function may not stand threads.
-    own = PictureFiles(data, size=8)
+    own = ImageFiles(data, size=8)
     own = LTDataLoader(own, 4, threads=3, create_item=lambda s: data.targets[s])
     assert own._threads_now() == 0 and batches_of_numbers(own) == data.targets.tolist()
     with pytest.raises(UserError, match="threads must be a whole number of at least 0, got -1"):
-        LTDataLoader(PictureFiles(data, size=8), 4, threads=-1)
+        LTDataLoader(ImageFiles(data, size=8), 4, threads=-1)
 
 
 def batches_of_numbers(dl) -> list[int]:
@@ -791,7 +789,7 @@ def test_the_sampler_is_really_used(kind):
     # fastai's own loader takes sampler= and ignores it.
     data = numbered(40)
     data.targets = np.repeat([0, 1], [36, 4])
-    dataset = PicturesInMemory(data) if kind == "memory" else PictureFiles(data, "none", 4)
+    dataset = ImagesInMemory(data) if kind == "memory" else ImageFiles(data, "none", 4)
     shares = {}
     for name in SAMPLERS:
         dl = LTDataLoader(dataset, 8, training=True, sampler=name)
@@ -803,7 +801,7 @@ def test_the_sampler_is_really_used(kind):
 
 
 def test_a_loader_shows_what_its_sampler_draws():
-    dl = LTDataLoader(PicturesInMemory(numbered(20)), 6, True, "class_balanced", seed=7)
+    dl = LTDataLoader(ImagesInMemory(numbered(20)), 6, True, "class_balanced", seed=7)
     sampler = ClassBalancedSampler(dl.dataset.targets, seed=7)
     for _ in range(2):
         assert numbers(dl) == list(sampler)
@@ -814,7 +812,7 @@ def test_a_loader_shows_what_its_sampler_draws():
 def test_torch_samplers_of_another_length():
     torch.manual_seed(0)
     sampler = WeightedRandomSampler([0.0] * 19 + [1.0], num_samples=11)
-    dl = LTDataLoader(PicturesInMemory(numbered(20)), 4, True, sampler)
+    dl = LTDataLoader(ImagesInMemory(numbered(20)), 4, True, sampler)
     assert dl.sampler_name == "WeightedRandomSampler" and len(dl) == 3
     assert numbers(dl) == [19] * 11
     shared = DistributedSampler(range(20), num_replicas=2, rank=0)
@@ -824,7 +822,7 @@ def test_torch_samplers_of_another_length():
 
 
 def test_wrong_samplers_are_refused():
-    data = PicturesInMemory(numbered(20))
+    data = ImagesInMemory(numbered(20))
     with pytest.raises(UserError, match="sampler must be one of instance, .*, got 'balanced'"):
         LTDataLoader(data, 4, True, "balanced")
     with pytest.raises(UserError, match="made for 3 images, but there are 20"):
@@ -834,9 +832,9 @@ def test_wrong_samplers_are_refused():
 @pytest.mark.parametrize("bs", [0, -1, 1.5, True, "8"])
 def test_a_wrong_batch_size_is_refused(bs):
     with pytest.raises(UserError, match="bs must be a whole number of at least 1, got"):
-        LTDataLoader(PicturesInMemory(numbered(4)), bs)
+        LTDataLoader(ImagesInMemory(numbered(4)), bs)
     with pytest.raises(UserError, match="num_workers must be a whole number of at least 0, got"):
-        LTDataLoader(PicturesInMemory(numbered(4)), 2, num_workers=bs or -1)
+        LTDataLoader(ImagesInMemory(numbered(4)), 2, num_workers=bs or -1)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -853,7 +851,7 @@ def test_a_wrong_batch_size_is_refused(bs):
     ],
 )
 def test_lengths_and_last_batches(n, bs, training, sizes, num_workers):
-    dl = LTDataLoader(PicturesInMemory(numbered(n)), bs, training, num_workers=num_workers)
+    dl = LTDataLoader(ImagesInMemory(numbered(n)), bs, training, num_workers=num_workers)
     assert [len(y) for _, y in dl] == sizes
     assert len(dl) == len(sizes)
 
@@ -940,12 +938,12 @@ def test_new_loaders_keep_what_is_not_changed(folder):
     assert sum(len(y) for _, y in still) == dls.train.n
     again = still.new(shuffle=True)
     assert again.training and again.augment
-    other = dls.train.new(PicturesInMemory(numbered(9, 8)))
+    other = dls.train.new(ImagesInMemory(numbered(9, 8)))
     assert other.n == 9 and other.sampler_name == "class_balanced"
     sampler = WeightedRandomSampler([1.0] * dls.train.n, 3)
     dls.train.set_sampler(sampler)
     assert dls.train.new().sampler is sampler
-    assert dls.train.new(PicturesInMemory(numbered(9, 8))).sampler_name == "instance"
+    assert dls.train.new(ImagesInMemory(numbered(9, 8))).sampler_name == "instance"
 
 
 def from_folder_like(dls):
@@ -956,11 +954,11 @@ def from_folder_like(dls):
     return dl
 
 
-def test_a_new_loader_reads_no_picture(spoilt, capsys):
+def test_a_new_loader_reads_no_image(spoilt, capsys):
     # fastai's own reads one, and prints two lines where it cannot.
     dls = from_folder(spoilt, size=8, in_memory=False)
     for path in spoilt.rglob("*.png"):
-        path.write_text("no picture")
+        path.write_text("no image")
     assert dls.valid.new(shuffle=False).n_inp == 1
     assert capsys.readouterr().out == ""
 
@@ -973,7 +971,7 @@ def test_batches_go_to_the_device(folder):
     assert dls.train.one_batch()[0].device.type == "meta"
 
 
-def test_pictures_are_normalised(folder):
+def test_images_are_normalised(folder):
     stats = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     dls = from_folder(folder, stats=stats)
     raw, _ = dls.valid.dataset.get_batch(range(dls.valid.n))
@@ -1001,7 +999,7 @@ def test_a_split_is_json(folder):
     assert json.loads(json.dumps(split.to_dict()))["train"] == split.train
 
 
-def test_listing_opens_few_pictures(folder, monkeypatch):
+def test_listing_opens_few_images(folder, monkeypatch):
     opened = []
     monkeypatch.setattr(
         "ltlearn.data.datasets.read_image", lambda *a: opened.append(a) or read_image(*a)
@@ -1036,12 +1034,12 @@ def test_a_folder_above_the_data_is_pointed_out(tmp_path):
         LTDataLoaders.from_folder(tmp_path)
 
 
-def test_a_learner_saves_nothing_among_the_pictures(folder):
+def test_a_learner_saves_nothing_among_the_images(folder):
     assert str(from_folder(folder).path) == "."
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_new_empty_keeps_everything_but_the_pictures(folder, in_memory):
+def test_new_empty_keeps_everything_but_the_images(folder, in_memory):
     dls = from_folder(folder, in_memory=in_memory, num_workers=0)
     empty = dls.new_empty()
     assert [len(dl.dataset) for dl in empty.loaders] == [0] * len(dls.loaders)
@@ -1053,8 +1051,8 @@ def test_files_are_named_by_folder_and_time(tmp_path, write_classes):
     first = list_class_folders(write_classes(tmp_path / "a", COUNTS))[0]
     second = list_class_folders(write_classes(tmp_path / "b", COUNTS))[0]
     assert first.fingerprint() == second.fingerprint()
-    names = [PictureFiles(data, size=8).files_name for data in (first, first, second)]
+    names = [ImageFiles(data, size=8).files_name for data in (first, first, second)]
     assert names[0] == names[1] != names[2] and len(names[0]) == 16
     os.utime(first.root / first.paths[0], ns=(1, 1))
-    assert PictureFiles(first, size=8).files_name != names[0]
-    assert PictureFiles(numbered(3), size=4).files_name == ""
+    assert ImageFiles(first, size=8).files_name != names[0]
+    assert ImageFiles(numbered(3), size=4).files_name == ""

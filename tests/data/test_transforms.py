@@ -11,7 +11,7 @@ from ltlearn.errors import UserError
 
 
 def tiny(h=3, w=3):
-    """Make a picture whose every pixel differs from every other and from the border."""
+    """Make an image whose every pixel differs from every other and from the border."""
     return np.arange(1, 1 + h * w * 3, dtype=np.uint8).reshape(h, w, 3)
 
 
@@ -47,7 +47,7 @@ def test_batch_crops_are_equally_likely(flip):
 
 
 @pytest.mark.parametrize("name", ["crop_flip", "crop"])
-def test_crops_picture_by_picture_have_the_same_law(name):
+def test_crops_image_by_image_have_the_same_law(name):
     possible = outcomes_by_hand(tiny(), 1, name == "crop_flip")
     transform = ImageTransform(name, 3, pad=1)
     seen = Counter(transform(tiny(), mix_seed(0, 0, i)).tobytes() for i in range(4000))
@@ -68,12 +68,12 @@ def test_seeds_of_neighbouring_batches_share_nothing():
     assert chisquare([seen[k] for k in possible]).pvalue > 1e-3
 
 
-def test_batches_of_oblong_pictures():
+def test_batches_of_oblong_images():
     image = tiny(2, 4)
     assert set(batch_outcomes(image, 1, 4000)) == set(outcomes_by_hand(image, 1))
 
 
-def test_without_a_generator_pictures_come_as_they_are():
+def test_without_a_generator_images_come_as_they_are():
     images = torch.from_numpy(
         np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
     )
@@ -111,7 +111,7 @@ def test_threads_may_call_at_once(name):
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("shape", [(40, 50), (300, 20), (7, 7), (1, 1), (120, 120)])
 @pytest.mark.parametrize("size", [32, 112])
-def test_any_picture_comes_to_the_size_asked_for(name, shape, size):
+def test_any_image_comes_to_the_size_asked_for(name, shape, size):
     image = np.full((*shape, 3), 200, dtype=np.uint8)
     out = ImageTransform(name, size)(image, 3)
     assert out.shape == (size, size, 3) and out.dtype == np.uint8

@@ -49,7 +49,7 @@ def test_there_are_recipes_of_each():
 @pytest.mark.parametrize("name", LARGE)
 def test_it_runs_from_lists_to_report(name, copy, tmp_path):
     recipe = load_recipe(name)
-    # The pictures, the classes and the steps of the recipe; a smaller network of the same family.
+    # The images, the classes and the steps of the recipe; a smaller network of the same family.
     small = load_recipe(name, ["model.arch=resnet10t", "model.pretrained=false"]).smoke()
     assert small.data.size == 32 and small.methods == recipe.methods
     run = Run(tmp_path / "run")

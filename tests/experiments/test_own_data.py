@@ -1,4 +1,4 @@
-"""`ltlearn train`, `retrain` and `predict` on a folder of tiny pictures."""
+"""`ltlearn train`, `retrain` and `predict` on a folder of tiny images."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ GIVEN = (
 )  # fmt: skip
 
 
-def make_pictures(folder, per_class, seed=0, side=16):
+def make_images(folder, per_class, seed=0, side=16):
     rng = np.random.default_rng(seed)
     for c, (name, n) in enumerate(per_class.items()):
         (folder / name).mkdir(parents=True)
@@ -42,16 +42,16 @@ def make_pictures(folder, per_class, seed=0, side=16):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Pictures with a test folder."""
+    """Images with a test folder."""
     folder = tmp_path_factory.mktemp("own") / "photos"
-    make_pictures(folder / "train", CLASSES)
-    make_pictures(folder / "test", dict.fromkeys(CLASSES, 4), seed=1)
+    make_images(folder / "train", CLASSES)
+    make_images(folder / "test", dict.fromkeys(CLASSES, 4), seed=1)
     return folder
 
 
 @pytest.fixture(scope="module")
 def plain(photos):
-    """Pictures without one."""
+    """Images without one."""
     folder = photos.parent / "plain"
     shutil.copytree(photos / "train", folder)
     return folder
@@ -103,7 +103,7 @@ def test_train_leaves_a_run_like_a_recipe(trained):
     assert manifest["status"] == "finished" and values["name"] == "own-photos"
     assert values["data"]["dataset"] == "own" and values["data"]["size"] == 16
     assert values["methods"] == ["ce", "samn", "crt"]
-    assert values["provenance"]["data.size"] == "own: the pictures are 16 x 16 pixels"
+    assert values["provenance"]["data.size"] == "own: the images are 16 x 16 pixels"
     assert values["provenance"]["model.pretrained"] == "own: timm has no weights of it"
     assert values["provenance"]["model.arch"] == "command line"
     # What `fit_stage1` takes by itself: 0.1 a 256 images.
@@ -124,7 +124,7 @@ def test_train_goes_on_where_it_was_stopped(trained, photos):
     assert "stage1.lr = 0.00625, not 0.5" in refused(*words, "--lr", "0.5")
 
 
-def test_pictures_may_have_moved(trained, photos, tmp_path):
+def test_images_may_have_moved(trained, photos, tmp_path):
     run, _ = trained
     for folder in (photos, run):
         shutil.copytree(folder, tmp_path / folder.name)
@@ -160,11 +160,11 @@ def test_without_a_test_folder_every_table_says_so(untested):
     assert "validation accuracy" in done.stdout and "no test set" in done.stdout
 
 
-def test_defaults_follow_the_pictures(photos, tmp_path):
+def test_defaults_follow_the_images(photos, tmp_path):
     small = own_recipe(photos, ["samn"])
     assert small.model.arch == "resnet32_cifar" and small.stage1.epochs == 90
     assert small.model.pretrained is False and small.stage1.lr == 0.025
-    make_pictures(tmp_path / "large", CLASSES, side=100)
+    make_images(tmp_path / "large", CLASSES, side=100)
     large = own_recipe(tmp_path / "large", ["samn"], {"model.pretrained": False})
     assert (large.model.arch, large.data.size, large.stage1.epochs) == ("resnet50", 224, 90)
     assert "larger than 96" in large.provenance["data.size"]
@@ -181,7 +181,7 @@ def test_the_rate_grows_with_the_batch_up_to_an_end(photos):
 
 
 def test_train_on_a_table(photos, tmp_path):
-    table = tmp_path / "pictures.csv"
+    table = tmp_path / "images.csv"
     rows = [
         f"{file},{file.parent.name},{file.parent.parent.name}"
         for file in sorted(photos.rglob("*.png"))
@@ -190,11 +190,11 @@ def test_train_on_a_table(photos, tmp_path):
     done = ltlearn("train", table, *FAST, "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert manifest["values"]["name"] == "own-pictures" and manifest["test_images"] == 12
+    assert manifest["values"]["name"] == "own-images" and manifest["test_images"] == 12
     assert manifest["values"]["data"]["size"] == 16
 
 
-def test_what_is_odd_about_the_pictures_is_said_once(plain, tmp_path):
+def test_what_is_odd_about_the_images_is_said_once(plain, tmp_path):
     # They are looked at twice, for their size at first.
     odd = tmp_path / "odd"
     shutil.copytree(plain, odd)
@@ -209,9 +209,9 @@ def test_a_table_whose_columns_have_to_be_named(photos, tmp_path):
         rows = [f"{f.parent.name}/{f.stem},7,{f.parent.name}" for f in
                 sorted((photos / part).rglob("*.png"))]  # fmt: skip
         (tmp_path / f"{part}.csv").write_text("\n".join(["id,age,dx", *rows]) + "\n")
-    (tmp_path / "pictures").symlink_to(photos / "train")
+    (tmp_path / "images").symlink_to(photos / "train")
     words = (
-        "--images", "pictures", "--label-col", "dx", "--image-col", "0", "--suffix", ".png",
+        "--images", "images", "--label-col", "dx", "--image-col", "0", "--suffix", ".png",
     )  # fmt: skip
     run = tmp_path / "run"
     done = ltlearn("train", "train.csv", *words, *FAST, "--out", run, cwd=tmp_path)
@@ -219,8 +219,8 @@ def test_a_table_whose_columns_have_to_be_named(photos, tmp_path):
     assert "columns: path from 'id', label from 'dx'" in done.stderr
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["columns"] == {"path": "id", "label": "dx"}
-    assert manifest["values"]["data"]["images"] == str(tmp_path / "pictures")
-    # From anywhere, as the run knows where its pictures are and how they are listed.
+    assert manifest["values"]["data"]["images"] == str(tmp_path / "images")
+    # From anywhere, as the run knows where its images are and how they are listed.
     done = ltlearn("compare", run, "--methods", "ce,samn", "--quiet", cwd=photos)
     assert done.returncode == 0, done.stderr
     words = words[:3] + ("dy",) + words[4:]
@@ -268,7 +268,7 @@ def test_odd_names_of_classes_go_through_everything(tmp_path):
     model = json.loads((run / "model.json").read_text("utf-8"))
     assert model["classes"] == sorted(ODD_NAMES)
     told = json.loads(ltlearn("predict", run, folder, "--json", "--top", "6").stdout)
-    assert {pair["class"] for pair in told["pictures"][0]["top"]} == set(ODD_NAMES)
+    assert {pair["class"] for pair in told["images"][0]["top"]} == set(ODD_NAMES)
     done = ltlearn("predict", run, folder, "--csv", tmp_path / "p.csv", "--top", "6")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
@@ -347,8 +347,8 @@ def test_predictions_are_those_of_the_run(trained, photos, tmp_path):
         assert float(row[2]) == pytest.approx(expected.max().item(), abs=1e-4)
 
 
-def test_predictions_of_large_pictures_are_those_of_the_run(tmp_path):
-    make_pictures(tmp_path / "large", {"ant": 6, "bee": 4}, side=100)
+def test_predictions_of_large_images_are_those_of_the_run(tmp_path):
+    make_images(tmp_path / "large", {"ant": 6, "bee": 4}, side=100)
     run = tmp_path / "run"
     done = ltlearn(
         "train", tmp_path / "large", "--arch", "resnet10t", "--size", "97", "--no-pretrained",
@@ -367,21 +367,21 @@ def test_predictions_of_large_pictures_are_those_of_the_run(tmp_path):
 
 def test_predict_takes_a_file_of_weights_and_json(trained, photos):
     run, _ = trained
-    picture = photos / "test" / "bee" / "0.png"
-    done = ltlearn("predict", run / "checkpoints/seed0-crt.safetensors", picture, "--json")
+    image = photos / "test" / "bee" / "0.png"
+    done = ltlearn("predict", run / "checkpoints/seed0-crt.safetensors", image, "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["method"] == "crt" and len(told["pictures"]) == 1
-    assert {pair["class"] for pair in told["pictures"][0]["top"]} == set(CLASSES)
-    assert sum(p["probability"] for p in told["pictures"][0]["top"]) == pytest.approx(1)
-    stage1 = ltlearn("predict", run / "checkpoints/seed0-stage1.safetensors", picture, "--json")
+    assert told["method"] == "crt" and len(told["images"]) == 1
+    assert {pair["class"] for pair in told["images"][0]["top"]} == set(CLASSES)
+    assert sum(p["probability"] for p in told["images"][0]["top"]) == pytest.approx(1)
+    stage1 = ltlearn("predict", run / "checkpoints/seed0-stage1.safetensors", image, "--json")
     assert json.loads(stage1.stdout)["method"] == "ce"
-    assert json.loads(ltlearn("predict", run, picture, "--json").stdout)["method"] == "crt"
+    assert json.loads(ltlearn("predict", run, image, "--json").stdout)["method"] == "crt"
 
 
-def test_unreadable_pictures_are_named_and_the_rest_goes_on(trained, photos, tmp_path):
+def test_unreadable_images_are_named_and_the_rest_goes_on(trained, photos, tmp_path):
     run, _ = trained
-    (tmp_path / "broken.jpg").write_text("no picture")
+    (tmp_path / "broken.jpg").write_text("no image")
     (tmp_path / "empty").mkdir()
     done = ltlearn(
         "predict", run, tmp_path, tmp_path / "empty", tmp_path / "gone.png",
@@ -391,8 +391,8 @@ def test_unreadable_pictures_are_named_and_the_rest_goes_on(trained, photos, tmp
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 3 and "--skip-bad" not in done.stderr
     assert "broken.jpg" in lines[0]
-    assert "holds no pictures (.avif," in lines[1] and "; give another one" in lines[1]
-    assert "there is no picture" in lines[2] and "gone.png; give a file, or a folder" in lines[2]
+    assert "holds no images (.avif," in lines[1] and "; give another one" in lines[1]
+    assert "there is no image" in lines[2] and "gone.png; give a file, or a folder" in lines[2]
     assert len(done.stdout.strip().splitlines()) == 2
 
 
@@ -403,7 +403,7 @@ def test_where_nothing_is_classified_nothing_is_written(trained, tmp_path):
     done = ltlearn("predict", run, tmp_path / "gone.png", "--csv", tmp_path / "out.csv")
     assert done.returncode == 1 and not list(tmp_path.iterdir())
     done = ltlearn("predict", run, tmp_path / "gone.png", "--json")
-    assert done.returncode == 1 and json.loads(done.stdout)["pictures"] == []
+    assert done.returncode == 1 and json.loads(done.stdout)["images"] == []
 
 
 def test_a_turned_photograph_is_read_upright(trained, tmp_path):
@@ -421,15 +421,15 @@ def test_a_turned_photograph_is_read_upright(trained, tmp_path):
 
 def test_another_prior_moves_the_probabilities(trained, photos):
     run, _ = trained
-    picture = photos / "test" / "cow" / "0.png"
+    image = photos / "test" / "cow" / "0.png"
     plain, uniform = (
         dict(zip(p.classes, p.probabilities, strict=True))
         for prior in (None, "uniform")
-        for p in Predictor(run, "ce", target_prior=prior).predict([picture])
+        for p in Predictor(run, "ce", target_prior=prior).predict([image])
     )
     odds = (uniform["cow"] / uniform["ant"]) / (plain["cow"] / plain["ant"])
     assert odds == pytest.approx(24 / 5, rel=1e-3)
-    message = refused("predict", run, picture, "--target-prior", "flat")
+    message = refused("predict", run, image, "--target-prior", "flat")
     assert "--target-prior must be one of uniform, train, reversed, got 'flat'" in message
 
 
@@ -456,40 +456,40 @@ def test_predict_on_a_recipe_run(tmp_path):
     run = tmp_path / "digits"
     done = ltlearn("recipe", "digits_lt", "--smoke", "--out", run, "--quiet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    picture = tmp_path / "digit.png"
-    Image.fromarray(np.zeros((20, 30), dtype=np.uint8)).save(picture)
-    done = ltlearn("predict", run, picture, "--top", "3", "--json")
+    image = tmp_path / "digit.png"
+    Image.fromarray(np.zeros((20, 30), dtype=np.uint8)).save(image)
+    done = ltlearn("predict", run, image, "--top", "3", "--json")
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["pictures"][0]["top"]) == 3
+    assert len(json.loads(done.stdout)["images"][0]["top"]) == 3
     facts = json.loads((run / "model.json").read_text())
     assert facts["size"] == [8, 8] and facts["methods"]["samn"]["head"] == "SAMNLinear"
     (run / "model.json").unlink()
-    assert "an earlier version of ltlearn made it" in refused("predict", run, picture)
+    assert "an earlier version of ltlearn made it" in refused("predict", run, image)
 
 
 def test_what_predict_refuses(trained, photos, tmp_path):
     run, _ = trained
-    picture = photos / "test/ant/0.png"
-    assert "no run" in refused("predict", tmp_path / "nothing", picture)
-    assert "holds no run of ltlearn" in refused("predict", tmp_path, picture)
+    image = photos / "test/ant/0.png"
+    assert "no run" in refused("predict", tmp_path / "nothing", image)
+    assert "holds no run of ltlearn" in refused("predict", tmp_path, image)
     assert "has no method 'lws'; it has ce, samn, crt" in refused(
-        "predict", run, picture, "--method", "lws"
+        "predict", run, image, "--method", "lws"
     )
     alone = tmp_path / "alone.safetensors"
     shutil.copy(run / "checkpoints/seed0-samn.safetensors", alone)
-    assert "no model.json beside" in refused("predict", alone, picture)
+    assert "no model.json beside" in refused("predict", alone, image)
     assert "cannot be written" in refused(
-        "predict", run, picture, "--csv", tmp_path / "no" / "such.csv"
+        "predict", run, image, "--csv", tmp_path / "no" / "such.csv"
     )
-    message = refused("predict", run, picture, "--csv", tmp_path)
+    message = refused("predict", run, image, "--csv", tmp_path)
     assert "is a folder; give the path of a file as --csv" in message
     for name in ("mine.pth", "mine.pt", "mine.bin"):
         (tmp_path / name).touch()
-        message = refused("predict", tmp_path / name, picture)
+        message = refused("predict", tmp_path / name, image)
         assert f"`ltlearn retrain --arch NAME --checkpoint {tmp_path / name} --data DIR`" in message
-    message = refused("predict", tmp_path / "gone.safetensors", picture)
+    message = refused("predict", tmp_path / "gone.safetensors", image)
     assert "give one of a run's checkpoints, or its folder" in message
-    message = refused("predict", tmp_path, picture)
+    message = refused("predict", tmp_path, image)
     assert "holds no run of ltlearn (no manifest.json); give the folder that" in message
 
 

@@ -19,7 +19,7 @@ from ltlearn.data.readers.folders import list_class_folders
 from ltlearn.data.splits import carve_validation
 from ltlearn.errors import UserError
 from ltlearn.inspection.advise import _carved
-from ltlearn.inspection.inspect import inspect_path, inspect_pictures
+from ltlearn.inspection.inspect import inspect_images, inspect_path
 from ltlearn.inspection.report import _BLOCK
 from ltlearn.methods import METHODS
 
@@ -53,7 +53,7 @@ def save(path, pixels=None, seed=0, **kwargs):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes: 6 and 3 pictures of noise, all different."""
+    """Two classes: 6 and 3 images of noise, all different."""
     root = tmp_path / "photos"
     for name, n, first in (("cat", 6, 0), ("dog", 3, 100)):
         for i in range(n):
@@ -148,12 +148,12 @@ def test_copies_within_across_classes_and_across_parts(tmp_path):
     assert found.counts == {"train": [6, 5], "valid": [3, 4], "test": [3, 5]}
     d = found.duplicates
     assert len(d.groups) == 4 and all(g["same_file"] for g in d.groups)
-    assert (d.copies_within, d.conflicts, d.conflict_pictures) == (1, 1, 2)
+    assert (d.copies_within, d.conflicts, d.conflict_images) == (1, 1, 2)
     # What is in validation and in test alone does not leak from training.
     assert d.leaks == {"valid": 0, "test": 1} and d.across_parts == 2
     text = " ".join(str(found).split())
     assert "train/x/other label.png = train/y/other label.png" in text
-    assert "leaks: 1 test pictures (12.5 %) are in training too" in text
+    assert "leaks: 1 test images (12.5 %) are in training too" in text
     assert "train/y/leak.png = test/y/leak.png" in text
 
 
@@ -162,7 +162,7 @@ def damaged(folder):
     jpeg = io.BytesIO()
     Image.fromarray(noise(0, 64)).save(jpeg, "JPEG")
     (folder / "cat" / "cut.jpg").write_bytes(jpeg.getvalue()[:700])
-    (folder / "cat" / "text.jpg").write_text("no picture")
+    (folder / "cat" / "text.jpg").write_text("no image")
     (folder / "cat" / "empty.png").write_bytes(b"")
     (folder / "cat" / "gone.png").symlink_to("nowhere.png")
     (folder / "cat" / "self.png").symlink_to("self.png")
@@ -177,8 +177,8 @@ def test_unreadable_ones_are_named_with_their_reason(damaged):
     assert reasons.pop("cut.jpg").startswith("image file is truncated")
     assert reasons.pop("floats.tif").startswith("its pixels are floats")
     assert reasons == {
-        "text.jpg": "not a picture Pillow can read",
-        "empty.png": "not a picture Pillow can read",
+        "text.jpg": "not an image Pillow can read",
+        "empty.png": "not an image Pillow can read",
         "gone.png": "not there",
         "self.png": "Too many levels of symbolic links",
         "pipe.png": "not a regular file",
@@ -189,7 +189,7 @@ def test_unreadable_ones_are_named_with_their_reason(damaged):
     # Those are what training refuses, but for the pipe, which would make it wait.
     for bad in found.unreadable:
         if not bad["path"].endswith("pipe.png"):
-            with pytest.raises(UserError, match="picture"):
+            with pytest.raises(UserError, match="image"):
                 read_image(bad["path"])
 
 
@@ -214,8 +214,8 @@ def test_an_error_of_the_file_system_is_a_reason(folder, monkeypatch):
     monkeypatch.setattr("hashlib.file_digest", refuse)
     found = look(folder)
     assert {b["reason"] for b in found.unreadable} == {"Permission denied"}
-    assert found.stops == ["no training picture can be read."] and found.advice is None
-    assert "no picture can be read" in str(found)
+    assert found.stops == ["no training image can be read."] and found.advice is None
+    assert "no image can be read" in str(found)
 
 
 def test_hidden_links_and_other_files(folder):
@@ -254,7 +254,7 @@ def test_names_of_any_kind(tmp_path):
     json.dumps(found.to_dict())
 
 
-def test_classes_without_pictures(folder):
+def test_classes_without_images(folder):
     (folder / "ant").mkdir()
     save(folder / "bee" / "0.png", seed=77)
     found = look(folder)
@@ -296,12 +296,12 @@ def test_a_tested_class_that_training_has_not(folder, tmp_path):
     )
 
 
-def test_a_validation_folder_without_pictures(folder, tmp_path):
+def test_a_validation_folder_without_images(folder, tmp_path):
     (tmp_path / "s" / "val" / "cat").mkdir(parents=True)
     folder.rename(tmp_path / "s" / "train")
     found = look(tmp_path / "s")
     assert found.counts["valid"] == [0, 0]
-    assert found.stops == ["the validation folder has no pictures in class folders."]
+    assert found.stops == ["the validation folder has no images in class folders."]
 
 
 def test_parts_in_capitals_are_no_classes(folder, tmp_path):
@@ -318,7 +318,7 @@ def test_what_cannot_be_trained_on(tmp_path):
     with pytest.raises(UserError, match="has no class folders"):
         look(tmp_path)
     (tmp_path / "a").mkdir()
-    with pytest.raises(UserError, match="hold no pictures"):
+    with pytest.raises(UserError, match="hold no images"):
         look(tmp_path)
     save(tmp_path / "a" / "0.png")
     assert look(tmp_path).stops == ["only the class a has training images; a classifier needs two."]
@@ -339,7 +339,7 @@ def test_ten_thousand_classes(tmp_path):
     os.link(source, root / "00000" / "1.png")
     found = look(root)
     assert len(found.classes) == 10_000 and len(found.with_images(1)) == 9_999
-    assert found.duplicates.conflict_pictures == 10_001 and found.duplicates.copies_within == 1
+    assert found.duplicates.conflict_images == 10_001 and found.duplicates.copies_within == 1
     text = str(found)
     assert "and 9,994 more" in text and len(text.splitlines()) < 50
     assert found.advice.method == "balanced_softmax"
@@ -351,7 +351,7 @@ def test_bars_are_longest_at_the_most_and_ranges_part_at_the_shot_groups():
     targets = rng.permutation(np.repeat(np.arange(len(counts)), counts))
     images = np.zeros((len(targets), 1, 1, 3), np.uint8)
     data = {"train": ImageSet(targets, images=images)}
-    found = inspect_pictures(data, [str(n) for n in counts], quick=True, timing_s=0)
+    found = inspect_images(data, [str(n) for n in counts], quick=True, timing_s=0)
     rows = found.histogram()
     assert [row[0] for row in rows] == [
         "0", "1", "2-4", "5-9", "10-19", "20-49", "50-100", "101-199", "200-499", "500-999",
@@ -363,17 +363,17 @@ def test_bars_are_longest_at_the_most_and_ranges_part_at_the_shot_groups():
         assert sum(row[1] for row in rows if row[2] == shot) == n
     bars = [line.count(_BLOCK) for line in str(found).splitlines() if line.count("  ")]
     assert max(bars) > 20
-    other = inspect_pictures(data, found.classes, quick=True, timing_s=0, few="<=20")
+    other = inspect_images(data, found.classes, quick=True, timing_s=0, few="<=20")
     assert ("10-20", 2, "few") in other.histogram()
 
 
-def test_pictures_in_memory():
+def test_images_in_memory():
     images = np.stack([noise(s) for s in (0, 1, 2, 3, 4, 0)])
     parts = {
         "test": ImageSet(np.array([0]), images=noise(3)[None]),
         "train": ImageSet(np.array([0, 0, 0, 1, 1, 1]), images=images),
     }
-    found = inspect_pictures(parts, ["a", "b"], timing_s=0)
+    found = inspect_images(parts, ["a", "b"], timing_s=0)
     assert list(found.counts) == ["train", "test"]
     assert [g["paths"] for g in found.duplicates.groups] == [
         ["train[0]", "train[5]"], ["train[3]", "test[0]"],
@@ -391,7 +391,7 @@ def test_pictures_in_memory():
 )
 def test_wrong_arguments(parts, kwargs, message):
     with pytest.raises(UserError, match=message):
-        inspect_pictures(parts, ["a", "b"], **kwargs)
+        inspect_images(parts, ["a", "b"], **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def made_up(*counts, valid=None):
         for part, n in parts.items()
     }
     names = [str(c) for c in range(len(counts))]
-    return inspect_pictures(parts, names, quick=True, timing_s=0)
+    return inspect_images(parts, names, quick=True, timing_s=0)
 
 
 def test_the_method_goes_by_imbalance_classes_and_validation_images():
@@ -455,7 +455,7 @@ def test_the_suggested_code_runs_and_takes_about_the_steps_that_it_says(folder):
     assert names["dls"].size == (32, 32) and names["report"].all is not None
 
 
-def test_reading_counts_where_pictures_stay_on_disk(tmp_path):
+def test_reading_counts_where_images_stay_on_disk(tmp_path):
     for name in "ab":
         for i in range(3):
             save(tmp_path / name / f"{i}.jpg", noise(i, 100))
@@ -465,7 +465,7 @@ def test_reading_counts_where_pictures_stay_on_disk(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_time_steps", lambda *a: (0.5, 7, "fp32"))
-        found = inspect_pictures({"train": train}, classes, timing_s=0.1, device="cpu")
+        found = inspect_images({"train": train}, classes, timing_s=0.1, device="cpu")
     assert found.timing.measured_batch == 8 and found.timing.reading_s > 0
     assert found.timing.step_s == pytest.approx(1.0 + found.timing.reading_s)
 
@@ -473,7 +473,7 @@ def test_reading_counts_where_pictures_stay_on_disk(tmp_path):
 def test_the_command(folder, tmp_path):
     done = ltlearn("inspect", folder, "--quick", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{folder}\npictures")
+    assert done.stdout.startswith(f"{folder}\nimages")
     assert done.stderr == f"written: {tmp_path / 'out' / 'inspection.md'}\n"
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {"inspection.md", "inspection.json", "class_counts.png"}
@@ -501,16 +501,16 @@ def test_the_suggested_command_trains(folder, tmp_path):
 
 
 def test_a_table_is_read_as_asked(tmp_path):
-    save(tmp_path / "pictures" / "a.png", noise(0))
-    save(tmp_path / "pictures" / "b.png", noise(1))
+    save(tmp_path / "images" / "a.png", noise(0))
+    save(tmp_path / "images" / "b.png", noise(1))
     table = tmp_path / "list of mine.csv"
     table.write_text("id,age,kind\na,7,x\nb,7,y\na,7,x\n")
-    how = {"images": str(tmp_path / "pictures"), "label_col": "kind", "suffix": ".png"}
+    how = {"images": str(tmp_path / "images"), "label_col": "kind", "suffix": ".png"}
     found = inspect_path(table, timing_s=0, split_col=False, **how)
     assert found.columns == {"path": "id", "label": "kind"} and found.total == 2
     assert dict(found.rows())["columns"] == "path from 'id', label from 'kind'"
-    # No class has two pictures; with more there is advice, with the same options.
-    save(tmp_path / "pictures" / "c.png", noise(2))
+    # No class has two images; with more there is advice, with the same options.
+    save(tmp_path / "images" / "c.png", noise(2))
     table.write_text("id,age,kind\na,7,x\nb,7,y\nc,7,x\n")
     advice = inspect_path(table, timing_s=0, split_col=False, **how).advice
     assert "from_csv(" in advice.code
@@ -527,7 +527,7 @@ def listed(tmp_path, text, **kwargs):
     return look(tmp_path / "t.csv", **kwargs)
 
 
-def test_pictures_of_a_table_that_are_not_there_are_unreadable(tmp_path):
+def test_images_of_a_table_that_are_not_there_are_unreadable(tmp_path):
     # It stopped at the first, and advised --skip-bad, which this command has not.
     text = "path,label\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(8))
     found = listed(tmp_path, text)
@@ -551,14 +551,14 @@ def test_what_rows_say_against_each_other_is_counted(tmp_path):
     assert found.duplicates.leaks == {"test": 3} and found.duplicates.conflicts == 2
     labels, parts, untrained = found.stops
     assert "row 9: '1.png' is labelled 'a' here and labelled 'b' in row 3" in labels
-    assert "row 8: '0.png' is a test picture here and a training picture in row 2" in parts
+    assert "row 8: '0.png' is a test image here and a training image in row 2" in parts
     assert untrained == "without a training image, but tested: c."
     assert found.advice is None
     done = ltlearn("inspect", tmp_path / "t.csv", "--quick")
     assert done.returncode == 2 and "cannot be trained" in done.stdout
 
 
-def test_annotations_that_share_pictures_are_counted(tmp_path):
+def test_annotations_that_share_images_are_counted(tmp_path):
     for i in range(4):
         save(tmp_path / f"{i}.png", seed=i)
     for name, ids in (("train", range(4)), ("test", (3,))):

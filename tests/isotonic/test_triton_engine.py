@@ -277,9 +277,9 @@ class TestOnADevice:
 
         counts = [40, 12, 4]
         targets = torch.repeat_interleave(torch.arange(3), torch.tensor(counts)).numpy()
-        pictures = torch.randint(0, 256, (56, 32, 32, 3), dtype=torch.uint8).numpy()
+        images = torch.randint(0, 256, (56, 32, 32, 3), dtype=torch.uint8).numpy()
         dls = LTDataLoaders.from_arrays(
-            pictures, targets, valid=(pictures[::7], targets[::7]), bs=16, device="cuda"
+            images, targets, valid=(images[::7], targets[::7]), bs=16, device="cuda"
         )
         learn = lt_learner(dls, "resnet20_cifar", pretrained=False)
         learn.retrain_classifier(2, 0.1, cbs=SAMN())

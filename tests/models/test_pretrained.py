@@ -291,7 +291,7 @@ def test_a_hidden_layer_of_the_head_is_the_backbones(tmp_path):
 
 
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_weights_of_pictures_of_another_size(arch, tmp_path):
+def test_weights_of_images_of_another_size(arch, tmp_path):
     source = timm.create_model(arch, num_classes=7, **SMALL[arch])
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     model = create_lt_model(arch, 7, tmp_path / "weights.pth", 96, keep_head=True, **SMALL[arch])
@@ -302,7 +302,7 @@ def test_the_size_is_said_where_it_is_at_fault(tmp_path):
     arch = "vit_tiny_patch16_224"
     source = timm.create_model(arch, num_classes=7, **SMALL[arch])
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="does not take pictures of 8 x 24"):
+    with pytest.raises(UserError, match="does not take images of 8 x 24"):
         create_lt_model(arch, 3, tmp_path / "weights.pth", (8, 24), **SMALL[arch])
     with pytest.raises(UserError, match="does not take girth"):
         create_lt_model(arch, 3, tmp_path / "weights.pth", girth=3)
@@ -449,15 +449,15 @@ def test_evaluating_leaves_each_module_as_it_was():
 
 
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_both_sides_of_the_pictures_are_passed_on(arch):
+def test_both_sides_of_the_images_are_passed_on(arch):
     model = create_lt_model(arch, 3, pretrained=False, img_size=(32, 48), **SMALL[arch]).eval()
     assert model(torch.randn(2, 3, 32, 48)).shape == (2, 3)
 
 
 def test_a_size_that_the_model_refuses():
-    with pytest.raises(UserError, match="^vit_tiny_patch16_224 does not take pictures of 8 x 24"):
+    with pytest.raises(UserError, match="^vit_tiny_patch16_224 does not take images of 8 x 24"):
         create_lt_model("vit_tiny_patch16_224", 3, False, (8, 24), **SMALL["vit_tiny_patch16_224"])
-    with pytest.raises(UserError, match="levit_128s does not take pictures of 33 x 33 pixels"):
+    with pytest.raises(UserError, match="levit_128s does not take images of 33 x 33 pixels"):
         create_lt_model("levit_128s", 3, False, 33)  # it says so in its first pass
     with pytest.raises(UserError, match="nest_tiny does not take .* 32 x 48 .*only .*square"):
         create_lt_model("nest_tiny", 3, False, (32, 48))

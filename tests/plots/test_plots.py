@@ -459,7 +459,7 @@ def test_errors_say_what_is_wrong(call, message):
         call()
 
 
-def test_labels_of_levels_are_in_a_tight_picture():
+def test_labels_of_levels_are_in_a_tight_image():
     figure = plot_sensitivity([make_curve()], {"a method with a long name": 0.7})
     label = next(t for t in figure.axes[0].texts if t.get_text().startswith("a method"))
     figure.draw_without_rendering()

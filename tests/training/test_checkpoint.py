@@ -278,11 +278,11 @@ def test_other_values_are_refused(kwargs, said, tmp_path):
     assert all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
 
 
-def test_other_pictures_precision_model_and_stage_are_refused(tmp_path):
+def test_other_images_precision_model_and_stage_are_refused(tmp_path):
     with pytest.raises(Killed):
         stage1(learner(), [Checkpoint(tmp_path, min_seconds=0), Kill()])
     for make, train, said in (
-        (lambda: make_lt_learner(make_dls([40, 12, 5])), stage1, "made with pictures train"),
+        (lambda: make_lt_learner(make_dls([40, 12, 5])), stage1, "made with images train"),
         (lambda: learner("bf16"), stage1, "made with precision fp32, now it is bf16"),
         (lambda: learner(width=8), stage1, "made with model"),
         (learner, stage2, "made with stage stage 1, now it is stage 2"),
@@ -361,10 +361,10 @@ def test_nan_stops_at_the_step_and_names_it(tmp_path):
         )
     assert len(steps) == n + 2
     learn.dls.train.sampler.set_epoch(1)
-    pictures = list(learn.dls.train.sampler)[16:19]
+    images = list(learn.dls.train.sampler)[16:19]
     said = str(caught.value)
-    assert "in epoch 2 of stage 1: the loss of step 3, of training pictures number" in said
-    assert f"{', '.join(map(str, pictures))} ..." in said
+    assert "in epoch 2 of stage 1: the loss of step 3, of training images number" in said
+    assert f"{', '.join(map(str, images))} ..." in said
     assert f"the last good checkpoint is {tmp_path}/epoch-00001.safetensors" in said
     assert all(v.isfinite().all() for v in learn.model.state_dict().values())
 
@@ -381,7 +381,7 @@ def test_files_are_named(tmp_path):
     dls = LTDataLoaders.from_folder(
         tmp_path, size=8, in_memory=False, num_workers=0, bs=4, device="cpu"
     )
-    with pytest.raises(UserError, match=rf"of pictures {tmp_path}/c\d/\d+.png, {tmp_path}/"):
+    with pytest.raises(UserError, match=rf"of images {tmp_path}/c\d/\d+.png, {tmp_path}/"):
         make_lt_learner(dls).fit_stage1(1, 0.05, loss=Spoil(1))
 
 
@@ -447,9 +447,9 @@ def test_memory_that_runs_out_is_one_sentence():
     def loss(pred, target):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    with pytest.raises(UserError, match=r"batches of 8 pictures: try batches of 4 \(bs=4, --set"):
+    with pytest.raises(UserError, match=r"batches of 8 images: try batches of 4 \(bs=4, --set"):
         learn.fit_stage1(1, 0.05, loss=loss)
-    with pytest.raises(UserError, match="this machine .* smaller pictures"), memory_said(1):
+    with pytest.raises(UserError, match="this machine .* smaller images"), memory_said(1):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
     with pytest.raises(RuntimeError, match="another"), memory_said(1):
         raise RuntimeError("another")

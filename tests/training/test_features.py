@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from ltlearn import FeatureBank, UserError
-from ltlearn.data.datasets import NormalizeUint8, PictureFiles
+from ltlearn.data.datasets import ImageFiles, NormalizeUint8
 from ltlearn.data.images import ImageSet
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.models.pretrained import create_lt_model
@@ -279,10 +279,8 @@ def test_a_full_disk(dl, tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_backbone_is_not_taken_for_one_of_the_disk(dl, tmp_path):
-    with pytest.raises(OSError, match="of the picture"):
-        FeatureBank(tmp_path).features(
-            Counting(fail_at=1, error=OSError("of the picture")), dl, "d"
-        )
+    with pytest.raises(OSError, match="of the image"):
+        FeatureBank(tmp_path).features(Counting(fail_at=1, error=OSError("of the image")), dl, "d")
 
 
 def test_other_errors(dl):
@@ -307,7 +305,7 @@ def test_features_are_a_dataset():
     assert len(set(seen)) == len(seen) >= 4
 
 
-def test_pictures_of_two_folders_do_not_share_features(tmp_path):
+def test_images_of_two_folders_do_not_share_features(tmp_path):
     """BMP files of one layout have equal sizes, which was all that the key knew of them."""
     names = [f"{i}.bmp" for i in range(3)]
 
@@ -320,7 +318,7 @@ def test_pictures_of_two_folders_do_not_share_features(tmp_path):
     def loader(folder):
         data = ImageSet(np.arange(3), paths=names, root=tmp_path / folder)
         normalize = NormalizeUint8([0.5] * 3, [0.25] * 3)
-        return LTDataLoader(PictureFiles(data, size=8), bs=3, after_batch=[normalize])
+        return LTDataLoader(ImageFiles(data, size=8), bs=3, after_batch=[normalize])
 
     write("one", 0), write("two", 10)
     bank, backbone = FeatureBank(tmp_path / "bank"), Counting()

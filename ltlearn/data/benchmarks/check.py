@@ -38,10 +38,10 @@ class BenchmarkReport:
     title: str
     root: str
     findings: list[Finding] = field(default_factory=list)
-    # Per part: how many pictures are not there, and the paths of the first of them.
+    # Per part: how many images are not there, and the paths of the first of them.
     missing: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
     absent: bool = False  # nothing of it can be read
-    instructions: str = ""  # where a file or a picture is missing: how to get it
+    instructions: str = ""  # where a file or an image is missing: how to get it
 
     @property
     def ok(self) -> bool:
@@ -66,9 +66,9 @@ class BenchmarkReport:
 
 
 def check_benchmark(name: str, root: str | Path, follow_links: bool = False) -> BenchmarkReport:
-    """Compare a copy on disk with what is published: files, pictures, counts.
+    """Compare a copy on disk with what is published: files, images, counts.
 
-    Of the pictures only the names are looked at. For "cifar10_lt", "cifar100_lt" and
+    Of the images only the names are looked at. For "cifar10_lt", "cifar100_lt" and
     "tiny_imagenet_lt" it is the balanced set that is checked, of which a long-tailed one is cut.
 
     Args:
@@ -120,18 +120,18 @@ def _check_listed(
             report.missing[part] = len(missing), [data.paths[i] for i in missing[:MAX_NAMED_FILES]]
             report.add(
                 False,
-                f"{part}: {len(missing):,} of {len(data):,} pictures are not under {copy.base} "
+                f"{part}: {len(missing):,} of {len(data):,} images are not under {copy.base} "
                 f"({name_first_missing(data, missing)})",
             )
         else:
-            report.add(True, f"{part}: all {len(data):,} listed pictures are there")
+            report.add(True, f"{part}: all {len(data):,} listed images are there")
     seen: dict[str, str] = {}
     for part, found in paths.items():
         shared = [path for path in found if path in seen]
         if shared:
             report.add(
                 False,
-                f"{part}: {len(shared):,} pictures are in {seen[shared[0]]} too, as {shared[0]}",
+                f"{part}: {len(shared):,} images are in {seen[shared[0]]} too, as {shared[0]}",
             )
         seen.update(dict.fromkeys(found, part))
     return targets
@@ -164,22 +164,22 @@ def _check_counts(
 
     counts = np.bincount(targets, minlength=facts.classes)
     most = facts.each.get(part)
-    # A copy with the first pictures of each class gives the same cuts as the whole set.
+    # A copy with the first images of each class gives the same cuts as the whole set.
     if part == "train" and most and 0 < counts.min() < most >= counts.max():
         report.add(
             True,
-            f"{part}: a part of the set, {counts.max():,} to {counts.min():,} pictures of each "
+            f"{part}: a part of the set, {counts.max():,} to {counts.min():,} images of each "
             f"class, of {most:,}",
         )
         return
-    compare("pictures", f"{len(targets):,}", f"{facts.sizes[part]:,}")
-    compare("classes with pictures", f"{(counts > 0).sum():,}", f"{facts.classes:,}")
+    compare("images", f"{len(targets):,}", f"{facts.sizes[part]:,}")
+    compare("classes with images", f"{(counts > 0).sum():,}", f"{facts.classes:,}")
     if most:
         got = f"{counts.min():,}" if counts.min() == counts.max() else "differing numbers of"
-        compare("pictures of each class", got, f"{most:,}")
+        compare("images of each class", got, f"{most:,}")
         return
     compare(
-        "pictures of the largest and smallest class",
+        "images of the largest and smallest class",
         f"{counts.max():,} and {counts.min():,}",
         f"{facts.largest:,} and {facts.smallest:,}",
     )

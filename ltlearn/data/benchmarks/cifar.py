@@ -38,12 +38,12 @@ _CIFAR = {
 
 
 def load_cifar(num_classes: int, data_path: Path, part: str) -> tuple[ImageSet, list[str]]:
-    """Find CIFAR-10 or CIFAR-100 and list its pictures in the order of the original files.
+    """Find CIFAR-10 or CIFAR-100 and list its images in the order of the original files.
 
     Args:
         num_classes: 10 or 100.
         data_path: The set's own folder, or the folder that holds it; the class-folder layout of
-            fastai's `untar_data(URLs.CIFAR)` (any picture format; the number in a file's name gives
+            fastai's `untar_data(URLs.CIFAR)` (any image format; the number in a file's name gives
             the order) or torchvision's pickles.
         part: "train" or "test".
 
@@ -125,7 +125,7 @@ def _cifar_pickles(folder: Path, facts: dict, part: str) -> tuple[ImageSet, list
             rows = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
             labels = np.asarray(batch[facts["labels"]], dtype=np.int64)
             if labels.shape != rows.shape[:1] or set(labels.tolist()) - set(range(len(classes))):
-                raise ValueError("its labels do not fit its pictures or the class names")
+                raise ValueError("its labels do not fit its images or the class names")
             pixels.append(rows.transpose(0, 2, 3, 1))
             targets.append(labels)
     except Exception as e:  # what a broken pickle raises has no end

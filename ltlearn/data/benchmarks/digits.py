@@ -4,10 +4,10 @@ import numpy as np
 
 from ltlearn.data.images import ImageSet
 
-__all__ = ["load_digits_pictures"]
+__all__ = ["load_digits_images"]
 
 
-def load_digits_pictures(part: str, test_per_class: int = 50) -> tuple[ImageSet, list[str]]:
+def load_digits_images(part: str, test_per_class: int = 50) -> tuple[ImageSet, list[str]]:
     """Return scikit-learn's 1,797 handwritten digits, 8 x 8 pixels.
 
     The last of each class are the test set. The file goes writer by writer, so the test digits are

@@ -46,8 +46,8 @@ class Benchmark:
     title: str
     classes: int
     class_order: str
-    sizes: dict[str, int]  # pictures of each part
-    # Pictures of every class, in the parts that are balanced.
+    sizes: dict[str, int]  # images of each part
+    # Images of every class, in the parts that are balanced.
     each: dict[str, int]
     sources: tuple[Download, ...]
     # Of the training part, for those that are long-tailed on disk.
@@ -140,17 +140,17 @@ BENCHMARKS: dict[str, Benchmark] = {
         stats=IMAGENET_STATS,
         forms=(dict(zip(_PARTS, _PLACES_LISTS, strict=True)),),
         folders=("Places_LT", "Places_LT_v2"),
-        burden="comes with the 1,839,960 pictures of Places365 that it is drawn from",
+        burden="comes with the 1,839,960 images of Places365 that it is drawn from",
         sources=(
             Download(
-                "training pictures of 256 pixels",
+                "training images of 256 pixels",
                 _PLACES + "train_256_places365standard.tar",
                 "24 GB",
                 md5="53ca1c756c3d1e7809517cc47c5561c5",
                 then="unpack in {root}",
             ),
             Download(
-                "validation pictures of 256 pixels",
+                "validation images of 256 pixels",
                 _PLACES + "val_256.tar",
                 "501 MB",
                 md5="e27b17d8d44f4af9a78502beb927f808",
@@ -180,7 +180,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         gigabytes=120,
         sources=(
             Download(
-                "pictures",
+                "images",
                 _INAT + "train_val2018.tar.gz",
                 "120 GB",
                 "b1c6952ce38f31868cc50ea72d066cc3",
@@ -210,7 +210,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         each={"train": 5_000, "test": 1_000},
         sources=(
             Download(
-                "pictures",
+                "images",
                 _KRIZHEVSKY + "cifar-10-python.tar.gz",
                 "163 MB",
                 "c58f30108f718f92721af3b95e74349a",
@@ -226,7 +226,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         each={"train": 500, "test": 100},
         sources=(
             Download(
-                "pictures",
+                "images",
                 _KRIZHEVSKY + "cifar-100-python.tar.gz",
                 "161 MB",
                 md5="eb9058c3a382ffc7106e4002c42a8d85",
@@ -242,7 +242,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         each={"train": 500, "test": 50},
         sources=(
             Download(
-                "pictures",
+                "images",
                 "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
                 "about 248 MB",
                 then="unpack in {root}",

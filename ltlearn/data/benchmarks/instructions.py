@@ -25,6 +25,6 @@ def how_to_get(name: str, root: str | Path) -> str:
 
 
 BY_HAND = {
-    "imagenet_lt": "its pictures are for those who are registered at image-net.org",
+    "imagenet_lt": "its images are for those who are registered at image-net.org",
     "tiny_imagenet_lt": "neither torchvision nor fastai has it",
 }

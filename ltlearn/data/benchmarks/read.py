@@ -10,7 +10,7 @@ import numpy as np
 from ltlearn.data.benchmarks.facts import BENCHMARKS, LISTED, MAX_NAMED_FILES, counts_name
 from ltlearn.data.images import ImageSet
 from ltlearn.data.readers.coco import read_annotations
-from ltlearn.data.readers.listing import Listing, find_pictures, read_list
+from ltlearn.data.readers.listing import Listing, find_images, read_list
 from ltlearn.errors import UserError, check_choice
 
 __all__ = [
@@ -31,7 +31,7 @@ def load_benchmark(
     follow_links: bool = False,
     skip_bad: bool = False,
 ) -> tuple[ImageSet, list[str]]:
-    """List the pictures of one part of ImageNet-LT, Places-LT or iNaturalist 2018.
+    """List the images of one part of ImageNet-LT, Places-LT or iNaturalist 2018.
 
     Args:
         name: One of `LISTED`.
@@ -54,27 +54,27 @@ def load_benchmark_parts(
     follow_links: bool = False,
     skip_bad: bool = False,
 ) -> tuple[dict[str, ImageSet], list[str]]:
-    """List the pictures of ImageNet-LT, Places-LT or iNaturalist 2018.
+    """List the images of ImageNet-LT, Places-LT or iNaturalist 2018.
 
     The published lists, or annotations, lie in `root` or in a folder of their published name inside
-    it, and the pictures beside them or in `root`. No picture is opened. Counts that are not the
+    it, and the images beside them or in `root`. No image is opened. Counts that are not the
     published ones are only warned of; `check_benchmark` compares all there is.
 
     Args:
         name: One of `LISTED`.
         root: The folder of the set, or the one that holds it.
         parts: Some of "train", "valid" and "test"; None takes all there are. iNaturalist 2018 has
-            no "valid": its validation pictures are the test part, as the labels of its own test
-            pictures are not public.
+            no "valid": its validation images are the test part, as the labels of its own test
+            images are not public.
         follow_links: Whether a link inside the folder may lead out of it.
-        skip_bad: Leave out the pictures that are not there, with a warning, instead of stopping.
+        skip_bad: Leave out the images that are not there, with a warning, instead of stopping.
 
     Returns:
         The parts, and the names of the classes, which all parts have in one order: that of
         `Benchmark.class_order`.
 
     Raises:
-        UserError: If the set has no such part, a file that lists one or a picture is not there, or
+        UserError: If the set has no such part, a file that lists one or an image is not there, or
             a line or an entry cannot be used; the message says which.
     """
     check_choice("benchmark", name, LISTED)
@@ -94,13 +94,13 @@ def _load(copy: "BenchmarkCopy", part: str, follow_links: bool, skip_bad: bool) 
         counts = np.bincount(listing.targets, minlength=len(copy.classes))
         if counts_name(counts) != copy.facts.counts_sha256:
             _log.warning(
-                "%s does not have the published counts of %s: %d pictures of %d classes.",
+                "%s does not have the published counts of %s: %d images of %d classes.",
                 listing.file, copy.facts.title, len(listing), len(copy.classes),
             )  # fmt: skip
     if not len(missing):
         return data
     lost = (
-        f"{len(missing):,} of the {len(data):,} pictures that {listing.file} lists are not under "
+        f"{len(missing):,} of the {len(data):,} images that {listing.file} lists are not under "
         f"{copy.base} ({name_first_missing(data, missing)})"
     )
     if not skip_bad or len(missing) == len(data):
@@ -143,7 +143,7 @@ class BenchmarkCopy:
         return found
 
     def read(self, part: str) -> Listing:
-        """Read what says which pictures a part has, and the classes."""
+        """Read what says which images a part has, and the classes."""
         listing = self._listing(part)
         train = self._listing("train") if self.classes is None else None
         if train is not None:
@@ -224,24 +224,24 @@ class BenchmarkCopy:
     def _find_base(self, train: Listing) -> Path:
         """Return the folder that the paths start from."""
         tops = {f.split("/")[0] for f in train.folders} | set(_OTHER_TOPS.get(self.name, ()))
-        with_pictures = (p for p in self.places if any((p / top).is_dir() for top in tops))
-        return next(with_pictures, self.root)
+        with_images = (p for p in self.places if any((p / top).is_dir() for top in tops))
+        return next(with_images, self.root)
 
     def find(self, listing: Listing, follow_links: bool) -> tuple[ImageSet, np.ndarray]:
-        """Look for the pictures."""
+        """Look for the images."""
         candidates = None
         if self.name == "places_lt":
             candidates = _PlacesFolders(self.base, self.classes)
         elif self.name == "inat2018":
             candidates = _inat_folders
-        return find_pictures(listing, self.base, candidates, follow_links)
+        return find_images(listing, self.base, candidates, follow_links)
 
 
 def _last_folder(folder: str) -> str:
     return folder.rpartition("/")[2]
 
 
-# Folders of the small pictures first. torchvision renames the training ones.
+# Folders of the small images first. torchvision renames the training ones.
 _PLACES_TRAIN = ("data_256", "data_256_standard", "data_large", "data_large_standard")
 _PLACES_VAL = ("val_256", "val_large")
 _OTHER_TOPS = {"places_lt": ("train", *_PLACES_TRAIN), "inat2018": ("2018",)}
@@ -259,10 +259,10 @@ _CLASS_OF = {"imagenet_lt": _last_folder, "places_lt": _place_name, "inat2018": 
 
 
 class _PlacesFolders:
-    """Where a picture of Places365 may lie, whichever archive it came with.
+    """Where an image of Places365 may lie, whichever archive it came with.
 
     One archive has train/<scene>/ and val/<scene>/, with a hyphen where a scene has a kind
-    (arena-hockey). The other has data_256/a/arena/hockey/, and all validation pictures in val_256/.
+    (arena-hockey). The other has data_256/a/arena/hockey/, and all validation images in val_256/.
     """
 
     def __init__(self, base: Path, classes: list[str]):

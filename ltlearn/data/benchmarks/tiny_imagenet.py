@@ -16,22 +16,22 @@ _TINY_CLASSES = 200
 
 
 def load_tiny_imagenet(data_path: Path, part: str) -> tuple[ImageSet, list[str]]:
-    """Find Tiny-ImageNet-200, or a part of it, and list its pictures.
+    """Find Tiny-ImageNet-200, or a part of it, and list its images.
 
-    Classes are in the order of their WordNet ids, and the pictures of each in natural order of
-    their names. So a copy with the first pictures of each class gives the same as the whole set.
+    Classes are in the order of their WordNet ids, and the images of each in natural order of
+    their names. So a copy with the first images of each class gives the same as the whole set.
 
     Args:
         data_path: The set's own folder, or the folder that holds it as `tiny-imagenet-200` or
-            `tiny-imagenet-200-lt10`. Pictures lie as in the archive (`train/<class>/images/`,
+            `tiny-imagenet-200-lt10`. Images lie as in the archive (`train/<class>/images/`,
             `val/images/` and `val/val_annotations.txt`) or in class folders (`train/<class>/` and
             `val/<class>/`).
         part: "train" or "test". The test set is the set's validation part, for the labels of its
-            own test pictures are not public.
+            own test images are not public.
 
     Raises:
         UserError: If it is not there (the message says what to fetch), has another number of
-            classes, or its list of validation pictures cannot be used.
+            classes, or its list of validation images cannot be used.
     """
     for base in (data_path, *(data_path / name for name in _TINY_FOLDERS)):
         if (base / "train").is_dir() and (base / "val").is_dir():
@@ -55,7 +55,7 @@ def load_tiny_imagenet(data_path: Path, part: str) -> tuple[ImageSet, list[str]]
 
 
 def _tiny_annotated(folder: Path, classes: list[str]) -> ImageSet:
-    """List the validation pictures of the archive, whose classes stand in a text file."""
+    """List the validation images of the archive, whose classes stand in a text file."""
     listing = folder / "val_annotations.txt"
     found = {name: [] for name in classes}
     try:
@@ -64,15 +64,15 @@ def _tiny_annotated(folder: Path, classes: list[str]) -> ImageSet:
         reason = getattr(e, "strerror", None) or e
         raise UserError(f"cannot read {listing} ({reason}); fetch {_TINY_URL} again.") from None
     for line in filter(str.strip, lines):
-        words = line.split()  # the picture, its class, and four numbers for a box
+        words = line.split()  # the image, its class, and four numbers for a box
         if len(words) < 2 or words[1] not in found:
             raise UserError(
-                f"{listing} has the line {line!r}, which names no picture and training class; "
+                f"{listing} has the line {line!r}, which names no image and training class; "
                 f"fetch {_TINY_URL} again."
             )
         found[words[1]].append(f"images/{words[0]}")
     paths = [p for name in classes for p in sorted(found[name], key=natural_key)]
     if not paths:
-        raise UserError(f"{listing} names no pictures; fetch {_TINY_URL} again.")
+        raise UserError(f"{listing} names no images; fetch {_TINY_URL} again.")
     targets = np.repeat(np.arange(len(classes)), [len(found[name]) for name in classes])
     return ImageSet(targets, paths=paths, root=folder)

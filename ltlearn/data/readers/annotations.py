@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ltlearn.data.readers.coco import read_annotations
-from ltlearn.data.readers.listed import ListedPictures, find_listed_images, match_classes
+from ltlearn.data.readers.listed import ListedImages, find_listed_images, match_classes
 from ltlearn.errors import UserError
 
 __all__ = ["list_json"]
@@ -17,25 +17,25 @@ def list_json(
     skip_bad: bool = False,
     follow_links: bool = False,
     stops: list[str] | None = None,
-) -> ListedPictures:
-    """List the pictures of annotations in COCO's JSON, as iNaturalist has them: a label each.
+) -> ListedImages:
+    """List the images of annotations in COCO's JSON, as iNaturalist has them: a label each.
 
-    Classes are the categories of the training file, with or without pictures, in the order of their
+    Classes are the categories of the training file, with or without images, in the order of their
     ids. Those of other files are matched by name.
 
     Args:
-        json: Of the training pictures.
+        json: Of the training images.
         path: Folder that file names start from, and that they may not leave; None takes the one of
             the file.
-        valid: Of the validation pictures.
-        test: Of the test pictures.
-        skip_bad: Leave out pictures that are not there, with a warning, instead of stopping.
+        valid: Of the validation images.
+        test: Of the test images.
+        skip_bad: Leave out images that are not there, with a warning, instead of stopping.
         follow_links: Whether a link inside `path` may lead out of it.
-        stops: Takes a sentence for each file that has pictures of another, instead of an error;
-            pictures that are not there are then listed like others. None stops at both.
+        stops: Takes a sentence for each file that has images of another, instead of an error;
+            images that are not there are then listed like others. None stops at both.
 
     Raises:
-        UserError: If a file cannot be read, a picture is not there or in two files, or a validation
+        UserError: If a file cannot be read, an image is not there or in two files, or a validation
             or test label is not in training.
     """
     file = Path(json).expanduser()
@@ -55,7 +55,7 @@ def list_json(
         if shared is not None:
             sentence = (
                 f"{listing.place(shared)}: {paths[shared]!r} is in {seen[paths[shared]]} too; "
-                "figures would be of pictures that training has seen: remove one of the two."
+                "figures would be of images that training has seen: remove one of the two."
             )
             if stops is None:
                 raise UserError(sentence)
@@ -65,4 +65,4 @@ def list_json(
             listing, root, follow_links, skip_bad, "path", stops is not None
         )
     name = "JSON parts" if len(parts) > 1 else "one JSON"
-    return ListedPictures(parts, classes, name, file.stem, str(file))
+    return ListedImages(parts, classes, name, file.stem, str(file))

@@ -4,22 +4,22 @@ from pathlib import Path
 
 from ltlearn.data.readers.annotations import list_json
 from ltlearn.data.readers.kinds import reading_options, source_kind
-from ltlearn.data.readers.listed import ListedPictures
+from ltlearn.data.readers.listed import ListedImages
 from ltlearn.data.readers.split_folders import list_folder
 from ltlearn.data.readers.tables import list_table
 from ltlearn.errors import UserError
 
-__all__ = ["list_pictures"]
+__all__ = ["list_images"]
 
 
-def list_pictures(
+def list_images(
     source: str | Path, skip_bad: bool = False, stops: list[str] | None = None, **options
-) -> ListedPictures:
-    """List the pictures of a folder, a CSV or TSV table or a JSON of annotations.
+) -> ListedImages:
+    """List the images of a folder, a CSV or TSV table or a JSON of annotations.
 
     Args:
         source: The folder or file.
-        skip_bad: Leave out listed pictures that are not there, instead of stopping at one.
+        skip_bad: Leave out listed images that are not there, instead of stopping at one.
         stops: As for `list_table`; of a folder none are said.
         **options: For `list_table` or `list_json`, whichever reads it.
 
@@ -30,7 +30,7 @@ def list_pictures(
     kind, options = source_kind(path), reading_options(path, options)
     if kind == "hf":
         raise UserError(
-            f"{path} is a saved Hugging Face dataset, whose pictures are no files; read it with "
+            f"{path} is a saved Hugging Face dataset, whose images are no files; read it with "
             "LTDataLoaders.from_hf."
         )
     if kind == "folder":

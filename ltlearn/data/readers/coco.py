@@ -114,7 +114,7 @@ def read_annotations(file: Path) -> Listing:
 
     Raises:
         UserError: If it cannot be read or is no such JSON, a path leads out of the folder, an id is
-            there twice, or a picture has no annotation, several, or one of an unknown category.
+            there twice, or an image has no annotation, several, or one of an unknown category.
     """
     paths = PathTable(file, "image id")
     image_ids, of_image, of_category = array("q"), array("q"), array("q")
@@ -161,7 +161,7 @@ def read_annotations(file: Path) -> Listing:
     if absent:
         raise UserError(f"{file} has no {absent[0]!r}; take annotations in COCO's format.")
     if not image_ids:
-        raise UserError(f"{file} names no pictures; {FETCH_AGAIN}")
+        raise UserError(f"{file} names no images; {FETCH_AGAIN}")
     ids = np.array(image_ids, dtype=np.int64)
     return Listing(
         file,
@@ -182,7 +182,7 @@ def _join(
     of_category: np.ndarray,
     categories: np.ndarray,
 ) -> np.ndarray:
-    """Return the class of each picture."""
+    """Return the class of each image."""
 
     def check(bad: np.ndarray, values: np.ndarray, what: str) -> None:
         if bad.any():

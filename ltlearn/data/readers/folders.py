@@ -14,8 +14,8 @@ from ltlearn.errors import UserError
 __all__ = ["find_class_folders", "walk_visible", "list_class_folders", "kinds_text", "FOLDER_FLAGS"]
 
 _log = logging.getLogger("ltlearn")
-# What lies beside pictures and is none; of it nobody is warned.
-_NO_PICTURES = {
+# What lies beside images and is none; of it nobody is warned.
+_NO_IMAGES = {
     ".txt", ".md", ".html", ".htm", ".pdf", ".csv", ".tsv", ".tab", ".json", ".jsonl", ".xml",
     ".yaml", ".yml", ".toml", ".ini", ".cfg", ".db", ".lnk", ".url", ".py", ".ipynb", ".sh",
     ".log", ".bak", ".npy", ".npz", ".pkl", ".pt", ".pth", ".h5", ".mat", ".zip", ".tar", ".gz",
@@ -51,17 +51,17 @@ def walk_visible(folder: str | Path) -> Iterator[tuple[str, list[str]]]:
 def list_class_folders(
     folder: Path, classes: list[str] | None = None, others: Counter | None = None
 ) -> tuple[ImageSet, list[str]]:
-    """List the pictures of a folder of class folders, in natural order of their names.
+    """List the images of a folder of class folders, in natural order of their names.
 
     Args:
-        folder: Holds a folder per class; pictures may lie deeper inside. Hidden files and folders
+        folder: Holds a folder per class; images may lie deeper inside. Hidden files and folders
             are ignored.
         classes: The classes, where another split decided them already.
-        others: Counts the files that are taken for no pictures, by extension. None warns of those
+        others: Counts the files that are taken for no images, by extension. None warns of those
             that may be some.
 
     Raises:
-        UserError: If the folder is missing, has no class folders or no pictures, has a class that
+        UserError: If the folder is missing, has no class folders or no images, has a class that
             is not in `classes`, or two of its classes are one folder behind a link.
     """
     if not folder.is_dir():
@@ -69,7 +69,7 @@ def list_class_folders(
     folders = find_class_folders(folder)
     if not folders:
         raise UserError(
-            f"{folder} has no class folders: put the pictures of each class into a folder of its "
+            f"{folder} has no class folders: put the images of each class into a folder of its "
             "own inside it."
         )
     _check_links(folders)
@@ -96,16 +96,16 @@ def list_class_folders(
         found.sort(key=natural_key)
         paths += found
         targets += [c] * len(found)
-    left_out = kinds_text({s: n for s, n in others.most_common() if s not in _NO_PICTURES})
+    left_out = kinds_text({s: n for s, n in others.most_common() if s not in _NO_IMAGES})
     if not paths:
         instead = f", but {left_out}" if left_out else ""
         raise UserError(
-            f"the class folders of {folder} hold no pictures ({', '.join(sorted(EXTENSIONS))})"
+            f"the class folders of {folder} hold no images ({', '.join(sorted(EXTENSIONS))})"
             f"{instead}; convert what is there, or give another folder."
         )
     if warn and left_out:
         _log.warning(
-            "%s: left out %s; if those are pictures, convert them to PNG or JPEG.", folder, left_out
+            "%s: left out %s; if those are images, convert them to PNG or JPEG.", folder, left_out
         )
     return ImageSet(np.array(targets, dtype=np.int64), paths=paths, root=folder), names
 
@@ -118,7 +118,7 @@ def kinds_text(others: dict[str, int]) -> str:
 
 
 def _check_links(folders: list[Path]) -> None:
-    """Refuse a link to pictures of another class: they would have two labels."""
+    """Refuse a link to images of another class: they would have two labels."""
     if not any(p.is_symlink() for p in folders):
         return
     # In this order a folder stands right before what lies inside it.
@@ -128,13 +128,13 @@ def _check_links(folders: list[Path]) -> None:
             link = other if other.is_symlink() else one
             raise UserError(
                 f"{link} is a link to {link.resolve()}, so the classes {one.name!r} and "
-                f"{other.name!r} have the same pictures; remove one of them."
+                f"{other.name!r} have the same images; remove one of them."
             )
 
 
 def _no_folder(folder: Path) -> UserError:
     return UserError(
-        f"there is no folder {folder}; give the folder that holds a folder of pictures per class."
+        f"there is no folder {folder}; give the folder that holds a folder of images per class."
     )
 
 

@@ -17,7 +17,7 @@ from ltlearn.data.readers.listed import (
     PART_LABELS,
     PART_OF_NAME,
     PARTS,
-    ListedPictures,
+    ListedImages,
     encode_labels,
     is_empty,
     match_classes,
@@ -27,13 +27,13 @@ from ltlearn.data.splits import fingerprint
 from ltlearn.errors import UserError
 from ltlearn.utils.progress import track
 
-__all__ = ["RowPictures", "list_dataset"]
+__all__ = ["RowImages", "list_dataset"]
 
 _log = logging.getLogger("ltlearn")
 
 
 class _RowBytes(io.BytesIO):
-    """An encoded picture that says where it is from."""
+    """An encoded image that says where it is from."""
 
     def __init__(self, content: bytes, name: str):
         super().__init__(content)
@@ -44,7 +44,7 @@ class _RowBytes(io.BytesIO):
 
 
 class _Rows:
-    """A column of pictures; `rows / "12"` opens the one of row 12, as a folder's opens a file."""
+    """A column of images; `rows / "12"` opens the one of row 12, as a folder's opens a file."""
 
     def __init__(self, data, column: str, name: str):
         self.data, self.column, self.name = data, column, name
@@ -54,67 +54,67 @@ class _Rows:
         return self.name
 
     def __truediv__(self, row: str) -> "_RowBytes | Path":
-        picture = self.data[int(row)][self.column]
+        image = self.data[int(row)][self.column]
         name = f"{self.name}, row {row}"
-        if isinstance(picture, Mapping):
-            path, picture = picture.get("path"), picture.get("bytes")
-            picture = path if picture is None else picture
-        if isinstance(picture, str):
-            return Path(picture)
-        if picture is None:
+        if isinstance(image, Mapping):
+            path, image = image.get("path"), image.get("bytes")
+            image = path if image is None else image
+        if isinstance(image, str):
+            return Path(image)
+        if image is None:
             return _RowBytes(b"", f"{name} (which is empty)")
-        if isinstance(picture, bytes):
-            return _RowBytes(picture, name)
+        if isinstance(image, bytes):
+            return _RowBytes(image, name)
         raise UserError(
-            f"{name}: the column {self.column!r} holds {type(picture).__name__}, no encoded "
-            "pictures; name the column of the pictures with image_col."
+            f"{name}: the column {self.column!r} holds {type(image).__name__}, no encoded "
+            "images; name the column of the images with image_col."
         )
 
     def digest(self, row: str) -> bytes:
         """Name the content of a row; it is read once."""
         if row not in self._digests:
-            picture = self / row
+            image = self / row
             try:
-                content = picture.read_bytes() if isinstance(picture, Path) else picture.getvalue()
+                content = image.read_bytes() if isinstance(image, Path) else image.getvalue()
             except OSError as e:
-                raise unreadable_error(picture, e.strerror) from None
+                raise unreadable_error(image, e.strerror) from None
             self._digests[row] = hashlib.sha256(content).digest()
         return self._digests[row]
 
 
 @dataclass
-class RowPictures(ImageSet):
-    """Labelled pictures in the rows of a dataset: `paths` has their numbers, `root` opens them."""
+class RowImages(ImageSet):
+    """Labelled images in the rows of a dataset: `paths` has their numbers, `root` opens them."""
 
-    def take(self, index: np.ndarray) -> "RowPictures":
-        """Return the pictures at `index`, in that order."""
+    def take(self, index: np.ndarray) -> "RowImages":
+        """Return the images at `index`, in that order."""
         taken = super().take(index)
-        # `learn.export()` stores a loader without pictures: the dataset must not go along.
+        # `learn.export()` stores a loader without images: the dataset must not go along.
         root = self.root if len(taken) else None
-        return RowPictures(taken.targets, taken.images, taken.paths, root, taken.skipped)
+        return RowImages(taken.targets, taken.images, taken.paths, root, taken.skipped)
 
     def fingerprint(self) -> str:
-        """Name the content: pixels in memory, or else the encoded pictures.
+        """Name the content: pixels in memory, or else the encoded images.
 
         Raises:
             UserError: If a file that a row names is gone.
         """
         if self.images is not None:
             return super().fingerprint()
-        rows = track(self.paths, len(self.paths), "fingerprint of the pictures")
+        rows = track(self.paths, len(self.paths), "fingerprint of the images")
         return fingerprint(map(self.root.digest, rows), self.targets)
 
 
 def list_dataset(
     dataset, image_col: str | None = None, label_col: str | None = None
-) -> ListedPictures:
-    """List the pictures of a Hugging Face dataset; each is read from its row when it is needed.
+) -> ListedImages:
+    """List the images of a Hugging Face dataset; each is read from its row when it is needed.
 
     Args:
         dataset: A `datasets.Dataset`, a `datasets.DatasetDict` with a "train" and any of "valid",
             "val", "validation" and "test", or a folder that either was saved to with
             `save_to_disk` (needs the extra `hf`).
-        image_col: Column of the pictures: of type Image, or of encoded bytes or paths. None takes
+        image_col: Column of the images: of type Image, or of encoded bytes or paths. None takes
             the first of type Image, or else one by the names that tables have.
         label_col: Column of the labels: of type ClassLabel, or text or integers. None takes one by
             the names that tables have, or else the only one of type ClassLabel.
@@ -154,9 +154,9 @@ def list_dataset(
                 classes = names
             else:
                 targets = match_classes(targets, names, classes, partial(_row_of, where), part)
-            parts[part] = _row_pictures(data, image, targets, where)
+            parts[part] = _row_images(data, image, targets, where)
     kind = "dataset splits" if len(parts) > 1 else "one dataset"
-    return ListedPictures(parts, classes, kind, name, name)
+    return ListedImages(parts, classes, kind, name, name)
 
 
 def _row_of(where: str, i: int) -> str:
@@ -198,11 +198,11 @@ def _check_rows(data, where: str) -> None:
             "streaming), or a folder that save_to_disk wrote."
         )
     if not len(data):
-        raise UserError(f"{where} has no rows; leave the part out, or give it pictures.")
+        raise UserError(f"{where} has no rows; leave the part out, or give it images.")
 
 
 def _dataset_columns(data, where: str, image_col, label_col) -> tuple[str, str]:
-    """Return the columns of pictures and labels."""
+    """Return the columns of images and labels."""
     features = dict(data.features or {})
 
     def kinds(kind: str) -> list[str]:
@@ -218,7 +218,7 @@ def _dataset_columns(data, where: str, image_col, label_col) -> tuple[str, str]:
         "label_col": named(LABEL_COLUMNS) or (labels[0] if len(labels) == 1 else None),
     }
     given = {"image_col": image_col, "label_col": label_col}
-    for parameter, what in (("image_col", "the pictures"), ("label_col", "the labels")):
+    for parameter, what in (("image_col", "the images"), ("label_col", "the labels")):
         column = found[parameter] if given[parameter] is None else given[parameter]
         if column not in features:
             is_not = f"no column {column!r}" if column else f"no one column of {what}"
@@ -252,8 +252,8 @@ def _dataset_labels(data, column: str, where: str) -> tuple[np.ndarray, list[str
     return encode_labels(cells, place)
 
 
-def _row_pictures(data, column: str, targets: np.ndarray, where: str) -> RowPictures:
-    """Return the pictures of a column, which stay encoded."""
+def _row_images(data, column: str, targets: np.ndarray, where: str) -> RowImages:
+    """Return the images of a column, which stay encoded."""
     feature = data.features[column]
     if hasattr(data, "with_format"):
         data = data.with_format(None)
@@ -262,4 +262,4 @@ def _row_pictures(data, column: str, targets: np.ndarray, where: str) -> RowPict
     if type(feature).__name__ == "Image" and hasattr(data, "cast_column"):
         data = data.cast_column(column, type(feature)(decode=False))
     rows = _Rows(data, column, where)
-    return RowPictures(targets, paths=[str(i) for i in range(len(targets))], root=rows)
+    return RowImages(targets, paths=[str(i) for i in range(len(targets))], root=rows)

@@ -51,7 +51,7 @@ READ_ARGUMENTS = {
     "json": ("path", "valid", "test"),
 }
 SOURCE_KINDS = {
-    "folder": "a folder of pictures", "hf": "a saved dataset", "table": "a CSV or TSV table",
+    "folder": "a folder of images", "hf": "a saved dataset", "table": "a CSV or TSV table",
     "json": "annotations",
 }  # fmt: skip
 PARAMETER_FLAGS = {"path": "--images"}  # the others are called like their argument

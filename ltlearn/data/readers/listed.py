@@ -12,7 +12,7 @@ import numpy as np
 
 from ltlearn.data.images import ImageSet, natural_key
 from ltlearn.data.readers.kinds import flag_of
-from ltlearn.data.readers.listing import Listing, find_pictures
+from ltlearn.data.readers.listing import Listing, find_images
 from ltlearn.errors import UserError
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "PART_LABELS",
     "MAX_NAMED_COLUMNS",
     "MAX_NAMED_FOLDERS",
-    "ListedPictures",
+    "ListedImages",
     "is_empty",
     "encode_labels",
     "parts_of_rows",
@@ -43,8 +43,8 @@ MAX_NAMED_FOLDERS = 5  # folders in a message
 
 
 @dataclass
-class ListedPictures:
-    """Pictures by part ("train" and any of "valid" and "test"), and what a run calls them."""
+class ListedImages:
+    """Images by part ("train" and any of "valid" and "test"), and what a run calls them."""
 
     parts: dict[str, ImageSet]
     classes: list[str]
@@ -103,7 +103,7 @@ def parts_of_rows(cells, place: Callable[[int], str], column) -> np.ndarray:
             )
         out[i] = part
     if not (out == 0).any():
-        raise UserError(f"{place(0)} and all others are of no training picture; mark some 'train'.")
+        raise UserError(f"{place(0)} and all others are of no training image; mark some 'train'.")
     return out
 
 
@@ -115,7 +115,7 @@ def check_trained(targets, part_of, classes, place: Callable[[int], str]) -> Non
         i = int(lost.argmax())
         raise UserError(
             f"{place(i)}: the {PART_LABELS[PARTS[part_of[i]]]} label {classes[targets[i]]!r} is "
-            "not among the training labels; add training pictures of it, or remove it."
+            "not among the training labels; add training images of it, or remove it."
         )
 
 
@@ -132,8 +132,8 @@ def find_listed_images(
     parameter: str,
     keep_missing: bool = False,
 ) -> ImageSet:
-    """Look for the pictures; what is not there is an error, left out, or kept as it is."""
-    data, missing = find_pictures(listing, Path(root), follow_links=follow_links)
+    """Look for the images; what is not there is an error, left out, or kept as it is."""
+    data, missing = find_images(listing, Path(root), follow_links=follow_links)
     if not len(missing):
         return data
     i = int(missing[0])
@@ -154,7 +154,7 @@ def find_listed_images(
         more = f", nor {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise UserError(
             f"{listing.place(i)}: there is no {data.root / data.paths[i]}{more}; mend it, or leave "
-            "such pictures out with --skip-bad (skip_bad=True)."
+            "such images out with --skip-bad (skip_bad=True)."
         )
     for i in missing:
         _log.warning("left out: %s: there is no %s", listing.place(i), data.root / data.paths[i])

@@ -13,14 +13,14 @@ from ltlearn.data.images import ImageSet
 from ltlearn.errors import UserError
 from ltlearn.utils.progress import track
 
-__all__ = ["Listing", "PathTable", "read_list", "cannot_read", "FETCH_AGAIN", "find_pictures"]
+__all__ = ["Listing", "PathTable", "read_list", "cannot_read", "FETCH_AGAIN", "find_images"]
 
 _MOST_DIGITS = 9  # of a label
 
 
 @dataclass
 class Listing:
-    """What a file says of each picture, in its order; nothing is known of the disk yet."""
+    """What a file says of each image, in its order; nothing is known of the disk yet."""
 
     file: Path
     folders: list[str]  # each once, relative to the data set's own
@@ -35,16 +35,16 @@ class Listing:
         return len(self.names)
 
     def place(self, i: int) -> str:
-        """Say where the file speaks of picture i."""
+        """Say where the file speaks of image i."""
         return f"{self.file}, {self.place_word} {self.places[i]}"
 
     def path(self, i: int) -> str:
-        """Return the path of picture i."""
+        """Return the path of image i."""
         folder = self.folders[self.folder_of[i]]
         return f"{folder}/{self.names[i]}" if folder else self.names[i]
 
     def pairs(self) -> Iterator[tuple[str, int, np.ndarray]]:
-        """Yield each folder with each of its labels, and the pictures that have both."""
+        """Yield each folder with each of its labels, and the images that have both."""
         if not len(self):
             return
         size = int(self.targets.max()) + 1
@@ -114,7 +114,7 @@ def read_list(file: Path) -> Listing:
         file: The list, in UTF-8.
 
     Raises:
-        UserError: If it cannot be read, names no pictures, or has a line that is not of that form
+        UserError: If it cannot be read, names no images, or has a line that is not of that form
             or whose path leads out of the folder; the message has the line's number.
     """
     paths, targets, lines = PathTable(file, "line"), array("q"), array("q")
@@ -137,7 +137,7 @@ def read_list(file: Path) -> Listing:
     except OSError as e:
         raise cannot_read(file, e.strerror) from None
     if not lines:
-        raise UserError(f"{file} names no pictures; fetch it again.")
+        raise UserError(f"{file} names no images; fetch it again.")
     return Listing(
         file,
         list(paths.folders),
@@ -165,26 +165,26 @@ def cannot_read(file: Path, reason) -> UserError:
 FETCH_AGAIN = "fetch it again."
 
 
-def find_pictures(
+def find_images(
     listing: Listing,
     root: Path,
     candidates: Callable[[str, int], Sequence[str]] | None = None,
     follow_links: bool = False,
 ) -> tuple[ImageSet, np.ndarray]:
-    """Look for the listed pictures; each folder is read once, no file is.
+    """Look for the listed images; each folder is read once, no file is.
 
     Args:
         listing: What a file says.
         root: What its paths are relative to; may itself be a link.
-        candidates: Gives, for a folder and a label, the folders where such pictures may lie; the
+        candidates: Gives, for a folder and a label, the folders where such images may lie; the
             first that exists is taken. None takes the listing's own.
         follow_links: Whether a link inside `root` may lead out of it.
 
     Returns:
-        All pictures, found or not, and the indices of those that are not there.
+        All images, found or not, and the indices of those that are not there.
 
     Raises:
-        UserError: If a link leads out of `root`, a picture is listed twice, or a folder cannot be
+        UserError: If a link leads out of `root`, an image is listed twice, or a folder cannot be
             read.
     """
     if candidates is not None:
@@ -198,7 +198,7 @@ def find_pictures(
     inside = os.path.realpath(root)
     missing, paths = [], [""] * len(listing)
     for index in track(
-        _groups(listing.folder_of), len(listing.folders), "looking for the listed pictures"
+        _groups(listing.folder_of), len(listing.folders), "looking for the listed images"
     ):
         folder = listing.folders[listing.folder_of[index[0]]]
         here = os.path.join(root, folder)
@@ -253,6 +253,6 @@ def _is_inside(path: str, folder: str) -> bool:
 def _leads_out(listing: Listing, i: int, link: str, root: Path) -> UserError:
     return UserError(
         f"{listing.place(i)}: {listing.path(i)!r} is behind a link that leads out of {root}, to "
-        f"{os.path.realpath(link)}; move the pictures inside, or, if you trust the link, pass "
+        f"{os.path.realpath(link)}; move the images inside, or, if you trust the link, pass "
         "follow_links=True (--follow-links of `ltlearn recipe` and `ltlearn data`)."
     )

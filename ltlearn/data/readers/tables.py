@@ -17,7 +17,7 @@ from ltlearn.data.readers.listed import (
     MAX_NAMED_COLUMNS,
     PART_LABELS,
     PARTS,
-    ListedPictures,
+    ListedImages,
     check_trained,
     encode_labels,
     find_listed_images,
@@ -42,7 +42,7 @@ def columns_text(columns: Mapping[str, str]) -> str:
     """Say what was read from which column.
 
     Args:
-        columns: Those of `ListedPictures`.
+        columns: Those of `ListedImages`.
     """
     return ", ".join(f"{what} from {clean(column)!r}" for what, column in columns.items())
 
@@ -58,11 +58,11 @@ def list_table(
     valid: str | Path | None = None,
     test: str | Path | None = None,
     stops: list[str] | None = None,
-) -> ListedPictures:
-    """List the pictures of a table: a row each, with its path and its label.
+) -> ListedImages:
+    """List the images of a table: a row each, with its path and its label.
 
     Class names are in natural order (2_cat before 10_cat), integers by value. Rows that are there
-    twice count once, with a warning. Two rows are the same picture if their paths are, however they
+    twice count once, with a warning. Two rows are the same image if their paths are, however they
     are spelt; links and copies under another name are not looked through.
 
     Args:
@@ -78,18 +78,18 @@ def list_table(
         split_col: Column that says train, training, valid, val, validation, dev, test or testing,
             in any case. None takes one that is called split, subset or partition, if any; False
             takes none.
-        skip_bad: Leave out pictures that are not there, with a warning, instead of stopping.
+        skip_bad: Leave out images that are not there, with a warning, instead of stopping.
         suffix: What every path ends in and the table leaves out, such as ".jpg".
-        valid: A file that lists the validation pictures likewise; its relative paths start from the
+        valid: A file that lists the validation images likewise; its relative paths start from the
             same folder.
-        test: Of the test pictures, likewise.
+        test: Of the test images, likewise.
         stops: Takes a sentence for each kind of rows that contradict each other, instead of an
             error, to look at what cannot be trained on: of two labels the first counts, and a
-            picture in two parts is in both. Pictures that are not there, and labels that training
+            image in two parts is in both. Images that are not there, and labels that training
             lacks, are then listed like others. None stops at all of these.
 
     Raises:
-        UserError: If the table is empty or lacks a column, a cell is empty, a picture is not there,
+        UserError: If the table is empty or lacks a column, a cell is empty, an image is not there,
             has two labels or is in two parts, or a validation or test label is not in training; the
             message names row, column or label.
     """
@@ -139,7 +139,7 @@ def list_table(
                 listing, paths.root, True, skip_bad, "path", stops is not None
             )
     name = "one table" if len(read) == 1 else "tables"
-    return ListedPictures(
+    return ListedImages(
         parts, classes, name if splits is None else "split column", dataset, where, columns
     )
 
@@ -168,7 +168,7 @@ def _read_columns(table, image_col, label_col, split_col, root: Path, suffix: st
     else:
         where, df, rows = "the table", table, np.arange(len(table))
     if not len(df):
-        raise UserError(f"{where} has no rows; give one a picture, with its path and its label.")
+        raise UserError(f"{where} has no rows; give one an image, with its path and its label.")
     found = _find_columns(df, where, image_col, label_col, split_col)
     found = {what: c for what, c in zip(("path", "label", "split"), found, strict=True)
              if c is not None}  # fmt: skip
@@ -184,7 +184,7 @@ def read_table(file: Path, root: Path | None = None, suffix: str = ""):
     """Read a CSV or TSV as text, cell by cell: no label is taken for a number or for missing.
 
     The delimiter is a tab for .tsv and .tab, or else the most frequent of comma, tab, semicolon and
-    bar in the first line. If that line names a picture, by its extension or because it is there, it
+    bar in the first line. If that line names an image, by its extension or because it is there, it
     is no header. Empty lines are skipped.
 
     Args:
@@ -204,11 +204,11 @@ def read_table(file: Path, root: Path | None = None, suffix: str = ""):
         with open(file, encoding="utf-8-sig", newline="") as text:
             blank, first = next(((i, s) for i, s in enumerate(text) if s.strip()), (0, ""))
         if not first:
-            raise UserError(f"{file} is empty; give it a row for each picture.")
+            raise UserError(f"{file} is empty; give it a row for each image.")
         tabs = file.suffix.lower() in (".tsv", ".tab")
         sep = "\t" if tabs else max(",\t;|", key=first.count)
         cells = next(csv_cells.reader([first], delimiter=sep))
-        bare = any(_is_picture(c.strip(), root or file.parent, suffix) for c in cells)
+        bare = any(_is_image(c.strip(), root or file.parent, suffix) for c in cells)
         with warnings.catch_warnings():
             # Pandas would cut off what goes beyond the header.
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -232,11 +232,11 @@ def read_table(file: Path, root: Path | None = None, suffix: str = ""):
     return df[filled], rows[filled]
 
 
-def _is_picture(cell: str, root: Path, suffix: str) -> bool:
-    """Tell whether a cell of the first line names a picture."""
+def _is_image(cell: str, root: Path, suffix: str) -> bool:
+    """Tell whether a cell of the first line names an image."""
     if os.path.splitext(cell)[1].lower() in EXTENSIONS:
         return True
-    # With a suffix, a picture image.jpg must not make a row of the header "image".
+    # With a suffix, an image image.jpg must not make a row of the header "image".
     named = cell.lower() not in (*IMAGE_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS)
     return bool(cell) and named and os.path.isfile(os.path.join(root, cell + suffix))
 
@@ -317,7 +317,7 @@ class _Files:
             folder, name = os.path.split(path) if isinstance(path, str) else ("", "")
             if name in ("", ".", "..") or "\0" in path:
                 raise UserError(
-                    f"{place(i)}: {cell!r} is no path of a picture; name the column of the paths "
+                    f"{place(i)}: {cell!r} is no path of an image; name the column of the paths "
                     "with image_col (--image-col), or mend the row."
                 )
             if folder not in places:
@@ -383,16 +383,16 @@ def _distinct_rows(
     refuse(
         targets != targets[before],
         lambda i: f"labelled {classes[targets[i]]!r}",
-        "a picture has one label: remove the wrong row",
+        "an image has one label: remove the wrong row",
     )
     refuse(
         part_of != part_of[before],
-        lambda i: f"a {PART_LABELS[PARTS[part_of[i]]]} picture",
-        "figures would be of pictures that training has seen: remove one of the rows",
+        lambda i: f"a {PART_LABELS[PARTS[part_of[i]]]} image",
+        "figures would be of images that training has seen: remove one of the rows",
     )
-    # The first of each picture in each part.
+    # The first of each image in each part.
     keep = np.sort(np.unique(before * len(PARTS) + part_of, return_index=True)[1])
     if twice := len(before) - len(keep):
         said = plural(twice, "row is there twice", "rows are there twice")
-        _log.warning("%s: %s; each picture counts once.", where, said)
+        _log.warning("%s: %s; each image counts once.", where, said)
     return keep

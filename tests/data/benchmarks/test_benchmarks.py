@@ -15,14 +15,14 @@ from ltlearn.data.benchmarks.facts import BENCHMARKS, LISTED, counts_name
 from ltlearn.data.benchmarks.instructions import how_to_get
 from ltlearn.data.benchmarks.read import load_benchmark, load_benchmark_parts
 from ltlearn.data.readers.coco import _JsonStream, read_annotations
-from ltlearn.data.readers.listing import find_pictures, read_list
+from ltlearn.data.readers.listing import find_images, read_list
 from ltlearn.errors import UserError
 from tests.data.lookalikes import (
     SCENES,
     SYNSETS,
     annotations,
     facts_of,
-    save_picture,
+    save_image,
     write_imagenet_lt,
     write_inat,
     write_json,
@@ -218,7 +218,7 @@ def test_other_counts_than_the_published_ones_are_warned_of(tmp_path, publish, c
     load_benchmark("imagenet_lt", tmp_path, "test")
     assert not caplog.messages
     load_benchmark("imagenet_lt", tmp_path, "train")
-    assert "does not have the published counts of ImageNet-LT: 10 pictures of 3" in caplog.text
+    assert "does not have the published counts of ImageNet-LT: 10 images of 3" in caplog.text
     caplog.clear()
     publish("imagenet_lt", COUNTS)
     load_benchmark("imagenet_lt", tmp_path, "train")
@@ -242,20 +242,20 @@ def test_a_set_that_is_not_there(tmp_path, name):
     assert "\n" not in str(e.value)
 
 
-def test_missing_pictures_stop_or_are_left_out(tmp_path, caplog):
+def test_missing_images_stop_or_are_left_out(tmp_path, caplog):
     made = write_imagenet_lt(tmp_path, [9, 2])
     for path, _ in made["train"][:7]:
         (tmp_path / path).unlink()
     with pytest.raises(UserError) as e:
         load_benchmark("imagenet_lt", tmp_path, "train")
     lost = [p for p, _ in made["train"][:5]]
-    assert "7 of the 11 pictures" in str(e.value) and f"({', '.join(lost)}, ...)" in str(e.value)
+    assert "7 of the 11 images" in str(e.value) and f"({', '.join(lost)}, ...)" in str(e.value)
     kept, _ = load_benchmark("imagenet_lt", tmp_path, "train", skip_bad=True)
     assert pairs(kept) == made["train"][7:]
     assert kept.skipped == [str(tmp_path / p) for p, _ in made["train"][:7]]
     assert "left out: 7 of the 11" in caplog.text
     shutil.rmtree(tmp_path / "train")
-    with pytest.raises(UserError, match="11 of the 11 pictures"):
+    with pytest.raises(UserError, match="11 of the 11 images"):
         load_benchmark("imagenet_lt", tmp_path, "train", skip_bad=True)
 
 
@@ -290,7 +290,7 @@ def test_a_training_list_with_two_labels_for_a_class_or_two_classes_for_a_label(
         load_benchmark("imagenet_lt", tmp_path, "train")
 
 
-def test_a_class_without_training_pictures_has_its_number_for_a_name(tmp_path):
+def test_a_class_without_training_images_has_its_number_for_a_name(tmp_path):
     made = write_imagenet_lt(tmp_path, COUNTS)
     write_list(tmp_path / "ImageNet_LT_train.txt", [r for r in made["train"] if r[1] != 1])
     _, classes = load_benchmark("imagenet_lt", tmp_path, "train")
@@ -329,8 +329,8 @@ def test_what_a_list_may_look_like(tmp_path):
 def test_a_name_that_is_no_utf8(tmp_path):
     name = b"caf\xe9.jpg"
     (tmp_path / "a").mkdir()
-    save_picture(tmp_path / "a" / os.fsdecode(name), 0)
-    data, missing = find_pictures(read_list(text(tmp_path, b"a/" + name + b" 0\n")), tmp_path)
+    save_image(tmp_path / "a" / os.fsdecode(name), 0)
+    data, missing = find_images(read_list(text(tmp_path, b"a/" + name + b" 0\n")), tmp_path)
     assert not len(missing) and data.load(None).images.shape == (1, 4, 5, 3)
 
 
@@ -348,7 +348,7 @@ def test_a_malformed_line_is_named(tmp_path, line):
 def test_lists_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*gone\.txt \(No such file"):
         read_list(tmp_path / "gone.txt")
-    with pytest.raises(UserError, match=r"list\.txt names no pictures"):
+    with pytest.raises(UserError, match=r"list\.txt names no images"):
         read_list(text(tmp_path, "\n# nothing 1\n"))
     with pytest.raises(UserError, match=r"list\.txt, line 1: "):
         read_list(text(tmp_path, "a/1.jpg 0\n".encode("utf-16")))
@@ -381,11 +381,11 @@ def test_dots_within_a_name_are_no_way_out(tmp_path):
 
 @pytest.fixture
 def linked(tmp_path):
-    """A list of two pictures below root/, and a folder outside with pictures of those names."""
+    """A list of two images below root/, and a folder outside with images of those names."""
     root = tmp_path / "root"
     for folder in ("root/a", "outside"):
         for name in ("1.jpg", "2.jpg"):
-            save_picture(tmp_path / folder / name, 0)
+            save_image(tmp_path / folder / name, 0)
     return root, read_list(text(tmp_path, "a/1.jpg 0\na/2.jpg 0\n"))
 
 
@@ -395,24 +395,24 @@ def test_a_folder_that_leads_out_is_refused_unless_trusted(tmp_path, linked):
     (root / "a").symlink_to(tmp_path / "outside")
     want = rf"list\.txt, line 1: 'a/1\.jpg' is behind a link .* out of {root}, to .*outside; "
     with pytest.raises(UserError, match=want + ".* follow_links=True"):
-        find_pictures(listing, root)
-    data, missing = find_pictures(listing, root, follow_links=True)
+        find_images(listing, root)
+    data, missing = find_images(listing, root, follow_links=True)
     assert data.paths == ["a/1.jpg", "a/2.jpg"] and not len(missing)
     # A folder beside the root whose name begins with the root's.
     (root / "a").unlink()
     (tmp_path / "outside").rename(tmp_path / "root2")
     (root / "a").symlink_to("../root2")
     with pytest.raises(UserError, match="leads out"):
-        find_pictures(listing, root)
+        find_images(listing, root)
 
 
-def test_a_picture_that_leads_out_is_refused_unless_trusted(tmp_path, linked):
+def test_a_image_that_leads_out_is_refused_unless_trusted(tmp_path, linked):
     root, listing = linked
     (root / "a" / "2.jpg").unlink()
     (root / "a" / "2.jpg").symlink_to(tmp_path / "outside" / "2.jpg")
     with pytest.raises(UserError, match=r"line 2: 'a/2\.jpg' is behind a link that leads out"):
-        find_pictures(listing, root)
-    assert not len(find_pictures(listing, root, follow_links=True)[1])
+        find_images(listing, root)
+    assert not len(find_images(listing, root, follow_links=True)[1])
 
 
 def test_links_that_stay_inside_and_broken_ones(linked):
@@ -421,9 +421,9 @@ def test_links_that_stay_inside_and_broken_ones(linked):
     (root / "a").symlink_to("b")
     (root / "b" / "2.jpg").unlink()
     (root / "b" / "2.jpg").symlink_to("1.jpg")
-    assert not len(find_pictures(listing, root)[1])
+    assert not len(find_images(listing, root)[1])
     (root / "b" / "1.jpg").unlink()
-    assert find_pictures(listing, root)[1].tolist() == [0, 1]
+    assert find_images(listing, root)[1].tolist() == [0, 1]
 
 
 def test_a_set_may_pass_the_trust_on(tmp_path):
@@ -440,23 +440,23 @@ def test_a_set_may_pass_the_trust_on(tmp_path):
 
 
 @pytest.mark.parametrize("again", ["a/1.jpg 0", "a/1.jpg 1", "./a//1.jpg 0"])
-def test_a_picture_that_is_listed_twice(tmp_path, again):
+def test_a_image_that_is_listed_twice(tmp_path, again):
     file = text(tmp_path, f"a/1.jpg 0\na/2.jpg 0\n{again}\n")
     with pytest.raises(UserError, match=r"line 3: 'a/1\.jpg' is listed before, in line 1"):
-        find_pictures(read_list(file), tmp_path)
+        find_images(read_list(file), tmp_path)
 
 
 def test_a_folder_that_is_a_file_or_cannot_be_read(tmp_path, monkeypatch):
     listing = read_list(text(tmp_path, "a/1.jpg 0\n"))
     (tmp_path / "a").touch()
-    assert find_pictures(listing, tmp_path)[1].tolist() == [0]
+    assert find_images(listing, tmp_path)[1].tolist() == [0]
 
     def refuse(folder):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"cannot read the folder .*/a \(Permission denied\)"):
-        find_pictures(listing, tmp_path)
+        find_images(listing, tmp_path)
 
 
 # ---------------------------------------------------------------- annotations
@@ -491,12 +491,12 @@ def test_the_other_years(tmp_path, year):
     }[year]
     rows = [(f"{top}/{kind}/{i}.jpg", 204) for i in range(3)] + [(f"{top}/b/9.jpg", 3)]
     for path, _ in rows:
-        save_picture(tmp_path / path, 0)
+        save_image(tmp_path / path, 0)
     content = annotations(rows, {204: "Corvus corax", 3: "b"}, year)
     for i, category in enumerate(content["categories"]):
         category["image_dir_name"] = f"{i}"  # as 2021 has it
     found = read_annotations(write_json(tmp_path / f"train{year}.json", content))
-    data, missing = find_pictures(found, tmp_path)
+    data, missing = find_images(found, tmp_path)
     assert pairs(data) == [(p, int(c == 204)) for p, c in rows] and not len(missing)
 
 
@@ -519,7 +519,7 @@ def spoiled(change):
         (lambda c: c["categories"].append({"id": 7, "name": "b"}), "has the category id 7 twice"),
         (lambda c: c["annotations"][3].update(category_id=8), "1003 has an unlisted category"),
         (lambda c: c.update(categories=[]), "lists no categories"),
-        (lambda c: c.update(images=[], annotations=[]), "names no pictures"),
+        (lambda c: c.update(images=[], annotations=[]), "names no images"),
         (lambda c: c.pop("annotations"), "has no 'annotations'"),
         (lambda c: c["images"][1].pop("file_name"), "entry 2 of images: no 'file_name'"),
         (lambda c: c["images"][1].update(id="x"), "entry 2 of images: "),
@@ -610,10 +610,10 @@ def test_wrong_counts(tmp_path, publish):
     write_imagenet_lt(tmp_path, COUNTS, valid=1)
     publish("imagenet_lt", [7, 2, 1])
     assert failures(check_benchmark("imagenet_lt", tmp_path)) == [
-        "train: 6 and 1 pictures of the largest and smallest class, not 7 and 1",
+        "train: 6 and 1 images of the largest and smallest class, not 7 and 1",
         "train: the counts of the classes are not those published",
-        "valid: 3 pictures, not 6",
-        "valid: 1 pictures of each class, not 2",
+        "valid: 3 images, not 6",
+        "valid: 1 images of each class, not 2",
     ]
     publish("imagenet_lt", COUNTS[::-1], valid=1)
     (failure,) = failures(check_benchmark("imagenet_lt", tmp_path))
@@ -632,7 +632,7 @@ def test_missing_files_are_counted_and_the_first_named(tmp_path, publish):
         "train": (7, [p for p, _ in made["train"][1:6]]),
         "test": (1, [made["test"][3][0]]),
     }
-    assert len(failures(report)) == 2 and "7 of 22 pictures are not under" in str(report)
+    assert len(failures(report)) == 2 and "7 of 22 images are not under" in str(report)
     assert report.instructions == how_to_get("places_lt", tmp_path)
     assert str(report).endswith(report.instructions)
 
@@ -660,13 +660,13 @@ def test_nothing_there(tmp_path, name):
     assert how_to_get(name, tmp_path / "no where") in str(report)
 
 
-def test_a_picture_in_two_parts(tmp_path, publish):
+def test_a_image_in_two_parts(tmp_path, publish):
     made = write_imagenet_lt(tmp_path, COUNTS)
     publish("imagenet_lt", COUNTS)
     rows = [made["train"][0], *made["valid"][1:]]
     write_list(tmp_path / "ImageNet_LT_val.txt", rows)
     (failure,) = failures(check_benchmark("imagenet_lt", tmp_path))
-    assert failure == f"valid: 1 pictures are in train too, as {rows[0][0]}"
+    assert failure == f"valid: 1 images are in train too, as {rows[0][0]}"
 
 
 def test_an_unknown_benchmark(tmp_path):
@@ -684,24 +684,24 @@ def test_cifar_is_checked(tmp_path, publish, write_cifar_pickles, monkeypatch):
     names = [f"thing {c}" for c in range(10)]
     write_cifar_pickles(tmp_path, 10, names, 5, test=2)
     report = check_benchmark("cifar10_lt", tmp_path)
-    assert "train: a part of the set, 5 to 5 pictures of each class, of 5,000" in str(report)
+    assert "train: a part of the set, 5 to 5 images of each class, of 5,000" in str(report)
     assert failures(report) == [
-        "test: 20 pictures, not 10,000",
-        "test: 2 pictures of each class, not 1,000",
+        "test: 20 images, not 10,000",
+        "test: 2 images of each class, not 1,000",
     ]
     facts = replace(
         BENCHMARKS["cifar10_lt"], sizes={"train": 50, "test": 20}, each={"train": 5, "test": 2}
     )
     monkeypatch.setitem(BENCHMARKS, "cifar10_lt", facts)
     report = check_benchmark("cifar10_lt", tmp_path)
-    assert report.ok and "train: 5 pictures of each class" in str(report)
+    assert report.ok and "train: 5 images of each class" in str(report)
 
 
 def test_a_part_of_tiny_imagenet_is_enough(tmp_path, write_tiny):
     write_tiny(tmp_path / "tiny-imagenet-200-lt10", [12] + [2] * 199, valid=50)
     report = check_benchmark("tiny_imagenet_lt", tmp_path)
     assert report.ok, str(report)
-    assert "train: a part of the set, 12 to 2 pictures of each class, of 500" in str(report)
+    assert "train: a part of the set, 12 to 2 images of each class, of 500" in str(report)
 
 
 # ---------------------------------------------------------------- fetching
@@ -754,10 +754,10 @@ def test_inaturalist_is_fetched_once_its_size_is_confirmed(tmp_path, fetched):
         download_benchmark("inat2018", tmp_path, lambda text: bool(asked.append(text)))
     assert "120 GB" in asked[0] and str(tmp_path) in asked[0] and not fetched
     download_benchmark("inat2018", tmp_path, lambda text: True)
-    train, valid, pictures = fetched
+    train, valid, images = fetched
     assert train[0].endswith("/2018/train2018.json.tar.gz") and len(train[2]) == 32
     assert valid[0].endswith("/2018/val2018.json.tar.gz")
-    assert pictures == ("INaturalist", str(tmp_path), {"version": "2018", "download": True})
+    assert images == ("INaturalist", str(tmp_path), {"version": "2018", "download": True})
     fetched.clear()
     (tmp_path / "train_val2018").mkdir()
     download_benchmark("inat2018", tmp_path, lambda text: True)
@@ -774,7 +774,7 @@ def test_a_disk_that_is_too_small(tmp_path, fetched, monkeypatch):
 def test_places_is_fetched_with_its_lists(tmp_path, fetched):
     asked = []
     download_benchmark("places_lt", tmp_path, lambda text: asked.append(text) or True)
-    assert "1,839,960 pictures of Places365" in asked[0]
+    assert "1,839,960 images of Places365" in asked[0]
     assert [url.rsplit("/", 1)[1] for url, _ in fetched[:3]] == [
         f"Places_LT_{p}.txt" for p in ("train", "val", "test")
     ]

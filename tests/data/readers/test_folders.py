@@ -11,7 +11,7 @@ from fastai.data.external import URLs
 from PIL import Image
 
 from ltlearn.data.benchmarks.cifar import load_cifar
-from ltlearn.data.benchmarks.digits import load_digits_pictures
+from ltlearn.data.benchmarks.digits import load_digits_images
 from ltlearn.data.benchmarks.tiny_imagenet import load_tiny_imagenet
 from ltlearn.data.images import EXTENSIONS, ImageSet, read_image
 from ltlearn.data.readers.folders import find_class_folders, list_class_folders
@@ -27,7 +27,7 @@ def save(path: Path, image, **options) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- one picture
+# ---------------------------------------------------------------- one image
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_cmyk(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_sixteen_bits_keep_their_range(tmp_path, suffix):
-    # Pillow clips them at 255 of 65535, which turns a picture white.
+    # Pillow clips them at 255 of 65535, which turns an image white.
     deep = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=np.uint16)
     out = read_image(save(tmp_path / f"deep.{suffix}", deep))
     assert out[..., 0].tolist() == [[0, 0, 1], [128, 254, 255]]
@@ -98,7 +98,7 @@ def test_sixteen_bits_of_a_pgm_and_of_big_endian(tmp_path):
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_pixels_of_unknown_range_are_refused(tmp_path, dtype):
     path = save(tmp_path / "wide.tif", np.array([[0, 70_000]], dtype=dtype))
-    with pytest.raises(UserError, match=r"cannot read the picture .*wide\.tif \(it"):
+    with pytest.raises(UserError, match=r"cannot read the image .*wide\.tif \(it"):
         read_image(path)
 
 
@@ -113,16 +113,16 @@ def test_resizing(tmp_path):
     assert read_image(save(tmp_path / "a.png", RGB), 3).shape == (3, 3, 3)
 
 
-def test_what_is_no_picture_is_named(tmp_path, bad_pictures):
-    for name, content in bad_pictures.items():
+def test_what_is_no_image_is_named(tmp_path, bad_images):
+    for name, content in bad_images.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError) as e:
             read_image(tmp_path / name)
         message = str(e.value)
-        assert message.startswith(f"cannot read the picture {tmp_path / name} (")
+        assert message.startswith(f"cannot read the image {tmp_path / name} (")
         assert "skip_bad=True" in message and "\n" not in message
         assert e.value.__suppress_context__
-    with pytest.raises(UserError, match=r"the picture .*gone\.png does not exist\."):
+    with pytest.raises(UserError, match=r"the image .*gone\.png does not exist\."):
         read_image(tmp_path / "gone.png")
 
 
@@ -147,14 +147,14 @@ def test_listing_is_in_natural_order_and_leaves_other_files_out(tmp_path):
     assert found.targets.tolist() == [1] * 6 + [2]
 
 
-def test_what_may_be_pictures_is_left_out_aloud(tmp_path, write_classes, caplog):
+def test_what_may_be_images_is_left_out_aloud(tmp_path, write_classes, caplog):
     root = write_classes(tmp_path, {"ant": 2, "bee": 1})
     for name in ("a.HEIC", "b.heic", "bare", "notes.txt", "Thumbs.db", ".hidden.heic"):
         (root / "ant" / name).touch()
     assert len(list_class_folders(root)[0]) == 3
     (message,) = caplog.messages
     assert message == (
-        f"{root}: left out 2 .heic, 1 without an extension; if those are pictures, convert them to "
+        f"{root}: left out 2 .heic, 1 without an extension; if those are images, convert them to "
         "PNG or JPEG."
     )
     others = Counter()
@@ -162,11 +162,11 @@ def test_what_may_be_pictures_is_left_out_aloud(tmp_path, write_classes, caplog)
     assert others == {".heic": 2, "": 1, ".txt": 1, ".db": 1} and len(caplog.messages) == 1
 
 
-def test_without_pictures_what_is_there_instead_is_said(tmp_path):
+def test_without_images_what_is_there_instead_is_said(tmp_path):
     (tmp_path / "ant").mkdir()
     for i in range(8):
         (tmp_path / "ant" / f"{i}.x{i}").touch()
-    with pytest.raises(UserError, match=r"hold no pictures \(.*\), but 1 .x\d, .* 3 others; conv"):
+    with pytest.raises(UserError, match=r"hold no images \(.*\), but 1 .x\d, .* 3 others; conv"):
         list_class_folders(tmp_path)
 
 
@@ -211,10 +211,10 @@ def test_folders_that_cannot_be_used(tmp_path, write_classes):
     with pytest.raises(UserError, match=r"there is no folder .*gone; give the folder that holds"):
         list_class_folders(tmp_path / "gone")
     save(tmp_path / "flat" / "a.png", RGB)
-    with pytest.raises(UserError, match=r"flat has no class folders: put the pictures of each"):
+    with pytest.raises(UserError, match=r"flat has no class folders: put the images of each"):
         list_class_folders(tmp_path / "flat")
     (tmp_path / "empty" / "cat").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"the class folders of .*empty hold no pictures \(.*\.png"):
+    with pytest.raises(UserError, match=r"the class folders of .*empty hold no images \(.*\.png"):
         list_class_folders(tmp_path / "empty")
     root = write_classes(tmp_path / "more", {"cat": 1, "emu": 1})
     with pytest.raises(UserError, match=r"more has a class 'emu' that is not among the training"):
@@ -240,16 +240,16 @@ def test_loading_resizes_only_when_told(tmp_path, write_classes):
 
 
 @pytest.mark.parametrize("way", ["load", "without_bad"])
-def test_bad_pictures_are_left_out_and_listed(tmp_path, write_classes, bad_pictures, caplog, way):
+def test_bad_images_are_left_out_and_listed(tmp_path, write_classes, bad_images, caplog, way):
     root = write_classes(tmp_path, {"a": 2, "b": 2})
-    for name, content in bad_pictures.items():
+    for name, content in bad_images.items():
         (root / "a" / name).write_bytes(content)
     (root / "b" / "broken.png").symlink_to(root / "nowhere.png")
     data = listed(root)
     kept = data.load(None, skip_bad=True) if way == "load" else data.without_bad()
     assert kept.paths == ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
     assert kept.targets.tolist() == [0, 0, 1, 1]
-    bad = {str(root / "a" / n) for n in bad_pictures} | {str(root / "b" / "broken.png")}
+    bad = {str(root / "a" / n) for n in bad_images} | {str(root / "b" / "broken.png")}
     assert set(kept.skipped) == bad and len(kept.skipped) == len(bad)
     assert all(any(path in m for m in caplog.messages) for path in bad)
 
@@ -258,21 +258,21 @@ def test_bad_pictures_are_left_out_and_listed(tmp_path, write_classes, bad_pictu
 def test_nothing_readable_is_an_error(tmp_path, skip_bad):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_text("no")
-    want = "no picture under .* can be read" if skip_bad else r"cannot read the picture .*a/x\.png"
+    want = "no image under .* can be read" if skip_bad else r"cannot read the image .*a/x\.png"
     with pytest.raises(UserError, match=want):
         listed(tmp_path).load(None, skip_bad)
-    with pytest.raises(UserError, match="no picture under .* can be read"):
+    with pytest.raises(UserError, match="no image under .* can be read"):
         listed(tmp_path).without_bad()
 
 
 def test_the_fingerprint_of_a_lost_file_is_an_error(tmp_path, write_classes):
     data = listed(write_classes(tmp_path, {"a": 2}))
     (tmp_path / "a" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"cannot read the picture .*a/1\.png \(No such file"):
+    with pytest.raises(UserError, match=r"cannot read the image .*a/1\.png \(No such file"):
         data.fingerprint()
 
 
-def test_fingerprints_of_pictures_in_memory_and_on_disk(tmp_path, write_classes, arrays):
+def test_fingerprints_of_images_in_memory_and_on_disk(tmp_path, write_classes, arrays):
     images, targets = arrays([3, 2])
     name = ImageSet(targets, images=images).fingerprint()
     order = np.array([4, 0, 3, 1, 2])
@@ -459,13 +459,13 @@ def test_tiny_imagenet_has_200_classes(tmp_path, write_classes):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"val_0.JPEG\tn99999999\t0\t0\t9\t9\n", r"has the line 'val_0.*, which names no picture"),
-        (b"val_0.JPEG\n", "has the line 'val_0.JPEG', which names no picture and training class"),
-        (b"\n", "val_annotations.txt names no pictures"),
+        (b"val_0.JPEG\tn99999999\t0\t0\t9\t9\n", r"has the line 'val_0.*, which names no image"),
+        (b"val_0.JPEG\n", "has the line 'val_0.JPEG', which names no image and training class"),
+        (b"\n", "val_annotations.txt names no images"),
         (b"\xff\xfe", r"cannot read .*val_annotations.txt \('utf-8' codec"),
     ],
 )
-def test_a_damaged_list_of_validation_pictures_is_named(tmp_path, content, reason):
+def test_a_damaged_list_of_validation_images_is_named(tmp_path, content, reason):
     for c in range(200):
         (tmp_path / "train" / f"n{c:08d}").mkdir(parents=True)
     (tmp_path / "val" / "images").mkdir(parents=True)
@@ -478,8 +478,8 @@ def test_a_damaged_list_of_validation_pictures_is_named(tmp_path, content, reaso
 
 
 def test_digits():
-    train, names = load_digits_pictures("train")
-    test, _ = load_digits_pictures("test")
+    train, names = load_digits_images("train")
+    test, _ = load_digits_images("test")
     assert names == [str(c) for c in range(10)]
     assert (len(train), len(test)) == (1297, 500)
     assert np.bincount(test.targets).tolist() == [50] * 10
@@ -494,7 +494,7 @@ def _log_level(caplog):
     caplog.set_level(logging.WARNING, "ltlearn")
 
 
-def test_a_pipe_is_no_picture(tmp_path):
+def test_a_pipe_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(UserError, match="no regular file"):
         read_image(tmp_path / "pipe.jpg")

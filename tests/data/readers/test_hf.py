@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from ltlearn.callbacks.glmc import _InversePowerSampler, _PairLoader
 from ltlearn.data import loader
-from ltlearn.data.datasets import PictureFiles, PicturesInMemory
+from ltlearn.data.datasets import ImageFiles, ImagesInMemory
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import UserError
 
@@ -77,9 +77,9 @@ def encoded(seed: int, side: int = 8) -> bytes:
 
 
 def fake(labels=LABELS, first=0, side=8, names=NAMES) -> Fake:
-    pictures = [{"bytes": encoded(first + i, side), "path": f"{i}.png"} for i in range(len(labels))]
+    images = [{"bytes": encoded(first + i, side), "path": f"{i}.png"} for i in range(len(labels))]
     kind = Value() if names is None else ClassLabel(names)
-    return Fake({"img": pictures, "label": list(labels)}, {"img": Image(), "label": kind})
+    return Fake({"img": images, "label": list(labels)}, {"img": Image(), "label": kind})
 
 
 def from_hf(*args, **kwargs) -> LTDataLoaders:
@@ -105,15 +105,15 @@ def _log_level(caplog):
 # ---------------------------------------------------------------- the look-alike
 
 
-def test_small_pictures_are_held_in_memory():
+def test_small_images_are_held_in_memory():
     dls = from_hf(fake(), bs=4)
-    assert isinstance(dls.train.dataset, PicturesInMemory) and dls.size == (8, 8)
+    assert isinstance(dls.train.dataset, ImagesInMemory) and dls.size == (8, 8)
     assert dls.vocab == NAMES and dls.shot_counts.tolist() == [8, 4, 3]
     assert (dls.split.name, dls.split.dataset) == ("one dataset", "dataset")
     assert dls.split.valid_from == "training images"
 
 
-def test_the_same_pictures_in_a_folder_have_the_same_name(tmp_path):
+def test_the_same_images_in_a_folder_have_the_same_name(tmp_path):
     for i, c in enumerate(LABELS):
         (tmp_path / NAMES[c]).mkdir(exist_ok=True)
         (tmp_path / NAMES[c] / f"{i}.png").write_bytes(encoded(i))
@@ -124,12 +124,12 @@ def test_the_same_pictures_in_a_folder_have_the_same_name(tmp_path):
         assert torch.equal(x, u) and torch.equal(y, v)
 
 
-def test_large_pictures_are_read_when_they_are_needed(monkeypatch):
+def test_large_images_are_read_when_they_are_needed(monkeypatch):
     monkeypatch.setattr(loader, "count_cores", lambda: 1)
     data = fake(side=100)
     dls = from_hf(data, bs=4, size=32, in_memory=False)
     rows = dls.train.dataset.data.root.data
-    assert isinstance(dls.train.dataset, PictureFiles) and rows is not data
+    assert isinstance(dls.train.dataset, ImageFiles) and rows is not data
     # Each once for the fingerprint, and a look at their size beforehand.
     assert len(rows.reads) <= 2 * len(LABELS)
     rows.reads.clear()
@@ -193,7 +193,7 @@ def test_labels_may_be_text_or_integers(labels, classes):
     assert from_hf(fake(labels, names=None)).vocab == classes
 
 
-def test_a_class_of_the_feature_may_have_no_picture(caplog):
+def test_a_class_of_the_feature_may_have_no_image(caplog):
     dls = from_hf(fake(names=[*NAMES, "dog"]))
     assert dls.class_counts.tolist()[3] == 0
     assert "1 class has no training image: dog" in caplog.messages
@@ -214,7 +214,7 @@ def test_columns_are_found_named_and_missed():
     )
 
 
-def test_pictures_may_be_bytes_or_paths(tmp_path):
+def test_images_may_be_bytes_or_paths(tmp_path):
     want = from_hf(fake()).split.train
     contents = [p["bytes"] for p in fake().columns["img"]]
     for i, content in enumerate(contents):
@@ -227,27 +227,27 @@ def test_pictures_may_be_bytes_or_paths(tmp_path):
         on_demand = from_hf(data, in_memory=False, size=8)
         assert on_demand.split.train == from_hf(fake(), in_memory=False, size=8).split.train
     (tmp_path / "3.png").unlink()
-    assert f"cannot read the picture {tmp_path / '3.png'} (No such file" in sentence(
+    assert f"cannot read the image {tmp_path / '3.png'} (No such file" in sentence(
         lambda: from_hf(data, in_memory=False, size=8)
     )
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_unreadable_pictures_are_named_or_left_out(bad_pictures, in_memory):
+def test_unreadable_images_are_named_or_left_out(bad_images, in_memory):
     data = fake()
-    for i, content in enumerate(bad_pictures.values()):
+    for i, content in enumerate(bad_images.values()):
         data.columns["img"][i] = {"bytes": content, "path": None}
     data.columns["img"][7] = None
     options = {"size": 8, "in_memory": in_memory, "bs": 4}
     reason = sentence(lambda: epoch(from_hf(data, **options).train))
-    assert reason.startswith("cannot read the picture dataset, row ")
+    assert reason.startswith("cannot read the image dataset, row ")
     dls = from_hf(data, skip_bad=True, **options)
     assert dls.shot_counts.tolist() == [3, 4, 3]
     want = [f"dataset, row {i}" for i in range(4)] + ["dataset, row 7 (which is empty)"]
     assert dls.skipped == want
 
 
-def test_every_mode_of_picture_is_read():
+def test_every_mode_of_image_is_read():
     modes = {"L": "PNG", "P": "PNG", "CMYK": "JPEG", "1": "PNG", "I;16": "PNG"}
     cells = []
     for mode, kind in modes.items():

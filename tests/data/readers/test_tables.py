@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ltlearn.data import list_pictures
-from ltlearn.data.datasets import PictureFiles, PicturesInMemory
+from ltlearn.data import list_images
+from ltlearn.data.datasets import ImageFiles, ImagesInMemory
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.data.readers.annotations import list_json
 from ltlearn.data.readers.folders import list_class_folders
@@ -83,7 +83,7 @@ def test_a_table_of_a_folder_is_the_folder(photos, in_memory):
 def test_the_defaults_are_those_of_from_folder():
     folder = inspect.signature(LTDataLoaders.from_folder).parameters
     listing = inspect.signature(LTDataLoaders._from_listing).parameters
-    assert {n: p.default for n, p in listing.items() if n != "list_pictures"} == {
+    assert {n: p.default for n, p in listing.items() if n != "list_images"} == {
         n: p.default for n, p in folder.items() if n != "path"
     }
 
@@ -131,7 +131,7 @@ def test_a_file_of_windows_with_quotes_spaces_and_empty_lines(tmp_path, write_cl
     assert len(listed.parts["train"].load(None)) == 4
 
 
-def test_without_a_header_no_picture_is_lost(photos):
+def test_without_a_header_no_image_is_lost(photos):
     lines = [f"{p},{c}" for p, c in rows_of(photos)]
     file = write(photos / "t.csv", "\n".join(lines))
     assert from_csv(file).shot_counts.tolist() == [8, 4, 3]
@@ -143,7 +143,7 @@ def test_without_a_header_no_picture_is_lost(photos):
     ("ending", "suffix"), [("", ""), (".dcm", ""), (".jfif", ""), ("", ".png")]
 )
 def test_a_first_line_that_names_a_file_is_no_header(photos, ending, suffix):
-    # It was one for every extension that is not known, and the first picture was lost.
+    # It was one for every extension that is not known, and the first image was lost.
     for file in photos.rglob("*.png"):
         file.rename(file.with_suffix(ending or suffix))
     lines = [f"{os.path.splitext(p)[0]}{ending},{c}" for p, c in rows_of(photos)]
@@ -167,8 +167,8 @@ def test_labels_that_pandas_takes_for_missing_are_kept(photos):
     [
         (b"", "t.csv is empty; give it a row"),
         (b"\n \n", "t.csv is empty; give it a row"),
-        (b"image,label\n", "t.csv has no rows; give one a picture"),
-        (b"image,label\n,\n\n", "t.csv has no rows; give one a picture"),
+        (b"image,label\n", "t.csv has no rows; give one an image"),
+        (b"image,label\n,\n\n", "t.csv has no rows; give one an image"),
         (b"image;label\ncaf\xe9.png;a\n", "t.csv is not in UTF-8"),
         ("image,label\na.png,b\n".encode("utf-16"), "t.csv is not in UTF-8"),
         (b"image,label\na.png,b,c\n", "t.csv has more cells in a row than in its header"),
@@ -179,8 +179,8 @@ def test_labels_that_pandas_takes_for_missing_are_kept(photos):
         (b"image,label\n\na.png\n", "t.csv, row 3: the label is empty (column 'label')"),
         (b"image,label\n,a\n,b\nc.png,c", "the path is empty (column 'image'), and so are 1 more"),
         (b"image,label,split\na.png,a,\n", "row 2: the split is empty"),
-        (b"image,label\na/,b\n", "t.csv, row 2: 'a/' is no path of a picture"),
-        (b"image,label\n\0.png,b\n", "is no path of a picture"),
+        (b"image,label\na/,b\n", "t.csv, row 2: 'a/' is no path of an image"),
+        (b"image,label\n\0.png,b\n", "is no path of an image"),
     ],
 )
 def test_files_that_are_no_table(tmp_path, content, reason):
@@ -243,7 +243,7 @@ def test_columns_that_are_not_there(photos, columns, reason):
 def test_numbers_where_paths_should_be(photos):
     df = frame(photos, ("a", "b"))
     df.insert(0, "id", range(len(df)))
-    assert "the table, row 0: 0 is no path of a picture; name the column" in sentence(
+    assert "the table, row 0: 0 is no path of an image; name the column" in sentence(
         lambda: from_df(df, photos)
     )
 
@@ -346,7 +346,7 @@ def test_parts_that_cannot_be_used(photos):
     assert "the table, row 1: 'eval' in the column 'split' must be one of train" in sentence(
         lambda: from_df(with_parts(photos, "train", "eval"), photos)
     )
-    assert "no training picture; mark some 'train'" in sentence(
+    assert "no training image; mark some 'train'" in sentence(
         lambda: from_df(with_parts(photos, "test"), photos)
     )
     assert "paper protocol chooses epochs on the test set" in sentence(
@@ -372,32 +372,32 @@ def test_rows_there_twice_count_once(photos, caplog):
     again["image"] = ["./ant//0.png", str(photos / "ant" / "1.png")]
     dls = from_df(pd.concat([df, again, df[4:5]]), photos)
     assert dls.shot_counts.tolist() == [8, 4, 3]
-    assert "the table: 3 rows are there twice; each picture counts once." in caplog.messages
+    assert "the table: 3 rows are there twice; each image counts once." in caplog.messages
     assert dls.split.train == from_df(df, photos).split.train
     list_table(pd.concat([df, df[:1]]), photos)
-    assert caplog.messages[-1] == "the table: 1 row is there twice; each picture counts once."
+    assert caplog.messages[-1] == "the table: 1 row is there twice; each image counts once."
 
 
-def test_a_picture_with_two_labels_is_named(photos):
+def test_a_image_with_two_labels_is_named(photos):
     df = frame(photos)
     df.loc[len(df)] = ["./ant/0.png", "cat"]
     assert (
         "the table, row 15: 'ant/0.png' is labelled 'cat' here and labelled 'ant' in row 0; "
-        "a picture has one label"
+        "an image has one label"
     ) in sentence(lambda: from_df(df, photos))
     df.loc[len(df)] = ["ant/0.png", "bee"]
     assert "and 1 more row is like it" in sentence(lambda: from_df(df, photos))
 
 
-def test_a_picture_in_two_parts_is_named(photos):
+def test_a_image_in_two_parts_is_named(photos):
     df = with_parts(photos, "train", "test")
     df.loc[len(df)] = ["bee/../ant/0.png", "ant", "test"]
     assert (
-        "the table, row 15: 'ant/0.png' is a test picture here and a training picture in row 0"
+        "the table, row 15: 'ant/0.png' is a test image here and a training image in row 0"
     ) in sentence(lambda: from_df(df, photos))
 
 
-# ---------------------------------------------------------------- where pictures are
+# ---------------------------------------------------------------- where images are
 
 
 def test_paths_may_be_absolute_or_lead_up(tmp_path, photos):
@@ -441,7 +441,7 @@ def test_a_path_of_home(photos, monkeypatch):
     assert from_csv("~/photos/t.csv").c == from_df(frame(photos), "~/photos").c == 3
 
 
-def test_missing_pictures_are_named_or_left_out(photos, caplog):
+def test_missing_images_are_named_or_left_out(photos, caplog):
     for name in ("ant/3.png", "cat/0.png"):
         (photos / name).unlink()
     (photos / "cat" / "0.png").symlink_to(photos / "nowhere.png")
@@ -465,7 +465,7 @@ def test_where_all_are_missing_the_folder_is_asked_for(photos, skip_bad):
     )
 
 
-# ---------------------------------------------------------------- bad and odd pictures
+# ---------------------------------------------------------------- bad and odd images
 
 
 def test_backslashes_of_windows_are_named(photos):
@@ -476,26 +476,26 @@ def test_backslashes_of_windows_are_named(photos):
     )
 
 
-def spoil(root, bad_pictures) -> pd.DataFrame:
-    for name, content in bad_pictures.items():
+def spoil(root, bad_images) -> pd.DataFrame:
+    for name, content in bad_images.items():
         (root / "bee" / name).write_bytes(content)
-    rows = rows_of(root) + [(f"bee/{name}", "bee") for name in bad_pictures]
+    rows = rows_of(root) + [(f"bee/{name}", "bee") for name in bad_images]
     return pd.DataFrame(rows, columns=["image", "label"])
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_unreadable_pictures_behave_as_in_a_folder(photos, bad_pictures, in_memory):
-    df = spoil(photos, bad_pictures)
+def test_unreadable_images_behave_as_in_a_folder(photos, bad_images, in_memory):
+    df = spoil(photos, bad_images)
     options = {"size": 8, "in_memory": in_memory, "bs": 4}
     reason = sentence(lambda: epoch(from_df(df, photos, **options).train))
-    assert reason.startswith(f"cannot read the picture {photos / 'bee'}{os.sep}")
+    assert reason.startswith(f"cannot read the image {photos / 'bee'}{os.sep}")
     dls = from_df(df, photos, skip_bad=True, **options)
     folder = LTDataLoaders.from_folder(photos, skip_bad=True, device="cpu", **options)
     assert dls.split.train == folder.split.train
-    assert sorted(dls.skipped) == sorted(folder.skipped) and len(dls.skipped) == len(bad_pictures)
+    assert sorted(dls.skipped) == sorted(folder.skipped) and len(dls.skipped) == len(bad_images)
 
 
-def test_every_mode_of_picture_is_read(tmp_path):
+def test_every_mode_of_image_is_read(tmp_path):
     modes = {"L": "png", "P": "png", "CMYK": "jpg", "RGBA": "png", "1": "png", "I;16": "png"}
     rows = []
     for c in ("a", "b"):
@@ -512,7 +512,7 @@ def test_every_mode_of_picture_is_read(tmp_path):
         options = {"size": 8, "in_memory": in_memory, "transform": "none", "valid_pct": 0.5}
         dls = from_df(df, tmp_path, **options)
         folder = LTDataLoaders.from_folder(tmp_path, device="cpu", **options)
-        assert isinstance(dls.train.dataset, PicturesInMemory if in_memory else PictureFiles)
+        assert isinstance(dls.train.dataset, ImagesInMemory if in_memory else ImageFiles)
         # A table keeps its own order, a folder the natural one: the sets are the same.
         assert dls.split.train == folder.split.train
         pixels = torch.cat([x for dl in (dls.train, dls.valid) for x, _ in epoch(dl)])
@@ -590,13 +590,13 @@ def test_every_source_is_told(photos, tmp_path):
     coco(photos / "all.json", rows_of(photos))
     found = {}
     for source in (photos, photos / "t.tsv", photos / "all.json"):
-        listed = list_pictures(source)
+        listed = list_images(source)
         assert listed.classes == ["ant", "bee", "cat"] and list(listed.parts) == ["train"]
         found[source] = listed.parts["train"].fingerprint()
         dls = LTDataLoaders.from_path(str(source), device="cpu", bs=3)
         assert dls.shot_counts.tolist() == [8, 4, 3] and dls.train.bs == 3
     assert len(set(found.values())) == 1
-    listed = list_pictures(photos / "t.tsv", image_col=0, label_col="label", skip_bad=True)
+    listed = list_images(photos / "t.tsv", image_col=0, label_col="label", skip_bad=True)
     assert len(listed.parts["train"]) == 15
     assert listed.columns == {"path": "image", "label": "label"}
 
@@ -609,14 +609,14 @@ def test_an_option_of_another_kind_of_source_is_refused(photos):
         (photos, "path", f"path (--images) is for a CSV or TSV table or annotations, but {photos}"),
         (photos / "all.json", "suffix", "suffix (--suffix) is for a CSV or TSV table, but"),
     ):
-        assert words in sentence(lambda s=source, o=option: list_pictures(s, **{o: "x"}))
+        assert words in sentence(lambda s=source, o=option: list_images(s, **{o: "x"}))
         assert words in sentence(lambda s=source, o=option: LTDataLoaders.from_path(s, **{o: "x"}))
-    assert list_pictures(photos, label_col=None).classes == ["ant", "bee", "cat"]
+    assert list_images(photos, label_col=None).classes == ["ant", "bee", "cat"]
 
 
 def test_a_table_a_part_and_names_without_their_extension(photos, tmp_path):
-    df = frame(photos, ("picture", "species"))
-    df["picture"] = df["picture"].str.removesuffix(".png")
+    df = frame(photos, ("image", "species"))
+    df["image"] = df["image"].str.removesuffix(".png")
     parts = {
         "train": df[df.index % 3 > 0],
         "valid": df[df.index % 6 == 0],
@@ -628,8 +628,8 @@ def test_a_table_a_part_and_names_without_their_extension(photos, tmp_path):
     how = {"path": photos, "label_col": "species", "suffix": ".png", **files}
     dls = from_csv(tmp_path / "train.csv", **how)
     assert [dl.n for dl in dls.loaders] == [10, 3, 2] and dls.split.name == "tables"
-    assert dls.columns == {"path": "picture", "label": "species"}
-    # The same pictures with a split column are the same set.
+    assert dls.columns == {"path": "image", "label": "species"}
+    # The same images with a split column are the same set.
     df["split"] = ["train" if i % 3 else "valid" if i % 6 == 0 else "test" for i in df.index]
     same = from_df(df, photos, image_col=0, label_col=1, suffix=".png")
     assert (same.split.train, same.split.valid) == (dls.split.train, dls.split.valid)
@@ -647,8 +647,8 @@ def test_what_two_tables_may_not_share(photos, tmp_path):
     said = sentence(
         lambda: from_csv(tmp_path / "train.csv", path=photos, valid=tmp_path / "valid.csv")
     )
-    assert f"{tmp_path / 'valid.csv'}, row 2: 'ant/1.png' is a validation picture here" in said
-    assert f"a training picture in {tmp_path / 'train.csv'}, row 3; " in said
+    assert f"{tmp_path / 'valid.csv'}, row 2: 'ant/1.png' is a validation image here" in said
+    assert f"a training image in {tmp_path / 'train.csv'}, row 3; " in said
     write(tmp_path / "valid.csv", "image,label\nant/1.png,dog\n")
     said = sentence(
         lambda: from_csv(tmp_path / "train.csv", path=photos, valid=tmp_path / "valid.csv")
@@ -659,11 +659,11 @@ def test_what_two_tables_may_not_share(photos, tmp_path):
 def test_what_is_no_source(tmp_path, photos):
     assert "there is no " in sentence(lambda: LTDataLoaders.from_path(tmp_path / "gone"))
     other = write(tmp_path / "t.xlsx", "x")
-    assert "does not end in .csv, .tsv, .tab or .json" in sentence(lambda: list_pictures(other))
+    assert "does not end in .csv, .tsv, .tab or .json" in sentence(lambda: list_images(other))
     (tmp_path / "saved").mkdir()
     write(tmp_path / "saved" / "dataset_dict.json", "{}")
     assert source_kind(tmp_path / "saved") == "hf"
-    assert "LTDataLoaders.from_hf" in sentence(lambda: list_pictures(tmp_path / "saved"))
+    assert "LTDataLoaders.from_hf" in sentence(lambda: list_images(tmp_path / "saved"))
 
 
 def test_rows_are_numbered_as_in_the_file(tmp_path):
@@ -675,13 +675,13 @@ def test_rows_are_numbered_as_in_the_file(tmp_path):
 
 
 def test_a_folder_that_is_linked_twice_is_named(tmp_path, write_classes):
-    # Its pictures had two labels, and nobody said so.
+    # Its images had two labels, and nobody said so.
     store = write_classes(tmp_path / "store", {"birds": 2})
     root = write_classes(tmp_path / "root", {"cat": 2})
     for name in ("bird", "fowl"):
         (root / name).symlink_to(store / "birds")
     reason = sentence(lambda: list_class_folders(root))
-    assert "so the classes 'bird' and 'fowl' have the same pictures" in reason
+    assert "so the classes 'bird' and 'fowl' have the same images" in reason
     (root / "fowl").unlink()
     assert list_class_folders(root)[1] == ["bird", "cat"]
 
@@ -718,12 +718,12 @@ def test_a_class_called_train_that_has_folders_drops_no_other_class(tmp_path, wr
     write_classes(root, {"car": 3, "bus": 2, ".cache": 1})
     (root / "docs").mkdir()
     reason = sentence(lambda: list_folder(root))
-    assert "has pictures in bus/, car/ beside Train/" in reason and "rename its folder" in reason
+    assert "has images in bus/, car/ beside Train/" in reason and "rename its folder" in reason
     (root / "Train").rename(root / "trains")
     assert list_folder(root).classes == ["bus", "car", "docs", "trains"]
 
 
-def test_folders_without_pictures_stand_beside_a_training_folder(tmp_path, write_classes, caplog):
+def test_folders_without_images_stand_beside_a_training_folder(tmp_path, write_classes, caplog):
     write_classes(tmp_path / "train", COUNTS)
     (tmp_path / "labels" / "ant").mkdir(parents=True)
     (tmp_path / "labels" / "ant" / "0.txt").write_text("0 1 1 2 2")
