@@ -15,7 +15,7 @@ import torch
 
 import ltlearn
 from ltlearn.comparison import Comparison, Outcome
-from ltlearn.errors import UserError, check_choice, check_whole, said_once
+from ltlearn.errors import UserError, check_choice, check_whole, log_once
 from ltlearn.methods import METHODS, find_methods, prior_of
 from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.metrics.priors import PRIORS, correct_for_prior, prior_report, prior_vector
@@ -39,7 +39,7 @@ class _Done:
     seconds: float
 
 
-@said_once()
+@log_once()
 def compare(
     learn,
     methods: Sequence[str] | str | None = None,
@@ -50,10 +50,10 @@ def compare(
     views: int = 1,
     bn: str = "frozen",
     flip: bool = False,
-    start: int = 0,
+    stage1_seed: int = 0,
     arguments: Mapping[str, Mapping[str, Any]] | None = None,
     run: Run | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Retrain or correct the classifier of a finished stage 1 by each method, then test them all.
 
@@ -68,10 +68,10 @@ def compare(
         views: Augmented views that features are cached of; 0 trains on the images.
         bn: "frozen", or "train" as the authors' code.
         flip: Average logits over mirror images; with `views=0`.
-        start: Seed of the stage 1, for the record.
+        stage1_seed: Seed of stage 1, for the record.
         arguments: By method: arguments of `retrain_classifier` that are not to be the table's.
         run: Folder that keeps trained classifiers, so that a method added later costs only itself.
-        say: Called with a line of text at each method.
+        notify: Called with a line of text at each method.
 
     Raises:
         UserError: If there is no test set, a method or a prior is unknown, or the stage 1 is not
@@ -101,11 +101,12 @@ def compare(
         for method in methods:
             row = METHODS[method]
             for seed in range(seeds if row.kind == "stage 2" and _draws(row) else 1):
-                name = f"compare/seed{start}-{method}-{seed}{'-last' if select == 'last' else ''}"
+                ending = "-last" if select == "last" else ""
+                name = f"compare/seed{stage1_seed}-{method}-{seed}{ending}"
                 own = dict((arguments or {}).get(method, {}))
                 key = _key(learn, fingerprint, method, seed, options | own)
                 learn.model.load_state_dict(stage1)
-                say(f"{row.label}, seed {seed}")
+                notify(f"{row.label}, seed {seed}")
                 found = _kept(run, name, key, learn)
                 if found is None:
                     # Of a file that does not fit, the model may have taken up a part.
@@ -114,12 +115,12 @@ def compare(
                     _keep(run, name, key, learn, found)
                 if bn == "train":
                     # The backbone's statistics differ by method: it cannot wait.
-                    outcomes.append(_test(learn, method, start, seed, found, flip, shares))
+                    outcomes.append(_test(learn, method, stage1_seed, seed, found, flip, shares))
                 else:
                     done.append((method, seed, found))
         for method, seed, found in done:
             learn.model.head = found.head
-            outcomes.append(_test(learn, method, start, seed, found, flip, shares))
+            outcomes.append(_test(learn, method, stage1_seed, seed, found, flip, shares))
     finally:
         learn.model.load_state_dict(stage1)
         learn.opt = None
@@ -262,7 +263,7 @@ def _backbone_state(model) -> dict:
     return {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
 
 
-def _test(learn, method, start: int, seed: int, found: _Done, flip: bool, shares) -> Outcome:
+def _test(learn, method, stage1_seed: int, seed: int, found: _Done, flip: bool, shares) -> Outcome:
     logits, targets = learn.predict_logits("test", flip)
     valid_logits, valid_targets = learn.predict_logits("valid", flip)
     counts, classes = learn.dls.shot_counts, learn.dls.vocab
@@ -278,7 +279,7 @@ def _test(learn, method, start: int, seed: int, found: _Done, flip: bool, shares
         }
     return Outcome(
         method=method,
-        start=start,
+        stage1_seed=stage1_seed,
         seed=seed,
         report=report,
         correct=(logits.argmax(1) == targets).numpy(),

@@ -23,7 +23,7 @@ class Outcome:
 
     Args:
         method: Its name in the table of methods.
-        start: Seed of the stage 1.
+        stage1_seed: Seed of stage 1.
         seed: Seed of what came after it.
         report: Its figures on the test set.
         correct: Which test images it got right.
@@ -40,7 +40,7 @@ class Outcome:
     """
 
     method: str
-    start: int
+    stage1_seed: int
     seed: int
     report: ShotReport
     correct: np.ndarray
@@ -123,19 +123,21 @@ class Comparison:
 
         One that draws nothing at random stands beside every run of the others.
         """
-        starts = self._starts
+        starts = self._stage1_seeds
         runs = max(
-            sum(o.start == start for o in self.of(m)) for m in self.methods for start in starts
+            sum(o.stage1_seed == start for o in self.of(m))
+            for m in self.methods
+            for start in starts
         )
         rows = []
         for start in starts:
-            found = [o.correct for o in self.of(method) if o.start == start]
+            found = [o.correct for o in self.of(method) if o.stage1_seed == start]
             rows += [found[min(k, len(found) - 1)] for k in range(runs)]
         return np.stack(rows)
 
     @property
-    def _starts(self) -> list[int]:
-        return sorted({o.start for o in self.outcomes})
+    def _stage1_seeds(self) -> list[int]:
+        return sorted({o.stage1_seed for o in self.outcomes})
 
     def table(self) -> ResultTable:
         """Return the table: figures, their spread over seeds, and the paired differences."""
@@ -202,7 +204,7 @@ class Comparison:
                 "source": METHODS[row["method"]].source,
                 "values_from": METHODS[row["method"]].values_from,
                 "validation_balanced": [o.validation for o in found],
-                "runs": [{"stage1_seed": o.start, "seed": o.seed} for o in found],
+                "runs": [{"stage1_seed": o.stage1_seed, "seed": o.seed} for o in found],
                 "differences": differences[row["method"]],
                 "norms": [o.norms for o in found],
                 "stages": [o.stages for o in found],

@@ -50,7 +50,13 @@ from ltlearn.training.features import FeatureBank, weights_fingerprint
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.history import FlipAverage, Trajectory, chosen_classes, head_norms
 from ltlearn.training.logs import EpochLog
-from ltlearn.training.loop import LossScaling, QuietLearner, listed_callbacks, memory_said, sgd
+from ltlearn.training.loop import (
+    LossScaling,
+    QuietLearner,
+    listed_callbacks,
+    oom_to_user_error,
+    sgd,
+)
 from ltlearn.training.progress import EpochProgress
 from ltlearn.training.schedule import SCHEDULES, LoaderEpoch, make_schedule
 from ltlearn.utils.settings import load_settings
@@ -635,7 +641,7 @@ class LTLearner(QuietLearner):
                 path = load_settings().cache_path / "features"
                 _log.warning("these features would take over 1 GiB of memory: they go to %s", path)
                 self.bank = FeatureBank(path, self.bank.dtype)
-        with memory_said(loader.bs):
+        with oom_to_user_error(loader.bs):
             return self.bank.features(
                 self.model.backbone, loader, data, views, seed, self._autocast_or_none()
             )
@@ -661,7 +667,7 @@ class LTLearner(QuietLearner):
             head = _HeadModel(self.model.head)
             return tuple(t.cpu() for t in run_model(head, loader, nullcontext))
         loader = self._loader(part).new(shuffle=False)
-        with memory_said(loader.bs):
+        with oom_to_user_error(loader.bs):
             return tuple(t.cpu() for t in run_model(self.model, loader, self.autocast, flip))
 
     def compare_classifiers(self, methods=None, seeds: int = 1, **kwargs):

@@ -278,7 +278,7 @@ def test_batch_statistics_in_training_mode():
 
 
 def test_several_stage_1(trained, found):
-    other = compare(trained, SOME, 2, start=1)
+    other = compare(trained, SOME, 2, stage1_seed=1)
     both = merge_comparisons([found, other])
     assert both.methods == SOME and len(both.outcomes) == 2 * len(found.outcomes)
     estimate = both.difference("crt", "ce").estimate

@@ -39,7 +39,7 @@ def run_and_print(
                 device=settings.device,
                 precision=settings.precision,
                 command=command,
-                say=printer(quiet),
+                notify=printer(quiet),
                 **options,
             )
         except KeyboardInterrupt:

@@ -55,7 +55,7 @@ def compare(
             folder, names, seeds,
             priors=tested or (), select=select, data_path=data,
             cache_path=settings.cache_path / "features", device=settings.device,
-            say=printer(quiet),
+            notify=printer(quiet),
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({"run": str(run), **result.to_dict()}, indent=1))
@@ -95,7 +95,7 @@ def sensitivity(
         result = sensitivity_run(
             folder, names or SENSITIVITY_METHODS,
             select=select, data_path=data, cache_path=settings.cache_path / "features",
-            device=settings.device, say=printer(quiet),
+            device=settings.device, notify=printer(quiet),
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({"run": str(run), **result.to_dict()}, indent=1))

@@ -30,7 +30,7 @@ def compare_run(
     data_path: str | Path | None = None,
     cache_path: str | Path | None = None,
     device: str = "auto",
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Compare methods on every stage 1 of a run; write `compare.json`, `compare.md` and the plots.
 
@@ -44,7 +44,7 @@ def compare_run(
         data_path: Where the images are; None takes the run's own.
         cache_path: Folder of cached features.
         device: "auto" or a torch device.
-        say: Called with a line of text at each step.
+        notify: Called with a line of text at each step.
 
     Raises:
         UserError: If the folder holds no run with a finished stage 1, or a name is unknown.
@@ -61,13 +61,13 @@ def compare_run(
         options = {"views": recipe.settled().stage2.views or 1}
     parts = []
     for start in starts:
-        say(f"stage 1 of seed {start}")
+        notify(f"stage 1 of seed {start}")
         learn = load_stage1(
             recipe, run, start, data_path=data_path, cache_path=cache_path, device=device
         )
         found = compare(
             learn, methods, seeds,
-            priors=priors, select=select, start=start, run=run, say=say,
+            priors=priors, select=select, stage1_seed=start, run=run, notify=notify,
             arguments={m: recipe.arguments_of(m) for m in methods if m in recipe.method},
             **options,
         )  # fmt: skip

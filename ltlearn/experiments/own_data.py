@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ltlearn.errors import UserError, unsaid
+from ltlearn.errors import UserError, mute_log
 from ltlearn.experiments.read_recipe import apply_override, check_recipe, look_up, put
 from ltlearn.experiments.recipe import READING, Recipe
 from ltlearn.methods import LARGEST_SCALED_BATCH, usual_rate
@@ -47,7 +47,7 @@ def common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int | 
         reading_options(source, reading)
         return None
     # What is odd about the images is said when they are read to train on.
-    with unsaid():
+    with mute_log():
         listed = list_images(source, skip_bad, **reading)
     return common_side(listed.parts["train"])
 

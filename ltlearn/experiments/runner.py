@@ -10,7 +10,7 @@ from fastai.torch_core import set_seed
 
 from ltlearn.data.benchmarks.facts import LISTED
 from ltlearn.data.readers.tables import columns_text
-from ltlearn.errors import UserError, check_choice, said_once
+from ltlearn.errors import UserError, check_choice, log_once
 from ltlearn.experiments.build import (
     SEEN_WARNING,
     is_untested,
@@ -44,7 +44,7 @@ class RecipeResult:
     manifest: dict[str, Any]
 
 
-@said_once()
+@log_once()
 def run_recipe(
     recipe: Recipe,
     run: Run,
@@ -61,7 +61,7 @@ def run_recipe(
     num_workers: int | None = None,
     follow_links: bool = False,
     command: str = "",
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> RecipeResult:
     """Run a recipe and write its folder.
 
@@ -84,7 +84,7 @@ def run_recipe(
             name.
         follow_links: Whether links inside the folder of a published list may lead out of it.
         command: The command line, for the record.
-        say: Called with a line of text at each step.
+        notify: Called with a line of text at each step.
 
     Raises:
         UserError: If the data is missing, a value does not fit, the folder belongs to another
@@ -120,7 +120,7 @@ def run_recipe(
     }
     _check_same_run(run, recipe)
     if recipe.status:
-        say(f"{recipe.title}; {recipe.status}")
+        notify(f"{recipe.title}; {recipe.status}")
     run.write_json("manifest.json", manifest)
     seeds, dls = [], None
     for seed in range(recipe.seeds):
@@ -144,18 +144,18 @@ def run_recipe(
                 "columns": dls.columns,
             }
             if dls.columns:
-                say(f"columns: {columns_text(dls.columns)}")
-            say(
+                notify(f"columns: {columns_text(dls.columns)}")
+            notify(
                 f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation "
                 f"({dls.split.valid_from}), {'no' if is_untested(dls) else dls.test.n} test images"
             )
             if is_untested(dls):
-                say(
+                notify(
                     "there is no test set: the figures are of the validation images, and optimistic"
                 )
             if dls.skipped:
                 plural = "s were" if len(dls.skipped) > 1 else " was"
-                say(f"{len(dls.skipped)} unreadable image{plural} left out")
+                notify(f"{len(dls.skipped)} unreadable image{plural} left out")
         run.write_json("manifest.json", manifest)
         set_seed(seed)
         learn = make_learner(recipe, dls, precision, cache_path)
@@ -163,7 +163,9 @@ def run_recipe(
             _log.warning("%s", SEEN_WARNING)
         seeds.append(
             run_seed(
-                recipe, StageFolder(run, seed, on_nan, keep_all, tensorboard, compile, say), learn
+                recipe,
+                StageFolder(run, seed, on_nan, keep_all, tensorboard, compile, notify),
+                learn,
             )
         )
     run.write_json(MODEL_FILE, describe_model(recipe, learn, seeds[0].heads))

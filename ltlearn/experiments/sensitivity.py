@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ltlearn.compare import check_request
-from ltlearn.errors import UserError, said_once
+from ltlearn.errors import UserError, log_once
 from ltlearn.experiments.compare_run import finished_recipe
 from ltlearn.experiments.own_data import fitting_methods
 from ltlearn.experiments.stages import load_stage1
@@ -70,14 +70,14 @@ class Sensitivity:
         return {"curves": self.curves, "lines": self.lines, "about": self.about}
 
 
-@said_once()
+@log_once()
 def sensitivity(
     learn: LTLearner,
     methods: Sequence[str] | str = SENSITIVITY_METHODS,
     *,
     seed: int = 0,
     select: str = "best",
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Sensitivity:
     """Train each method over the published range of its own hyper-parameter.
 
@@ -89,7 +89,7 @@ def sensitivity(
         methods: Names of methods. One without a hyper-parameter of its own gives a line.
         seed: Of order and augmentation.
         select: Which epoch of stage 2 is kept: "best" on validation, or "last".
-        say: Called with a line of text at each step.
+        notify: Called with a line of text at each step.
 
     Raises:
         UserError: If there is no test set, or a method is unknown.
@@ -110,7 +110,7 @@ def sensitivity(
                 continue
             found = []
             for value in row.sweep.values:
-                say(f"{row.label}, {row.sweep.parameter} {value:g}")
+                notify(f"{row.label}, {row.sweep.parameter} {value:g}")
                 more = row.sweep.arguments(value)
                 found.append(_balanced(learn, stage1, method, more, seed, select))
             curves.append(
@@ -157,7 +157,7 @@ def sensitivity_run(
     data_path: str | Path | None = None,
     cache_path: str | Path | None = None,
     device: str = "auto",
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Sensitivity:
     """Study the first stage 1 of a run; write `sensitivity.json` and the plot.
 
@@ -168,7 +168,7 @@ def sensitivity_run(
         data_path: Where the images are; None takes the run's own.
         cache_path: Folder of cached features.
         device: "auto" or a torch device.
-        say: Called with a line of text at each step.
+        notify: Called with a line of text at each step.
 
     Raises:
         UserError: If the folder holds no run with a finished stage 1, it ran the paper protocol, or
@@ -186,7 +186,7 @@ def sensitivity_run(
     learn = load_stage1(
         recipe, run, starts[0], data_path=data_path, cache_path=cache_path, device=device
     )
-    result = sensitivity(learn, methods, select=select, say=say)
+    result = sensitivity(learn, methods, select=select, notify=notify)
     run.write_json("sensitivity.json", result.to_dict())
     if result.curves:
         run.save_figure("plots/sensitivity.png", plot_sensitivity(result.curves, result.lines))

@@ -60,7 +60,7 @@ class StageFolder:
     keep_all: bool
     tensorboard: bool
     compile: bool
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
 
     def checkpoint(self, name: str) -> Checkpoint:
         """Make the checkpoints of a stage, in a folder beside its weights."""
@@ -253,7 +253,7 @@ def _load_or_train(
     record = _finished(run, name, learn)
     if record is None:
         found = checkpoint.epochs()
-        folder.say(f"{what}, on from epoch {found[-1]}" if found else what)
+        folder.notify(f"{what}, on from epoch {found[-1]}" if found else what)
         noted = len(learn.stages)
         # Each stage draws the same whether those before it have just been trained or not.
         set_seed(folder.seed)
@@ -269,7 +269,7 @@ def _load_or_train(
         kept = {**record, **_circumstances(learn), "weights": checksum}
         run.write_json(f"{name}.json", kept, sealed=True)
         kept = _chosen(trajectory)
-        folder.say(f"  {stage['stage']} done in {stage['seconds']:.1f} s, kept: {kept}")
+        folder.notify(f"  {stage['stage']} done in {stage['seconds']:.1f} s, kept: {kept}")
     if not folder.keep_all:
         checkpoint.clear()
     return record

@@ -15,7 +15,7 @@ from torch import Tensor
 from ltlearn.errors import UserError
 from ltlearn.training.history import Trajectory
 
-__all__ = ["sgd", "listed_callbacks", "memory_said", "QuietLearner", "LossScaling"]
+__all__ = ["sgd", "listed_callbacks", "oom_to_user_error", "QuietLearner", "LossScaling"]
 
 
 def sgd(momentum: float = 0.9, nesterov: bool = False):
@@ -69,7 +69,7 @@ def listed_callbacks(cbs) -> list[Callback]:
 
 
 @contextmanager
-def memory_said(batch: int):
+def oom_to_user_error(batch: int):
     """Say what to do where memory runs out."""
     try:
         yield
@@ -143,7 +143,7 @@ class QuietLearner(Learner):
             if isinstance(cb, Trajectory):
                 self.metrics = [*metrics, *cb.as_metrics()]
         try:
-            with memory_said(getattr(self.dls.train, "bs", 1)):
+            with oom_to_user_error(getattr(self.dls.train, "bs", 1)):
                 super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
         finally:
             self.metrics, self.logger = metrics, logger

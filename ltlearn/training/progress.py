@@ -66,7 +66,7 @@ class EpochProgress(Callback):
         if training:
             self._images, self._steps = self._images + len(self.learn.yb[0]), self._steps + 1
             line.done += 1
-        if line.say is None and line.due():
+        if line.notify is None and line.due():
             self._time_training()
             self._show("" if training else "validation ")
 
@@ -85,8 +85,8 @@ class EpochProgress(Callback):
         self._whole, self._trained_whole = time.perf_counter() - self._began, self._trained
         line.done = (self.learn.epoch + 1) * self._batches
         is_last = self.learn.epoch + 1 == self.learn.n_epoch
-        if line.say is not None and (line.due() or (is_last and line.last())):
-            line.say(self._sentence())
+        if line.notify is not None and (line.due() or (is_last and line.last())):
+            line.notify(self._sentence())
 
     def after_fit(self):
         """Take the bar away."""

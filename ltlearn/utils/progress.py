@@ -18,7 +18,7 @@ _SHOW_S = 0.5  # between two looks at what a bar shows, which may wait for a dev
 _LINE_S = 30.0  # between two lines where there is no terminal
 _LEAST_BAR, _MOST_BAR = 6, 40  # columns
 _quiet = False
-_say: Callable[[str], None] | None = None
+_notify: Callable[[str], None] | None = None
 
 
 @contextmanager
@@ -33,14 +33,14 @@ def quiet(on: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def plain_lines(say: Callable[[str], None] | None) -> Iterator[None]:
-    """Inside the block, give progress to `say` as lines where standard error is no terminal."""
-    global _say
-    before, _say = _say, say
+def plain_lines(notify: Callable[[str], None] | None) -> Iterator[None]:
+    """Inside the block, give progress to `notify` as lines where standard error is no terminal."""
+    global _notify
+    before, _notify = _notify, notify
     try:
         yield
     finally:
-        _say = before
+        _notify = before
 
 
 def duration(seconds: float) -> str:
@@ -60,7 +60,7 @@ class ProgressLine:
     Nothing but `advance`, or `due` and `show`, draws: there is no thread, which a loader's workers
     would inherit.
 
-    Attributes: `on` (whether anybody looks), `say` (takes a line; None on a terminal).
+    Attributes: `on` (whether anybody looks), `notify` (takes a line; None on a terminal).
 
     Args:
         description: What is being done.
@@ -70,10 +70,10 @@ class ProgressLine:
     def __init__(self, description: str, total: int):
         self.description, self.total, self.done = description, total, 0
         terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self.say = None if _quiet or terminal else _say
-        self.on = not _quiet and (terminal or self.say is not None)
+        self.notify = None if _quiet or terminal else _notify
+        self.on = not _quiet and (terminal or self.notify is not None)
         self._start = time.perf_counter()
-        self._next = self._start + (_DELAY_S if self.say is None else _LINE_S)
+        self._next = self._start + (_DELAY_S if self.notify is None else _LINE_S)
         self._first: tuple[float, int] | None = None
         self._live = None
 
@@ -84,12 +84,12 @@ class ProgressLine:
         now = time.perf_counter()
         if now < self._next:
             return False
-        self._next = now + (_SHOW_S if self.say is None else _LINE_S)
+        self._next = now + (_SHOW_S if self.notify is None else _LINE_S)
         return True
 
     def last(self) -> bool:
         """Tell whether what is done now is worth a last line: it took long enough."""
-        return self.say is not None and time.perf_counter() - self._start >= _DELAY_S
+        return self.notify is not None and time.perf_counter() - self._start >= _DELAY_S
 
     def advance(self, steps: int = 1) -> None:
         """Count steps as done."""
@@ -101,8 +101,8 @@ class ProgressLine:
         seconds, steps = time.perf_counter() - self._first[0], self.done - self._first[1]
         left = f", {duration(seconds / steps * (self.total - self.done))} left" if steps else ""
         tail = f"{self.done}/{self.total}{left}"
-        if self.say is not None:
-            self.say(f"{self.description}: {tail}")
+        if self.notify is not None:
+            self.notify(f"{self.description}: {tail}")
         else:
             self.show(self.description, [tail])
 

@@ -20,7 +20,7 @@ from ltlearn import (
     UserError,
 )
 from ltlearn.training.finite import FiniteLoss
-from ltlearn.training.loop import memory_said, sgd
+from ltlearn.training.loop import oom_to_user_error, sgd
 from tests.callbacks.helpers import make_dls, make_learner, make_lt_learner
 
 EPOCHS = 5
@@ -449,7 +449,7 @@ def test_memory_that_runs_out_is_one_sentence():
 
     with pytest.raises(UserError, match=r"batches of 8 images: try batches of 4 \(bs=4, --set"):
         learn.fit_stage1(1, 0.05, loss=loss)
-    with pytest.raises(UserError, match="this machine .* smaller images"), memory_said(1):
+    with pytest.raises(UserError, match="this machine .* smaller images"), oom_to_user_error(1):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
-    with pytest.raises(RuntimeError, match="another"), memory_said(1):
+    with pytest.raises(RuntimeError, match="another"), oom_to_user_error(1):
         raise RuntimeError("another")

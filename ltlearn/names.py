@@ -1,0 +1,45 @@
+"""The names that options may have. They stand here once; nothing heavy is imported."""
+
+__all__ = [
+    "BN_MODES",
+    "FEW_RULES",
+    "ON_NAN",
+    "PARTS",
+    "PART_LABELS",
+    "PRECISIONS",
+    "PRIORS",
+    "PROFILES",
+    "PROTOCOLS",
+    "SAMPLER_NAMES",
+    "SCHEDULES",
+    "SELECTS",
+    "SPLITS",
+    "STAGE2_SCHEDULES",
+    "TRAINABLE_PARTS",
+    "TRANSFORM_NAMES",
+]
+
+PARTS = ("train", "valid", "test")
+PART_LABELS = {"train": "training", "valid": "validation", "test": "test"}
+PROTOCOLS = ("clean", "paper")
+PROFILES = ("exponential", "step")
+SPLITS = ("first_n", "shuffle_seed0")
+FEW_RULES = ("<20", "<=20")
+SAMPLER_NAMES = ("instance", "class_balanced", "square_root", "progressive")
+TRANSFORM_NAMES = (
+    "crop_flip",
+    "crop",
+    "resized_crop_flip",
+    "resized_crop_flip_jitter",
+    "resized_crop_flip_strong",
+    "none",
+)
+SCHEDULES = ("cosine", "constant", "multistep", "lagged_cosine")
+STAGE2_SCHEDULES = ("cosine", "constant")
+SELECTS = ("best", "last")
+BN_MODES = ("frozen", "train", "last_block")
+ON_NAN = ("stop", "skip")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRIORS = ("uniform", "train", "reversed")
+# What stage 1 trains of the backbone: all, its last block, or a new last block.
+TRAINABLE_PARTS = ("all", "last_block", "new_last_block")

@@ -1,0 +1,91 @@
+"""Records of a training: what a stage did, and its figures epoch by epoch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+__all__ = ["Record", "TrajectoryRecord"]
+
+
+class Record(Mapping):
+    """A dataclass that also reads as a mapping: `record["epochs"]` is `record.epochs`.
+
+    A subclass is a dataclass. Fields that are None are left out of the mapping and of `to_dict`
+    when the subclass lists them in `_optional`.
+    """
+
+    _optional: frozenset[str] = frozenset()
+
+    def _names(self) -> list[str]:
+        names = [f.name for f in fields(self)]
+        return [n for n in names if n not in self._optional or getattr(self, n) is not None]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names():
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain numbers, lists and None, for a JSON file."""
+        values = asdict(self)
+        return {name: values[name] for name in self._names()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]):
+        """Return the record that `to_dict` converted.
+
+        Args:
+            values: The fields by name.
+
+        Raises:
+            TypeError: If a field is missing or unknown.
+        """
+        return cls(**values)
+
+
+@dataclass(eq=False)
+class TrajectoryRecord(Record):
+    """The figures of a fit, one entry an epoch.
+
+    Args:
+        epoch: The epochs; 0 is before the first step.
+        loss: The mean training loss; None before the first step.
+        all: Accuracy on the validation loader, from 0 to 1.
+        balanced: The mean of the accuracies per class.
+        many: The mean over many-shot classes; None if there are none.
+        medium: The same of medium-shot classes.
+        few: The same of few-shot classes.
+        norms: The norm of each class's weights.
+        seconds: Seconds since the fit began.
+        chosen: The epoch whose weights are kept.
+        select_on: What the validation loader holds: "validation" or "test".
+        select: "best" or "last".
+    """
+
+    epoch: list[int] = field(default_factory=list)
+    loss: list[float | None] = field(default_factory=list)
+    all: list[float] = field(default_factory=list)
+    balanced: list[float] = field(default_factory=list)
+    many: list[float | None] = field(default_factory=list)
+    medium: list[float | None] = field(default_factory=list)
+    few: list[float | None] = field(default_factory=list)
+    norms: list[list[float]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    chosen: int | None = None
+    select_on: str = "validation"
+    select: str = "best"
+
+    def describe_choice(self) -> str:
+        """Return which epoch is kept and on which images it was selected."""
+        if not self.epoch:
+            return "no epoch trained"
+        if self.select == "last" or self.chosen is None:
+            return "last epoch"
+        where = "selected on test" if self.select_on == "test" else "on validation"
+        return f"epoch {self.chosen} {where}"
