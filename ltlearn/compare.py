@@ -100,7 +100,7 @@ def compare(
         done: list[tuple[str, int, _Done]] = []
         for method in methods:
             row = METHODS[method]
-            for seed in range(seeds if row.kind == "stage 2" and _draws(row) else 1):
+            for seed in range(seeds if row.draws else 1):
                 ending = "-last" if select == "last" else ""
                 name = f"compare/seed{stage1_seed}-{method}-{seed}{ending}"
                 own = dict((arguments or {}).get(method, {}))
@@ -162,18 +162,13 @@ def check_request(
     return find_methods(methods, stage1), priors
 
 
-def _draws(row) -> bool:
-    """Tell whether a method's outcome depends on its seed."""
-    return row.values.get("epochs") != 0 or row.reset
-
-
 def _remark(learn, options: dict) -> str:
     parts = []
     if options["bn"] == "train":
         parts.append("Stage 2 with batch normalisation in training mode.")
     if options["select"] == "last":
         parts.append("Stage 2 keeps its last epoch.")
-    elif learn._select_on == "test":
+    elif learn.select_on == "test":
         parts.append("Stage 2 keeps its best epoch on the test set.")
     return " ".join(parts)
 
@@ -295,7 +290,7 @@ def _test(learn, method, stage1_seed: int, seed: int, found: _Done, flip: bool, 
 
 def _selected(found: _Done, learn) -> str:
     """Say which weights are tested, and what they were chosen on."""
-    where = "selected on test" if learn._select_on == "test" else "on validation"
+    where = "selected on test" if learn.select_on == "test" else "on validation"
     parts = []
     t = found.trajectory
     if t is not None:

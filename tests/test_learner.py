@@ -308,7 +308,7 @@ def test_reset_begins_with_a_new_head():
     [
         ({"epochs": -1}, "epochs must be a whole number of at least 0, got -1"),
         ({"epochs": 1.5}, "epochs must be a whole number of at least 0, got 1.5"),
-        ({"bn": "thaw"}, "bn must be 'frozen', 'train' or 'last_block', got 'thaw'"),
+        ({"bn": "thaw"}, "bn must be one of .*'thaw'"),
         ({"views": -1}, "views must be a whole number of at least 0, got -1"),
         ({"views": 0.5}, "views must be a whole number of at least 0, got 0.5"),
         ({"bn": "train", "views": 1}, "views must be 0 with bn='train', got views=1"),
@@ -329,7 +329,7 @@ def test_reset_begins_with_a_new_head():
         ({"cbs": nn.Linear}, "cbs must be fastai callbacks, .* got <class 'torch.nn"),
         ({"flip": True, "views": 1}, "flip=True averages over images, .*pass views=0"),
         ({"schedule": "linear"}, "schedule must be one of cosine, constant, got 'linear'"),
-        ({"select": "first"}, "select must be 'best' or 'last', got 'first'"),
+        ({"select": "first"}, "select must be one of .*'first'"),
         ({"sampler": "fair"}, "sampler must be one of .* got 'fair'"),
     ],
 )
@@ -668,7 +668,7 @@ def test_no_gradient_survives_an_interrupted_fit():
 
 def test_features_that_are_too_many_for_memory_go_to_disk(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("LTLEARN_CACHE_PATH", str(tmp_path))
-    monkeypatch.setattr("ltlearn.learner._BANK_BYTES", 100)
+    monkeypatch.setattr("ltlearn.training.prediction.MAX_BANK_BYTES", 100)
     learn = make_lt_learner()
     learn.retrain_classifier(1, cbs=SAMN())
     assert learn.bank.path == tmp_path / "features"
@@ -931,7 +931,7 @@ def test_resume_goes_on_from_its_own_folder(tmp_path, resume, monkeypatch):
         def __init__(self, path, resume):
             super().__init__(path, resume, min_seconds=0)
 
-    monkeypatch.setattr("ltlearn.learner.Checkpoint", Often)
+    monkeypatch.setattr("ltlearn.training.plan.Checkpoint", Often)
     folder = True if resume is True else tmp_path / resume
 
     def fit(at, resume):

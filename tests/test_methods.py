@@ -20,7 +20,14 @@ from ltlearn import LTDataLoaders, UserError
 from ltlearn.callbacks import SAMN
 from ltlearn.data.samplers import SAMPLERS
 from ltlearn.losses import CountedLoss
-from ltlearn.methods import KINDS, METHODS, STAGE1, find_method, find_methods, prior_of
+from ltlearn.methods import (
+    KINDS,
+    METHODS,
+    find_method,
+    find_methods,
+    prior_of,
+    stage1_methods,
+)
 from ltlearn.training.checkpoint import describe_options
 from tests.callbacks.helpers import COUNTS, make_dls, make_images, make_lt_learner
 
@@ -128,14 +135,14 @@ def test_what_trains_nothing_takes_no_values():
 
 
 def test_each_stage_1_has_its_methods():
-    assert STAGE1 == ("ce", "mixup", "cutmix", "glmc")
+    assert stage1_methods() == ("ce", "mixup", "cutmix", "glmc")
     assert "glmc_samn" in find_methods(None, "glmc") and "ce" not in find_methods(None, "glmc")
     assert "glmc_samn" not in find_methods(None, "ce") and "crt" in find_methods("crt", "glmc")
-    with pytest.raises(UserError, match="glmc_samn is for a stage 1 of GLMC, and this one is CE"):
+    with pytest.raises(UserError, match="glmc_samn.*GLMC.*CE"):
         find_methods("samn,glmc_samn", "ce")
 
 
-@pytest.mark.parametrize("name", STAGE1)
+@pytest.mark.parametrize("name", stage1_methods())
 def test_options_of_stage_1_reach_its_callback(name):
     options = {key: value + 0.125 for key, value in METHODS[name].options.items()}
     found = METHODS[name].callbacks(**options)
@@ -154,7 +161,7 @@ def test_options_of_a_method_reach_its_loss_and_callbacks():
         assert describe_options(defaults["loss"]) == describe_options(plain["loss"])
         assert [*map(describe_options, defaults["cbs"])] == [*map(describe_options, plain["cbs"])]
     learn = make()
-    with pytest.raises(UserError, match="CE . SAMN has no option 'tau'; there is none"):
+    with pytest.raises(UserError, match="CE . SAMN.*'tau'.*none"):
         learn.retrain_classifier(method="samn", options={"tau": 1})
     with pytest.raises(UserError, match="tau_norm trains nothing, so options has no meaning"):
         learn.retrain_classifier(method="tau_norm", options={"tau": 1})
@@ -381,7 +388,7 @@ def test_predict_under_a_known_prior():
         learn.predict(images, source_prior="train")
 
 
-@pytest.mark.parametrize("name", STAGE1)
+@pytest.mark.parametrize("name", stage1_methods())
 def test_the_table_and_the_learner_agree_on_the_prior_of_stage_1(name):
     learn = make()
     learn.fit_stage1(1, 0.01, cbs=METHODS[name].callbacks())

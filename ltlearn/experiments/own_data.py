@@ -199,7 +199,7 @@ def fitting_methods(recipe: Recipe, methods) -> list[str] | str | None:
     if not untrained:
         return methods
     # The nearest class mean asks the features alone.
-    fit = [name for name, row in METHODS.items() if row.reset or name == "ncm"]
+    fit = [name for name, row in METHODS.items() if not row.needs_trained_head]
     if methods is None:
         return fit
     names = find_methods(methods)

@@ -350,15 +350,15 @@ def _settle_data(data: DataSection) -> None:
 
 def _settle_stage1_method(stage1: Stage1Section) -> None:
     """Fill in the options of the method of stage 1; an option of another one is a `UserError`."""
-    from ltlearn.methods import METHODS, STAGE1
+    from ltlearn.methods import METHODS, stage1_methods
 
     options = METHODS[stage1.method].options
-    for key in dict.fromkeys(key for name in STAGE1 for key in METHODS[name].options):
+    for key in dict.fromkeys(key for name in stage1_methods() for key in METHODS[name].options):
         if key in options:
             if getattr(stage1, key) is None:
                 setattr(stage1, key, options[key])
         elif getattr(stage1, key) is not None:
-            owners = ", ".join(name for name in STAGE1 if key in METHODS[name].options)
+            owners = ", ".join(name for name in stage1_methods() if key in METHODS[name].options)
             raise UserError(
                 f"stage1.{key} is an option of {owners}, but stage1.method is "
                 f"{stage1.method!r}; leave it out."
