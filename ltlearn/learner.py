@@ -66,7 +66,6 @@ class LTLearner(QuietLearner):
     Example:
         >>> learn = lt_learner(dls, "resnet50")
         >>> learn.fit_stage1(90)
-        >>> learn.retrain_classifier(method="samn")
         >>> print(learn.shot_report())
     """
 
