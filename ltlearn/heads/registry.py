@@ -96,7 +96,7 @@ def register_head(
     Args:
         type: The class of the head. A second registration of a class replaces the first.
         matches: Returns whether the keys of a head's state dict belong to this kind. The built-in
-            kinds are asked first.
+            kinds are tried first.
         from_state: Makes a head of the right size from a state dict, which is loaded afterwards.
 
     Raises:

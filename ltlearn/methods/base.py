@@ -81,7 +81,7 @@ class Method:
         loss_options: Options of `loss` with their defaults, finite numbers.
         callback_options: Options of `callbacks` with their defaults, finite numbers.
         apply: Post hoc only. Makes the corrected classifier from a `PosthocData` and a strength
-            (None where there is no `choose`).
+            (None without `choose`).
         choose: Post hoc only. Chooses the strength from a `PosthocData` of the validation images,
             as a `TauChoice`. None: the method has no strength.
         published_value: Strength if the validation set is too small to choose on.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from fastai.callback.core import Callback
 
-from ltlearn.errors import UserError, check_choice, check_number, check_whole
+from ltlearn.errors import UserError, check_choice, check_number, check_whole, spell
 from ltlearn.methods import Method, find_method, is_built_in, usual_rate
 from ltlearn.names import BN_MODES, ON_NAN, SCHEDULES, SELECTS, STAGE2_SCHEDULES
 from ltlearn.training.checkpoint import Checkpoint
@@ -182,7 +182,8 @@ class Stage2Plan(_Plan):
             raise UserError(f"views must be 0 with bn={self.bn!r}, got views={self.views}.")
         if self.views and self.flip:
             raise UserError(
-                "flip=True averages over images, so it cannot use cached features; pass views=0."
+                f"{spell('flip', True)} averages over images and cannot use cached features; take "
+                f"{spell('views', 0)}."
             )
 
     def _schedules(self) -> tuple[str, ...]:

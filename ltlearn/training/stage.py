@@ -11,7 +11,7 @@ from fastai.callback.progress import CSVLogger
 from fastai.learner import Learner
 from torch import nn
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, spell
 from ltlearn.heads.registry import is_head, is_trainable
 from ltlearn.training.checkpoint import Checkpoint, describe_options
 from ltlearn.training.evaluate import run_model
@@ -60,8 +60,7 @@ def fold_unowned_head(learn: Learner, callbacks: Sequence[Callback]) -> None:
     except UserError:
         raise UserError(
             f"the head is a {kind.__name__}, which cannot be folded into a linear layer: pass the "
-            "callback that trains it in cbs, or begin with a new linear layer, "
-            "retrain_classifier(reset=True)."
+            f"callback that trains it in cbs, or begin with a new head ({spell('reset', True)})."
         ) from None
     _log.warning(
         "the head is a %s and no callback that trains one is given: it is folded into an "
@@ -85,7 +84,7 @@ def reset_head(learn: Learner, seed: int) -> None:
     old = learn.model.head
     if not is_head(old):
         raise UserError(
-            "the head must be an nn.Linear or a registered head for reset=True, got "
+            f"{spell('reset', True)} needs a head that is an nn.Linear or registered, got "
             f"{type(old).__name__}."
         )
     # A head that never has a bias, such as a cosine head, gives way to a layer with a bias.
