@@ -206,7 +206,7 @@ def _do(learn, method: str, seed: int, options: dict, own: dict) -> _Done:
         )
     elif row.kind == "post hoc":
         learn.correct_classifier(method, views=max(1, options["views"]), seed=0)
-    stages = learn.stages[noted:]
+    stages = [dict(stage) for stage in learn.stages[noted:]]
     seconds = sum(stage["seconds"] for stage in stages)
     return _Done(copy.deepcopy(learn.model.head), stages, trajectory, seconds)
 

@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import ltlearn.training.features
 from ltlearn import UserError
 from ltlearn.compare import compare
 from ltlearn.comparison import Comparison, merge_comparisons
-from ltlearn.methods import METHODS
+from ltlearn.methods import METHODS, registered_method
 from ltlearn.utils.run_folder import Run
 from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
 
@@ -221,8 +222,8 @@ def test_weights_that_are_not_those_of_their_record_are_made_again(tmp_path, cap
         assert a.report.nll == b.report.nll
 
 
-@pytest.mark.parametrize("part", ["loss", "callbacks", "reset", "library"])
-def test_a_method_that_has_changed_is_made_again(tmp_path, monkeypatch, part):
+@pytest.mark.parametrize("part", ["loss_options", "callbacks", "reset", "library"])
+def test_a_method_that_has_changed_is_made_again(tmp_path, monkeypatch, part, request):
     learn, run = make(), Run(tmp_path)
     compare(learn, ["label_aware_smoothing"], run=run)
     row = METHODS["label_aware_smoothing"]
@@ -230,8 +231,12 @@ def test_a_method_that_has_changed_is_made_again(tmp_path, monkeypatch, part):
         monkeypatch.setattr(ltlearn, "__version__", "another")
     else:
         lws = METHODS["mislas"].callbacks
-        new = {"loss": METHODS["slas_samn"].loss, "callbacks": lws, "reset": True}[part]
-        monkeypatch.setitem(METHODS, "label_aware_smoothing", replace(row, **{part: new}))
+        options = METHODS["slas_samn"].loss_options
+        new = {"loss_options": options, "callbacks": lws, "reset": True}[part]
+        changed = ExitStack()
+        request.addfinalizer(changed.close)
+        row = replace(row, **{part: new})
+        changed.enter_context(registered_method("label_aware_smoothing", row, replace=True))
     seen = []
     retrain = type(learn).retrain_classifier
 
