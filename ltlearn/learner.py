@@ -39,6 +39,7 @@ from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.metrics.shots import FEW_RULES
 from ltlearn.models.backbone import LTModel
 from ltlearn.models.pretrained import create_lt_model
+from ltlearn.names import SCHEDULES
 from ltlearn.posthoc.logit_adjustment import adjust_logits, choose_logit_adjustment
 from ltlearn.posthoc.nearest_mean import nearest_class_mean
 from ltlearn.posthoc.tau_norm import choose_tau_norm, tau_normalize
@@ -58,7 +59,7 @@ from ltlearn.training.loop import (
     sgd,
 )
 from ltlearn.training.progress import EpochProgress
-from ltlearn.training.schedule import SCHEDULES, LoaderEpoch, make_schedule
+from ltlearn.training.schedule import EpochSchedule, LoaderEpoch
 from ltlearn.utils.settings import load_settings
 
 __all__ = ["LTLearner", "lt_learner"]
@@ -239,7 +240,7 @@ class LTLearner(QuietLearner):
             sampler: Name of a sampler, or a torch sampler.
             loss: Takes (logits, targets) to a scalar; None takes cross-entropy.
             schedule: "cosine" (to zero, once an epoch), "constant", "multistep", or GLMC's on large
-                sets, "lagged_cosine", see `EpochLaggedCosine`.
+                sets, "lagged_cosine", see `EpochSchedule`.
             warmup_epochs: Epochs of linear warm-up, at least 0, with any schedule.
             milestones: For "multistep": epochs that begin with a lower rate, from 1, ascending.
             decay: For "multistep": what each milestone multiplies the rate by, in (0, 1].
@@ -271,7 +272,7 @@ class LTLearner(QuietLearner):
             folder = self.path / self.model_dir / "stage1" if resume is True else Path(resume)
             cbs.append(Checkpoint(folder, resume=True))
         wd = _plain(wd)
-        rates = make_schedule(schedule, warmup_epochs, milestones, decay)
+        rates = EpochSchedule(schedule, warmup_epochs, milestones, decay)
         # What a schedule without milestones was recorded as, it still is.
         steps = {}
         if schedule == "multistep":
@@ -442,7 +443,7 @@ class LTLearner(QuietLearner):
             sampler=_name_of(sampler), select=select, flip=flip, reset=reset,
         )  # fmt: skip
         finite = FiniteLoss(on_nan, stage="stage 2")
-        rates = [make_schedule(schedule)] if schedule != "constant" else []
+        rates = [EpochSchedule(schedule)] if schedule != "constant" else []
         cbs = [*rates, LoaderEpoch(), EpochProgress("stage 2"), finite, *cbs]
         try:
             if views:
