@@ -800,7 +800,7 @@ def test_a_compiled_fit_is_an_eager_one(backend, caplog):
     n = len(learn.dls.train)
     # The last batch is smaller: a second graph, for sizes that change, and no third.
     assert backend.graphs == 2
-    assert backend.runs == 2 * n + 2, "each step and, once for either size, a trial"
+    assert backend.runs == 2 * n, "each step"
     assert same(learn.model.state_dict(), trained().model.state_dict())
     assert is_plain(learn) and "ltlearn" not in {r.name for r in caplog.records if r.levelno > 20}
     assert learn.stages[-1]["compiled"] is True and "compiled" not in trained().stages[-1]
@@ -864,29 +864,9 @@ def test_where_compilation_fails_the_fit_is_the_eager_one(after, backend, caplog
     assert learn.trajectory["loss"] == expected.trajectory["loss"]
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 1 and "\n" not in warnings[0]
-    assert warnings[0].startswith("torch.compile cannot compile the backbone here, so it is train")
+    assert warnings[0].startswith("torch.compile cannot compile")
     assert "no C++ compiler" in warnings[0]
     assert is_plain(learn) and learn.stages[-1]["compiled"] is False
-
-
-def test_a_backward_pass_that_cannot_be_compiled(backend, monkeypatch, caplog):
-    class Fails(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            raise RuntimeError("no backward pass here")
-
-    def break_it(graph, inputs):
-        return lambda *args: [Fails.apply(out) for out in graph(*args)]
-
-    expected = trained()
-    monkeypatch.setattr(Backend, "__call__", lambda self, *args: break_it(*args))
-    learn = trained(compile=True)
-    assert same(learn.model.state_dict(), expected.model.state_dict())
-    assert caplog.text.count("no backward pass here") == 1
 
 
 def test_without_torch_compile(monkeypatch, caplog):
