@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltlearn.errors import UserError, check_whole
-from ltlearn.losses.counted import check_number
+from ltlearn.errors import UserError, check_number, check_whole
 from ltlearn.metrics.rows import check_finite, check_lengths, read_labels, unwrap
 
 __all__ = [

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from ltlearn.errors import UserError
-from ltlearn.losses.counted import check_number, check_vector
+from ltlearn.errors import UserError, check_number
+from ltlearn.losses.counted import check_vector
 from ltlearn.posthoc.choose import TAU_GRID, TauChoice, choose_linear
 from ltlearn.posthoc.linear import as_linear_layer, new_linear, warn_without_images
 

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltlearn.errors import UserError
-from ltlearn.losses.counted import check_number
+from ltlearn.errors import UserError, check_number
 from ltlearn.posthoc.choose import TAU_GRID, TauChoice, choose_linear
 from ltlearn.posthoc.linear import as_linear_layer, name_classes, new_linear
 

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from ltlearn.losses.counted import check_number
+from ltlearn.errors import check_number
 from ltlearn.metrics.rows import check_finite
 from ltlearn.posthoc.choose import iterate_blocks, read_features
 from ltlearn.posthoc.linear import as_linear_layer, new_linear
@@ -30,7 +30,7 @@ def scale_temperature(head: nn.Module, temperature: float) -> nn.Linear:
     Source:
         Guo et al., ICML 2017, arXiv:1706.04599.
     """
-    check_number("temperature", temperature, 0, open_low=True)
+    check_number("temperature", temperature, 0, above=True)
     linear = as_linear_layer(head)
     bias = None if linear.bias is None else linear.bias.detach().double() / temperature
     return new_linear(linear, linear.weight.detach().double() / temperature, bias)

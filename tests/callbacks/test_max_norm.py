@@ -148,9 +148,9 @@ def test_another_head_is_refused():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"threshold": 0}, "threshold must be a number above 0 and finite, got 0"),
-        ({"share": -0.1}, "share must be a number of at least 0"),
-        ({"share": 1.1}, "share must be a number from 0 to 1, got 1.1"),
+        ({"threshold": 0}, "threshold must be .*, got 0"),
+        ({"share": -0.1}, "share must be .*, got -0.1"),
+        ({"share": 1.1}, "share must be .*, got 1.1"),
         ({"when": "fit"}, "when must be one of epoch, step, got 'fit'"),
     ],
 )

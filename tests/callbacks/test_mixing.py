@@ -734,7 +734,7 @@ def test_a_plain_learner_with_mixed_precision_and_a_loader_of_torch(kind):
 @pytest.mark.parametrize("kind", OURS)
 @pytest.mark.parametrize("alpha", [0, -0.1, math.nan, math.inf, "1", None, True])
 def test_an_alpha_that_is_not_allowed(kind, alpha):
-    message = "alpha must be a number above 0 and finite, got " + repr(alpha).replace("'", ".")
+    message = "alpha must be .*, got " + repr(alpha).replace("'", ".")
     with pytest.raises(UserError, match=message):
         kind(alpha)
 

@@ -278,7 +278,7 @@ def test_what_cannot_be_run_twice_is_refused(cb, message):
 
 @pytest.mark.parametrize("rho", [0, -1, math.inf, math.nan, "0.05", True])
 def test_rho_is_checked(rho):
-    with pytest.raises(UserError, match="rho must be a number above 0 and finite, got"):
+    with pytest.raises(UserError, match="rho must be .*, got"):
         SharpnessAware(rho)
 
 

@@ -242,7 +242,7 @@ def test_the_average_of_another_model_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decay": 1}, "decay must be a number of at least 0 and below 1, got 1"),
+        ({"decay": 1}, "decay must be .*, got 1"),
         ({"decay": -0.1}, "decay must be"),
         ({"decay": "0.9"}, "decay must be"),
         ({"warmup": 1}, "warmup must be True or False, got 1"),
