@@ -37,7 +37,7 @@ from tests.callbacks.helpers import (
     make_lt_learner,
 )
 from tests.models.test_pretrained import SMALL
-from tests.training.test_checkpoint import EPOCHS, check
+from tests.training.helpers import EPOCHS, check_resumed
 
 START = [2.1414, 3.4347, 4.2321]
 
@@ -734,7 +734,7 @@ def test_a_checkpoint_keeps_what_is_accumulated(callback, opt_func, tmp_path):
     def cbs():
         return [GradientAccumulation(20), Look(), *([callback()] if callback else [])]
 
-    check(train, tmp_path / "c", cbs=cbs, at=2)
+    check_resumed(train, tmp_path / "c", cbs=cbs, at=2)
     # Of the whole fit, and of the one that goes on in its third epoch.
     assert carried[-3:] == carried[2:EPOCHS] and carried[2] > 0
 
@@ -844,7 +844,7 @@ def test_a_compiled_checkpoint_goes_on(backend, tmp_path):
     def train(learn, cbs):
         learn.fit_stage1(EPOCHS, 0.05, compile=True, cbs=cbs)
 
-    check(train, tmp_path / "c", small_learner)
+    check_resumed(train, tmp_path / "c", small_learner)
 
 
 @pytest.mark.parametrize("callback", [GLMC, SharpnessAware])

@@ -100,13 +100,13 @@ def test_save_and_load(tmp_path):
     assert torch.equal(fresh.predict_logits()[0], learn.predict_logits()[0])
 
 
-def test_another_scale_for_a_head_that_is_there_is_told(caplog):
+def test_another_scale_for_an_existing_head_is_warned_of(caplog):
     learn = make_learner()
     learn.fit(1, 0.1, cbs=CosineHead(1 / 3))
     learn.fit(1, 0.1, cbs=CosineHead(1 / 3))
     assert not caplog.records
     learn.fit(1, 0.1, cbs=CosineHead())
-    assert "has a CosineLinear already, with scale=0.333333: it is kept" in caplog.text
+    assert "CosineLinear it already has, with scale=0.333333" in caplog.text
 
 
 def test_get_preds_and_validate_change_no_model():

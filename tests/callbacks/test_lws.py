@@ -200,13 +200,13 @@ def test_a_reset_head_is_a_plain_one_first():
     assert type(learn.model.head) is nn.Linear
 
 
-def test_other_options_for_a_head_that_is_there_are_told(caplog):
+def test_other_options_for_an_existing_head_are_warned_of(caplog):
     learn = make_learner()
     learn.fit(1, 0.1, cbs=LearnableWeightScaling())
     learn.fit(1, 0.1, cbs=LearnableWeightScaling())
     assert not caplog.records
     learn.fit(1, 0.1, cbs=LearnableWeightScaling("all"))
-    assert "has a ScaledLinear already, with train='scale': it is kept" in caplog.text
+    assert "ScaledLinear it already has, with train='scale'" in caplog.text
 
 
 class Stop(Callback):
