@@ -1,4 +1,4 @@
-"""The one public function, what it accepts, and its gradient."""
+"""`pava`: the public function, its checks and its gradient."""
 
 from math import inf, isfinite
 

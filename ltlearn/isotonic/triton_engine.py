@@ -219,9 +219,9 @@ def _add(total, mass, start, next_total, next_mass, next_start):
 
 
 @triton.jit
-def _take(value, found, next_value, next_found):
+def _take(value, passed, next_value, next_passed):
     """Keep the value of the nearest end of a block that the scan has passed."""
-    return tl.where(next_found != 0, next_value, value), found | next_found
+    return tl.where(next_passed != 0, next_value, value), passed | next_passed
 
 
 @triton.jit
@@ -278,11 +278,11 @@ def _block_means_kernel(
         ends = ((i >= n - 1) | (x != x_after)).to(tl.int32)
         total = tl.load(total_ptr + i, mask=inside, other=0.0)
         mean = total / tl.load(mass_ptr + i, mask=inside, other=1.0)
-        mean, found = tl.associative_scan((mean, ends), 0, _take, reverse=True)
+        mean, passed = tl.associative_scan((mean, ends), 0, _take, reverse=True)
         # Only the tile after this one has changed its entries, and it no longer needs them.
         after = begin + TILE
         mean_after = tl.load(total_ptr + after, mask=after < n, other=0.0)
-        mean = tl.where(found != 0, mean, mean_after)
+        mean = tl.where(passed != 0, mean, mean_after)
         tl.debug_barrier()
         tl.store(total_ptr + i, mean, mask=inside)
         tl.store(out_ptr + i, _rounded(mean, out_ptr), mask=inside)

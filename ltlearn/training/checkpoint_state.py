@@ -92,12 +92,12 @@ def _with_state(learn) -> list[Callback]:
     return [cb for cb in learn.cbs if hasattr(type(cb), "load_state_dict")]
 
 
-def _check_tensors(what: str, saved: Mapping, current: Mapping) -> None:
+def _check_tensors(owner: str, saved: Mapping, current: Mapping) -> None:
     if saved.keys() != current.keys():
-        raise ValueError(f"{what} has other tensors, such as {min(saved.keys() ^ current.keys())}")
+        raise ValueError(f"{owner} has other tensors, such as {min(saved.keys() ^ current.keys())}")
     for key, value in current.items():
         if saved[key].shape != value.shape or saved[key].dtype != value.dtype:
-            raise ValueError(f"{key} of {what} has another shape")
+            raise ValueError(f"{key} of {owner} has another shape")
 
 
 # ------------------------------------------------ the optimiser

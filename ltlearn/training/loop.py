@@ -101,7 +101,7 @@ def oom_to_user_error(batch: int):
         remedy = "try smaller images or a smaller model"
         if batch > 1:
             half = batch // 2
-            remedy = f"try bs={half} (in a recipe {spell('stage1.batch_size', half)})"
+            remedy = f"try bs={half}, which a recipe sets by {spell('stage1.batch_size', half)}"
         raise UserError(
             f"the memory of {'the device' if on_device else 'this machine'} is not enough for a "
             f"batch size of {batch}: {remedy}."

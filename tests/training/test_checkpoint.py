@@ -389,7 +389,7 @@ def test_memory_that_runs_out_is_one_sentence():
     def loss(pred, target):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    with pytest.raises(UserError, match=r"batch size of 8: try bs=4 \(.*stage1.batch_size=4"):
+    with pytest.raises(UserError, match="batch size of 8: try bs=4, .*stage1.batch_size=4"):
         learn.fit_stage1(1, 0.05, loss=loss)
     with pytest.raises(UserError, match="this machine .* smaller images"), oom_to_user_error(1):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
