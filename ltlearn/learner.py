@@ -172,7 +172,7 @@ class LTLearner(QuietLearner):
             loss: Takes (logits, targets) to a scalar. None: the method's, or the learner's
                 (cross-entropy).
             schedule: "cosine" (to zero, once an epoch), "constant", "multistep", or
-                "lagged_cosine" (GLMC's on large data sets, see `EpochLaggedCosine`).
+                "lagged_cosine" (GLMC's on large data sets, see `EpochSchedule`).
             warmup_epochs: Epochs of linear warm-up, at least 0, with any schedule.
             milestones: For "multistep": epochs that begin with a lower rate, from 1, ascending.
             decay: For "multistep": factor of the rate at each milestone, in (0, 1].

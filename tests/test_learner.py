@@ -37,7 +37,7 @@ from tests.callbacks.helpers import (
     make_lt_learner,
 )
 from tests.models.test_pretrained import SMALL
-from tests.training.test_checkpoint import EPOCHS, check
+from tests.training.helpers import EPOCHS, check_resumed
 
 START = [2.1414, 3.4347, 4.2321]
 
@@ -734,7 +734,7 @@ def test_a_checkpoint_keeps_what_is_accumulated(callback, opt_func, tmp_path):
     def cbs():
         return [GradientAccumulation(20), Look(), *([callback()] if callback else [])]
 
-    check(train, tmp_path / "c", cbs=cbs, at=2)
+    check_resumed(train, tmp_path / "c", cbs=cbs, at=2)
     # Of the whole fit, and of the one that goes on in its third epoch.
     assert carried[-3:] == carried[2:EPOCHS] and carried[2] > 0
 
@@ -800,7 +800,7 @@ def test_a_compiled_fit_is_an_eager_one(backend, caplog):
     n = len(learn.dls.train)
     # The last batch is smaller: a second graph, for sizes that change, and no third.
     assert backend.graphs == 2
-    assert backend.runs == 2 * n + 2, "each step and, once for either size, a trial"
+    assert backend.runs == 2 * n, "each step"
     assert same(learn.model.state_dict(), trained().model.state_dict())
     assert is_plain(learn) and "ltlearn" not in {r.name for r in caplog.records if r.levelno > 20}
     assert learn.stages[-1]["compiled"] is True and "compiled" not in trained().stages[-1]
@@ -844,7 +844,7 @@ def test_a_compiled_checkpoint_goes_on(backend, tmp_path):
     def train(learn, cbs):
         learn.fit_stage1(EPOCHS, 0.05, compile=True, cbs=cbs)
 
-    check(train, tmp_path / "c", small_learner)
+    check_resumed(train, tmp_path / "c", small_learner)
 
 
 @pytest.mark.parametrize("callback", [GLMC, SharpnessAware])
@@ -864,29 +864,9 @@ def test_where_compilation_fails_the_fit_is_the_eager_one(after, backend, caplog
     assert learn.trajectory["loss"] == expected.trajectory["loss"]
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 1 and "\n" not in warnings[0]
-    assert warnings[0].startswith("torch.compile cannot compile the backbone here, so it is train")
+    assert warnings[0].startswith("torch.compile cannot compile")
     assert "no C++ compiler" in warnings[0]
     assert is_plain(learn) and learn.stages[-1]["compiled"] is False
-
-
-def test_a_backward_pass_that_cannot_be_compiled(backend, monkeypatch, caplog):
-    class Fails(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            raise RuntimeError("no backward pass here")
-
-    def break_it(graph, inputs):
-        return lambda *args: [Fails.apply(out) for out in graph(*args)]
-
-    expected = trained()
-    monkeypatch.setattr(Backend, "__call__", lambda self, *args: break_it(*args))
-    learn = trained(compile=True)
-    assert same(learn.model.state_dict(), expected.model.state_dict())
-    assert caplog.text.count("no backward pass here") == 1
 
 
 def test_without_torch_compile(monkeypatch, caplog):

@@ -7,34 +7,30 @@ from itertools import count, cycle
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback
-from fastai.callback.mixup import MixHandler
 from fastai.losses import BaseLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltlearn.callbacks.drw import DeferredReweighting
 from ltlearn.callbacks.install import exchange_parameters
-from ltlearn.callbacks.mixing import BatchCutMix, BatchMixUp
 from ltlearn.data.counts import find_class_counts
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.samplers import InstanceSampler
 from ltlearn.data.transforms import mix_seed
-from ltlearn.errors import UserError, check_whole
-from ltlearn.losses.counted import check_number
+from ltlearn.errors import UserError, check_number, check_whole
 from ltlearn.losses.glmc import cut_box, glmc_terms, inverse_power, mix_globally, mix_locally
 from ltlearn.models.backbone import LTModel
+from ltlearn.training.fit_callback import FitCallback, mixes_images
 
 __all__ = ["GLMC"]
 
-# What tells the draws of one seed apart.
+# Each number separates one kind of draws from the others of the same seed.
 _OTHER, _VIEWS, _MIX, _LAYERS = 1, 2, 3, 4
 
 _log = logging.getLogger("ltlearn")
 
 
 class _InversePowerSampler(InstanceSampler):
-    """Draw images with replacement, P(i) in proportion to n_y ** -power for i of class y."""
+    """Draw images with replacement: an image of class y in proportion to n_y ** -power."""
 
     def __init__(self, targets, seed: int, power: float):
         super().__init__(targets, seed)
@@ -50,88 +46,95 @@ class _InversePowerSampler(InstanceSampler):
 
 
 class _PairLoader(LTDataLoader):
-    """Give two views of the images of a batch, and two of those to mix in.
+    """Load two views of each image of a batch, and two of each image to mix in.
 
-    A batch is (x, y, other y): x holds the N first views, the N second ones, and those of the other
-    images.
+    A batch is (x, y, other y). x holds the N first views, the N second views, and the 2N views of
+    the other images in the same order.
     """
 
     def use(self, other: _InversePowerSampler) -> "_PairLoader":
-        """Draw the images to mix in with this sampler."""
+        """Set the sampler of the images to mix in."""
         self.other = other
         return self
 
     def get_idxs(self) -> list[tuple[int, int, int]]:
-        """Return position, image and other image, for each place of the epoch."""
+        """Return (position, image, other image) for each draw of the epoch."""
         self.other.set_epoch(self.epoch)
         return list(zip(count(), self.sampler, cycle(self.other), strict=False))
 
     def create_batches(self, samps):
-        """Make batches: in one operation where the dataset can, else image by image."""
+        """Make batches in one operation if the dataset can, else image by image."""
         make = self._at_once if hasattr(self.dataset, "get_batch") else self._one_by_one
-        for places in self.chunkify(samps):
-            yield make(*zip(*places, strict=True))
+        for draws in self.chunkify(samps):
+            yield make(*zip(*draws, strict=True))
 
     def _seed_of(self, *where: int) -> int | None:
         return mix_seed(self.seed, self.epoch, *where, _VIEWS) if self.augment else None
 
-    def _at_once(self, places, index, other):
-        x, y = self.dataset.get_batch((*index, *index, *other, *other), self._seed_of(places[0]))
+    def _at_once(self, positions, index, other):
+        seed = self._seed_of(positions[0])
+        x, y = self.dataset.get_batch((*index, *index, *other, *other), seed)
         return x, y[: len(index)], y[-len(index) :]
 
-    def _one_by_one(self, places, index, other):
+    def _one_by_one(self, positions, index, other):
         views = []
-        for images, at in ((index, 0), (other, 2)):
-            for place, i in zip(places, images, strict=True):
-                seeds = [self._seed_of(place, at + view) for view in range(2)]
+        for images, first in ((index, 0), (other, 2)):
+            for position, i in zip(positions, images, strict=True):
+                seeds = [self._seed_of(position, first + view) for view in range(2)]
                 views.append(torch.stack(self.dataset.get_views(i, seeds)))
-        # (2N, 2, ...) with the view inside, to (2, 2, N, ...) with the image inside.
+        # From (2N, 2, ...), views innermost, to (2, 2, N, ...), images innermost.
         x = torch.stack(views).unflatten(0, (2, -1)).transpose(1, 2).flatten(0, 2)
         return x, self.dataset.targets[list(index)], self.dataset.targets[list(other)]
 
 
-class GLMC(Callback):
-    """Train the representation on two mixes of each batch, with two heads and a consistency.
+class GLMC(FitCallback):
+    """Train the representation on two mixes of each batch, with two heads and a consistency loss.
 
-    Each batch is mixed with a second one, whose sampler prefers rare classes: two views as wholes
-    (global), two by a box (local). The classifier of the model is the re-balanced head; beside it a
-    balanced head, a projection and a predictor are trained, at its learning rate and weight decay.
-    The loss moves from the balanced head in the first epoch to the re-balanced one in the last.
-    Validation and predictions use the re-balanced head, which stays an ordinary classifier however
-    the fit ends. All draws follow from the seed of the training loader, epoch and position.
+    Each batch is mixed with a second one, whose sampler prefers rare classes: two views by MixUp
+    (global), two views by a box (local). The classifier of the model is the re-balanced head.
+    Beside it, the fit trains a balanced head, a projection and a predictor, with the head's
+    learning rate and weight decay. The loss moves from the balanced head in the first epoch to the
+    re-balanced head in the last. Validation and predictions use the re-balanced head, which stays
+    an ordinary classifier however the fit ends. All draws follow from the seed of the training
+    loader, epoch and position.
 
     Attributes, once a fit has begun: `balanced_`, `projection_`, `predictor_` (the layers that the
     model does not keep, new in each fit), `weights_` (of the classes), `terms_`.
 
     For `LTLearner.fit_stage1` alone. Reads `learn.model`, `learn.dls`, `learn.epoch`,
     `learn.n_epoch`. Writes, in training, `learn.dl`, `learn.xb`, `learn.yb`, `learn.loss` and
-    `learn.loss_grad`; and `learn.opt`, whose group of the head has the parameters of the other
-    layers for the length of the fit.
+    `learn.loss_grad`. During the fit, the head's parameter group of `learn.opt` also holds the
+    parameters of the other layers.
 
     Args:
-        resample: k, at least 0, no unit. The second batch shows an image with a probability in
-            proportion to n ** -k of its class: 0 all images alike, 1 all classes.
+        resample: k, at least 0, no unit. The second batch draws an image of a class with n images
+            in proportion to n ** -k: 0 draws all images alike, 1 draws all classes alike.
         reweight: rho, at least 0, no unit. The re-balanced head weights a class by n ** -rho, with
-            mean 1 over the classes that have images; one that has none weighs 0.
-        contrast: gamma, the weight of the consistency, at least 0, no unit.
+            mean 1 over the classes that have images; a class without images has weight 0.
+        contrast: gamma, the weight of the consistency loss, at least 0, no unit.
         projection: Outputs of the projection, at least 1; None takes 128 for fewer than 1024
             features, else 256.
 
     Raises:
         UserError: If an option is not allowed or, in a fit, the learner is no LTLearner with
-            long-tailed data in stage 1, the loss is not plain cross-entropy, which GLMC would
-            replace, or another callback mixes images or re-weights the loss.
+            long-tailed data in stage 1, the loss is not plain cross-entropy (GLMC would replace
+            it), or another callback mixes images or re-weights the loss.
 
     Source:
         Du et al., CVPR 2023, arXiv:2305.08661; mixes and schedule as in the authors' code. The
         published values for CIFAR-LT: resample 0 to 0.2, reweight 1 to 1.2, contrast 1 to 6; for
         ImageNet-LT and iNaturalist 0.2, 1, 10.
+
+    Example:
+        >>> learn.fit_stage1(200, cbs=GLMC(resample=0.2, reweight=1.2, contrast=4))
     """
 
-    # After the callback that sets the mode, before those that scale the loss or collect it.
+    # After the callback that sets the mode, before those that scale or collect the loss.
     order = -4
     leaves_prior = False
     run_valid = False
+    mixes_images = True
+    runs_once = "its two mixes and its hook run once per step"
 
     def __init__(
         self,
@@ -153,25 +156,22 @@ class GLMC(Callback):
         self._sums: Tensor | None = None
         self._images = 0
         self._undo = ExitStack()
-        self._forget()
+        self._release()
 
     @property
     def terms_(self) -> dict[str, Tensor]:
-        """Means of the terms over the images of the epoch so far, on their device; none at first.
+        """Means of the loss terms over the images of the epoch so far; empty before the first.
 
-        Keys are "balanced", "rebalanced" and "consistency".
+        The keys are "balanced", "rebalanced" and "consistency"; the means are scalars on the
+        device of the loss.
         """
         if not self._images:
             return {}
         means = self._sums / self._images
         return dict(zip(("balanced", "rebalanced", "consistency"), means, strict=True))
 
-    def before_fit(self):
+    def begin(self) -> None:
         """Make the other layers and the loader; give the layers to the optimiser."""
-        # `validate` and `get_preds` come by here too, with this lock held.
-        if self.learn.lock.locked():
-            return
-        self.close()
         learn = self.learn
         _check(learn)
         model, train = learn.model, learn.dls.train
@@ -182,13 +182,13 @@ class GLMC(Callback):
         layers = self._make_layers(model.head, train.seed).to(like)
         self.balanced_, self.projection_, self.predictor_ = layers
         self._sums, self._images = torch.zeros(3, device=like.device), 0
-        # Undone in `close`, which comes when fastai has taken the learner away already.
+        # `end` undoes these steps; fastai has removed the learner from the callback by then.
         self._undo.callback(setattr, learn, "dl", train)
         self._undo.callback(layers.zero_grad)
         _join_optimizer(learn.opt, model.head, layers)
         self._undo.callback(exchange_parameters, learn.opt, layers, nn.Module())
         self._undo.callback(self._unhook)
-        # fastai's loaders draw from Python's generator when they are made.
+        # fastai's loaders draw from Python's generator in their constructor.
         state = random.getstate()
         pairs = train.new(cls=_PairLoader, sampler=train.sampler)
         random.setstate(state)
@@ -197,31 +197,31 @@ class GLMC(Callback):
         self._generator = torch.Generator()
 
     def before_train(self):
-        """Read the pairs of the epoch, in place of the training loader."""
+        """Replace the training loader by the loader of pairs."""
         self._pairs.set_epoch(self.learn.epoch, self.learn.n_epoch)
         self.learn.dl = self._pairs
         self._sums.zero_()
         self._images = 0
 
     def before_batch(self):
-        """Mix; the global mix is what the model sees."""
+        """Mix the images; the model's input is the global mix."""
         x, other_x = (half.chunk(2) for half in self.learn.xb[0].chunk(2))
         share, box = self._draw(*x[0].shape[-2:])
         y, other_y = self.learn.yb
         self._batch = mix_locally(x[1], other_x[1], box), other_y, share
-        # For one pass alone: who copies the model in the middle of a fit gets no hook of ours.
+        # For one pass alone, so that a copy of the model made between two steps has no hook.
         self._unhook()
         self._hook = self.learn.model.backbone.register_forward_hook(self._keep_features)
         self.learn.xb, self.learn.yb = (mix_globally(x[0], other_x[0], share),), (y,)
 
     def after_loss(self):
-        """Run the model over the local mix, and put GLMC's loss in the place of the learner's."""
+        """Run the model on the local mix, and replace the learner's loss by GLMC's."""
         learn, features = self.learn, self._features
         (x, other, share), (first,) = self._batch, learn.yb
         with learn.autocast():
             local = learn.model.backbone(x)
             rebalanced = learn.model.head(local)
-            # These layers treat each row alone, so both mixes go through them at once.
+            # These layers treat each row separately, so both mixes run through them at once.
             features = torch.cat([features, local])
             balanced, projected = self.balanced_(features), self.projection_(features)
             predicted = self.predictor_(projected)
@@ -232,7 +232,7 @@ class GLMC(Callback):
         alpha = 1 - (learn.epoch / learn.n_epoch) ** 2
         learn.loss_grad = alpha * terms[0] + (1 - alpha) * terms[1] + self.contrast * terms[2]
         learn.loss = learn.loss_grad.clone()
-        # On the device, without waiting for it.
+        # The sums stay on the device, so that a step does not wait for it.
         self._sums.add_(torch.stack(terms).detach(), alpha=len(first))
         self._images += len(first)
         self._features = self._batch = None
@@ -240,28 +240,23 @@ class GLMC(Callback):
     def after_train(self):
         """Log the terms."""
         if self._images and _log.isEnabledFor(logging.INFO):
-            said = ", ".join(f"{name} {mean:.4f}" for name, mean in self.terms_.items())
-            _log.info("epoch %d: GLMC's terms: %s", self.learn.epoch + 1, said)
+            terms = ", ".join(f"{name} {mean:.4f}" for name, mean in self.terms_.items())
+            _log.info("epoch %d: GLMC's terms: %s", self.learn.epoch + 1, terms)
 
-    def after_fit(self):
-        """Take the other layers out of the optimiser."""
-        if not self.learn.lock.locked():
-            self.close()
-
-    def close(self) -> None:
-        """Take the other layers out of the optimiser, also after a fit that was interrupted."""
+    def end(self) -> None:
+        """Remove the other layers from the optimiser."""
         self._undo.close()
-        self._forget()
+        self._release()
 
-    def _forget(self) -> None:
-        """Let go of what a fit alone needs."""
+    def _release(self) -> None:
+        """Release all objects that only a fit needs."""
         self._pairs = self._generator = self._hook = self._features = self._batch = None
 
     def _make_layers(self, head: nn.Module, seed: int) -> nn.ModuleList:
         width, classes = head.in_features, head.out_features
         inner = self.projection or (128 if width < 1024 else 256)
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which seeds every device as well.
+            # Not torch.manual_seed, which also seeds every device.
             torch.default_generator.manual_seed(mix_seed(seed, _LAYERS))
             sizes = ((width, classes), (width, inner), (inner, inner))
             return nn.ModuleList(nn.Linear(*size) for size in sizes)
@@ -277,8 +272,8 @@ class GLMC(Callback):
 
     def _draw(self, height: int, width: int) -> tuple[float, tuple[slice, slice]]:
         """Draw the share and the box of a batch, on the CPU."""
-        where = self._pairs.seed, self.learn.epoch, self.learn.iter, _MIX
-        generator = self._generator.manual_seed(mix_seed(*where))
+        seed = mix_seed(self._pairs.seed, self.learn.epoch, self.learn.iter, _MIX)
+        generator = self._generator.manual_seed(seed)
         share = torch.rand((), dtype=torch.float64, generator=generator).item()
         centre = [torch.randint(size, (), generator=generator).item() for size in (height, width)]
         return share, cut_box(height, width, share, centre)
@@ -294,16 +289,17 @@ def _check(learn) -> None:
     if not ours or not isinstance(train, LTDataLoader) or not readable or not train.training:
         raise UserError(
             "GLMC trains backbone and classifier on images: pass it to fit_stage1 of an LTLearner "
-            "with LTDataLoaders (lt_learner makes one), not to stage 2 or to another Learner."
+            "with LTDataLoaders (lt_learner makes one), not to stage 2 or another Learner."
         )
     if not _is_cross_entropy(learn.loss_func):
         name = getattr(learn.loss_func, "__name__", type(learn.loss_func).__name__)
         raise UserError(
-            f"GLMC has a training loss of its own, and {name} would be ignored: leave the loss "
-            "out, or take a learner with plain cross-entropy."
+            f"GLMC replaces the training loss, and would ignore {name}: leave the loss out, or "
+            "take a learner with plain cross-entropy."
         )
     for cb in learn.cbs:
-        if isinstance(cb, MixHandler | BatchMixUp | BatchCutMix | DeferredReweighting):
+        # On the class: an instance passes unknown attributes on to the learner.
+        if type(cb) is not GLMC and (mixes_images(cb) or getattr(type(cb), "weights_loss", False)):
             raise UserError(
                 f"GLMC mixes images and re-weights classes by itself: leave {type(cb).__name__} "
                 "out."
@@ -311,7 +307,7 @@ def _check(learn) -> None:
 
 
 def _is_cross_entropy(loss) -> bool:
-    """Tell whether a loss is the mean cross-entropy, without weights or smoothing."""
+    """Return whether a loss is the mean cross-entropy, without weights or smoothing."""
     if isinstance(loss, BaseLoss):
         loss = loss.func
     if isinstance(loss, nn.CrossEntropyLoss):
@@ -320,19 +316,15 @@ def _is_cross_entropy(loss) -> bool:
 
 
 def _join_optimizer(opt, head: nn.Module, layers: nn.Module) -> None:
-    """Put the parameters of new layers at the end of the head's group of an optimiser."""
+    """Append the parameters of new layers to the head's group of an optimiser."""
     groups = [list(group) for group in opt.param_lists]
     of_head = {id(p) for p in head.parameters()}
-    # Splitters may leave out what is frozen.
-    found = [i for i, group in enumerate(groups) if any(id(p) in of_head for p in group)]
-    groups[found[0] if found else -1] += layers.parameters()
+    # A splitter may leave frozen parameters out.
+    with_head = [i for i, group in enumerate(groups) if any(id(p) in of_head for p in group)]
+    groups[with_head[0] if with_head else -1] += layers.parameters()
     opt.param_lists = groups
     twins = dict(head.named_parameters())
     for name, p in layers.named_parameters():
         twin = twins.get(name.rpartition(".")[2])
-        # fastai notes beside a parameter whether weight decay passes it by.
+        # fastai keeps a flag beside a parameter: whether weight decay applies to it.
         opt.state[p] = {k: v for k, v in opt.state.get(twin, {}).items() if k == "do_wd"}
-        # torch's SGD in one kernel wants the momentum of all parameters of a group or of none.
-        state = opt.opt.state if hasattr(opt, "opt") else {}
-        if state.get(twin, {}).get("momentum_buffer") is not None:
-            state[p]["momentum_buffer"] = torch.zeros_like(p)

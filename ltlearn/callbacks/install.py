@@ -1,4 +1,4 @@
-"""What callbacks share that put a head of their own in the place of a Learner's classifier."""
+"""Installing a head in the place of a Learner's classifier, as several callbacks do."""
 
 import logging
 from collections.abc import Callable
@@ -19,23 +19,23 @@ def install_head(
     make: Callable[[nn.Linear], nn.Module],
     num_classes: int | None = None,
 ) -> nn.Module:
-    """Put a head of one kind in the place of the learner's classifier, unless there is one.
+    """Replace the learner's classifier by a head of one kind, unless it is one already.
 
-    A head of another kind is folded into a plain linear layer first. What was frozen stays frozen,
-    and an optimiser that the learner has already gets the new parameters.
+    A head of another kind is folded into a plain linear layer first. Frozen parameters stay frozen,
+    and the optimiser, if the learner has one, gets the new parameters.
 
     Args:
         learn: Any fastai Learner.
         kind: Class of the head.
-        make: Makes the head from the linear layer that the classifier is or stands for.
-        num_classes: C, where the classifier is to be checked for it.
+        make: Makes the head from the (folded) linear classifier.
+        num_classes: C, to check the classifier for it; None checks nothing.
 
     Returns:
-        The head: a new one, or that which was there.
+        The new or the existing head.
 
     Raises:
-        UserError: If the model does not end in a classifier of C logits, or that stands for no
-            linear layer.
+        UserError: If the model does not end in a classifier of C logits, or in one that does not
+            fold into a linear layer.
     """
     name, head = find_head(learn.model, num_classes)
     if isinstance(head, kind):
@@ -55,31 +55,31 @@ def install_head(
 
 
 def exchange_parameters(opt, old: nn.Module, new: nn.Module) -> None:
-    """Put the parameters of a new head into the optimiser where those of the old one were.
+    """Replace the parameters of an old head by those of a new one in an optimiser.
 
-    Groups, hyper-parameters and what is frozen stay.
+    Groups, hyper-parameters and frozen parameters stay.
 
     Args:
-        opt: Optimiser of fastai, or one of torch in fastai's `OptimWrapper`.
-        old: Head that goes.
-        new: Head that comes.
+        opt: An optimiser of fastai, or one of torch in fastai's `OptimWrapper`.
+        old: Head whose parameters are removed.
+        new: Head whose parameters are added.
     """
-    gone = {id(p) for p in old.parameters()}
+    removed = {id(p) for p in old.parameters()}
     groups = [list(group) for group in opt.param_lists]
-    # Splitters may leave out what is frozen: such a head goes to the end of the last group.
-    place, at = len(groups) - 1, len(groups[-1])
+    # A splitter may leave frozen parameters out: then the head goes to the end of the last group.
+    group_index, position = len(groups) - 1, len(groups[-1])
     for i, group in enumerate(groups):
-        found = [k for k, p in enumerate(group) if id(p) in gone]
-        if found:
-            place, at = i, found[0]
+        positions = [k for k, p in enumerate(group) if id(p) in removed]
+        if positions:
+            group_index, position = i, positions[0]
             break
-    groups[place][at:at] = new.parameters()
-    opt.param_lists = [[p for p in group if id(p) not in gone] for group in groups]
-    # fastai notes beside a parameter whether weight decay and freezing pass it by. The rest of the
-    # state is the momentum of parameters that are no more.
-    notes = {name: opt.state.pop(p, {}) for name, p in old.named_parameters()}
+    groups[group_index][position:position] = new.parameters()
+    opt.param_lists = [[p for p in group if id(p) not in removed] for group in groups]
+    # fastai keeps flags beside a parameter: whether weight decay and freezing skip it. The rest of
+    # the state is the momentum of the removed parameters.
+    flags = {name: opt.state.pop(p, {}) for name, p in old.named_parameters()}
     for name, p in new.named_parameters():
-        kept = notes.get(name, {}).items()
+        kept = flags.get(name, {}).items()
         opt.state[p] = {k: v for k, v in kept if k in ("do_wd", "force_train")}
     if hasattr(opt, "opt"):
         for p in old.parameters():

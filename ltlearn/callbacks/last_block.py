@@ -1,35 +1,39 @@
 """Training the last block of a backbone alone, as a fastai callback."""
 
 import torch
-from fastai.callback.core import Callback
 from torch import nn
 
 from ltlearn.errors import UserError, check_whole
 from ltlearn.models.last_block import last_block
+from ltlearn.training.fit_callback import FitCallback
 
 __all__ = ["LastBlock"]
 
 
-class LastBlock(Callback):
-    """Train the last block of the backbone and the head; the rest stays frozen, in evaluation mode.
+class LastBlock(FitCallback):
+    """Train the last block of the backbone and the head; freeze the rest in evaluation mode.
 
-    So Places-LT is trained, from a network that ImageNet has taught.
+    Places-LT is trained this way, from weights pre-trained on ImageNet.
 
-    Reads `learn.model.backbone`. Writes which of its parameters train and in which mode its modules
-    are, for the time of a fit; with `new`, the parameters of the block as a fit begins.
+    Reads `learn.model.backbone`. Writes, during a fit, which parameters of the backbone train and
+    the mode of its modules; with `new`, also the parameters of the block as a fit begins.
 
     Args:
-        new: Whether the block begins at random (PyTorch's own initialisation) instead of with the
-            weights it has.
-        seed: Of those random weights.
+        new: Whether to initialise the block at random (PyTorch's own initialisation) instead of
+            keeping its weights.
+        seed: Seed of the random weights.
 
     Raises:
         UserError: If an option is not allowed or, in a fit, the model has no backbone whose blocks
-            timm knows, or `new` meets a layer that cannot begin anew.
+            timm knows, or a layer of the block cannot be initialised with `new`.
 
     Source:
         Kang et al., ICLR 2020, arXiv:1910.09217 (the pre-trained block); Zhong et al., CVPR 2021,
         arXiv:2104.00466 (a new one).
+
+    Example:
+        >>> learn = lt_learner(dls, "resnet50", pretrained=True)
+        >>> learn.fit_stage1(30, cbs=LastBlock())
     """
 
     # After fastai has put the model in training mode.
@@ -44,47 +48,40 @@ class LastBlock(Callback):
         self._flags: list[tuple[nn.Parameter, bool]] = []
         self._block: list[nn.Module] = []
 
-    def before_fit(self):
-        """Freeze what lies before the block."""
-        # `validate` and `get_preds` come by here too, with this lock held; they train nothing.
-        if self.learn.lock.locked():
-            return
+    def begin(self) -> None:
+        """Freeze the layers before the block."""
         backbone = getattr(self.learn.model, "backbone", None)
         if backbone is None:
             raise UserError("LastBlock needs a model with a backbone; make one with lt_learner.")
         block = last_block(backbone)
         if self.new:
-            self._begin_anew(block)
+            self._initialise(block)
         self._block = list(block.values())
         training = {p for m in self._block for p in m.parameters(recurse=False)}
         self._flags = [(p, p.requires_grad) for p in backbone.parameters()]
         for p, _ in self._flags:
             p.requires_grad_(p in training)
-            # An optimiser would apply weight decay and momentum to any that has a gradient.
+            # An optimiser applies weight decay and momentum to every parameter with a gradient.
             p.grad = None
 
     def before_train(self):
-        """Put what is frozen in evaluation mode."""
+        """Put the frozen layers in evaluation mode."""
         self.learn.model.backbone.eval()
         for module in self._block:
             module.training = True
 
-    def after_fit(self):
-        """Let everything train again that did before."""
-        if not self.learn.lock.locked():
-            self.close()
-
-    def close(self) -> None:
-        """Let everything train again, also after a fit that was interrupted."""
+    def end(self) -> None:
+        """Restore which parameters train."""
         for p, flag in self._flags:
             p.requires_grad_(flag)
         self._flags, self._block = [], []
 
-    def _begin_anew(self, block: dict[str, nn.Module]) -> None:
+    def _initialise(self, block: dict[str, nn.Module]) -> None:
         for name, module in block.items():
             if not hasattr(module, "reset_parameters"):
                 raise UserError(
-                    f"the layer {name} ({type(module).__name__}) cannot begin anew; take new=False."
+                    f"new=True cannot initialise the layer {name} ({type(module).__name__}); take "
+                    "new=False."
                 )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

@@ -1,32 +1,33 @@
 """MaxNorm as a fastai callback."""
 
 import torch
-from fastai.callback.core import Callback
 from torch import Tensor, nn
 
-from ltlearn.errors import UserError, check_choice
-from ltlearn.losses.counted import check_number
+from ltlearn.errors import UserError, check_choice, check_number
 from ltlearn.models.backbone import find_head
+from ltlearn.training.fit_callback import FitCallback
 
 __all__ = ["MaxNorm"]
 
-_TINY = 1e-12  # a row of zeros is inside every ball, and stays as it is
+_TINY = 1e-12  # a row of zeros is inside every ball, and stays unchanged
 
 
-class MaxNorm(Callback):
+class MaxNorm(FitCallback):
     """Keep the weight norm of each class at or below a threshold: w_c <- w_c min(1, d / ||w_c||).
 
-    The bias is never clipped. Published together with strong weight decay of the classifier. It
-    never waits for a device.
+    The bias is never clipped. Published together with strong weight decay of the classifier.
+    Clipping never waits for a device.
 
-    Reads `learn.model`. Writes the weight of the `nn.Linear` it ends in.
+    Reads `learn.model`. Writes the weight of the `nn.Linear` at the end of the model.
+
+    Attributes, once a fit has begun: `threshold_` (d in use, a scalar tensor).
 
     Args:
         threshold: d, the largest norm allowed, above 0, in units of the weights. None computes it
-            once as the fit begins, from the norms there are then: min + share * (max - min).
-        share: Where between smallest and largest norm the threshold lies, in [0, 1]; used without
+            once from the norms at the start of the fit: min + share * (max - min).
+        share: Position of the threshold between smallest and largest norm, in [0, 1]; used without
             `threshold`.
-        when: "epoch" clips after the training of each epoch, before it is validated, as the
+        when: "epoch" clips after the training of each epoch, before its validation, as the
             authors' code does. "step" clips after each optimiser step.
 
     Raises:
@@ -36,37 +37,35 @@ class MaxNorm(Callback):
     Source:
         Alshammari et al., CVPR 2022, arXiv:2203.14197; the threshold and the time of clipping as in
         the authors' code.
+
+    Example:
+        >>> learn.retrain_classifier(wd=0.1, cbs=MaxNorm(share=0.1))
     """
 
-    # After callbacks that put in a head of their own in before_fit; after each step, before those
-    # that look at the norms.
+    # In before_fit after callbacks that install a head of their own; after each step before
+    # callbacks that read the norms.
     order = 6
     leaves_prior = False
 
     def __init__(self, threshold: float | None = None, share: float = 0.1, when: str = "epoch"):
         if threshold is not None:
-            check_number("threshold", threshold, 0, open_low=True)
-        check_number("share", share, 0)
-        if share > 1:
-            raise UserError(f"share must be a number from 0 to 1, got {share!r}.")
+            check_number("threshold", threshold, 0, above=True)
+        check_number("share", share, 0, 1)
         check_choice("when", when, ("epoch", "step"))
         self.threshold, self.share, self.when = threshold, float(share), when
         self.threshold_: Tensor | None = None
         self._layer: nn.Linear | None = None
-        self._began = False
+        self._in_epoch = False
 
-    def before_fit(self):
+    def begin(self) -> None:
         """Find the classifier and compute the threshold."""
-        # `validate` and `get_preds` come by here too, with this lock held; they change no model.
-        if self.learn.lock.locked():
-            return
         layer = find_head(self.learn.model)[1]
         if not isinstance(layer, nn.Linear):
             raise UserError(
-                f"MaxNorm clips the weights of an nn.Linear, and the head is a "
+                f"MaxNorm clips the weights of an nn.Linear, but the head is a "
                 f"{type(layer).__name__}; fold it (learn.model.head.fold()), or leave MaxNorm out."
             )
-        self._layer, self._began = layer, False
+        self._layer, self._in_epoch = layer, False
         norms = _norms(layer.weight)
         if self.threshold is not None:
             self.threshold_ = torch.full_like(norms[0], self.threshold)
@@ -75,37 +74,32 @@ class MaxNorm(Callback):
             self.threshold_ = low + self.share * (high - low)
 
     def state_dict(self) -> dict:
-        """Return what a checkpoint keeps: the threshold."""
+        """Return the threshold, for a checkpoint."""
         return {"threshold": self.threshold_}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on with the threshold of a fit that was stopped."""
+        """Restore the threshold of a stopped fit."""
         self.threshold_ = state["threshold"].to(self.threshold_).reshape(())
 
     def before_train(self):
-        """Note that the weights move from here on."""
-        self._began = True
+        """Note that an epoch begins to change the weights."""
+        self._in_epoch = True
 
     def after_step(self):
-        """Clip the norms, if that is to be after each step."""
+        """Clip the norms, with `when="step"`."""
         if self.when == "step":
             self._clip()
 
     def after_train(self):
         """Clip the norms."""
         self._clip()
-        self._began = False
+        self._in_epoch = False
 
-    def after_fit(self):
-        """Clip the norms of a fit that was cancelled in the middle of an epoch."""
-        if not self.learn.lock.locked():
-            self.close()
-
-    def close(self) -> None:
-        """Clip the norms, also after an epoch that was interrupted."""
-        if self._layer is not None and self._began:
+    def end(self) -> None:
+        """Clip the norms, in case the fit ended in the middle of an epoch."""
+        if self._layer is not None and self._in_epoch:
             self._clip()
-        self._layer, self._began = None, False
+        self._layer, self._in_epoch = None, False
 
     @torch.no_grad()
     def _clip(self) -> None:

@@ -1,43 +1,39 @@
-"""MixUp and CutMix with one share a batch, as fastai callbacks."""
+"""MixUp and CutMix with one share per batch, as fastai callbacks."""
 
 from numbers import Integral
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback
-from fastai.callback.mixup import MixHandler
 from torch import Tensor
 
 from ltlearn.data.transforms import mix_seed
-from ltlearn.errors import UserError
-from ltlearn.losses.counted import check_number
+from ltlearn.errors import UserError, check_number
 from ltlearn.losses.glmc import cut_box, mix_globally, mix_locally
+from ltlearn.training.fit_callback import FitCallback, mixes_images
 
 __all__ = ["BatchCutMix", "BatchMixUp"]
 
-_MIX = 5  # tells these draws from the others of one seed
+_MIX = 5  # separates these draws from the other draws of one seed
 
 
-class _BatchMix(Callback):
-    """What the two have in common: the draws, and the loss of two targets."""
+class _BatchMix(FitCallback):
+    """The common part of both callbacks: the draws, and the loss of two targets."""
 
-    # After the callback that sets the mode, before those that scale the loss or collect it.
+    # After the callback that sets the mode, before those that scale or collect the loss.
     order = -4
     run_valid = False
+    mixes_images = True
 
     def __init__(self, alpha: float):
-        check_number("alpha", alpha, 0, open_low=True)
+        check_number("alpha", alpha, 0, above=True)
         self.alpha = float(alpha)
-        self._drawn: tuple[float, Tensor] | None = None
+        self.share_: float | None = None
+        self.partner_: Tensor | None = None
 
-    def before_fit(self):
+    def begin(self) -> None:
         """Refuse another callback that mixes."""
-        # `validate` and `get_preds` come by here too, with this lock held.
-        if self.learn.lock.locked():
-            return
-        self.close()
         for cb in self.learn.cbs:
-            if cb is not self and isinstance(cb, _BatchMix | MixHandler):
+            if cb is not self and mixes_images(cb):
                 raise UserError(
                     f"{type(self).__name__} and {type(cb).__name__} would mix the same batch one "
                     "after the other: leave one of them out."
@@ -48,37 +44,32 @@ class _BatchMix(Callback):
         learn = self.learn
         x = self._images()
         seed = getattr(learn.dls.train, "seed", 0)
-        # fastai's loaders give the attributes of their dataset out as their own.
+        # A fastai loader passes on the attributes of its dataset, so `seed` may be anything.
         seed = int(seed) if isinstance(seed, Integral) else 0
         rng = np.random.default_rng(mix_seed(seed, learn.epoch, learn.iter, _MIX))
-        # Far above 1e15 the sum of two gamma variates overflows; the share is 1/2 all the same.
+        # Far above 1e15 the sum of two gamma variates overflows; the share is 1/2 anyway.
         alpha = min(self.alpha, 1e15)
         share = rng.beta(alpha, alpha)
-        # Waits for no device, where a plain copy would.
+        # Does not wait for the device, unlike a plain copy.
         partner = torch.from_numpy(rng.permutation(len(x))).to(x.device, non_blocking=True)
-        mixed, share = self._mix(x, x[partner], share, rng)
-        learn.xb, self._drawn = (mixed,), (share, partner)
+        mixed, self.share_ = self._mix(x, x[partner], share, rng)
+        learn.xb, self.partner_ = (mixed,), partner
 
     def after_loss(self):
-        """Add the loss of the other images' targets, each by its share."""
-        learn, (share, partner) = self.learn, self._drawn
-        other = learn.loss_func(learn.pred, *(y[partner] for y in learn.yb))
+        """Add the loss of the partners' targets, each by its share."""
+        learn, share = self.learn, self.share_
+        other = learn.loss_func(learn.pred, *(y[self.partner_] for y in learn.yb))
         learn.loss_grad = share * learn.loss_grad + (1 - share) * other
         learn.loss = learn.loss_grad.clone()
-        self._drawn = None
+        self.end()
 
-    def after_fit(self):
-        """Let go of the last draw."""
-        if not self.learn.lock.locked():
-            self.close()
-
-    def close(self) -> None:
-        """Let go of the last draw, also after a fit that was interrupted."""
-        self._drawn = None
+    def end(self) -> None:
+        """Release the last draw."""
+        self.share_ = self.partner_ = None
 
     def _mix(self, x: Tensor, other: Tensor, share: float, rng) -> tuple[Tensor, float]:
-        """Return the mixed images, and the share that x has of them; leave x as it is."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it mixes.")
+        """Return the mixed images and the share of x in them; do not change x."""
+        raise NotImplementedError(f"{type(self).__name__} does not define how it mixes.")
 
     def _images(self) -> Tensor:
         xb = self.learn.xb
@@ -89,7 +80,7 @@ class _BatchMix(Callback):
                 for i in xb
             )
             raise UserError(
-                f"{type(self).__name__} mixes images, one floating-point tensor (N, C, H, W) a "
+                f"{type(self).__name__} mixes images, one floating-point tensor (N, C, H, W) per "
                 f"batch, and got {got}: pass it to fit_stage1, and leave it out of a stage 2 on "
                 "cached features."
             )
@@ -99,18 +90,20 @@ class _BatchMix(Callback):
 class BatchMixUp(_BatchMix):
     """Train on weighted means of two images, and on both their targets (MixUp).
 
-    A batch has one share s ~ Beta(alpha, alpha), and its own permutation as partners: s x + (1 - s)
-    x', with the loss s loss(pred, y) + (1 - s) loss(pred, y'). The loss is that of the learner,
-    class weights and all, and may be any function to a scalar. All draws follow from the seed of
-    the training loader (0 where it has none), epoch and position.
+    Each batch draws one share s ~ Beta(alpha, alpha) and one permutation as partners x', y'. The
+    images are s x + (1 - s) x', the loss is s loss(pred, y) + (1 - s) loss(pred, y'). The loss is
+    the learner's own, with its class weights, and may be any function to a scalar. All draws follow
+    from the seed of the training loader (0 if it has none), epoch and position.
 
-    For images, in any fastai Learner; validation and predictions are as without it. Reads
+    Works on images in any fastai Learner; validation and predictions do not change. Reads
     `learn.dls`, `learn.epoch`, `learn.iter`, `learn.pred`, `learn.yb`, `learn.loss_func`. Writes,
     in training, `learn.xb`, `learn.loss` and `learn.loss_grad`.
 
+    Attributes, from `before_batch` to the loss: `share_` (s), `partner_` (the permutation, (N,)).
+
     Args:
-        alpha: Of the Beta distribution, no unit, above 0. Small values leave most batches nearly
-            unmixed, 1 draws all shares alike, large ones mix by halves.
+        alpha: Parameter of the Beta distribution, no unit, above 0. Small values leave most batches
+            nearly unmixed, 1 draws all shares alike, large values mix by halves.
 
     Raises:
         UserError: If `alpha` is not allowed or, in a fit, a batch holds no images, or another
@@ -119,8 +112,11 @@ class BatchMixUp(_BatchMix):
     Source:
         Zhang et al., ICLR 2018, arXiv:1710.09412; as in the code of Zhong et al., CVPR 2021,
         arXiv:2104.00466 (MiSLAS), whose stage 1 has alpha 1 for CIFAR-LT, 0.2 for larger sets.
-        fastai's MixUp is another: it draws a share for each image, takes the larger of s and 1 -
-        s, and exchanges `loss_func` for one that divides by N, whatever the class weights are.
+        fastai's MixUp differs: it draws a share for each image, takes the larger of s and 1 - s,
+        and replaces `loss_func` by one that divides by N, whatever the class weights are.
+
+    Example:
+        >>> learn.fit_stage1(200, cbs=BatchMixUp(1.0))
     """
 
     def __init__(self, alpha: float = 0.2):
@@ -131,21 +127,23 @@ class BatchMixUp(_BatchMix):
 
 
 class BatchCutMix(_BatchMix):
-    """Train on images with a box of another one in them, and on both their targets (CutMix).
+    """Train on images with a box of another image in them, and on both their targets (CutMix).
 
-    A batch has one share s ~ Beta(alpha, alpha), and its own permutation as partners. From these
-    each image takes the same box, of 1 - s of the area; its middle is anywhere, and the border
-    clips it. s becomes what is left of the image, and the loss s loss(pred, y) + (1 - s)
-    loss(pred, y'). The loss is that of the learner, class weights and all, and may be any function
-    to a scalar. All draws follow from the seed of the training loader (0 where it has none), epoch
-    and position.
+    Each batch draws one share s ~ Beta(alpha, alpha) and one permutation as partners x', y'. Each
+    image takes the same box of its partner, with 1 - s of the area; its centre is uniform, and the
+    border clips it. Then s becomes the remaining share of the image, and the loss is
+    s loss(pred, y) + (1 - s) loss(pred, y'). The loss is the learner's own, with its class weights,
+    and may be any function to a scalar. All draws follow from the seed of the training loader (0 if
+    it has none), epoch and position.
 
-    For images, in any fastai Learner; validation and predictions are as without it. Reads
+    Works on images in any fastai Learner; validation and predictions do not change. Reads
     `learn.dls`, `learn.epoch`, `learn.iter`, `learn.pred`, `learn.yb`, `learn.loss_func`. Writes,
     in training, `learn.xb`, `learn.loss` and `learn.loss_grad`.
 
+    Attributes, from `before_batch` to the loss: `share_` (s), `partner_` (the permutation, (N,)).
+
     Args:
-        alpha: Of the Beta distribution, no unit, above 0; 1 draws all shares alike.
+        alpha: Parameter of the Beta distribution, no unit, above 0; 1 draws all shares alike.
 
     Raises:
         UserError: If `alpha` is not allowed or, in a fit, a batch holds no images, or another
@@ -153,8 +151,12 @@ class BatchCutMix(_BatchMix):
 
     Source:
         Yun et al., ICCV 2019, arXiv:1905.04899, every batch mixed. Departure: the sides of the box
-        are rounded to the nearest even number of pixels, by the authors' code down. fastai's CutMix
-        exchanges `loss_func` for one that divides by N, whatever the class weights are.
+        are rounded to the nearest even number of pixels, where the authors' code rounds down.
+        fastai's CutMix replaces `loss_func` by one that divides by N, whatever the class weights
+        are.
+
+    Example:
+        >>> learn.fit_stage1(200, cbs=BatchCutMix())
     """
 
     def __init__(self, alpha: float = 1.0):
@@ -165,5 +167,5 @@ class BatchCutMix(_BatchMix):
         box = cut_box(height, width, share, rng.integers((height, width)).tolist())
         rows, columns = box
         area = (rows.stop - rows.start) * (columns.stop - columns.start)
-        # A copy: a loader may hand the same batch out again.
+        # A copy, because a loader may return the same batch object again.
         return mix_locally(x.clone(), other, box), 1 - area / (height * width)

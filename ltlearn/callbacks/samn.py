@@ -4,49 +4,53 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
-from fastai.callback.core import Callback
 from torch import Tensor, nn
 
 from ltlearn.callbacks.install import install_head
 from ltlearn.data.counts import find_class_counts
 from ltlearn.errors import UserError
 from ltlearn.heads.samn import SAMNLinear
+from ltlearn.training.fit_callback import FitCallback
 
 __all__ = ["SAMN"]
 
 _log = logging.getLogger("ltlearn")
 
 
-class SAMN(Callback):
+class SAMN(FitCallback):
     """Train with weight norms that are monotone from head to tail.
 
-    Before a fit the `nn.Linear` at the end of the model becomes a `SAMNLinear`, its directions and
-    its bias kept; after each optimiser step the raw norms are projected with `pava`. The head stays
-    after the fit, however that ends, and a later fit goes on with its norms:
-    `learn.model.head.fold()` makes it a plain linear layer. Works in `retrain_classifier`, in a
-    plain `learn.fit` and with any fastai Learner; for a Learner that is to load a file saved with
-    this head, call `install` first.
+    Before a fit, the `nn.Linear` at the end of the model becomes a `SAMNLinear` with the same
+    directions and bias. After each optimiser step `pava` projects the raw norms. The head stays
+    after the fit, however that ends, and a later fit trains its norms further;
+    `learn.model.head.fold()` turns it into a plain linear layer. Works in `retrain_classifier`, in
+    a plain `learn.fit` and with any fastai Learner. Call `install` before a Learner loads a file
+    that was saved with this head.
 
-    Reads `learn.model`, `learn.dls`. Writes the classifier of `learn.model` and, in `learn.opt`,
-    the parameters of the classifier; groups, hyper-parameters and what is frozen stay.
+    Reads `learn.model`, `learn.dls`. Writes the classifier of `learn.model` and its parameters in
+    `learn.opt`; groups, hyper-parameters and frozen parameters stay.
 
     Args:
-        class_counts: Training images per class; None finds them in `learn.dls`.
-        order: What the norms are ordered by: "frequency", "stage1_norm" or a vector, see
+        class_counts: Training images per class; None reads them from `learn.dls`.
+        order: Order of the norms: "frequency", "stage1_norm" or a vector, see
             `SAMNLinear.from_linear`.
         on: Parts that are rescaled, any of "weight" and "bias".
         project: "step" (projected gradient) or "forward" (through `pava` in each forward pass, as
-            the authors' code).
+            in the authors' code).
 
     Raises:
-        UserError: If the class counts are not known, or the model does not end in a linear layer of
+        UserError: If the class counts are unknown, or the model does not end in a linear layer of
             as many outputs.
 
     Source:
         Zhang, Li, Zhu, "SAMN", CVPR 2026, arXiv:2606.02526.
+
+    Example:
+        >>> learn.fit_stage1(200)
+        >>> learn.retrain_classifier(20, cbs=SAMN())
     """
 
-    # After callbacks that change the model in before_fit, before those that look at its norms.
+    # After callbacks that change the model in before_fit, before those that read its norms.
     order = 5
     leaves_prior = False
     head_type = SAMNLinear
@@ -58,27 +62,28 @@ class SAMN(Callback):
         on: Sequence[str] = ("weight", "bias"),
         project: str = "step",
     ):
-        # `order` is fastai's name for a callback's place in line, so ours is kept under another.
+        # fastai uses the attribute `order` for the order of callbacks.
         self.class_counts, self.norm_order, self.on, self.project = class_counts, order, on, project
         # Not `head`: fastai warns of names that the model has.
         self.installed: SAMNLinear | None = None
 
     def install(self, learn) -> SAMNLinear:
-        """Put a `SAMNLinear` in the place of the learner's classifier, unless there is one.
+        """Replace the learner's classifier by a `SAMNLinear`, unless it is one already.
 
         Args:
-            learn: Any fastai Learner. An optimiser it has already gets the new parameters.
+            learn: Any fastai Learner. Its optimiser, if it has one, gets the new parameters.
 
         Returns:
-            The head. One that was there keeps its norms and its options.
+            The head. An existing one keeps its norms and its options.
         """
         counts = self.class_counts
         if counts is None:
             counts = find_class_counts(learn.dls)
         if counts is None:
             raise UserError(
-                "SAMN needs the number of training images of each class, and these dataloaders do "
-                "not tell: give them, as SAMN(class_counts=[500, 120, ...]), or use LTDataLoaders."
+                "SAMN needs class_counts, the number of training images of each class, which these "
+                "dataloaders do not have: give SAMN(class_counts=[500, 120, ...]), or use "
+                "LTDataLoaders."
             )
 
         def make(linear: nn.Linear) -> SAMNLinear:
@@ -87,26 +92,24 @@ class SAMN(Callback):
         head = install_head(learn, SAMNLinear, make, len(counts))
         if (set(head.on), head.project) != (set(self.on), self.project):
             _log.warning(
-                "the model has a SAMN head already, with on=%s and project=%r: it is kept",
+                "the model keeps the SAMNLinear it already has, with on=%s and project=%r",
                 head.on,
                 head.project,
             )
         return head
 
-    def before_fit(self):
+    def begin(self) -> None:
         """Install the head and give its parameters to the optimiser."""
-        # `validate` and `get_preds` come by here too, with this lock held; they change no model.
-        if not self.learn.lock.locked():
-            self.installed = self.install(self.learn).project_()
+        self.installed = self.install(self.learn).project_()
 
     def after_step(self):
-        """Project the raw norms back onto the monotone vectors."""
+        """Project the raw norms onto the monotone vectors."""
         self.installed.project_()
 
-    def close(self) -> None:
-        """Project the raw norms, after a fit that was interrupted between step and projection."""
-        installed, self.installed = self.installed, None
-        if installed is not None:
-            # Norms that are not finite have ended the fit, which says so; others want to close too.
+    def end(self) -> None:
+        """Project the raw norms, in case the fit ended between step and projection."""
+        head, self.installed = self.installed, None
+        if head is not None:
+            # Norms that are not finite have already raised their error; let other callbacks close.
             with suppress(UserError):
-                installed.project_()
+                head.project_()

@@ -9,84 +9,80 @@ from fastai.callback.fp16 import MixedPrecision, NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation
 from torch import Tensor, nn
 
-from ltlearn.callbacks.glmc import GLMC
-from ltlearn.errors import UserError
-from ltlearn.losses.counted import check_number
+from ltlearn.errors import UserError, check_number
 from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.fit_callback import FitCallback
 
 __all__ = ["SharpnessAware"]
 
-_TINY = 1e-12  # a gradient of zeros leaves the weights where they are
-# What may put a loss of its own in the place of the learner's listens to these, and comes no later
-# than `FiniteLoss`; what only looks at the loss comes later, and sees that of the first pass alone.
+_TINY = 1e-12  # a gradient of zeros leaves the weights unchanged
+# A callback that replaces the learner's loss has one of these events, and its order is at most that
+# of `FiniteLoss`. Callbacks that only read the loss come later, and read the first pass alone.
 _EVENTS = ("after_pred", "after_loss", "before_backward")
-
-_REFUSED = {
-    GLMC: "GLMC runs two mixes and hooks of its own in each step, which cannot be run twice",
-    GradientAccumulation: "GradientAccumulation adds up gradients over batches, and the climb is "
-    "that of one batch",
-    MixedPrecision: "the gradients of fp16 and of fastai's MixedPrecision are scaled; use "
-    "precision='bf16' or 'fp32' of an LTLearner",
-    NonNativeMixedPrecision: "the gradients of NonNativeMixedPrecision are scaled; use "
-    "precision='bf16' or 'fp32' of an LTLearner",
+_SCALED = "it scales the gradients; use precision='bf16' or 'fp32' of an LTLearner"
+# fastai's own callbacks cannot declare `runs_once`.
+_RUNS_ONCE = {
+    GradientAccumulation: "it adds up gradients over batches, and the climb needs one batch",
+    MixedPrecision: _SCALED,
+    NonNativeMixedPrecision: _SCALED,
 }
 
 
-class SharpnessAware(Callback):
-    """Step along the gradient at the worst weights near by: flat minima (SAM).
+class SharpnessAware(FitCallback):
+    """Step along the gradient at the worst weights nearby, to find flat minima (SAM).
 
-    After the backward pass the weights climb to w + rho g / ||g||, with the L2 norm over all that
-    is trained; the same batch is run forward and backward there; the weights go back, bit for bit,
-    and the optimiser steps from w with the second gradient. A step takes about twice the time, and
-    never waits for a device. The climb leaves weight decay out, as that is no part of the loss.
+    After the backward pass, the weights climb to w + rho g / ||g||, with the L2 norm over all
+    trained parameters. There the same batch runs forward and backward again. Then the weights
+    return, bit for bit, and the optimiser steps from w with the second gradient. A step takes about
+    twice the time, and never waits for a device. The climb ignores weight decay, which is no part
+    of the loss.
 
     Both passes draw the same numbers from torch's generators, so dropout is the same. Buffers, such
-    as the statistics of batch normalisation, keep what the first pass made of them; the second one
-    normalises by its own batch, too, but is not counted. Callbacks whose `order` is at most that of
-    `FiniteLoss` compute their predictions and losses again, from the state they had in the first
-    pass; what comes later, and whatever is recorded, sees the loss of the first pass. A loss that
-    is not finite at the climbed weights is one for `FiniteLoss`: "skip" leaves out the whole step.
-    `GradientClip` clips the second gradient.
+    as the statistics of batch normalisation, keep their values of the first pass; the second pass
+    normalises by its own batch, too, but does not update them. Callbacks whose `order` is at most
+    that of `FiniteLoss` compute their predictions and losses again, from their state in the first
+    pass. Later callbacks and all records use the loss of the first pass. `FiniteLoss` also checks
+    the loss at the climbed weights; "skip" then skips the whole step. `GradientClip` clips the
+    second gradient.
 
     Works in any fastai Learner. Reads `learn.xb`, `learn.yb`, `learn.loss_func` and the callbacks.
     Writes the gradients.
 
     Args:
-        rho: How far the weights climb, in units of the weights, above 0.
+        rho: Distance of the climb, in units of the weights, above 0.
 
     Raises:
-        UserError: If `rho` is not allowed or, in a fit, there is `GLMC`, `GradientAccumulation` or
-            a loss scale (fp16).
+        UserError: If `rho` is not allowed or, in a fit, another callback cannot run a step twice,
+            such as `GLMC`, `GradientAccumulation` or a loss scale (fp16).
 
     Source:
         Foret et al., ICLR 2021, arXiv:2010.01412, equations 2 and 3, algorithm 1.
+
+    Example:
+        >>> learn.fit_stage1(200, cbs=SharpnessAware(rho=0.05))
     """
 
-    # In before_batch after callbacks that mix, so that what is drawn from here on is the forward
-    # pass's; in after_backward before whoever clips or looks at the gradients in before_step.
+    # In before_batch after callbacks that mix, so that all later draws belong to the forward pass;
+    # in after_backward before callbacks that clip or read the gradients in before_step.
     order = 58
     run_valid = False
 
     def __init__(self, rho: float = 0.05):
-        check_number("rho", rho, 0, open_low=True)
+        check_number("rho", rho, 0, above=True)
         self.rho = float(rho)
-        self._forget()
+        self.end()
 
-    def before_fit(self):
-        """Refuse what cannot be run twice."""
-        # `validate` and `get_preds` come by here too, with this lock held.
-        if self.learn.lock.locked():
-            return
+    def begin(self) -> None:
+        """Refuse callbacks that cannot run a step twice."""
         for cb in self.learn.cbs:
-            for kind, why in _REFUSED.items():
-                if isinstance(cb, kind):
-                    raise UserError(
-                        f"SharpnessAware does not go with {type(cb).__name__}: {why}; leave one of "
-                        "them out."
-                    )
+            if reason := _reason_to_run_once(cb):
+                raise UserError(
+                    f"SharpnessAware cannot be combined with {type(cb).__name__}: {reason}; leave "
+                    "one of them out."
+                )
 
     def before_batch(self):
-        """Note what the first pass begins with: the generators, and the state of the callbacks."""
+        """Save the state of the generators and callbacks before the first pass."""
         self._draws = _Draws(next(self.learn.model.parameters()).device)
         self._callbacks = [
             (cb, dict(vars(cb)))
@@ -95,27 +91,19 @@ class SharpnessAware(Callback):
         ]
 
     def after_backward(self):
-        """Climb, run the batch again, and go back."""
+        """Climb, run the batch again, and return."""
         trained = [p for g in self.learn.opt.param_lists for p in g if p.requires_grad]
         trained = [p for p in trained if p.grad is not None]
         if trained:
             learn = self.learn
-            found = learn.pred, learn.loss_grad, learn.loss
-            with _climbed(trained, self.rho), _buffers_kept(learn.model), self._as_at_first():
+            first_pass = learn.pred, learn.loss_grad, learn.loss
+            with _climbed(trained, self.rho), _buffers_kept(learn.model), self._rewound():
                 self._run_again()
-            learn.pred, learn.loss_grad, learn.loss = found
-        self._forget()
+            learn.pred, learn.loss_grad, learn.loss = first_pass
+        self.end()
 
-    def after_fit(self):
-        """Let go of the last batch."""
-        if not self.learn.lock.locked():
-            self.close()
-
-    def close(self) -> None:
-        """Let go of the last batch, also after a fit that was interrupted."""
-        self._forget()
-
-    def _forget(self) -> None:
+    def end(self) -> None:
+        """Release the last batch."""
         self._draws: _Draws | None = None
         self._callbacks: list[tuple[Callback, dict]] = []
 
@@ -139,9 +127,9 @@ class SharpnessAware(Callback):
             cb(event)
 
     @contextmanager
-    def _as_at_first(self) -> Iterator[None]:
-        """Begin with the generators and callbacks of the first pass; then they go on from there."""
-        # FiniteLoss counts what it finds, in either pass.
+    def _rewound(self) -> Iterator[None]:
+        """Rewind generators and callbacks to the start of the first pass; restore them after."""
+        # FiniteLoss counts the skipped steps of both passes.
         again = [(cb, old) for cb, old in self._callbacks if not isinstance(cb, FiniteLoss)]
         after = [(cb, dict(vars(cb))) for cb, _ in again]
         draws = _Draws(self._draws.device)
@@ -155,7 +143,7 @@ class SharpnessAware(Callback):
 
 
 class _Draws:
-    """The state of torch's generators that a model on a device draws from."""
+    """The state of torch's generators from which a model on a device draws."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -168,26 +156,32 @@ class _Draws:
             torch.cuda.set_rng_state(self._cuda, self.device)
 
 
+def _reason_to_run_once(cb: Callback) -> str:
+    """Return why a step with this callback cannot run twice; empty if it can."""
+    fastais = [reason for kind, reason in _RUNS_ONCE.items() if isinstance(cb, kind)]
+    return fastais[0] if fastais else getattr(type(cb), "runs_once", "")
+
+
 def _listens(cb: Callback) -> bool:
     return any(hasattr(type(cb), event) or event in vars(cb) for event in _EVENTS)
 
 
 def _put_back(states: list[tuple[Callback, dict]]) -> None:
     for cb, state in states:
-        # Not attribute by attribute: fastai warns of names that the learner has.
+        # The whole dictionary at once: fastai warns of single attributes that the learner has, too.
         vars(cb).clear()
         vars(cb).update(state)
 
 
 @contextmanager
 def _climbed(parameters: list[nn.Parameter], rho: float) -> Iterator[None]:
-    """Move parameters to w + rho g / ||g|| for a while, and let go of their gradients."""
+    """Move parameters to w + rho g / ||g|| inside the block, and clear their gradients."""
     grads = [p.grad for p in parameters]
     with torch.no_grad():
         # Copies: w + e - e is not w.
         before = [p.clone() for p in parameters]
         norm = torch.nn.utils.get_total_norm(grads)
-        # In two steps, as the scale is a tensor: a number would wait for the device.
+        # In two steps, because the scale is a tensor: a number would wait for the device.
         steps = torch._foreach_mul(grads, rho / (norm + _TINY))
     for p in parameters:
         p.grad = None
@@ -203,9 +197,9 @@ def _climbed(parameters: list[nn.Parameter], rho: float) -> Iterator[None]:
 
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put the buffers of a model back after a pass; not where `FiniteLoss` has left the step out.
+    """Restore the buffers of a model after the block.
 
-    That has put them back itself, to before the step.
+    If `FiniteLoss` skips the step, it has already restored them to before the step.
     """
     buffers: list[Tensor] = list(model.buffers())
     before = [b.clone() for b in buffers]

@@ -1,134 +1,131 @@
 """An exponential moving average of the weights as a fastai callback."""
 
 import torch
-from fastai.callback.core import Callback
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from ltlearn.errors import UserError
-from ltlearn.losses.counted import check_number
+from ltlearn.errors import UserError, check_number
+from ltlearn.training.fit_callback import FitCallback
 
 __all__ = ["WeightAverage"]
 
 
-class WeightAverage(Callback):
+class WeightAverage(FitCallback):
     """Validate and finish with an exponential moving average of the weights (EMA).
 
-    After each step of the optimiser a <- decay a + (1 - decay) w; a step that was left out, or that
-    gradient accumulation has yet to take, does not count. Averaged are the parameters and the
+    After each step of the optimiser, a <- decay a + (1 - decay) w. A skipped step, or one that
+    gradient accumulation postpones, does not count. The average covers the parameters and the
     floating-point buffers, such as the means and variances of batch normalisation; other buffers,
     such as its count of batches, are copied. The average begins with the weights after the first
     step.
 
-    Validation sees the average, and so does what is recorded and kept of an epoch. Training and the
-    optimiser go on with the weights themselves. After a fit, also one that a callback ends early,
+    Validation uses the average, and so do the figures and the weights kept of an epoch. Training
+    and the optimiser use the weights themselves. After a fit, also one that a callback ends early,
     the model has the average. After an exception or a keyboard interrupt it has the weights of the
-    last step. Norms that are monotone (`SAMN`) or below a threshold after each step (`MaxNorm`,
-    `when="step"`) are so in the average as well; with `when="epoch"` its norms can be above.
+    last step. Norms that are monotone (`SAMN`), or below a threshold after each step (`MaxNorm`,
+    `when="step"`), are also so in the average; with `when="epoch"` its norms can be above.
 
     Works in any fastai Learner. Reads the optimiser's steps. Writes the weights and buffers of
     `learn.model`, during validation and at the end.
 
-    Attributes, once a fit has begun: `steps_` (averaged so far).
+    Attributes, once a fit has begun: `steps_` (steps in the average).
 
     Args:
-        decay: Share of the average that a step keeps, in [0, 1), no unit. It spans about
+        decay: Share of the average that a step keeps, in [0, 1), no unit. The average spans about
             1 / (1 - decay) steps.
-        warmup: Begin with a smaller decay, 1 - (1 + k) ** -(2 / 3) in the k-th step after the
-            first, so that the weights at the start of a short fit do not weigh on its end: 0.99 is
-            reached after 1,000 steps, 0.999 after 31,600. Without, `decay` holds from the second
-            step on.
+        warmup: Whether to begin with a smaller decay, 1 - (1 + k) ** -(2 / 3) in the k-th step
+            after the first. Then the first weights of a short fit have little share at its end:
+            the decay reaches 0.99 after 1,000 steps, 0.999 after 31,600. Without it, `decay` holds
+            from the second step on.
 
     Raises:
         UserError: If `decay` or `warmup` is not allowed.
 
     Source:
         timm's `ModelEmaV3`; Polyak and Juditsky, SIAM J. Control Optim. 30(4), 1992.
+
+    Example:
+        >>> learn.fit_stage1(200, cbs=WeightAverage(0.999))
     """
 
-    # In before_fit after callbacks that exchange the head, in after_step after those that project;
+    # In before_fit after callbacks that replace the head; in after_step after those that project;
     # in validation around `Trajectory`, which keeps the weights of the epoch; before `Checkpoint`.
     order = 85
 
     def __init__(self, decay: float = 0.999, warmup: bool = True):
-        check_number("decay", decay, 0, 1)
+        check_number("decay", decay, 0, 1, below=True)
         if not isinstance(warmup, bool):
             raise UserError(f"warmup must be True or False, got {warmup!r}.")
         self.decay, self.warmup = float(decay), warmup
         self.steps_ = 0
-        self._forget()
+        self._release()
 
-    def before_fit(self):
+    def begin(self) -> None:
         """Begin a new average."""
-        # `validate` and `get_preds` come by here too, with this lock held.
-        if self.learn.lock.locked():
-            return
-        self.close()
         self.steps_ = 0
-        # `close` comes when fastai has taken the learner away already.
+        # Kept here, because fastai removes the learner from the callback before `end`.
         self._model = self.learn.model
         self._average = ModelEmaV3(self._model, self.decay, use_warmup=self.warmup)
 
     def state_dict(self) -> dict:
-        """Return what a checkpoint keeps: the average and its number of steps."""
+        """Return the average and its number of steps, for a checkpoint."""
         average = self._average.module.state_dict()
         return {"average": {k: v.clone() for k, v in average.items()}, "steps": self.steps_}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on with the average of a fit that was stopped."""
-        found, wanted = state["average"], self._average.module.state_dict()
-        same = found.keys() == wanted.keys()
-        if not same or any(v.shape != wanted[k].shape for k, v in found.items()):
-            raise ValueError("the average is that of another model")
-        for key, value in wanted.items():
-            value.copy_(found[key])
+        """Restore the average of a stopped fit."""
+        saved, current = state["average"], self._average.module.state_dict()
+        same = saved.keys() == current.keys()
+        if not same or any(v.shape != current[k].shape for k, v in saved.items()):
+            raise ValueError("the average belongs to another model")
+        for key, value in current.items():
+            value.copy_(saved[key])
         self.steps_ = int(state["steps"])
 
     def after_cancel_step(self):
-        """Note a step that was left out; `after_step` follows all the same."""
+        """Note a skipped step; `after_step` follows anyway."""
         self._cancelled = True
 
     def after_step(self):
-        """Take the weights into the average."""
+        """Add the weights to the average."""
         if not self._cancelled:
             self.steps_ += 1
             self._average.update(self._model, self.steps_)
         self._cancelled = False
 
     def before_validate(self):
-        """Put the average in the place of the weights."""
+        """Replace the weights by the average."""
         if self._average is not None and self._weights is None:
             self._weights = [v.clone() for v in _values(self._model)]
             _copy(_values(self._model), _values(self._average.module))
 
     def after_validate(self):
-        """Put the weights back."""
-        self._put_back()
+        """Restore the weights."""
+        self._restore()
 
     def after_epoch(self):
-        """Put the weights back, after a validation that was cut short."""
-        self._put_back()
+        """Restore the weights, in case the validation was cancelled."""
+        self._restore()
 
     def after_fit(self):
-        """Leave the model with the average."""
-        if self.learn.lock.locked():
-            return
-        if self._average is not None and self.steps_:
+        """Leave the average in the model, after a fit without an exception."""
+        fit_ended = not self.learn.lock.locked()
+        if fit_ended and self._average is not None and self.steps_:
             self._weights = None
             _copy(_values(self._model), _values(self._average.module))
-        self.close()
+        super().after_fit()
 
-    def close(self) -> None:
-        """Put the weights back in a validation that was interrupted, and let go of the average."""
-        self._put_back()
-        self._forget()
+    def end(self) -> None:
+        """Restore the weights, in case the fit ended in validation, and release the average."""
+        self._restore()
+        self._release()
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         if self._weights is not None:
             _copy(_values(self._model), self._weights)
             self._weights = None
 
-    def _forget(self) -> None:
+    def _release(self) -> None:
         self._model = self._average = None
         self._weights: list[Tensor] | None = None
         self._cancelled = False

@@ -24,8 +24,8 @@ from ltlearn.experiments.read_recipe import validate_recipe
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.results import make_table, write_results
 from ltlearn.experiments.stages import StageFolder, run_seed
+from ltlearn.names import ON_NAN
 from ltlearn.reporting.table import ResultTable
-from ltlearn.training.finite import ON_NAN
 from ltlearn.training.logs import check_tensorboard
 from ltlearn.utils.environment import environment_info
 from ltlearn.utils.run_folder import Run

@@ -1,10 +1,10 @@
-"""The one public function, what it accepts, and its gradient."""
+"""`pava`: the public function, its checks and its gradient."""
 
 from math import inf, isfinite
 
 import numpy as np
 import torch
-from scipy.linalg.blas import dasum  # the quickest pass over a short row, and it never warns
+from scipy.linalg.blas import dasum  # the fastest sum over a short row, and it never warns
 from scipy.optimize import isotonic_regression
 from torch import Tensor, from_numpy
 from torch.compiler import is_compiling
@@ -19,7 +19,7 @@ __all__ = ["pava"]
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FLOAT64, _FLOAT32 = _DTYPES[:2]
 _NUMPY_FLOAT32 = np.dtype("float32")
-_PLAIN = (Tensor, torch.nn.Parameter)  # no subclass with a `numpy` of its own
+_PLAIN = (Tensor, torch.nn.Parameter)  # other subclasses may override `numpy`
 
 
 def pava(
@@ -31,54 +31,59 @@ def pava(
 ) -> Tensor:
     """Fit the closest monotone sequence to each row of `y`: L2 isotonic regression.
 
-    The fit is exact. Backward averages the gradient over each pooled block, in time linear in N;
-    at a tie between two blocks, where there is no gradient, it takes one that holds nearby.
-    There is no second derivative (a RuntimeError says so) and no forward-mode derivative.
+    The fit is exact. Backward averages the gradient over each pooled block, in time linear in N.
+    At a tie between two blocks the gradient does not exist; backward returns a gradient that is
+    valid nearby. A second derivative and a forward-mode derivative raise a RuntimeError.
 
-    On a device nothing waits for the host: after a first call of the same kind (dtype, length,
-    arguments), which compiles a kernel, the call can be captured in a CUDA graph.
-    `torch.compile` without a graph break, `torch.export`, fake tensors and `torch.func.vmap`,
-    `grad` and `vjp` work; inside them the values cannot be looked at, so none is checked.
+    A call on a device never waits for the host. The first call of a kind (dtype, length, arguments)
+    compiles a kernel; later calls can be captured in a CUDA graph. `torch.compile` without a graph
+    break, `torch.export`, fake tensors and `torch.func.vmap`, `grad` and `vjp` work. Inside them
+    the values are unknown, so they are not checked.
 
     Args:
-        y: Values, finite. A row with one that is not is an error where values are checked, and
-            comes back as NaN where they are not.
-        weights: Weight of each value in the squared error, positive and finite; checked as y is.
+        y: Values, finite. A row with another value raises an error with checks, and returns NaN
+            without.
+        weights: Weight of each value in the squared error, positive and finite; checked like y.
             None is 1 everywhere.
         increasing: True for a non-decreasing fit, False for a non-increasing one.
-        engine: "scipy" (CPU), "triton" (CUDA; rows of up to 16,384, "tensor_ops" takes longer
-            ones), "tensor_ops" (any device), or None to follow the device of `y`. "triton" gives
-            the same bits from run to run, backward too; backward of "tensor_ops" on CUDA does so
-            under `torch.use_deterministic_algorithms` alone.
-        check: Whether to look for values and weights that are not allowed. On a device that waits
-            for the host. None: on the CPU alone.
+        engine: "scipy" (CPU), "triton" (CUDA; for rows of up to 16,384, "tensor_ops" fits longer
+            ones), "tensor_ops" (any device), or None to choose by the device of `y`. "triton"
+            returns the same bits in each run, also in backward; backward of "tensor_ops" on CUDA
+            does so only under `torch.use_deterministic_algorithms`.
+        check: Whether to check values and weights, which on a device waits for the host. None
+            checks on the CPU alone.
 
     Shape:
-        y is (..., N) with N >= 1, float64, float32, bfloat16 or float16; weights are of the shape
-        of y or (N,). The result is of y's shape and dtype. Sums are taken in float64 (float32 on
-        MPS, which has no float64); of float64 values near 1e308 they overflow.
+        y is (..., N) with N >= 1, float64, float32, bfloat16 or float16; weights have the shape of
+        y or (N,). The result has y's shape and dtype. Sums are computed in float64 (float32
+        on MPS, which has no float64); they overflow for float64 values near 1e308.
 
     Raises:
         TypeError: If `y` or `weights` is no tensor of such a dtype, or `engine` no string.
         ValueError: If `y` has no last dimension or an empty one, a value is not finite, a weight
-            is not positive and finite, the shape or the device of `weights` does not fit `y`,
-            `engine` is unknown or cannot work on `y`'s device, or `check` is True where values
-            cannot be looked at.
+            is not positive and finite, the shape or the device of `weights` does not match `y`,
+            `engine` is unknown or does not support `y`'s device, or `check` is True where the
+            values are unknown.
 
     Source:
         Barlow et al., "Statistical Inference under Order Restrictions", Wiley 1972, for the
         problem; Busing, Journal of Statistical Software 102, 2022, for SciPy's O(N) solver.
+
+    Example:
+        >>> pava(torch.tensor([1.0, 3.0, 2.0, 4.0]))
+        tensor([1.0000, 2.5000, 2.5000, 4.0000])
     """
     # Forward mode too: NumPy and Triton would drop the tangent and call the derivative zero.
     traced = is_compiling() or is_transformed() or dispatch_modes() or jit_tracing()
-    # The commonest call leaves early: the checks below would cost a short row more than its fit.
+    # The most frequent call returns early: for a short row, the checks below take longer than the
+    # fit.
     if not traced and weights is None and increasing and engine is None and type(y) in _PLAIN:
         dtype = y.dtype
         if (dtype is _FLOAT64 or dtype is _FLOAT32) and y.is_cpu and y.ndim == 1 and not y.is_neg():
             needs_grad = y.requires_grad
             fit = isotonic_regression((y.detach() if needs_grad else y).numpy())
             row = fit["x"]
-            # A value that is not finite leaves its block so, and with it the sum of magnitudes.
+            # A value that is not finite makes its block, and so the sum of magnitudes, not finite.
             if row.size and isfinite(dasum(row)):
                 x = from_numpy(row if dtype is _FLOAT64 else row.astype(_NUMPY_FLOAT32))
                 if needs_grad and torch.is_grad_enabled():
@@ -95,10 +100,11 @@ def pava(
     if traced:
         if check:
             raise ValueError(
-                "check=True looks at values, and there are none while a function is compiled, "
-                "exported or transformed by torch.func; leave it at None."
+                "check must not be True while a function is compiled, exported or transformed by "
+                "torch.func, where the values are unknown; leave it at None."
             )
-        # A copy even in the solution's own dtype: backward needs that one, whatever befalls ours.
+        # A copy even in the same dtype: backward needs the solution, and the caller may change the
+        # result in place.
         return solve_traced(y, weights, bool(increasing), name).to(y.dtype, copy=True)
     if y.is_cpu if check is None else check:
         _check_values(y, weights)
@@ -119,8 +125,8 @@ def _solve(y: Tensor, weights: Tensor | None, increasing: bool, engine: Engine) 
 class _Pava(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y, weights, solved):
-        # A tuple, so that autograd takes the fit for an output alone, not for an input returned.
-        # Nothing of the fit is kept: it may be changed in place, and it refers back to this node.
+        # A tuple, so that autograd treats the fit as an output and not as a returned input. The
+        # node keeps no part of the fit, which may be changed in place and refers to this node.
         fit, solution, ctx.blocks, ctx.block_means = solved
         ctx.dtype = y.dtype
         ctx.weighted = weights is not None
@@ -131,11 +137,11 @@ class _Pava(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        # Refused here, where `once_differentiable` would let torch.autograd.grad drop a term in
-        # silence: the node it leaves in the graph is not connected to y.
+        # Raise here instead of using `once_differentiable`, with which torch.autograd.grad would
+        # silently drop a term: its node in the graph is not connected to y.
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "pava has no second derivative; go back through it without create_graph=True."
+                "pava has no second derivative; call backward without create_graph=True."
             )
         if not ctx.weighted:
             means = ctx.block_means(grad, ctx.blocks, None)
@@ -185,9 +191,9 @@ def _check_values(y: Tensor, weights: Tensor | None) -> None:
 
 
 def _first(values: Tensor, bad: Tensor) -> str:
-    """Say what the first bad value is, and where."""
+    """Describe the first bad value and its position."""
     *row, index = bad.nonzero()[0].tolist()
-    place = f"at index {index}"
+    position = f"at index {index}"
     if row:
-        place += f" of row {row[0] if len(row) == 1 else tuple(row)}"
-    return f"{values[(*row, index)].item()} {place}"
+        position += f" of row {row[0] if len(row) == 1 else tuple(row)}"
+    return f"{values[(*row, index)].item()} {position}"

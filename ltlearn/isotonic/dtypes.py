@@ -1,4 +1,4 @@
-"""The precision that sums are taken in."""
+"""The precision of sums."""
 
 import torch
 
@@ -6,5 +6,9 @@ __all__ = ["wide_dtype"]
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return float64, and float32 on MPS, which has no float64."""
+    """Return float64, or float32 on MPS, which has no float64.
+
+    Args:
+        device: The device of the values.
+    """
     return torch.float32 if device.type == "mps" else torch.float64

@@ -1,4 +1,4 @@
-"""The engines by name, and the one that a device gets by itself."""
+"""The engines by name, and the default engine of a device."""
 
 from collections.abc import Callable
 from functools import cache
@@ -18,16 +18,20 @@ ENGINES = {
 
 
 class Engine(NamedTuple):
-    """What an engine's module offers."""
+    """The functions of an engine's module."""
 
     solve: Callable[..., tuple[Tensor, Tensor | None]]  # the fit, and the solution in float64
-    blocks: Callable[[Tensor], Any]  # the blocks of a solution, in a form of the engine's own
+    blocks: Callable[[Tensor], Any]  # the blocks of a solution, in a form that the engine defines
     block_means: Callable[[Tensor, Any, Tensor | None], Tensor]
 
 
 @cache
 def load_engine(name: str) -> Engine:
-    """Import an engine, which is dear for Triton."""
+    """Import an engine on first use, because importing Triton takes long.
+
+    Args:
+        name: A key of `ENGINES`.
+    """
     module = import_module(ENGINES[name])
     return Engine(module.solve, module.blocks, module.block_means)
 
@@ -48,15 +52,15 @@ def _triton_takes(y: Tensor) -> bool:
 
 
 def choose_engine(engine: str | None, y: Tensor) -> str:
-    """Return the name of the engine that works on `y`.
+    """Return the name of the engine for `y`.
 
     Args:
-        engine: A name, or None to follow the device of `y`.
+        engine: A name, or None to choose by the device of `y`.
         y: The values.
 
     Raises:
         TypeError: If `engine` is no string.
-        ValueError: If `engine` is unknown or cannot work on `y`'s device.
+        ValueError: If `engine` is unknown or does not support `y`'s device.
     """
     device = y.device.type
     if engine is None:
@@ -70,15 +74,15 @@ def choose_engine(engine: str | None, y: Tensor) -> str:
         raise ValueError(f"engine must be {allowed}, got {engine!r}.")
     if engine == "scipy" and device != "cpu":
         raise ValueError(
-            f"engine 'scipy' works on CPU tensors alone, got y on {y.device}; "
-            "engine None or 'tensor_ops' works on every device."
+            f"engine 'scipy' supports CPU tensors alone, got y on {y.device}; "
+            "engine None or 'tensor_ops' supports every device."
         )
     if engine == "triton":
         if not _triton_runs_on(device):
             why = f"got y on {y.device}" if find_spec("triton") else "which is not installed"
             raise ValueError(
                 f"engine 'triton' needs CUDA tensors and the package triton, {why}; "
-                "engine None or 'tensor_ops' works on every device."
+                "engine None or 'tensor_ops' supports every device."
             )
         if not _triton_takes(y):
             return "tensor_ops"

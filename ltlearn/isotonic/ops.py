@@ -16,7 +16,15 @@ __all__ = ["gradients", "isotonic", "isotonic_block_means", "solve_traced"]
 
 
 def gradients(ctx, means: Tensor, weights: Tensor, residual: Tensor | None, dtype: torch.dtype):
-    """Return the gradients to y and to the weights, from the mean gradient of each block."""
+    """Return the gradients of y and of the weights, computed from the mean gradient of each block.
+
+    Args:
+        ctx: The context of autograd.
+        means: The mean gradient of the block of each value.
+        weights: The weights.
+        residual: y minus the solution; None if the weights need no gradient.
+        dtype: The dtype of y.
+    """
     # The solution is s_B = sum_B w_j y_j / W_B on each block B, so with G_B = sum_B dL/dx_j
     #   dL/dy_j = w_j G_B / W_B    and    dL/dw_j = (y_j - s_B) G_B / W_B.
     grad_y = grad_weights = None
@@ -29,7 +37,14 @@ def gradients(ctx, means: Tensor, weights: Tensor, residual: Tensor | None, dtyp
 
 @custom_op("ltlearn::isotonic", mutates_args=())
 def isotonic(y: Tensor, weights: Tensor | None, increasing: bool, engine: str) -> Tensor:
-    """Solve every row of `y`; see `pava`. The solution is in float64 (float32 on MPS)."""
+    """Solve every row of `y`; see `pava`. The solution has dtype float64 (float32 on MPS).
+
+    Args:
+        y: Values.
+        weights: Weights, or None for 1 everywhere.
+        increasing: True for a non-decreasing fit.
+        engine: Name of the engine.
+    """
     if not y.numel():
         return y.new_empty(y.shape, dtype=wide_dtype(y.device))
     return load_engine(engine).solve(y, weights, increasing, True)[1].contiguous()
@@ -44,7 +59,14 @@ def _(y, weights, increasing, engine):
 def isotonic_block_means(
     grad: Tensor, solution: Tensor, weights: Tensor | None, engine: str
 ) -> Tensor:
-    """Divide the sum of `grad` over each block of the solution by the weight of the block."""
+    """Divide the sum of `grad` over each block of the solution by the weight of the block.
+
+    Args:
+        grad: Incoming gradient.
+        solution: The solution of `isotonic`.
+        weights: Weights, or None for 1 everywhere.
+        engine: Name of the engine.
+    """
     if not grad.numel():
         return solution.new_empty(solution.shape)
     chosen = load_engine(engine)
@@ -86,15 +108,15 @@ def _refuse(ctx, grad):
 
 
 def _refuse_forward(ctx, *tangents):
-    raise RuntimeError("pava has no forward-mode derivative; take torch.func.grad, vjp or jacrev.")
+    raise RuntimeError("pava has no forward-mode derivative; use torch.func.grad, vjp or jacrev.")
 
 
 isotonic.register_autograd(_backward, setup_context=_set_up)
-# Left without a formula, torch would say so of an operator that no user has heard of.
+# Without this formula, torch's error would name an internal operator.
 isotonic_block_means.register_autograd(_refuse)
 
 
-# torch.func differentiates no custom operator (torch 2.15), but it does differentiate these.
+# torch.func does not differentiate custom operators (torch 2.15), but it does differentiate these.
 
 
 class _Functional(torch.autograd.Function):
@@ -114,22 +136,29 @@ class _FunctionalMeans(torch.autograd.Function):
 
 
 def solve_traced(y: Tensor, weights: Tensor | None, increasing: bool, engine: str) -> Tensor:
-    """Solve every row of `y` by the operator, in whatever transformation is active."""
-    # Forward mode too: an operator would drop the tangent, where this one refuses.
+    """Solve every row of `y` by the operator, inside any active transformation.
+
+    Args:
+        y: Values.
+        weights: Weights, or None for 1 everywhere.
+        increasing: True for a non-decreasing fit.
+        engine: Name of the engine.
+    """
+    # Also in forward mode: `_Functional` raises there, where the operator would drop the tangent.
     if not is_compiling() and is_transformed():
         return _Functional.apply(y, weights, increasing, engine)
     return isotonic(y, weights, increasing, engine)
 
 
 def _batched(tensor: Tensor, dim: int | None, size: int, shape: torch.Size | None = None) -> Tensor:
-    """Bring the mapped dimension to the front; a tensor without one is repeated along it."""
+    """Move the mapped dimension to the front; repeat a tensor that has none along a new one."""
     if dim is not None:
         return tensor.movedim(dim, 0)
     return tensor.expand(size, *(tensor.shape if shape is None else shape))
 
 
 def _weights_like(y: Tensor, weights: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """Give every row its weights; `y` has the mapped dimension in front."""
+    """Expand the weights to the shape of `y`, whose mapped dimension is the first."""
     if weights is None:
         return None
     weights = _batched(weights, dim, size)

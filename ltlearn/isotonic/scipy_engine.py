@@ -14,7 +14,7 @@ __all__ = ["block_means", "blocks", "project_", "solve"]
 def _array(tensor: Tensor) -> np.ndarray:
     if tensor.dtype is torch.bfloat16:  # unknown to NumPy
         tensor = tensor.float()
-    if tensor.is_neg():  # the imaginary part of a conjugate, say
+    if tensor.is_neg():  # such as the imaginary part of a conjugate
         tensor = tensor.resolve_neg()
     return tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
 
@@ -25,11 +25,11 @@ def solve(
     """Solve every row of `y`.
 
     Args:
-        y: Values, of any float dtype. A row with one that is not finite comes back as NaN.
-        weights: Weights, or None for 1 everywhere. A row with one that is not positive and finite
-            comes back as NaN.
+        y: Values, of any float dtype. The fit of a row with a value that is not finite is NaN.
+        weights: Weights, or None for 1 everywhere. The fit of a row with a weight that is not
+            positive and finite is NaN.
         increasing: True for a non-decreasing fit.
-        keep: Not used: the solution is there anyway.
+        keep: Not used, because this engine always has the solution.
 
     Shape:
         y is (..., N) with N >= 1, weights (..., N) or (N,). The fit is (..., N), of y's dtype; the
@@ -60,14 +60,14 @@ def blocks(x: Tensor) -> np.ndarray:
         x: A solution.
 
     Shape:
-        x is (..., N). The result is (B + 1,) for B blocks in all; its last entry is x's size.
+        x is (..., N). The result is (B + 1,) for B blocks in total; its last entry is x's size.
     """
     values = x.numpy()
     size = values.size
     bounds = np.empty(size + 1, dtype=bool)
     flat = values.reshape(-1)
     np.not_equal(flat[1:], flat[:-1], out=bounds[1:-1])
-    bounds[:: values.shape[-1]] = True  # a row begins a block, whatever the row before it ends on
+    bounds[:: values.shape[-1]] = True  # a row begins a block, also after an equal value
     return bounds.nonzero()[0]
 
 
@@ -76,12 +76,12 @@ def block_means(grad: Tensor, bounds: np.ndarray, weights: Tensor | None = None)
 
     Args:
         grad: Incoming gradient.
-        bounds: What `blocks` returned.
+        bounds: The result of `blocks`.
         weights: Positive weights, or None for 1 everywhere.
 
     Shape:
-        grad is (..., N), weights (..., N) or (N,). The result is (..., N), the same value all over
-        a block, and float64 (no weights: no narrower than grad).
+        grad is (..., N), weights (..., N) or (N,). The result is (..., N), with one value per
+        block, and float64 (without weights: no narrower than grad).
     """
     values = _array(grad)
     lengths = bounds[1:] - bounds[:-1]
@@ -89,7 +89,7 @@ def block_means(grad: Tensor, bounds: np.ndarray, weights: Tensor | None = None)
     means = np.add.reduceat(values.reshape(-1), starts, dtype=np.float64)
     if weights is None:
         means /= lengths
-        means = means.astype(values.dtype, copy=False)  # here, and not when it is N long
+        means = means.astype(values.dtype, copy=False)  # cheaper here than after `repeat`
     else:
         w = np.broadcast_to(_array(weights), values.shape).reshape(-1)
         means /= np.add.reduceat(w, starts, dtype=np.float64)
@@ -97,21 +97,21 @@ def block_means(grad: Tensor, bounds: np.ndarray, weights: Tensor | None = None)
 
 
 def project_(values: Tensor, order: Tensor, least: float) -> bool:
-    """Make a vector increase along `order`, in place, and hold it above a limit.
+    """Make a vector increase along `order`, in place, and keep it above a limit.
 
-    What `pava` and a few indexing operations do, in half the time for a hundred values: it runs
-    after every step of an optimiser.
+    Equals `pava` with a few indexing operations, in half the time for a hundred values: SAMN calls
+    it after every optimiser step.
 
     Args:
-        values: On the CPU, contiguous, detached.
-        order: Index of the lowest value, of the next, and so on.
+        values: Values on the CPU, contiguous, detached.
+        order: Indices from the lowest value to the highest.
         least: The limit.
 
     Shape:
         values is (N,), float32 or float64; order (N,), int64.
 
     Returns:
-        Whether all values are finite; if not, nothing is changed.
+        Whether all values are finite; if not, `values` does not change.
     """
     target, index = values.numpy(), order.numpy()
     row = isotonic_regression(target.take(index))["x"]

@@ -1,10 +1,9 @@
 """Isotonic regression in plain tensor operations: any device, no host synchronisation.
 
-Divide and conquer in log2(N) levels. At each one, two neighbouring halves that are already
-isotonic become one: a suffix of the left half and a prefix of the right half are pooled to their
-common mean. Which elements join is found for all of them at once, by binary search and prefix
-sums, so a level costs O(N log N), memory stays O(N), and no input needs more levels than another of
-its length.
+Divide and conquer in log2(N) levels. Each level merges two neighbouring halves that are already
+isotonic: it pools a suffix of the left half and a prefix of the right half to their common mean.
+Binary search and prefix sums find the pooled elements of all pairs at once. So a level costs
+O(N log N), memory stays O(N), and the number of levels depends on the length alone.
 """
 
 import torch
@@ -22,11 +21,11 @@ def solve(
     """Solve every row of `y`.
 
     Args:
-        y: Values, of any float dtype. A row with one that is not finite comes back as NaN.
-        weights: Weights, or None for 1 everywhere. A row with one that is not positive and finite
-            comes back as NaN.
+        y: Values, of any float dtype. The fit of a row with a value that is not finite is NaN.
+        weights: Weights, or None for 1 everywhere. The fit of a row with a weight that is not
+            positive and finite is NaN.
         increasing: True for a non-decreasing fit.
-        keep: Not used: the solution is there anyway.
+        keep: Not used, because this engine always has the solution.
 
     Shape:
         y is (..., N) with N >= 1, weights (..., N) or (N,). The fit is (..., N), of y's dtype; the
@@ -68,7 +67,7 @@ def _merge(x: Tensor, w: Tensor) -> Tensor:
     left, right = x.unbind(-2)
     low, high = right[..., :1], left[..., -1:]
     # v: both halves as distances outward from the cut, ascending, so that one formula serves both.
-    # Measured from `low` they are as small as the violation, and so are the rounding errors.
+    # Measured from `low`, they and their rounding errors are as small as the violation.
     v = torch.stack((low - left.flip(-1), right - low), dim=-2)
     mass = torch.stack((w[..., 0, :].flip(-1), w[..., 1, :]), dim=-2).cumsum(-1)
     # moment[k] = sum_{i<=k} w_i (v_k - v_i), from terms of one sign: nothing cancels
@@ -76,7 +75,7 @@ def _merge(x: Tensor, w: Tensor) -> Tensor:
     # The pooled mean m is the root of
     #   g(m) = sum_{L_i > m} w_i (L_i - m) - sum_{R_j < m} w_j (m - R_j),
     # which decreases. L_i is pooled if g(L_i) < 0, R_j if g(R_j) > 0: if the moment of its own
-    # half up to it is less than that of the other half up to the same height.
+    # half up to it is less than the moment of the other half up to the same height.
     height = -v.flip(-2)  # of the other half's elements, in the coordinates of v
     index = (torch.searchsorted(v, height) - 1).clamp_(min=0)
     reach = (height - v.gather(-1, index)).clamp_(min=0)  # 0 where no element lies below
@@ -86,7 +85,7 @@ def _merge(x: Tensor, w: Tensor) -> Tensor:
     total = mass * v.gather(-1, last) - moment.gather(-1, last)  # sum of w_i v_i over the pooled
     mean = low + (total[..., 1, :] - total[..., 0, :]) / mass.sum(-2)
     level = torch.where(high > low, torch.minimum(mean, high), high)
-    # Clipping at the mean writes it into both runs, splits no block and is monotone to the bit.
+    # Clipping writes the mean into both runs, splits no block and is monotone to the bit.
     return torch.stack((left.minimum(level), right.maximum(level)), dim=-2)
 
 
@@ -109,12 +108,12 @@ def block_means(grad: Tensor, ids: Tensor, weights: Tensor | None = None) -> Ten
 
     Args:
         grad: Incoming gradient.
-        ids: What `blocks` returned.
+        ids: The result of `blocks`.
         weights: Positive weights, or None for 1 everywhere.
 
     Shape:
         grad is (..., N), weights (..., N) or (N,). The result is (..., N), float64 (float32 on
-        MPS), and the same value all over a block.
+        MPS), with one value per block.
     """
     flat = grad.reshape(-1).to(wide_dtype(grad.device))
     if weights is None:

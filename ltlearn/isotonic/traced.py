@@ -1,4 +1,4 @@
-"""Whether torch traces operations instead of running them; few public questions tell that."""
+"""Whether torch traces operations instead of running them; torch has few public tests of it."""
 
 import torch
 from torch.autograd import forward_ad
@@ -11,5 +11,5 @@ jit_tracing = torch._C._get_tracing_state  # torch.jit.trace
 
 
 def is_transformed() -> bool:
-    """Tell whether `torch.func` or forward-mode differentiation is active."""
+    """Return whether `torch.func` or forward-mode differentiation is active."""
     return functorch_active() or forward_ad._current_level >= 0

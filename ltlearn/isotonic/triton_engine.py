@@ -1,16 +1,16 @@
-"""Isotonic regression on CUDA: one Triton program a row, one launch for all rows.
+"""Isotonic regression on CUDA: one Triton program per row, one launch for all rows.
 
 The algorithm of `tensor_ops`, divide and conquer in log2(N) levels, arranged for one thread block:
-the halves that are merged at a level lie in scratch memory, which the block's threads read and
-write between barriers. At each level
+the halves of a level are in scratch memory, which the block's threads read and write between
+barriers. At each level
 
-1. a segmented scan gives mass and moment of every prefix of every half, outward from the cut;
-2. a binary search in one half, with another inside it in the other half, finds how much of each
-   half is pooled, and with that the common mean of the pair;
-3. both halves are clipped at that mean.
+1. a segmented scan computes mass and moment of every prefix of every half, outward from the cut;
+2. a binary search in one half, with a second search inside it in the other half, finds the pooled
+   part of each half, and with it the common mean of the pair;
+3. both halves are clipped at this mean.
 
-No loop's length depends on the values, no value leaves the device, and every sum is taken in an
-order that the shape alone decides: the result is the same to the bit from run to run.
+No loop's length depends on the values, no value leaves the device, and the shape alone decides the
+order of every sum: the result is the same to the bit in each run.
 """
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 __all__ = ["MAX_LENGTH", "block_means", "blocks", "solve"]
 
-MAX_LENGTH = 16_384  # one thread block takes a row; beyond, `tensor_ops` uses the whole device
+MAX_LENGTH = 16_384  # one thread block per row; for longer rows `tensor_ops` uses the whole device
 _MAX_TILE = 2_048  # entries that a thread block holds in registers at a time
 # No load may be moved across a barrier, as pipelining does; without fused multiply-add the device
 # computes what the interpreter computes.
@@ -29,7 +29,7 @@ _OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
 
 @triton.jit
 def _rounded(x, like_ptr):
-    """Round to a pointer's dtype, to 16 bits by way of float32, as torch does."""
+    """Round to a pointer's dtype; to 16 bits through float32, as torch does."""
     if like_ptr.dtype.element_ty.primitive_bitwidth == 16:
         x = x.to(tl.float32)
     return x.to(like_ptr.dtype.element_ty)
@@ -37,7 +37,7 @@ def _rounded(x, like_ptr):
 
 @triton.jit
 def _join(mass, moment, last, start, next_mass, next_moment, next_last, next_start):
-    """Join two neighbouring runs; one in which a segment starts forgets what came before."""
+    """Join two neighbouring runs; a run in which a segment starts drops the run before it."""
     both = next_moment + (moment + mass * (next_last - last))
     return (
         tl.where(next_start != 0, next_mass, mass + next_mass),
@@ -119,7 +119,7 @@ def _solve_kernel(
             mass, moment, _, _ = tl.associative_scan(
                 (weight, tl.zeros([TILE], tl.float64), v, (rank == 0).to(tl.int32)), 0, _join
             )
-            # A half that is longer than a tile goes on from the tile before.
+            # A half that is longer than a tile continues from the tile before.
             inside = (begin & (half - 1)) != 0
             before = begin - 1
             cut_before = ((before >> (level + 1)) << (level + 1)) + half
@@ -141,55 +141,54 @@ def _solve_kernel(
         for begin in range(0, size >> level, TILE):
             side = tl.arange(0, 2)[None, :]
             q = begin + 2 * tl.arange(0, TILE // 2)[:, None] + side
-            there = q < (size >> level)
+            valid = q < (size >> level)
             sign = 2 * side - 1  # -1 to the left of the cut, where x falls outward, 1 to the right
             cut = (q >> 1) * 2 * half + half
             first = cut - 1 + side  # the entry beside the cut
             other_sign = -sign
             other_first = cut - side
-            low = tl.load(x_ptr + cut, mask=there, other=0.0)
+            low = tl.load(x_ptr + cut, mask=valid, other=0.0)
             # The pooled mean m is the root of
             #   g(m) = sum_{L_i > m} w_i (L_i - m) - sum_{R_j < m} w_j (m - R_j),
             # which decreases. An entry is pooled if the moment of its own half up to it is less
-            # than that of the other half up to the same height.
+            # than the moment of the other half up to the same height.
             last = tl.zeros_like(q)
             step = half >> 1
             for _ in range(level):
                 candidate = last + step
-                x = tl.load(x_ptr + first + sign * candidate, mask=there, other=0.0)
+                x = tl.load(x_ptr + first + sign * candidate, mask=valid, other=0.0)
                 height = (low - x) * sign  # in the coordinates of the other half
                 index = tl.zeros_like(q)
                 inner = half >> 1
                 for _ in range(level):
                     probe = index + inner
-                    z = tl.load(x_ptr + other_first + other_sign * probe, mask=there, other=0.0)
+                    z = tl.load(x_ptr + other_first + other_sign * probe, mask=valid, other=0.0)
                     index = tl.where((z - low) * other_sign < height, probe, index)
                     inner = inner >> 1
-                z = tl.load(x_ptr + other_first + other_sign * index, mask=there, other=0.0)
+                z = tl.load(x_ptr + other_first + other_sign * index, mask=valid, other=0.0)
                 reach = height - (z - low) * other_sign
                 reach = tl.where(reach > 0, reach, 0.0)  # 0 where no entry lies below
                 slot = (q ^ 1) * half + index
-                opposite = tl.load(moment_ptr + slot, mask=there, other=0.0)
-                opposite += tl.load(mass_ptr + slot, mask=there, other=0.0) * reach
-                own = tl.load(moment_ptr + q * half + candidate, mask=there, other=0.0)
+                opposite = tl.load(moment_ptr + slot, mask=valid, other=0.0)
+                opposite += tl.load(mass_ptr + slot, mask=valid, other=0.0) * reach
+                own = tl.load(moment_ptr + q * half + candidate, mask=valid, other=0.0)
                 last = tl.where(opposite > own, candidate, last)
                 step = step >> 1
-            x = tl.load(x_ptr + first + sign * last, mask=there, other=0.0)
-            mass = tl.load(mass_ptr + q * half + last, mask=there, other=1.0)
-            moment = tl.load(moment_ptr + q * half + last, mask=there, other=0.0)
+            x = tl.load(x_ptr + first + sign * last, mask=valid, other=0.0)
+            mass = tl.load(mass_ptr + q * half + last, mask=valid, other=1.0)
+            moment = tl.load(moment_ptr + q * half + last, mask=valid, other=0.0)
             # Sum of w_i (x_i - low) over the pooled entries of both halves.
             total = tl.sum(mass * (x - low) - moment * sign, axis=1)
             pair = begin // 2 + tl.arange(0, TILE // 2)
-            there = pair < (size >> (level + 1))
-            low = tl.load(x_ptr + pair * 2 * half + half, mask=there, other=0.0)
-            high = tl.load(x_ptr + pair * 2 * half + half - 1, mask=there, other=0.0)
+            valid = pair < (size >> (level + 1))
+            low = tl.load(x_ptr + pair * 2 * half + half, mask=valid, other=0.0)
+            high = tl.load(x_ptr + pair * 2 * half + half - 1, mask=valid, other=0.0)
             mean = low + total / tl.sum(mass, axis=1)
             mean = tl.where((high > low) & (mean < high), mean, high)
-            tl.store(level_ptr + pair, mean, mask=there)
+            tl.store(level_ptr + pair, mean, mask=valid)
         tl.debug_barrier()
 
-        # 3. Clipping at the mean writes it into both runs, splits no block and is monotone to the
-        # bit.
+        # 3. Clipping writes the mean into both runs, splits no block and is monotone to the bit.
         for begin in range(0, size, TILE):
             i = begin + lane
             mean = tl.load(level_ptr + (i >> (level + 1)))
@@ -211,7 +210,7 @@ def _solve_kernel(
 
 @triton.jit
 def _add(total, mass, start, next_total, next_mass, next_start):
-    """Add two neighbouring runs; one in which a block starts forgets what came before."""
+    """Add two neighbouring runs; a run in which a block starts drops the run before it."""
     return (
         tl.where(next_start != 0, next_total, total + next_total),
         tl.where(next_start != 0, next_mass, mass + next_mass),
@@ -220,9 +219,9 @@ def _add(total, mass, start, next_total, next_mass, next_start):
 
 
 @triton.jit
-def _take(value, found, next_value, next_found):
-    """Keep the value of the nearest end of a block that has been passed."""
-    return tl.where(next_found != 0, next_value, value), found | next_found
+def _take(value, passed, next_value, next_passed):
+    """Keep the value of the nearest end of a block that the scan has passed."""
+    return tl.where(next_passed != 0, next_value, value), passed | next_passed
 
 
 @triton.jit
@@ -259,7 +258,7 @@ def _block_means_kernel(
         else:
             weight = tl.full([TILE], 1.0, tl.float64)
         total, mass, started = tl.associative_scan((grad, weight, starts), 0, _add)
-        # A block that a tile cuts goes on from the tile before.
+        # A block that a tile cuts continues from the tile before.
         total_before = tl.load(total_ptr + begin - 1, mask=begin > 0, other=0.0)
         mass_before = tl.load(mass_ptr + begin - 1, mask=begin > 0, other=0.0)
         total = tl.where(started != 0, total, total + total_before)
@@ -268,7 +267,7 @@ def _block_means_kernel(
         tl.store(mass_ptr + i, mass, mask=inside)
         tl.debug_barrier()
 
-    # The mean of a block stands at its end; from there it goes back over the block.
+    # The mean of a block is at its end; a reverse scan copies it over the block.
     tiles = tl.cdiv(n, TILE)
     for k in range(tiles):
         begin = (tiles - 1 - k) * TILE
@@ -279,11 +278,11 @@ def _block_means_kernel(
         ends = ((i >= n - 1) | (x != x_after)).to(tl.int32)
         total = tl.load(total_ptr + i, mask=inside, other=0.0)
         mean = total / tl.load(mass_ptr + i, mask=inside, other=1.0)
-        mean, found = tl.associative_scan((mean, ends), 0, _take, reverse=True)
-        # Only the tile after has changed its entries, and no longer needs them.
+        mean, passed = tl.associative_scan((mean, ends), 0, _take, reverse=True)
+        # Only the tile after this one has changed its entries, and it no longer needs them.
         after = begin + TILE
         mean_after = tl.load(total_ptr + after, mask=after < n, other=0.0)
-        mean = tl.where(found != 0, mean, mean_after)
+        mean = tl.where(passed != 0, mean, mean_after)
         tl.debug_barrier()
         tl.store(total_ptr + i, mean, mask=inside)
         tl.store(out_ptr + i, _rounded(mean, out_ptr), mask=inside)
@@ -291,7 +290,7 @@ def _block_means_kernel(
 
 
 def _tile(size: int) -> tuple[int, int]:
-    """Return how many entries a program holds at a time, and its warps."""
+    """Return the number of entries that a program holds at a time, and its warps."""
     tile = min(size, _MAX_TILE)
     return tile, max(1, min(16, tile // 32))
 
@@ -301,12 +300,12 @@ def _power_of_two(n: int) -> int:
 
 
 def _in_memory(values: Tensor) -> Tensor:
-    """Return the values in a row in memory, with no sign that only the tensor knows of."""
+    """Return the values contiguous in memory, with a lazy negation resolved."""
     return values.resolve_neg().contiguous()
 
 
 def _weights_of(weights: Tensor | None, y: Tensor) -> tuple[Tensor, int]:
-    """Return weights as they lie in memory, and how far apart two rows of them are."""
+    """Return the weights in memory, and the distance between two of their rows."""
     if weights is None:
         return y, 0  # not read
     return _in_memory(weights), 0 if weights.ndim < y.ndim else y.shape[-1]
@@ -318,9 +317,9 @@ def solve(
     """Solve every row of `y`, in one launch.
 
     Args:
-        y: Values, of any float dtype. A row with one that is not finite comes back as NaN.
-        weights: Positive weights, or None for 1 everywhere. A row with one that is not positive and
-            finite comes back as NaN.
+        y: Values, of any float dtype. The fit of a row with a value that is not finite is NaN.
+        weights: Positive weights, or None for 1 everywhere. The fit of a row with a weight that is
+            not positive and finite is NaN.
         increasing: True for a non-decreasing fit.
         keep: Whether to return the solution in float64 too.
 
@@ -336,7 +335,7 @@ def solve(
     tile, warps = _tile(size)
     fit = torch.empty_like(y)
     scratch = y.new_empty((rows, 4 * size), dtype=torch.float64)
-    # Apart from the fit, which may be changed in place, even where their dtypes are the same.
+    # Separate from the fit, which may be changed in place, even if their dtypes are the same.
     kept = torch.empty_like(y, dtype=torch.float64) if keep else None
     with torch.cuda.device_of(y):
         _solve_kernel[(rows,)](
@@ -362,8 +361,8 @@ def block_means(grad: Tensor, solution: Tensor, weights: Tensor | None = None) -
         weights: Positive weights, or None for 1 everywhere.
 
     Shape:
-        grad and solution are (..., N), weights (..., N) or (N,). The result is (..., N), the same
-        value all over a block, and float64 (no weights: grad's dtype).
+        grad and solution are (..., N), weights (..., N) or (N,). The result is (..., N), with one
+        value per block, and float64 (without weights: grad's dtype).
     """
     n = grad.shape[-1]
     rows = grad.numel() // n

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltlearn.errors import check_choice
-from ltlearn.losses.counted import CountedLoss, check_number, check_vector
+from ltlearn.errors import check_choice, check_number
+from ltlearn.losses.counted import CountedLoss, check_vector
 
 __all__ = ["ClassBalancedBCELoss", "ClassBalancedLoss", "effective_number_weights"]
 
@@ -21,12 +21,12 @@ def effective_number_weights(
     """Weight each class by the inverse of its effective number of images.
 
     w_c = a (1 - beta) / (1 - beta ** n_c), with a such that the mean weight is 1. A class without
-    images weighs 0 and has no part in that mean.
+    images has weight 0 and is not part of this mean.
 
     Args:
         class_counts: Training images per class.
-        beta: (n - 1) / n for n distinct images that a class can have, no unit, in [0, 1). 0 weights
-            all classes alike; towards 1, by inverse count.
+        beta: (n - 1) / n, if a class can have n distinct images, no unit, in [0, 1). 0 weights all
+            classes alike; values near 1 weight them by inverse count.
 
     Shape:
         class_counts is (C,). The result is (C,), float32, on the device of class_counts.
@@ -37,6 +37,10 @@ def effective_number_weights(
 
     Source:
         Cui et al., CVPR 2019, arXiv:1901.05555.
+
+    Example:
+        >>> effective_number_weights([500, 5], beta=0.99)
+        tensor([0.0940, 1.9060])
     """
     device = class_counts.device if isinstance(class_counts, Tensor) else None
     counts = check_vector("class_counts", class_counts)
@@ -46,14 +50,14 @@ def effective_number_weights(
 class ClassBalancedLoss(CountedLoss):
     """Cross-entropy with the weights of `effective_number_weights`.
 
-    Of a class without training images, which weighs 0, a target adds nothing to the loss. With
-    equal counts it is cross-entropy.
+    A class without training images has weight 0, so a target of it adds nothing to the loss. With
+    equal counts it equals cross-entropy.
 
     Args:
         class_counts: Training images per class; None waits for `set_class_counts`.
-        beta: Of the effective number, no unit, in [0, 1); 0 is cross-entropy.
-        divide_by: What a mean divides by. "weights": the sum of the batch's weights, as torch's
-            weighted cross-entropy does and so the authors' code under PyTorch. "images": N.
+        beta: Parameter of the effective number, no unit, in [0, 1); 0 gives cross-entropy.
+        divide_by: Divisor of a mean. "weights": the sum of the batch's weights, as in torch's
+            weighted cross-entropy and the authors' code under PyTorch. "images": N.
         reduction: "mean", "sum" or "none".
 
     Shape:
@@ -66,9 +70,12 @@ class ClassBalancedLoss(CountedLoss):
     Source:
         Cui et al., CVPR 2019, arXiv:1901.05555: w_y (-log p_y), softmax form. Departure: a class
         without images is allowed.
+
+    Example:
+        >>> learn.fit_stage1(200, loss=ClassBalancedLoss(beta=0.9999))
     """
 
-    _without_images = "it weighs 0"
+    _without_images = "it has weight 0"
     _derived = ("weights",)
     _shown = ("beta", "divide_by")
 
@@ -97,13 +104,13 @@ class ClassBalancedLoss(CountedLoss):
 class ClassBalancedBCELoss(CountedLoss):
     """Binary cross-entropy on softmax probabilities, with the weights of the target's class.
 
-    What the code of the weight-balancing paper trains its second stage with, under the name of
-    class-balanced softmax. Of a class without training images, which weighs 0, a target adds
-    nothing to the loss; as one of the other classes it is counted.
+    The code of the weight-balancing paper trains its second stage with it, and calls it
+    class-balanced softmax. A class without training images has weight 0, so a target of it adds
+    nothing to the loss; among the other classes of an image it counts.
 
     Args:
         class_counts: Training images per class; None waits for `set_class_counts`.
-        beta: Of the effective number, no unit, in [0, 1); 0 weights all classes alike.
+        beta: Parameter of the effective number, no unit, in [0, 1); 0 weights all classes alike.
         reduction: "mean", "sum" or "none".
 
     Shape:
@@ -117,11 +124,14 @@ class ClassBalancedBCELoss(CountedLoss):
     Source:
         Cui et al., CVPR 2019, arXiv:1901.05555 (the weights); the code of Alshammari et al., CVPR
         2022, arXiv:2203.14197: w_y / C (-log p_y - sum over c != y of log(1 - p_c)). Departures:
-        log(1 - p) is computed from the logits and not cut off at -100; a class without images is
+        log(1 - p) is computed from the logits and not clipped at -100; a class without images is
         allowed.
+
+    Example:
+        >>> learn.retrain_classifier(10, loss=ClassBalancedBCELoss(), cbs=MaxNorm())
     """
 
-    _without_images = "it weighs 0"
+    _without_images = "it has weight 0"
     _derived = ("weights",)
     _shown = ("beta",)
 
@@ -142,8 +152,8 @@ class ClassBalancedBCELoss(CountedLoss):
         """Return the loss."""
         logits, target = self._ready(logits, target)
         log_p = logits.log_softmax(1)
-        # 1 - p loses all its digits as p nears 1, which at most one class of an image can do: its
-        # 1 - p is summed from the other classes' probabilities.
+        # 1 - p loses all digits when p is near 1, which at most one class of an image can reach.
+        # For that class, 1 - p is the sum of the other classes' probabilities.
         top = log_p.argmax(1, keepdim=True)
         others = log_p.scatter(1, top, -math.inf)
         log_not = torch.log1p(-others.exp()).scatter(1, top, others.logsumexp(1, keepdim=True))
@@ -153,14 +163,14 @@ class ClassBalancedBCELoss(CountedLoss):
 
 
 def _check_beta(beta: float) -> float:
-    check_number("beta", beta, 0, 1)
+    check_number("beta", beta, 0, 1, below=True)
     return float(beta)
 
 
 def _weights(counts: Tensor, beta: float) -> Tensor:
     """Return the weights for checked counts, (C,), float64, mean 1 over the classes with images."""
     present = counts > 0
-    # 1 - beta ** n, exact for a beta near 1; log 0 is minus infinity, and gives 1.
+    # 1 - beta ** n, accurate for beta near 1; beta = 0 has logarithm -inf and gives 1.
     log_beta = math.log(beta) if beta else -math.inf
     effective = -torch.expm1(counts[present] * log_beta) / (1 - beta)
     weights = torch.zeros_like(counts)

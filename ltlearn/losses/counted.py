@@ -1,9 +1,7 @@
-"""What the losses that know the class counts share."""
+"""The base of the losses that use class counts."""
 
 import logging
-import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -11,26 +9,26 @@ from torch.nn import functional as F
 
 from ltlearn.errors import UserError, check_choice
 
-__all__ = ["CountedLoss"]
+__all__ = ["CountedLoss", "check_vector"]
 
 REDUCTIONS = ("mean", "sum", "none")
 _HALF = (torch.float16, torch.bfloat16)
-_NAMED = 10  # classes that a warning names before it says "..."
+_MAX_NAMED = 10  # classes in a warning
 _log = logging.getLogger("ltlearn")
 
 
 class CountedLoss(nn.Module):
     """Base of the losses that depend on the number of training images of each class.
 
-    The counts are given at the start, or later by `set_class_counts`. What follows from them is
-    computed once, in float64, and kept in float32 buffers, which stay out of the state dict (the
-    data say what they are, not a checkpoint), keep their dtype under `.half()`, and follow the
-    logits to their device. Logits in half precision are computed in float32.
+    The constructor takes the counts, or `set_class_counts` sets them later. The values derived from
+    them are computed once, in float64, and kept in float32 buffers. The buffers are not part of the
+    state dict (counts belong to the data, not to a checkpoint), keep their dtype under `.half()`,
+    and follow the logits to their device. Logits in half precision are converted to float32.
 
     Every loss also takes class weights, by `set_weights`, for deferred re-weighting.
 
     A subclass sets its own values, ends its `__init__` with `set_class_counts`, lists in `_derived`
-    the buffers that `_derive` makes of the counts, and begins its `forward` with `_ready`.
+    the buffers that `_derive` computes from the counts, and begins its `forward` with `_ready`.
 
     Args:
         reduction: "mean", "sum" or "none".
@@ -39,10 +37,11 @@ class CountedLoss(nn.Module):
         UserError: If `reduction` is unknown.
     """
 
-    # Tells fastai's MixUp and CutMix to mix the losses of two targets, not the targets.
+    # Whether a classifier trained with this loss still assumes the class prior of its sampler.
+    leaves_prior = False
+    # With this, fastai's MixUp and CutMix mix the losses of two targets instead of the targets.
     y_int = True
-    leaves_prior = False  # whether the logits of a trained classifier keep the training prior
-    # What the loss does with a class that has no training image, said in the warning about it.
+    # Effect of a class without training images, for the warning about it.
     _without_images = ""
     _derived: tuple[str, ...] = ()
     _shown: tuple[str, ...] = ()
@@ -60,16 +59,17 @@ class CountedLoss(nn.Module):
         return bool(self._derived)
 
     def set_class_counts(self, class_counts: Tensor | Sequence[float] | None) -> None:
-        """Set the training images per class, and all that follows from them.
+        """Set the training images per class, and compute all values derived from them.
 
-        A class without training images is named in one warning. Nothing is not-a-number for it;
-        the loss's own page says what becomes of it.
+        A warning names the classes without training images. No value becomes not-a-number for
+        them; the documentation of each loss describes their effect.
 
         Args:
-            class_counts: C numbers, at least 0, not all 0; None forgets those set before.
+            class_counts: C numbers, at least 0, not all 0; None removes the counts.
 
         Raises:
-            UserError: If the counts are not such a vector, or are not as many as the weights.
+            UserError: If the counts are not such a vector, or their number differs from the
+                number of weights.
         """
         name = type(self).__name__
         if class_counts is None:
@@ -81,24 +81,26 @@ class CountedLoss(nn.Module):
             self._same_length(counts, self.weights)
         for buffer, values in self._derive(counts).items():
             setattr(self, buffer, values.float())
-        # Whole numbers, as counts mostly are, stay exact.
+        # Whole numbers stay exact as integers.
         whole = bool((counts == counts.round()).all()) and counts.max() < 2**53
         self.class_counts = counts.long() if whole else counts.float()
         empty = (counts == 0).nonzero().flatten().tolist()
         if empty and self.needs_counts:
-            listed = ", ".join(map(str, empty[:_NAMED])) + (" ..." if len(empty) > _NAMED else "")
+            listed = ", ".join(map(str, empty[:_MAX_NAMED]))
+            listed += " ..." if len(empty) > _MAX_NAMED else ""
             _log.warning(
                 "%s: no training images of class %s; %s.", name, listed, self._without_images
             )
 
     def set_weights(self, weights: Tensor | Sequence[float] | None) -> None:
-        """Set the weight of each class, in place of any that the loss has now.
+        """Set the weight of each class, replacing any earlier weights.
 
         Args:
             weights: C numbers, at least 0, not all 0; None weights all classes alike.
 
         Raises:
-            UserError: If the weights are not such a vector, or are not as many as the counts.
+            UserError: If the weights are not such a vector, or their number differs from the
+                number of counts.
         """
         if weights is not None:
             weights = check_vector("weights", weights)
@@ -115,28 +117,28 @@ class CountedLoss(nn.Module):
         return probabilities.argmax(dim=-1)
 
     def extra_repr(self) -> str:
-        """Say what the loss is, for `repr`."""
+        """Return the options of the loss, for `repr`."""
         shown = [f"{name}={getattr(self, name)!r}" for name in (*self._shown, "reduction")]
         if self.class_counts is not None:
             shown.append(f"num_classes={len(self.class_counts)}")
         return ", ".join(shown)
 
     def _derive(self, counts: Tensor) -> dict[str, Tensor]:
-        """Turn counts, (C,) in float64 on the CPU, into the buffers of `_derived`."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what follows from counts.")
+        """Compute the buffers of `_derived` from the counts, (C,) in float64 on the CPU."""
+        raise NotImplementedError(f"{type(self).__name__} does not define _derive.")
 
     def _ready(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Check a batch by its shapes alone, and return it as plain tensors to compute with.
+        """Check the shapes and dtypes of a batch, and return it as plain tensors.
 
-        No value is looked at: on an accelerator that would wait for the device at each step.
+        Values are not checked: on an accelerator that would wait for the device at each step.
         """
         name = type(self).__name__
         if self.needs_counts and self.class_counts is None:
             raise UserError(
-                f"{name} has no class counts yet: give it class_counts=[...], one number of "
-                "training images per class, or call its set_class_counts before the training."
+                f"{name} has no class counts yet: give class_counts=[...], the number of training "
+                "images of each class, or call set_class_counts before the training."
             )
-        # fastai's subclasses of Tensor refuse to be computed with one another.
+        # fastai's tensor subclasses do not allow operations with one another.
         logits, target = _plain(logits), _plain(target)
         if logits.ndim != 2 or target.ndim != 1 or len(logits) != len(target):
             raise UserError(
@@ -148,8 +150,8 @@ class CountedLoss(nn.Module):
         buffers = [buffer for buffer in self._buffers.values() if buffer is not None]
         if any(len(buffer) != logits.shape[1] for buffer in buffers):
             raise UserError(
-                f"{name} was given counts or weights of {len(buffers[0])} classes, and logits of "
-                f"{logits.shape[1]}."
+                f"{name} has counts or weights of {len(buffers[0])} classes, but the logits have "
+                f"{logits.shape[1]}; both must be equal."
             )
         if any(buffer.device != logits.device for buffer in buffers):
             self.to(logits.device)
@@ -174,18 +176,18 @@ class CountedLoss(nn.Module):
             return losses.sum()
         if weights is None or divide_by == "images":
             return losses.mean()
-        # Where all weights of a batch are 0, so is its loss.
+        # If all weights of a batch are 0, its loss is 0, not 0 / 0.
         return losses.sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
     def _same_length(self, counts: Tensor | None, weights: Tensor | None) -> None:
         if counts is not None and weights is not None and len(counts) != len(weights):
             raise UserError(
                 f"{type(self).__name__} has {len(counts)} class_counts and {len(weights)} weights; "
-                "both must have a number per class."
+                "both must have one number per class."
             )
 
     def _apply(self, fn, recurse=True):
-        # `.half()` and the like move the buffers but do not round them: log counts need the digits.
+        # `.half()` moves the buffers but does not round them: log counts need full precision.
         def move(buffer: Tensor) -> Tensor:
             moved = fn(buffer)
             return moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
@@ -194,14 +196,14 @@ class CountedLoss(nn.Module):
 
 
 def check_vector(name: str, values: Tensor | Sequence[float]) -> Tensor:
-    """Check a vector of a number per class, and return it in float64 on the CPU, as a new tensor.
+    """Check a vector with one number per class, and return a copy in float64 on the CPU.
 
     Args:
-        name: What the parameter is called in an error.
-        values: At least two finite numbers of at least 0, not all 0.
+        name: The parameter.
+        values: At least two finite numbers, at least 0, not all 0.
 
     Raises:
-        UserError: If they are not.
+        UserError: If the values are not such a vector.
     """
     try:
         vector = _plain(torch.as_tensor(values)).detach().cpu().double().clone()
@@ -220,26 +222,6 @@ def check_vector(name: str, values: Tensor | Sequence[float]) -> Tensor:
     if not vector.any():
         raise UserError(f"{name} must not be 0 for all {len(vector)} classes.")
     return vector
-
-
-def check_number(
-    name: str, value: object, low: float, high: float = math.inf, open_low: bool = False
-) -> None:
-    """Raise a `UserError` unless the value of the parameter `name` lies between two bounds.
-
-    Args:
-        name: What the parameter is called in the error.
-        value: What the user gave.
-        low: The lowest value allowed.
-        high: The bound that the value must stay below.
-        open_low: Whether `low` itself is not allowed.
-    """
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if number and low <= value < high and not (open_low and value == low):
-        return
-    above = f"above {low:g}" if open_low else f"of at least {low:g}"
-    below = "finite" if high == math.inf else f"below {high:g}"
-    raise UserError(f"{name} must be a number {above} and {below}, got {value!r}.")
 
 
 def _plain(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cross-entropy that fastai can turn into probabilities."""
+"""Cross-entropy with the methods by which fastai makes predictions."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,25 @@ __all__ = ["CrossEntropy"]
 
 
 class CrossEntropy(nn.CrossEntropyLoss):
-    """torch's cross-entropy, with the two methods by which fastai turns logits into predictions.
+    """torch's cross-entropy, with the two methods by which fastai makes predictions from logits.
 
-    fastai's own flattens each batch and wraps it in a tensor subclass, which costs a quarter of a
-    millisecond a step: as much as a step of a linear classifier itself.
+    fastai's own loss flattens each batch and wraps it in a tensor subclass. This takes a quarter of
+    a millisecond per step, as much as a step of a linear classifier.
 
     Shape:
         Logits (N, C) and targets (N,), or (N, C) probabilities. The result is the mean over N, a
-        scalar. With class weights the mean divides by the sum of the targets' weights, and is not a
-        number, as in torch, where all of these are 0.
+        scalar. With class weights, the mean divides by the sum of the targets' weights; if all of
+        these are 0, the result is not a number, as in torch.
+
+    Example:
+        >>> CrossEntropy()(torch.zeros(2, 3), torch.tensor([0, 2]))
+        tensor(1.0986)
     """
 
-    # Tells fastai's MixUp and CutMix to mix the losses of two targets, not the targets.
-    y_int = True
+    # Whether a classifier trained with this loss still assumes the class prior of its sampler.
     leaves_prior = True
+    # With this, fastai's MixUp and CutMix mix the losses of two targets instead of the targets.
+    y_int = True
 
     @property
     def weights(self) -> Tensor | None:
@@ -32,7 +37,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
         return self.weight
 
     def set_weights(self, weights: Tensor | Sequence[float] | None) -> None:
-        """Set the weight of each class, in place of any that the loss has now.
+        """Set the weight of each class, replacing any earlier weights.
 
         Args:
             weights: C numbers, at least 0, not all 0; None weights all classes alike.
@@ -45,7 +50,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
         if self.weight is not None:
-            # torch wants the weights on the device and in the dtype of the logits.
+            # torch needs the weights on the device and in the dtype of the logits.
             if self.weight.device != input.device:
                 self.to(input.device)
             input = input.to(torch.promote_types(input.dtype, torch.float32))

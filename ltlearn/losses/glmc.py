@@ -1,4 +1,4 @@
-"""What GLMC computes of a batch: its two mixes, its class weights and the terms of its loss."""
+"""The computations of GLMC: its two mixes, its class weights and the terms of its loss."""
 
 import math
 
@@ -10,28 +10,28 @@ __all__ = ["cut_box", "glmc_terms", "inverse_power", "mix_globally", "mix_locall
 
 
 def inverse_power(class_counts: Tensor, power: float) -> Tensor:
-    """Return n_c ** -power of the classes that have images, as shares with sum 1; 0 of the others.
+    """Return n_c ** -power as shares with sum 1; classes without images have 0.
 
     Args:
         class_counts: Images per class, at least 0, not all 0.
-        power: At least 0, no unit.
+        power: The exponent, at least 0, no unit.
 
     Shape:
         class_counts is (C,). The result is (C,), float64, on the CPU.
     """
-    # As a softmax, so that no power overflows; log 0 is -inf, which must not become a share.
+    # As a softmax, so that no power overflows. A class without images needs the exponent -inf.
     log_counts = class_counts.detach().cpu().double().log()
     return (-power * log_counts).masked_fill(log_counts == -math.inf, -math.inf).softmax(0)
 
 
 def cut_box(height: int, width: int, share: float, centre: tuple[int, int]) -> tuple[slice, slice]:
-    """Return the rows and columns that the local mix takes from the other image.
+    """Return the rows and columns of the box that the local mix takes from the other image.
 
     Args:
-        height: Of the images, in pixels.
-        width: Of the images, in pixels.
-        share: Of the image that keeps its border, in [0, 1].
-        centre: Row and column of the middle of the box.
+        height: Height of the images, in pixels.
+        width: Width of the images, in pixels.
+        share: Share of the image outside the box, in [0, 1].
+        centre: Row and column of the centre of the box.
     """
     sides = []
     for size, middle in zip((height, width), centre, strict=True):
@@ -41,14 +41,26 @@ def cut_box(height: int, width: int, share: float, centre: tuple[int, int]) -> t
 
 
 def mix_globally(x: Tensor, other: Tensor, share: float) -> Tensor:
-    """Return share * x + (1 - share) * other (MixUp)."""
+    """Return share * x + (1 - share) * other (MixUp).
+
+    Args:
+        x: Images.
+        other: The images to mix in.
+        share: Share of x, in [0, 1].
+    """
     return torch.lerp(other, x, share)
 
 
 def mix_locally(x: Tensor, other: Tensor, box: tuple[slice, slice]) -> Tensor:
-    """Paste a box of the other images into x, in its place (CutMix)."""
-    at = (..., *box)
-    x[at] = other[at]
+    """Copy a box of the other images into x, in place (CutMix).
+
+    Args:
+        x: Images, (..., H, W); they are changed.
+        other: The images to mix in.
+        box: Rows and columns of the box.
+    """
+    inside = (..., *box)
+    x[inside] = other[inside]
     return x
 
 
@@ -65,14 +77,14 @@ def glmc_terms(
     """Return the three terms of GLMC's loss: balanced, re-balanced, consistency.
 
     Args:
-        balanced: Logits of the balanced head; as all four, of the N global mixes and then of the N
-            local ones.
+        balanced: Logits of the balanced head: N rows of the global mixes, then N rows of the local
+            mixes, as in the next three arguments.
         rebalanced: Logits of the re-balanced head.
-        projected: What the projection makes of the features.
-        predicted: What the predictor makes of that.
-        first: Class index of the images of the first batch.
-        other: Class index of those of the second batch, that were mixed in.
-        share: Of the first batch in the mix, in [0, 1].
+        projected: Outputs of the projection.
+        predicted: Outputs of the predictor, which reads the projection.
+        first: Class indices of the first batch.
+        other: Class indices of the second batch, which is mixed in.
+        share: Share of the first batch in the mix, in [0, 1].
         weights: Weight of each class in the re-balanced term.
 
     Shape:
@@ -81,15 +93,15 @@ def glmc_terms(
         over N.
 
     Source:
-        Du et al., CVPR 2023, arXiv:2305.08661; the local target keeps the share that was drawn,
-        whatever the border clips of the box, as in the authors' code.
+        Du et al., CVPR 2023, arXiv:2305.08661; the local target keeps the drawn share, also where
+        the border clips the box, as in the authors' code.
     """
     targets = torch.stack([first, other], 1).repeat(2, 1)
     l_bal = _mixed_cross_entropy(balanced.float(), targets, share)
     l_reb = _mixed_cross_entropy(rebalanced.float(), targets, share, weights)
-    # Each mix predicts what the other projects to, which gets no gradient.
-    aim = projected.detach().float().roll(len(first), 0)
-    l_con = -2 * F.cosine_similarity(predicted.float(), aim).mean()
+    # Each mix predicts the projection of the other mix, which gets no gradient.
+    projection = projected.detach().float().roll(len(first), 0)
+    l_con = -2 * F.cosine_similarity(predicted.float(), projection).mean()
     return l_bal, l_reb, l_con
 
 
@@ -98,6 +110,6 @@ def _mixed_cross_entropy(
 ) -> Tensor:
     log_probs = logits.log_softmax(1).gather(1, targets)
     if weights is not None:
-        # Not divided by the weights of the batch: a mix of rare classes weighs more.
+        # Not divided by the weights of the batch, so a mix of rare classes has a larger loss.
         log_probs = log_probs * weights[targets]
     return -2 * torch.lerp(log_probs[:, 1], log_probs[:, 0], share).mean()

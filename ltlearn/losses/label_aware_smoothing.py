@@ -1,4 +1,4 @@
-"""Label-aware smoothing: targets smoothed the more, the more images their class has."""
+"""Label-aware smoothing: stronger smoothing of targets from classes with more images."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ltlearn.errors import UserError, check_choice
-from ltlearn.losses.counted import CountedLoss, check_number
+from ltlearn.errors import UserError, check_choice, check_number
+from ltlearn.losses.counted import CountedLoss
 
 __all__ = ["LabelAwareSmoothingLoss"]
 
@@ -15,26 +15,26 @@ SHAPES = ("concave", "linear", "convex", "power")
 
 
 class LabelAwareSmoothingLoss(CountedLoss):
-    """Cross-entropy with smoothed targets: little smoothing for the tail, much for the head.
+    """Cross-entropy with smoothed targets: weak smoothing of tail classes, strong of head classes.
 
     (1 - e_y) (-log p_y) + e_y mean over c of (-log p_c). With v = (n_y - n_min) / (n_max - n_min),
-    the smoothing e_y goes from `tail_smoothing` at v = 0 to `head_smoothing` at v = 1. With equal
-    counts every class has `tail_smoothing`, and with 0 for that the loss is cross-entropy. A class
-    without training images has it too, and stays among the C classes of the mean; n_min is the
-    smallest count above 0.
+    the smoothing e_y goes from `tail_smoothing` at v = 0 to `head_smoothing` at v = 1; n_min is the
+    smallest count above 0. With equal counts every class has `tail_smoothing`; if that is 0, the
+    loss equals cross-entropy. A class without training images also has `tail_smoothing`, and stays
+    among the C classes of the mean.
 
     Args:
         class_counts: Training images per class; None waits for `set_class_counts`.
         head_smoothing: Probability taken from a target of the largest class, in [0, 1).
         tail_smoothing: Probability taken from a target of the smallest class, in [0, 1).
-        shape: Of the way from tail to head. "concave": sin(pi v / 2). "linear": v. "convex": 1 -
-            cos(pi v / 2). "power": v ** power.
-        power: Exponent of v, above 0; for shape "power", and None for the others.
+        shape: Shape of e_y between tail and head. "concave": sin(pi v / 2). "linear": v.
+            "convex": 1 - cos(pi v / 2). "power": v ** power.
+        power: Exponent of v, above 0, for shape "power"; None for the other shapes.
         reduction: "mean", "sum" or "none".
 
     Shape:
         Logits (N, C), any floating dtype; targets (N,), class indices. The result is a scalar, or
-        (N,) with reduction "none". A mean divides by N, or by the sum of the targets' weights where
+        (N,) with reduction "none". A mean divides by N, or by the sum of the targets' weights if
         there are class weights.
 
     Raises:
@@ -42,8 +42,11 @@ class LabelAwareSmoothingLoss(CountedLoss):
 
     Source:
         Zhong et al., CVPR 2021, arXiv:2104.00466 (MiSLAS); as in the authors' code, the smoothed
-        part is uniform over all C classes, the target's own among them. Departure: equal counts and
-        classes without images are allowed.
+        part is uniform over all C classes, including the target's class. Departure: equal counts
+        and classes without images are allowed.
+
+    Example:
+        >>> learn.retrain_classifier(10, loss=LabelAwareSmoothingLoss(head_smoothing=0.3))
     """
 
     _without_images = "it is smoothed like the smallest class"
@@ -60,11 +63,11 @@ class LabelAwareSmoothingLoss(CountedLoss):
         reduction: str = "mean",
     ):
         super().__init__(reduction)
-        check_number("head_smoothing", head_smoothing, 0, 1)
-        check_number("tail_smoothing", tail_smoothing, 0, 1)
+        check_number("head_smoothing", head_smoothing, 0, 1, below=True)
+        check_number("tail_smoothing", tail_smoothing, 0, 1, below=True)
         check_choice("shape", shape, SHAPES)
         if shape == "power":
-            check_number("power", power, 0, open_low=True)
+            check_number("power", power, 0, above=True)
         elif power is not None:
             raise UserError(f"power must be None with shape {shape!r}, got {power!r}.")
         self.head_smoothing, self.tail_smoothing = float(head_smoothing), float(tail_smoothing)
@@ -73,7 +76,7 @@ class LabelAwareSmoothingLoss(CountedLoss):
 
     def _derive(self, counts: Tensor) -> dict[str, Tensor]:
         n_min, n_max = counts[counts > 0].min(), counts.max()
-        # Equal counts divide by 1, and have v = 0.
+        # With equal counts the divisor is 1, so v is 0.
         v = (counts - n_min).clamp(min=0) / (n_max - n_min if n_max > n_min else 1)
         if self.shape == "concave":
             v = torch.sin(math.pi / 2 * v)

@@ -1,43 +1,47 @@
-"""LDAM: a margin for each class, the larger the fewer images it has."""
+"""LDAM: a margin for each class, larger for classes with fewer images."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from ltlearn.losses.counted import CountedLoss, check_number
+from ltlearn.errors import check_number
+from ltlearn.losses.counted import CountedLoss
 
 __all__ = ["LDAMLoss"]
 
 
 class LDAMLoss(CountedLoss):
-    """Cross-entropy on scaled cosines, of which the target's is first lowered by a margin.
+    """Cross-entropy on scaled cosines, after a margin lowers the target's cosine.
 
     The margin of class c is max_margin (n_min / n_c) ** (1/4), so that the rarest class has
-    `max_margin`. The logits must be cosines times `scale`, as `CosineLinear` gives them: the
-    classifier has unit rows, no bias, and gets unit features. A class without training images has
-    no margin, and its logit stays in the softmax: a target of it costs cross-entropy.
+    `max_margin`. The logits must be cosines times `scale`, as `CosineLinear` returns them: the
+    classifier has unit rows and no bias, and its inputs are unit features. A class without training
+    images has no margin, and its logit stays in the softmax.
 
-    LDAM-DRW is this loss with class weights from some epoch on, by `set_weights`.
+    LDAM-DRW adds class weights in later epochs, see `DeferredReweighting`.
 
     Args:
         class_counts: Training images per class; None waits for `set_class_counts`.
         max_margin: Margin of the rarest class, in units of the cosine, at least 0.
-        scale: What the classifier has multiplied the cosines by, and the margins are here, above 0.
-        weights: Weight of each class, C numbers; None weights all alike.
+        scale: Factor of the cosines in the classifier, and of the margins here, above 0.
+        weights: Weight of each class, C numbers; None weights all classes alike.
         reduction: "mean", "sum" or "none".
 
     Shape:
         Logits (N, C), scaled cosines in any floating dtype; targets (N,), class indices. The result
         is a scalar, or (N,) with reduction "none". A mean divides by N, or by the sum of the
-        targets' weights where there are class weights.
+        targets' weights if there are class weights.
 
     Raises:
         UserError: If counts, weights or an option are not allowed.
 
     Source:
         Cao et al., NeurIPS 2019, arXiv:1906.07413. Departures: the classifier scales the cosines,
-        not the loss, so that what a model gives are logits everywhere (value and gradients are the
-        same); a class without images is allowed.
+        not the loss, so that every model returns logits (value and gradients are the same); a
+        class without images is allowed.
+
+    Example:
+        >>> learn.fit_stage1(200, loss=LDAMLoss(scale=30), cbs=CosineHead(scale=30))
     """
 
     _without_images = "it has no margin"
@@ -54,7 +58,7 @@ class LDAMLoss(CountedLoss):
     ):
         super().__init__(reduction)
         check_number("max_margin", max_margin, 0)
-        check_number("scale", scale, 0, open_low=True)
+        check_number("scale", scale, 0, above=True)
         self.max_margin, self.scale = float(max_margin), float(scale)
         self.set_class_counts(class_counts)
         self.set_weights(weights)

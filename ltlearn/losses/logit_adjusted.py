@@ -4,19 +4,20 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ltlearn.losses.counted import CountedLoss, check_number
+from ltlearn.errors import check_number
+from ltlearn.losses.counted import CountedLoss
 
 __all__ = ["LogitAdjustedLoss"]
 
-_FLOOR = 1e-12  # of the authors' code: a class without images has a finite logarithm
+_FLOOR = 1e-12  # as in the authors' code: a class without images has a finite logarithm
 
 
 class LogitAdjustedLoss(CountedLoss):
     """Cross-entropy on z_c + tau log(share of class c); predictions are made from the plain z.
 
-    With equal counts, or tau = 0, it is cross-entropy; with tau = 1, balanced softmax. A class
-    without training images all but leaves the softmax (its logarithm is log 1e-12 where tau is not
-    0), and a target of it gives a large, finite loss.
+    With equal counts, or tau = 0, it equals cross-entropy; with tau = 1, balanced softmax. A class
+    without training images nearly leaves the softmax (its logarithm is log 1e-12 unless tau is 0),
+    and a target of it has a large, finite loss.
 
     Args:
         class_counts: Training images per class; None waits for `set_class_counts`.
@@ -25,7 +26,7 @@ class LogitAdjustedLoss(CountedLoss):
 
     Shape:
         Logits (N, C), any floating dtype; targets (N,), class indices. The result is a scalar, or
-        (N,) with reduction "none". A mean divides by N, or by the sum of the targets' weights where
+        (N,) with reduction "none". A mean divides by N, or by the sum of the targets' weights if
         there are class weights.
 
     Raises:
@@ -34,9 +35,12 @@ class LogitAdjustedLoss(CountedLoss):
     Source:
         Menon et al., ICLR 2021, arXiv:2007.07314; as in the authors' code, log(share ** tau +
         1e-12).
+
+    Example:
+        >>> learn.fit_stage1(200, loss=LogitAdjustedLoss(tau=1.0))
     """
 
-    _without_images = "its logit is all but left out of the softmax"
+    _without_images = "its logit nearly leaves the softmax"
     _derived = ("log_prior",)
     _shown = ("tau",)
 

@@ -1,4 +1,4 @@
-"""Training through torch.compile, for as long as a fit takes."""
+"""Training through torch.compile, for the length of a fit."""
 
 import logging
 from collections.abc import Iterator
@@ -13,74 +13,68 @@ _log = logging.getLogger("ltlearn")
 
 
 class CompiledCall:
-    """The call of a module, through torch.compile wherever the module trains.
+    """The call of a module, compiled while the module trains.
 
-    Each new shape of an input is tried first, forward and backward, with buffers and random numbers
-    put back: a compilation that fails in the middle leaves no trace.
+    If torch cannot compile the forward pass, a warning is logged, and the module runs eagerly from
+    then on.
+
+    Args:
+        module: The module. `compiled` installs the call in it.
     """
 
     def __init__(self, module: nn.Module):
-        self.module, self.compiled, self.tried = module, None, set()
+        self.module, self.compiled = module, None
         try:
             self.compiled = torch.compile(module.forward)
         except Exception as e:
             self._give_up(e)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Run the module, compiled where it trains and that can be done."""
-        if self.module.training and torch.is_grad_enabled():
-            kind = (x.shape, x.stride(), x.dtype)
-            if self.compiled is not None and kind not in self.tried:
-                self._try(x)
-                self.tried.add(kind)
-            if self.compiled is not None:
-                return self._run(x)
-        return self.module._call_impl(x)
+        """Run the module on a batch, compiled in training."""
+        if self.compiled is None or not (self.module.training and torch.is_grad_enabled()):
+            return self.module._call_impl(x)
+        # `_call_impl` runs the module's hooks, so they stay outside the compiled graph. The module
+        # has this `forward` only while it runs, so a copy made between two batches is a plain one.
+        own_forward = vars(self.module).get("forward")
+        plain_forward = self.module.forward
 
-    def _run(self, x: Tensor) -> Tensor:
-        # Hooks stay outside what is compiled, and the module has this `forward` only while it runs:
-        # a copy made between two batches is a plain one.
-        own = vars(self.module).get("forward")
-        self.module.forward = self.compiled
+        def forward(x: Tensor) -> Tensor:
+            try:
+                return self.compiled(x)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as e:
+                self._give_up(e)
+            return plain_forward(x)
+
+        self.module.forward = forward
         try:
             return self.module._call_impl(x)
         finally:
             del self.module.forward
-            if own is not None:
-                self.module.forward = own
-
-    def _try(self, x: Tensor) -> None:
-        buffers = [(b, b.clone()) for b in self.module.buffers()]
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        try:
-            with torch.random.fork_rng([x.device] if x.is_cuda else []):
-                out = self.compiled(x.detach())
-                if trained:
-                    torch.autograd.grad(out.float().sum(), trained, allow_unused=True)
-        except Exception as e:
-            self._give_up(e)
-        finally:
-            torch.clear_autocast_cache()
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            if own_forward is not None:
+                self.module.forward = own_forward
 
     def _give_up(self, e: Exception) -> None:
         self.compiled = None
-        # torch says "backend='inductor' raised:" first, and wraps what was.
+        # torch wraps the error of its backend, and begins with "backend='inductor' raised:".
         e = getattr(e, "inner_exception", e)
         lines = [line.strip().rstrip(".:") for line in str(e).splitlines()]
         _log.warning(
-            "torch.compile cannot compile the backbone here, so it is trained without (%s)",
+            "torch.compile cannot compile the backbone, so it is trained without compilation (%s)",
             next(filter(None, lines), type(e).__name__),
         )
 
 
 @contextmanager
 def compiled(module: nn.Module) -> Iterator[CompiledCall]:
-    """Train a module through torch.compile for a while; keys, copies and files know nothing of it.
+    """Compile the forward pass of a module inside the block.
 
-    Where `nn.Module.compile` puts its own, which torch leaves out of copies and files.
+    The compiled call occupies the attribute of `nn.Module.compile`, which torch leaves out of state
+    dicts, copies and files.
+
+    Args:
+        module: The module.
     """
     call = CompiledCall(module)
     module._compiled_call_impl = call

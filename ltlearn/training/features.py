@@ -1,4 +1,4 @@
-"""`FeatureBank`: what the frozen backbone says of a dataset, computed once."""
+"""`FeatureBank`: the features of a dataset from a frozen backbone, computed once."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ltlearn.data.transforms import mix_seed
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.models.backbone import evaluating
 from ltlearn.utils.progress import ProgressLine
 
@@ -26,11 +26,15 @@ _log = logging.getLogger("ltlearn")
 DTYPES = ("float16", "float32")
 _FLUSH_BATCHES = 50
 _CHUNK_BYTES = 1 << 24
-_LARGE_FILE = 1 << 28  # bytes; of features in a larger one, rows are read and not mapped
+_LARGE_FILE = 1 << 28  # bytes; from a larger file, rows are read instead of mapped
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Return 16 hexadecimal digits that name the weights and buffers of a model."""
+    """Return 16 hexadecimal digits that identify the weights and buffers of a model.
+
+    Args:
+        model: The model.
+    """
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
@@ -40,9 +44,9 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 @dataclass
 class Features:
-    """Pooled features of a dataset, one array a view; a dataset for `LTDataLoader`.
+    """Pooled features of a dataset, one array per view; a dataset for `LTDataLoader`.
 
-    Each time an image is drawn one of its views is taken at random; without a seed it is the first.
+    Each draw of an image takes one of its views at random, or the first if there is no seed.
     """
 
     n_inp = 1
@@ -72,8 +76,8 @@ class Features:
 def _rows(view: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Return rows of an array, in memory or in a file.
 
-    Rows drawn at random from a file that is mapped map up to a MiB around each, which counts as
-    memory of this process: of a large file, all of it in the end.
+    Reading a random row of a mapped file maps up to a MiB around it, which counts as memory of this
+    process. So rows of a large file are read without mapping.
     """
     mapped = isinstance(view, np.memmap) and view.filename is not None
     whole = mapped and view.flags.c_contiguous and view.base is view._mmap
@@ -89,29 +93,35 @@ def _rows(view: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 class FeatureBank:
-    """Runs a frozen backbone over a data loader, once a view, and remembers the result.
+    """Run a frozen backbone over a data loader, once per view, and keep the result.
 
-    On disk each view is one array, found again by (weights, data, transform, view): a second method
-    costs nothing, and an extraction that was cut short goes on where it stopped. Memory stays at
-    one batch whatever the number of images. In memory, the features of the last weights are kept.
+    On disk each view is one array with a key of (weights, data, transform, view). So a second
+    method reads the features of the first, and an interrupted extraction resumes. Memory use stays
+    at one batch for any number of images. Without a folder, the features of the last weights stay
+    in memory.
 
     Args:
-        path: Folder of the arrays; None keeps them in memory, for this process.
-        dtype: "float16" or "float32", as stored. Features above 65,504 need float32.
+        path: Folder of the arrays; None keeps them in the memory of this process.
+        dtype: Type of the stored features, "float16" or "float32". Features above 65,504 need
+            float32.
 
     Raises:
         UserError: If `dtype` is unknown, or the folder cannot be written.
+
+    Example:
+        >>> bank = FeatureBank("cache")
+        >>> features = bank.features(learn.model.backbone, learn.dls.train, data="my images")
     """
 
     def __init__(self, path: str | Path | None = None, dtype: str = "float16"):
-        check_choice("FeatureBank: dtype", dtype, DTYPES)
+        check_choice("dtype", dtype, DTYPES)
         self.path = None if path is None else Path(path).expanduser()
         self.dtype = dtype
         self._memory: dict[str, np.ndarray] = {}
         self._memory_weights = ""
 
     def __getstate__(self) -> dict:
-        # An exported learner does not take the features of its data along.
+        # An exported learner contains no features of its data.
         return {**vars(self), "_memory": {}, "_memory_weights": ""}
 
     def features(
@@ -120,23 +130,23 @@ class FeatureBank:
         """Return the features of every image of a loader, in the order of its dataset.
 
         Args:
-            backbone: Gives (N, D) features; it is put in evaluation mode and left as found.
-            dl: An `LTDataLoader`; its sampler does not matter.
-            data: Names the images, such as a split's fingerprint.
-            views: Augmented passes. 0 makes one pass without augmentation.
-            seed: Of the augmentation.
-            autocast: Called without arguments, gives the context to run the backbone in, of dtype
-                `autocast.dtype`; None runs it as it is.
+            backbone: Returns (N, D) features. It runs in evaluation mode, and its mode is restored.
+            dl: An `LTDataLoader`; its sampler has no effect.
+            data: Name of the images, such as a split's fingerprint.
+            views: Number of augmented passes; 0 makes one pass without augmentation.
+            seed: Seed of the augmentation.
+            autocast: Called without arguments, it returns the context for the backbone, of dtype
+                `autocast.dtype`; None uses none.
 
         Shape:
-            Arrays (N, D), one a view.
+            Arrays (N, D), one per view.
 
         Raises:
             UserError: If a feature is not finite or does not fit float16, the cache folder cannot
                 be written, or the disk is full.
         """
         weights = weights_fingerprint(backbone)
-        # What names the images may leave out where they are and when they were written.
+        # `data` may ignore the location and the time of the files.
         files = getattr(dl.dataset, "files_name", None)
         data = f"{data} {files}" if files else data
         arrays = []
@@ -144,7 +154,7 @@ class FeatureBank:
             augment = views > 0
             key = {
                 "weights": weights,
-                # Networks of the same weights can differ in what has none, such as the pooling.
+                # Networks of the same weights can differ in layers without any, such as pooling.
                 "network": hashlib.sha256(repr(backbone).encode()).hexdigest()[:16],
                 "data": data,
                 "images": dl.n,
@@ -157,18 +167,18 @@ class FeatureBank:
                 "precision": str(autocast.dtype) if autocast is not None else "float32",
                 "dtype": self.dtype,
             }
-            arrays.append(self._one(key, backbone, dl, view if augment else None, seed, autocast))
+            arrays.append(self._view(key, backbone, dl, view if augment else None, seed, autocast))
         return Features(arrays, torch.as_tensor(dl.dataset.targets))
 
-    def _one(self, key: dict, backbone, dl, view, seed, autocast) -> np.ndarray:
+    def _view(self, key: dict, backbone, dl, view, seed, autocast) -> np.ndarray:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
         if self.path is not None:
             store = _ViewOnDisk(self.path / name, key)
-            found = store.open()
-            if found is None:
+            array = store.open()
+            if array is None:
                 self._extract(store, backbone, dl, view, seed, autocast)
-                found = store.open(check=False)
-            return found
+                array = store.open(check=False)
+            return array
         if key["weights"] != self._memory_weights:
             self._memory, self._memory_weights = {}, key["weights"]
         if name not in self._memory:
@@ -178,13 +188,13 @@ class FeatureBank:
         return self._memory[name]
 
     def _extract(self, store, backbone, dl, view, seed, autocast) -> None:
-        # Augmentation depends on (seed, view, position) alone, so a pass that was cut short can go
-        # on in the middle: it stopped between two batches.
+        # Augmentation depends on (seed, view, position) alone, so an interrupted pass can resume
+        # at the batch where it stopped.
         loader = dl.new(shuffle=False, augment=view is not None, seed=mix_seed(seed, 0xFEA7))
         loader.set_epoch(view or 0)
         done = store.resume()
         if done:
-            _log.info("feature extraction goes on at image %d of %d", done, dl.n)
+            _log.info("feature extraction resumes at image %d of %d", done, dl.n)
             numbers = loader.get_idxs()[done:]
             loader = loader.new(get_idxs=lambda: numbers)
             loader.set_epoch(view or 0)
@@ -211,22 +221,23 @@ class FeatureBank:
     def _rows(self, out: Tensor, start: int) -> np.ndarray:
         if out.ndim != 2:
             raise UserError(
-                f"the backbone must give pooled features (N, D), it gave {tuple(out.shape)}."
+                f"the backbone must return pooled features (N, D), got shape {tuple(out.shape)}."
             )
         rows = out.float().cpu().numpy()
         limit = np.finfo(self.dtype).max
         bad = np.flatnonzero(~(np.abs(rows) <= limit).all(1))
         if len(bad):
             row = rows[bad[0]]
-            what = f"the features of image {start + bad[0]}"
+            name = f"the features of image {start + bad[0]}"
             if not np.isfinite(row).all():
                 raise UserError(
-                    f"{what} are not finite: the backbone's weights are damaged, or its training "
+                    f"{name} are not finite: the backbone's weights are damaged, or its training "
                     "diverged; train again with a lower learning rate."
                 )
             raise UserError(
-                f"{what} reach {np.abs(row).max():.3g}, but {self.dtype} ends at {limit:.3g}: the "
-                "training of the backbone may have diverged; lower its learning rate, or use "
+                f"{name} reach {np.abs(row).max():.3g}, above the largest {self.dtype}, "
+                f"{limit:.3g}: the training of the backbone may have diverged; lower its learning "
+                "rate, or use "
                 "FeatureBank(dtype='float32')."
             )
         return rows.astype(self.dtype)
@@ -255,8 +266,8 @@ class _ViewInMemory:
 class _ViewOnDisk:
     """One view of the features, as a folder.
 
-    `features.npy` is the finished array and `key.json` says of what, with a checksum. Until it is
-    finished it is `partial.npy`, and `partial.json` says how many of its images are there.
+    `features.npy` is the finished array, and `key.json` has its key and checksum. An unfinished
+    array is `partial.npy`, and `partial.json` has its number of finished images.
     """
 
     def __init__(self, folder: Path, key: dict):
@@ -266,24 +277,24 @@ class _ViewOnDisk:
         self.crc = 0
 
     def open(self, check: bool = True) -> np.ndarray | None:
-        """Map the finished array; None where there is none or it is not what was written."""
+        """Map the finished array; return None if there is none or it is damaged."""
         file = self.folder / "features.npy"
         if not file.is_file():
             return None
-        found = _map_array(file, "r")
+        array = _map_array(file, "r")
         if not check:
-            return found
+            return array
         note = _read_note(self.folder / "key.json")
-        good = found is not None and len(found) == self.n and note.get("key") == self.key
-        if good and note.get("crc") == _checksum(found):
-            return found
+        good = array is not None and len(array) == self.n and note.get("key") == self.key
+        if good and note.get("crc") == _checksum(array):
+            return array
         _log.warning("the cached features in %s are damaged; they are computed again", self.folder)
         with self._writing():
             shutil.rmtree(self.folder)
         return None
 
     def resume(self) -> int:
-        """Take up a pass that was cut short; return how many images it has."""
+        """Resume an interrupted pass; return the number of its finished images."""
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
         note = _read_note(self.progress)
@@ -291,7 +302,7 @@ class _ViewOnDisk:
         done = note.get("images")
         if array is None or array.ndim != 2 or not isinstance(done, int):
             return 0
-        # A note from another pass, or rows that a crash of the machine lost, fail the checksum.
+        # The checksum rejects a note from another pass, and rows lost in a crash of the machine.
         good = array.dtype == self.key["dtype"] and 0 < done <= self.n == len(array)
         if not good or note.get("crc") != _checksum(array[:done]):
             return 0
@@ -312,16 +323,16 @@ class _ViewOnDisk:
         self.crc = zlib.crc32(rows.tobytes(), self.crc)
 
     def flush(self, done: int) -> None:
-        """Note how far the pass has come."""
+        """Save the number of finished images."""
         if self.array is not None:
             with self._writing():
                 self.array.flush()
                 _replace_text(self.progress, json.dumps({"images": done, "crc": self.crc}))
 
     def finish(self, done: int) -> None:
-        """Give the array its name; the note beside it comes first, so that none goes without."""
+        """Rename the finished array; its key is written first, so that no array is without one."""
         if done != self.n:
-            raise RuntimeError(f"the loader gave {done} images, not {self.n}.")
+            raise RuntimeError(f"the loader returned {done} images, not {self.n}.")
         self.flush(done)
         with self._writing():
             note = {"key": self.key, "crc": self.crc}
@@ -338,7 +349,7 @@ class _ViewOnDisk:
             self.array = None
             raise UserError(
                 f"the feature cache {self.folder} cannot be written ({e.strerror or e}); free "
-                "space there, or set cache_path to another folder."
+                f"space there, or set {spell('cache_path')} to another folder."
             ) from e
 
 

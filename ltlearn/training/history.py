@@ -1,4 +1,4 @@
-"""What a fit was worth, epoch by epoch, and the weights of its best epoch."""
+"""The figures of a fit, epoch by epoch, and the weights of its best epoch."""
 
 import logging
 import math
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ltlearn.errors import UserError
 from ltlearn.metrics.report import shot_report
 from ltlearn.models.backbone import find_head
+from ltlearn.training.records import TrajectoryRecord
 
 __all__ = [
     "FIGURES",
@@ -29,38 +30,49 @@ FIGURES = ("all", "balanced", "many", "medium", "few")
 
 @torch.no_grad()
 def head_norms(model: nn.Module) -> Tensor:
-    """Return the weight norm of each class, (C,), float32 on the CPU."""
+    """Return the weight norm of each class, (C,), float32 on the CPU.
+
+    Args:
+        model: A model that ends in an `nn.Linear` or a head of ltlearn.
+    """
     head = find_head(model)[1]
     norms = head.weight.float().norm(dim=1) if isinstance(head, nn.Linear) else head.norms()
     return norms.detach().float().cpu()
 
 
 def chosen_classes(logits: Tensor) -> Tensor:
-    """Return the class of each row of logits, -1 where the row is not finite.
+    """Return the most probable class of each row of logits, or -1 if the row is not finite.
 
-    With thousands of classes, the logits of a whole validation set are larger than its features.
+    `Trajectory` collects classes instead of logits, because with thousands of classes the logits
+    of a validation set take more memory than its features.
+
+    Args:
+        logits: The logits.
 
     Shape:
-        logits is (N, C); the result (N,), int64, on the same device.
+        logits is (N, C); the result is (N,), int64, on the same device.
     """
     return torch.where(logits.isfinite().all(1), logits.float().argmax(1), -1)
 
 
 class FlipAverage(Callback):
-    """Validate on the mean of the logits of each image and of its mirror image.
+    """Validate on the mean logits of each image and its mirror image.
 
-    The authors of SAMN report all their figures so.
+    The authors of SAMN report all their figures this way.
 
     Reads `learn.xb`. Writes `learn.pred` outside training.
+
+    Example:
+        >>> learn.fit(10, 0.1, cbs=FlipAverage())
     """
 
-    # Before whatever reads the predictions.
+    # Before callbacks that read the predictions.
     order = -8
 
     def after_pred(self):
-        """Average with the logits of the mirror image."""
+        """Average the logits with those of the mirror image."""
         if not self.learn.training:
-            # An LTLearner calls this event outside the autocast that its model runs in.
+            # An LTLearner runs its model in autocast, but not this event.
             with getattr(self.learn, "autocast", nullcontext)():
                 mirrored = self.learn.model(self.learn.xb[0].flip(-1))
             self.learn.pred = (self.learn.pred + mirrored.to(self.learn.pred.dtype)) / 2
@@ -69,25 +81,25 @@ class FlipAverage(Callback):
 class Trajectory(Callback):
     """Evaluate before the first step (epoch 0) and after every epoch; keep the best weights.
 
-    Reads predictions and targets of the validation loader. Writes nothing of the Learner; `record`
-    holds the trajectory, `best_state` the weights of the chosen epoch.
+    Reads predictions and targets of the validation loader. Writes nothing of the Learner. `record`
+    is a `TrajectoryRecord`, and `best_state` the weights of the chosen epoch.
 
     Args:
-        shot_counts: Images per class that decide many, medium and few.
-        few: Threshold rule, "<20" or "<=20".
+        shot_counts: Images per class, which decide many, medium and few.
+        few: Rule of the few-shot classes, "<20" or "<=20".
         select: "best" chooses the epoch with the highest class-balanced accuracy on the validation
-            loader, epoch 0 included, the first of equals; "last" chooses the last.
-        select_on: What the validation loader holds, for the record: "validation" or "test".
+            loader, epoch 0 included, and the first of equal epochs; "last" chooses the last.
+        select_on: Content of the validation loader, for the record: "validation" or "test".
         start: Whether to evaluate before the first step, too.
-        predict: Gives (logits, targets) of the validation loader, or what `chosen_classes` makes
-            of the logits; for the evaluation before the first step.
-        stage: What this training is called in messages.
+        predict: Returns (logits, targets) of the validation loader, or (classes, targets) with the
+            result of `chosen_classes`; for the evaluation before the first step.
+        stage: Name of the training in messages.
 
     Raises:
-        UserError: In a fit, if the logits are not finite any more.
+        UserError: In a fit, if the logits are not finite.
     """
 
-    # After everything that changes the model in before_fit or the predictions in after_pred.
+    # After callbacks that change the model in before_fit or the predictions in after_pred.
     order = 70
 
     def __init__(
@@ -102,44 +114,40 @@ class Trajectory(Callback):
     ):
         self.shot_counts, self.few, self.start, self.predict = shot_counts, few, start, predict
         self.select, self.select_on, self.stage = select, select_on, stage
-        self.record = {
-            "epoch": [], "loss": [], "all": [], "balanced": [], "many": [], "medium": [],
-            "few": [], "norms": [], "seconds": [],
-            "chosen": None, "select_on": select_on, "select": select,
-        }  # fmt: skip
+        self.record = TrajectoryRecord(select_on=select_on, select=select)
         self.best_state: dict[str, Tensor] | None = None
         self._best = -1.0
 
     def before_fit(self):
-        """Evaluate the weights the fit begins with."""
+        """Evaluate the weights before the first step."""
         self._began = time.perf_counter()
         if self.start:
             self._add(0, None, *self.predict())
             self._log_epoch()
 
     def as_metrics(self) -> list[ValueMetric]:
-        """Make fastai metrics of the figures, for the columns of its `Recorder` and loggers.
+        """Return the figures as fastai metrics, for the columns of its `Recorder` and loggers.
 
-        Nothing is computed twice. A group without a class is NaN.
+        Each figure is computed once. A group without a class is NaN.
         """
         return [ValueMetric(lambda key=key: self._figure(key), key) for key in FIGURES]
 
     def last(self) -> dict | None:
-        """Return the last row of the record; None before there is one."""
-        if not self.record["epoch"]:
+        """Return the last row of the record without the norms; None if there is no row."""
+        if not self.record.epoch:
             return None
         return {k: v[-1] for k, v in self.record.items() if isinstance(v, list) and k != "norms"}
 
     def running_loss(self) -> float | None:
-        """Return the mean training loss of this epoch so far, for which a device waits."""
+        """Return the mean training loss of this epoch so far; this waits for the device."""
         return float(self._loss / self._seen) if self._seen else None
 
     def before_train(self):
         """Begin to collect the training loss."""
         self._loss, self._seen = 0.0, 0
 
-    # The two events that follow do not happen in a batch that is cancelled before them. What they
-    # collect stays on the device, without waiting for it.
+    # A batch that is cancelled before the next two events does not count. The collected values
+    # stay on the device, so that no step waits for it.
 
     def after_pred(self):
         """Collect the predictions, in validation."""
@@ -158,7 +166,7 @@ class Trajectory(Callback):
         self._chosen, self._targets = [], []
 
     def after_cancel_validate(self):
-        """Forget a validation that was cut short: its figures would not compare."""
+        """Drop a cancelled validation, whose figures would not be comparable."""
         self._chosen, self._targets = [], []
 
     def after_validate(self):
@@ -166,11 +174,11 @@ class Trajectory(Callback):
         self._evaluate()
 
     def _figure(self, key: str) -> float:
-        # The Recorder asks in the same event, before it is the turn of this callback.
+        # The Recorder reads in `after_validate`, before this callback's turn.
         self._evaluate()
         last = self.last()
-        now = last is not None and last["epoch"] == self.learn.epoch + 1
-        return last[key] if now and last[key] is not None else math.nan
+        is_current = last is not None and last["epoch"] == self.learn.epoch + 1
+        return last[key] if is_current and last[key] is not None else math.nan
 
     def _evaluate(self) -> None:
         """Evaluate the epoch, once."""
@@ -182,8 +190,8 @@ class Trajectory(Callback):
         self._log_epoch()
 
     def state_dict(self) -> dict:
-        """Return what a checkpoint keeps: record, best weights, seconds so far."""
-        norms = torch.tensor(self.record["norms"], dtype=torch.float64)
+        """Return record, best weights and seconds so far, for a checkpoint."""
+        norms = torch.tensor(self.record.norms, dtype=torch.float64)
         return {
             "record": {**self.record, "norms": norms},
             "best": self._best,
@@ -192,28 +200,29 @@ class Trajectory(Callback):
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on with what `state_dict` returned."""
+        """Restore the record of a stopped fit."""
         record, norms = dict(state["record"]), state["record"]["norms"]
         if record.keys() != self.record.keys():
             raise ValueError("the record has other columns")
         if norms.numel() != len(record["epoch"]) * len(self.shot_counts):
-            raise ValueError("the record has the norms of another classifier")
+            raise ValueError("the norms in the record belong to another classifier")
         record["norms"] = norms.tolist()
         best = state["best_state"]
         if best is not None:
             like = self.learn.model.state_dict()
             if best.keys() != like.keys() or any(v.shape != like[k].shape for k, v in best.items()):
-                raise ValueError("the best weights are those of another model")
+                raise ValueError("the best weights belong to another model")
             best = {k: v.to(like[k].device) for k, v in best.items()}
-        self.record, self.best_state, self._best = record, best, state["best"]
+        self.record = TrajectoryRecord.from_dict(record)
+        self.best_state, self._best = best, state["best"]
         self._began = time.perf_counter() - state["seconds"]
 
     def _add(self, epoch: int, loss: float | None, output: Tensor, targets: Tensor) -> None:
         chosen = chosen_classes(output) if output.ndim == 2 else output
         if (chosen < 0).any():
             raise UserError(
-                f"training diverged in epoch {epoch} of {self.stage}: the logits are not finite "
-                "any more; lower the learning rate."
+                f"training diverged in epoch {epoch} of {self.stage}: the logits are no longer "
+                "finite; lower the learning rate."
                 if epoch
                 else f"the logits are not finite before the first step of {self.stage}: the "
                 "weights are damaged or an earlier training diverged; train again with a lower "
@@ -226,14 +235,14 @@ class Trajectory(Callback):
         for key, value in row.items():
             self.record[key].append(value)
         if self.select == "last" or report.balanced > self._best:
-            self._best, self.record["chosen"] = report.balanced, epoch
+            self._best, self.record.chosen = report.balanced, epoch
             if self.select == "best":
                 self.best_state = {
                     k: v.detach().clone() for k, v in self.learn.model.state_dict().items()
                 }
 
     def _log_epoch(self) -> None:
-        last = {k: v[-1] for k, v in self.record.items() if isinstance(v, list)}
+        last = self.last()
         loss = "" if last["loss"] is None else f" loss {last['loss']:.4f},"
         _log.info(
             "epoch %d:%s %s accuracy %.1f %%, class-balanced %.1f %%",
@@ -242,5 +251,9 @@ class Trajectory(Callback):
 
 
 def find_trajectory(learn) -> Trajectory | None:
-    """Return the trajectory that a fit is recorded in; None where there is none."""
+    """Return the `Trajectory` of a learner's callbacks, or None.
+
+    Args:
+        learn: Any fastai Learner.
+    """
     return next((cb for cb in learn.cbs if isinstance(cb, Trajectory)), None)

@@ -1,4 +1,4 @@
-"""The figures of a fit in files that grow with it."""
+"""Log files with the figures of a fit, written while it runs."""
 
 import importlib.util
 import logging
@@ -6,9 +6,8 @@ import math
 import time
 from pathlib import Path
 
-from fastai.callback.core import Callback
-
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_number
+from ltlearn.training.fit_callback import FitCallback
 from ltlearn.training.history import FIGURES, find_trajectory
 from ltlearn.utils.run_folder import Run
 
@@ -18,32 +17,36 @@ _log = logging.getLogger("ltlearn")
 
 
 def check_tensorboard() -> None:
-    """Raise a `UserError` unless event files of TensorBoard can be written."""
+    """Raise a `UserError` unless the package tensorboard is installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise UserError(
-            "TensorBoard's files need the package tensorboard: pip install 'ltlearn[tensorboard]'."
+            "tensorboard needs the package tensorboard: pip install 'ltlearn[tensorboard]'."
         )
 
 
-class EpochLog(Callback):
-    """Write the figures of each epoch down as soon as they are there.
+class EpochLog(FitCallback):
+    """Write the figures of each epoch to files while a fit runs.
 
-    For `fit_stage1` and `retrain_classifier`: it writes what their `Trajectory` holds, so a fit
-    that goes on from a `Checkpoint` has each epoch once. A log that cannot be written is warned of
-    and ends no fit.
+    For `fit_stage1` and `retrain_classifier`. It writes the record of their `Trajectory`, so the
+    log of a fit that resumes from a `Checkpoint` has each epoch once. If a log cannot be written,
+    a warning is logged, and the fit continues.
 
     Reads the trajectory and the learning rate. Writes nothing of the Learner.
 
     Args:
-        path: CSV file, written anew each time; None writes none.
-        tensorboard: Folder of TensorBoard's event files; None writes none. One a fit.
-        min_seconds: Time between two writes, at least 0; the end of a fit is always written.
+        path: CSV file, rewritten each time; None writes none.
+        tensorboard: Folder of TensorBoard's event files, one per fit; None writes none.
+        min_seconds: Seconds between two writes, at least 0; the end of a fit is always written.
 
     Raises:
-        UserError: If `tensorboard` is given and the package of that name is not installed.
+        UserError: If an option is not allowed, or `tensorboard` is given and the package of that
+            name is not installed.
+
+    Example:
+        >>> learn.fit_stage1(200, cbs=EpochLog("run/stage1.csv"))
     """
 
-    # After the trajectory has the epoch, before a checkpoint is taken of it.
+    # After `Trajectory` has recorded the epoch, before `Checkpoint` saves it.
     order = 85
 
     def __init__(
@@ -54,23 +57,20 @@ class EpochLog(Callback):
     ):
         if tensorboard is not None:
             check_tensorboard()
+        check_number("min_seconds", min_seconds, 0)
         # Not `path`: fastai's Learner has one, and warns.
         self.file = None if path is None else Path(path)
         self.folder = None if tensorboard is None else Path(tensorboard)
         self.min_seconds = min_seconds
         self._source = self._writer = None
 
-    def before_fit(self):
+    def begin(self) -> None:
         """Begin a log."""
-        # `validate` and `get_preds` come by here too, with this lock held.
-        if self.learn.lock.locked():
-            return
-        self.close()
         self._source = find_trajectory(self.learn)
         self._written, self._sent, self._rates = -math.inf, 0, {}
 
     def before_epoch(self):
-        """Write what there is before the first epoch of this process."""
+        """Write the rows that exist before the first epoch of this process."""
         if self._source is not None and self._written == -math.inf:
             self._write()
 
@@ -82,13 +82,8 @@ class EpochLog(Callback):
         if time.perf_counter() - self._written >= self.min_seconds:
             self._write()
 
-    def after_fit(self):
-        """Write the rest."""
-        if not self.learn.lock.locked():
-            self.close()
-
-    def close(self) -> None:
-        """Write the rest, also after a fit that was interrupted."""
+    def end(self) -> None:
+        """Write the remaining rows and close the files."""
         if self._source is not None:
             self._write()
         if self._writer is not None:
@@ -100,7 +95,7 @@ class EpochLog(Callback):
         record = self._source.record
         names = ("epoch", "loss", *FIGURES, "seconds")
         rows = [
-            {**dict(zip(names, values, strict=True)), "evaluated_on": record["select_on"]}
+            {**dict(zip(names, values, strict=True)), "evaluated_on": record.select_on}
             for values in zip(*(record[name] for name in names), strict=True)
         ]
         if not rows:
@@ -111,14 +106,14 @@ class EpochLog(Callback):
             if self.folder is not None:
                 self._send(rows)
         except (OSError, UserError) as e:
-            _log.warning("the log of this training ends here: %s", e)
+            _log.warning("this training is no longer logged: %s", e)
             self._source = None
 
     def _send(self, rows: list[dict]) -> None:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # What an earlier process wrote here gives way: the record has all but its rates.
+            # Replaces the events of an earlier process: the record has them, but no rates.
             self._writer = SummaryWriter(str(self.folder), purge_step=0)
         for row in rows[self._sent :]:
             step = row["epoch"]

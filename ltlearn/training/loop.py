@@ -1,4 +1,4 @@
-"""The loop that all training here runs in: fastai's, made quiet, quicker and safe to interrupt."""
+"""The training loop: fastai's, made quiet, quicker and safe to interrupt."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -10,9 +10,9 @@ from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss, Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import listify, noop
-from torch import Tensor
+from torch import Tensor, nn
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, spell
 from ltlearn.training.history import Trajectory
 
 __all__ = ["sgd", "listed_callbacks", "oom_to_user_error", "QuietLearner", "LossScaling"]
@@ -25,13 +25,13 @@ def sgd(momentum: float = 0.9, nesterov: bool = False):
 
     Args:
         momentum: Share of the last step in the next, in [0, 1).
-        nesterov: Whether the momentum is Nesterov's.
+        nesterov: Whether to use Nesterov's momentum.
     """
     return partial(_Wrapped, opt=_SGD, momentum=momentum, nesterov=nesterov)
 
 
 class _Wrapped(OptimWrapper):
-    """fastai's wrapper, telling numbers alone: its loggers stumble over torch's None."""
+    """fastai's wrapper without hyper-parameters that are None, which fastai's loggers reject."""
 
     @property
     def hypers(self):
@@ -39,7 +39,7 @@ class _Wrapped(OptimWrapper):
 
 
 class _SGD(torch.optim.SGD):
-    """torch's SGD, in one kernel a step on a CPU, where torch itself takes three a parameter."""
+    """torch's SGD, with its fused kernel on a CPU: one kernel per step, not three per parameter."""
 
     def __init__(self, params, *args, **kwargs):
         params = list(params)
@@ -48,50 +48,68 @@ class _SGD(torch.optim.SGD):
         on_cpu = all(p.is_cpu and p.dtype.is_floating_point for p in first)
         super().__init__(params, *args, **{"fused": True if on_cpu else None, **kwargs})
 
-    def _init_group(self, group, params, grads, momentum_buffer_list):
-        # The fused kernel wants buffers of all or of none; parameters that a callback froze in an
-        # earlier fit have none. One of zeros does what the first step does.
-        found = super()._init_group(group, params, grads, momentum_buffer_list)
-        if group["fused"] and any(b is not None for b in momentum_buffer_list):
-            for i, buffer in enumerate(momentum_buffer_list):
-                if buffer is None:
-                    momentum_buffer_list[i] = torch.zeros_like(params[i])
-        return found
+    def step(self, closure=None):
+        """Take a step."""
+        for group in self.param_groups:
+            if group["fused"] and group["momentum"]:
+                self._complete_momentum(group["params"])
+        return super().step(closure)
+
+    def _complete_momentum(self, params: list[nn.Parameter]) -> None:
+        # The fused kernel needs momentum for all parameters of a group or for none. A parameter
+        # that was frozen until now has none; zeros have the effect of a first step.
+        trained = [p for p in params if p.grad is not None]
+        missing = [p for p in trained if self.state[p].get("momentum_buffer") is None]
+        if missing and len(missing) < len(trained):
+            for p in missing:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def listed_callbacks(cbs) -> list[Callback]:
-    """Make a list of callbacks of one or many, classes or instances."""
-    found = listify(cbs)
-    for cb in found:
+    """Return callbacks as a list of instances.
+
+    Args:
+        cbs: One callback or several, classes or instances; None for none.
+
+    Raises:
+        UserError: If one of them is no fastai callback.
+    """
+    cbs = listify(cbs)
+    for cb in cbs:
         if not (isinstance(cb, Callback) or (isinstance(cb, type) and issubclass(cb, Callback))):
             raise UserError(f"cbs must be fastai callbacks, classes or instances, got {cb!r}.")
-    return [cb() if isinstance(cb, type) else cb for cb in found]
+    return [cb() if isinstance(cb, type) else cb for cb in cbs]
 
 
 @contextmanager
 def oom_to_user_error(batch: int):
-    """Say what to do where memory runs out."""
+    """Inside the block, turn an error of memory that ran out into a `UserError` with a remedy.
+
+    Args:
+        batch: Images per batch.
+
+    Raises:
+        UserError: If the memory of the device or of the machine is not enough.
+    """
     try:
         yield
     except RuntimeError as e:
         text = str(e)
-        ours = isinstance(e, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't alloc" in text
-        if not ours:
+        on_device = isinstance(e, torch.OutOfMemoryError)
+        if not on_device and "DefaultCPUAllocator: can't alloc" not in text:
             raise
-        device = "the device" if isinstance(e, torch.OutOfMemoryError) else "this machine"
-        hint = (
-            f"try batches of {batch // 2} (bs={batch // 2}, --set stage1.batch_size={batch // 2})"
-            if batch > 1
-            else "try smaller images or a smaller model"
-        )
-        many = "images" if batch > 1 else "image"
+        remedy = "try smaller images or a smaller model"
+        if batch > 1:
+            half = batch // 2
+            remedy = f"try bs={half}, which a recipe sets by {spell('stage1.batch_size', half)}"
         raise UserError(
-            f"the memory of {device} is not enough for batches of {batch} {many}: {hint}."
+            f"the memory of {'the device' if on_device else 'this machine'} is not enough for a "
+            f"batch size of {batch}: {remedy}."
         ) from e
 
 
 class _SmoothLoss(AvgSmoothLoss):
-    """fastai's smooth loss, without waiting for the device at each step."""
+    """fastai's smoothed loss, without a wait for the device at each step."""
 
     def accumulate(self, learn):
         loss = learn.loss.detach().mean()
@@ -100,10 +118,10 @@ class _SmoothLoss(AvgSmoothLoss):
 
     @property
     def value(self):
-        # The recorder keeps one a step. A tensor of four bytes amid the large pieces that come and
-        # go keeps malloc from joining them again: memory would grow with the steps.
-        found = super().value
-        return found.item() if found.device.type == "cpu" else found
+        # The recorder keeps a value per step. A small tensor between large temporary ones would
+        # fragment the heap, and memory would grow with the steps; a Python float does not.
+        value = super().value
+        return value.item() if value.device.type == "cpu" else value
 
 
 def _order_of(cb: Callback) -> float:
@@ -113,7 +131,7 @@ def _order_of(cb: Callback) -> float:
 class QuietLearner(Learner):
     """A fastai Learner that prints nothing and whose callbacks clean up however a fit ends."""
 
-    first_epoch = 0  # of this fit, which goes on in the middle where a `Checkpoint` says so
+    first_epoch = 0  # the first epoch of this fit; a `Checkpoint` that resumes sets a later one
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -124,9 +142,9 @@ class QuietLearner(Learner):
                 cb.smooth_loss = _SmoothLoss()
 
     def __call__(self, event_name):
-        """Tell the callbacks of an event, or of several."""
-        # What fastai does, without building lists and without asking callbacks that do not listen:
-        # its own way takes longer than a step of a linear classifier.
+        """Call the callbacks that handle an event, or several."""
+        # fastai calls every callback for every event and builds lists for it. With its method, a
+        # step of `python benchmarks/samn_overhead.py --on features` takes 1.5 times as long.
         for name in [event_name] if isinstance(event_name, str) else list(event_name):
             if not hasattr(event, name):
                 raise ValueError(f"fastai has no event {name!r}")
@@ -135,7 +153,7 @@ class QuietLearner(Learner):
                     cb(name)
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
-        """Train, as fastai's `Learner.fit`; what was borrowed is given back however it ends."""
+        """Train as fastai's `Learner.fit` does, and close the callbacks however the fit ends."""
         cbs = listed_callbacks(cbs)
         self.first_epoch = 0
         metrics, logger = self.metrics, self.logger
@@ -151,12 +169,12 @@ class QuietLearner(Learner):
                 if hasattr(type(cb), "close"):
                     cb.close()
             for cb in self.cbs:
-                # A fit that was refused at its start has recorded nothing.
+                # A fit that raised at its start has recorded nothing.
                 if isinstance(cb, Recorder) and vars(cb).get("losses"):
                     on_device = isinstance(cb.losses[0], Tensor)
-                    kept = torch.stack(cb.losses).cpu() if on_device else torch.tensor(cb.losses)
-                    cb.losses = list(kept)
-            # What a cut-off step or accumulation leaves is not for the next fit.
+                    losses = torch.stack(cb.losses).cpu() if on_device else torch.tensor(cb.losses)
+                    cb.losses = list(losses)
+            # An interrupted step or accumulation leaves gradients, which the next fit must not add.
             self.model.zero_grad(set_to_none=True)
 
     def _do_fit(self):
@@ -168,20 +186,20 @@ class QuietLearner(Learner):
 class LossScaling(MixedPrecision):
     """fastai's scaling of losses and gradients, without its autocast.
 
-    The learner runs the model in autocast itself: fastai enters autocast in one event and leaves it
+    The learner itself runs the model in autocast: fastai enters autocast in one event and leaves it
     in another, which an interrupted batch never reaches.
     """
 
     def before_batch(self):
-        """Leave autocast alone."""
+        """Enter no autocast."""
 
     def after_loss(self):
-        """Leave autocast alone."""
+        """Leave no autocast."""
 
     def state_dict(self) -> dict:
-        """Return the state of the scaling, for a checkpoint."""
+        """Return the state of the scaler, for a checkpoint."""
         return self.learn.scaler.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on with what `state_dict` returned."""
+        """Restore the state of the scaler."""
         self.learn.scaler.load_state_dict(state)

@@ -14,7 +14,7 @@ from ltlearn.methods import Method, find_method, is_built_in, usual_rate
 from ltlearn.names import BN_MODES, ON_NAN, SCHEDULES, SELECTS, STAGE2_SCHEDULES
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.loop import listed_callbacks
-from ltlearn.training.schedule import EpochWarmup, make_schedule
+from ltlearn.training.schedule import EpochSchedule
 from ltlearn.training.selection import default_select
 
 __all__ = [
@@ -128,9 +128,9 @@ class StagePlan(_Plan):
             raise UserError(f"compile must be True or False, got {self.compile!r}.")
         self._set(lr=_check_rates(self.lr))
 
-    def make_schedule(self) -> EpochWarmup:
+    def make_schedule(self) -> EpochSchedule:
         """Make the callback of the schedule."""
-        return make_schedule(self.schedule, self.warmup_epochs, self.milestones, self.decay)
+        return EpochSchedule(self.schedule, self.warmup_epochs, self.milestones, self.decay)
 
     @property
     def steps(self) -> dict[str, Any]:

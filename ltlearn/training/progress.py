@@ -1,48 +1,43 @@
-"""The progress line of a stage, as a callback."""
+"""The progress line of a stage, as a fastai callback."""
 
 import math
 import time
 
-from fastai.callback.core import Callback
-
+from ltlearn.training.fit_callback import FitCallback
 from ltlearn.training.history import find_trajectory
 from ltlearn.utils.progress import ProgressLine, duration
 
 __all__ = ["EpochProgress"]
 
 
-class EpochProgress(Callback):
+class EpochProgress(FitCallback):
     """Show a fit on the terminal: epoch, speed, time left, loss, and the figures of a `Trajectory`.
 
-    Where standard error is no terminal, `ltlearn.utils.progress.plain_lines` gets a line per
-    epoch, at most one in half a minute and the last.
+    If standard error is no terminal, `ltlearn.utils.progress.plain_lines` gets a line per epoch, at
+    most one in half a minute, and one for the last epoch.
 
-    Reads `learn.iter`, `learn.epoch`, the size of the batches, and the trajectory; its loss, for
-    which a device waits, twice a second while a bar is shown. Writes nothing.
+    Reads `learn.iter`, `learn.epoch`, the batch size, and the trajectory. While a bar is shown, it
+    reads the loss twice a second, which waits for the device. Writes nothing.
 
     Args:
-        description: What the fit is called.
+        description: Name of the fit.
     """
 
-    # Last, so that what it shows is final.
+    # After the callbacks that change the values it shows.
     order = 80
     _line = None
 
     def __init__(self, description: str = "training"):
         self.description = description
 
-    def before_fit(self):
-        """Find out who looks."""
-        # `validate` and `get_preds` come by here too, with this lock held.
-        if self.learn.lock.locked():
-            return
-        self.close()
+    def begin(self) -> None:
+        """Open a progress line, if progress is shown."""
         self._batches = len(self.learn.dls.train)
         line = ProgressLine(self.description, self.learn.n_epoch * self._batches)
         if not line.on:
             return
         self._line, self._source = line, find_trajectory(self.learn)
-        # Of this process alone: a fit that goes on in the middle has done more.
+        # These count this process alone: a resumed fit has done more.
         self._steps = self._epochs = self._images = 0
         self._trained = self._trained_whole = self._whole = 0.0
         self._train_began, self._train_s = None, 0.0
@@ -58,7 +53,7 @@ class EpochProgress(Callback):
         self._line.done = self.learn.epoch * self._batches
 
     def after_batch(self):
-        """Count, and show how it goes if it is time."""
+        """Count, and update the bar if it is time."""
         line = self._line
         if line is None:
             return
@@ -71,13 +66,13 @@ class EpochProgress(Callback):
             self._show("" if training else "validation ")
 
     def after_train(self):
-        """Stop the clock that counts training alone."""
+        """Stop the clock of the training."""
         if self._line is not None and self._train_began is not None:
             self._time_training()
             self._trained, self._train_began = self._trained + self._train_s, None
 
     def after_epoch(self):
-        """Say how the epoch went, if it is time."""
+        """Send a line about the epoch, if it is time."""
         line = self._line
         if line is None:
             return
@@ -88,13 +83,8 @@ class EpochProgress(Callback):
         if line.notify is not None and (line.due() or (is_last and line.last())):
             line.notify(self._sentence())
 
-    def after_fit(self):
-        """Take the bar away."""
-        if not self.learn.lock.locked():
-            self.close()
-
-    def close(self) -> None:
-        """Take the bar away, also after a fit that was interrupted."""
+    def end(self) -> None:
+        """Remove the bar."""
         if self._line is not None:
             self._line.close()
         self._line = self._source = None
@@ -107,11 +97,11 @@ class EpochProgress(Callback):
         return f"{self._images / max(self._train_s, 1e-9):.0f} images/s"
 
     def _left(self) -> str:
-        """Say how long the fit will go on, by what this process took."""
+        """Estimate the remaining time from the time of this process."""
         trained = self._trained + (self._train_s if self._train_began is not None else 0.0)
         steps = self._line.total - self._line.done
         seconds = trained / max(self._steps, 1) * steps
-        if self._epochs:  # validation, and what else an epoch takes
+        if self._epochs:  # the time for validation and other work outside the training steps
             epochs = math.ceil(steps / max(self._batches, 1))
             seconds += (self._whole - self._trained_whole) / self._epochs * epochs
         return f"{duration(seconds)} left"
@@ -122,10 +112,10 @@ class EpochProgress(Callback):
         head = f"{self.description}, epoch {learn.epoch + 1}/{learn.n_epoch}"
         batch = f"{part}{learn.iter + 1}/{learn.n_iter}"
         tails = [f"{batch}, {self._speed()}, {left}", f"{self._speed()}, {left}", left]
-        loss_said = [] if loss is None else [f"loss {loss:.3f}"]
+        loss_text = [] if loss is None else [f"loss {loss:.3f}"]
         row = self._source and self._source.last()
         notes = [
-            ", ".join([*loss_said, *figures])
+            ", ".join([*loss_text, *figures])
             for figures in (_figures(row, self._source.select_on) if row else ([],))
         ]
         line.show(head, tails, notes)
@@ -146,12 +136,12 @@ class EpochProgress(Callback):
 
 
 def _groups(row: dict) -> list[str]:
-    found = (k for k in ("many", "medium", "few") if row[k] is not None)
-    return [f"{k} {100 * row[k]:.1f}" for k in found]
+    groups = (k for k in ("many", "medium", "few") if row[k] is not None)
+    return [f"{k} {100 * row[k]:.1f}" for k in groups]
 
 
 def _figures(row: dict, select_on: str) -> list[list[str]]:
-    """Say the figures of an epoch in a long, a middle, and a short way."""
+    """Return the figures of an epoch as texts, from the longest to the shortest."""
     overall, balanced, groups = 100 * row["all"], 100 * row["balanced"], _groups(row)
     values = "/".join(g.split()[1] for g in groups)
     names = "/".join(g.split()[0] for g in groups)

@@ -1,4 +1,4 @@
-"""Records of a training: what a stage did, and its figures epoch by epoch."""
+"""Records of a training: the facts of a stage, and its figures epoch by epoch."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields

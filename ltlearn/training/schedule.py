@@ -1,259 +1,156 @@
-"""Learning rates by the epoch, and loaders that know which epoch it is."""
+"""Learning rates that change once an epoch, and loaders that know the epoch."""
 
 import logging
 import math
 from collections.abc import Sequence
-from numbers import Real
 
 from fastai.callback.core import Callback
 
-from ltlearn.errors import UserError, check_choice, check_whole
+from ltlearn.errors import UserError, check_choice, check_number, check_whole
+from ltlearn.names import SCHEDULES
+from ltlearn.training.fit_callback import FitCallback
 
-__all__ = [
-    "SCHEDULES",
-    "EpochWarmup",
-    "EpochCosine",
-    "EpochLaggedCosine",
-    "EpochSteps",
-    "make_schedule",
-    "LoaderEpoch",
-]
+__all__ = ["EpochSchedule", "LoaderEpoch"]
 
 _log = logging.getLogger("ltlearn")
-SCHEDULES = ("cosine", "constant", "multistep", "lagged_cosine")
 
 
-class EpochWarmup(Callback):
-    """Set the learning rate once an epoch: constant after a linear warm-up.
+class EpochSchedule(FitCallback):
+    """Set the learning rate once an epoch: a linear warm-up, and then a schedule.
 
-    Epoch t (0-based) of the first w has lr * (t + 1) / w. The other schedules begin so, too, and
-    count their own epochs from the start of the fit.
+    With w epochs of warm-up, epoch t (0-based) of a fit of T epochs has the learning rate
 
-    Reads the learning rates that the fit begins with, one a parameter group. Writes them each
-    epoch, and writes the first ones back after the fit.
+    - lr * (t + 1) / w, if t < w; and otherwise
+    - "cosine": lr / 2 * (1 + cos(pi * t / T)).
+    - "constant": lr.
+    - "multistep": lr * decay ** (number of milestones <= t).
 
-    Args:
-        warmup_epochs: w, epochs of linear warm-up, at least 0.
+    "lagged_cosine" is GLMC's schedule for large sets, which runs an epoch late and has a warm-up of
+    its own. Epoch 0 has lr. Epoch t has, with e = t - 1, lr * (e + 1) / w up to e = w (above lr at
+    the end), and then lr / 2 * (1 + cos(pi * (e - w + 1) / (T - w + 1))).
 
-    Raises:
-        UserError: If an option is not allowed.
-    """
-
-    # Before anything that records the learning rate of the epoch.
-    order = -5
-    base: list[float] | None = None
-    _optimizer = None
-
-    def __init__(self, warmup_epochs: int = 0):
-        check_whole("warmup_epochs", warmup_epochs, 0)
-        self.warmup_epochs = int(warmup_epochs)
-
-    def factor(self, t: int, total: int) -> float:
-        """Return what the learning rates of an epoch after the warm-up are multiplied by.
-
-        Args:
-            t: The epoch, from 0.
-            total: Epochs of the fit.
-        """
-        return 1.0
-
-    def factor_with_warmup(self, t: int, total: int) -> float:
-        """Return what the learning rates of an epoch are multiplied by.
-
-        Args:
-            t: The epoch, from 0.
-            total: Epochs of the fit.
-        """
-        if t < self.warmup_epochs:
-            return (t + 1) / self.warmup_epochs
-        return self.factor(t, total)
-
-    def before_fit(self):
-        """Remember the learning rates."""
-        # `validate` and `get_preds` come by here too, with this lock held.
-        if self.learn.lock.locked():
-            return
-        # `close` comes when fastai has taken the learner away already.
-        self._optimizer = self.learn.opt
-        self.base = [h["lr"] for h in self._optimizer.hypers]
-
-    def before_epoch(self):
-        """Set the learning rates of this epoch."""
-        if self.base is None or self.learn.lock.locked():
-            return
-        factor = self.factor_with_warmup(self.learn.epoch, self.learn.n_epoch)
-        # Through the optimiser: what `OptimWrapper.hypers` gives is a copy.
-        self._optimizer.set_hyper("lr", [lr * factor for lr in self.base])
-
-    def after_fit(self):
-        """Put the first learning rates back."""
-        if not self.learn.lock.locked():
-            self.close()
-
-    def close(self) -> None:
-        """Put the first learning rates back, also after a fit that was interrupted."""
-        if self.base is not None:
-            self._optimizer.set_hyper("lr", self.base)
-            self._optimizer = self.base = None
-
-
-class EpochCosine(EpochWarmup):
-    """Set the learning rate once an epoch, on a cosine to zero after a linear warm-up.
-
-    Epoch t of T (0-based) has lr / 2 * (1 + cos(pi * t / T)); those of the warm-up are as in
-    `EpochWarmup`, which also says what is read and written.
+    Reads the learning rates at the start of the fit, one per parameter group. Writes them each
+    epoch, and restores the first ones after the fit.
 
     Args:
-        warmup_epochs: Epochs of linear warm-up, at least 0.
+        schedule: One of `ltlearn.names.SCHEDULES`.
+        warmup_epochs: w, epochs of linear warm-up, at least 0; at least 1 for "lagged_cosine".
+        milestones: Epochs that begin with a lower learning rate, from 1, ascending; for "multistep"
+            alone. A warning names those that the fit does not reach.
+        decay: Factor of each milestone, in (0, 1], no unit; the other schedules ignore it.
 
     Raises:
-        UserError: If an option is not allowed.
-    """
-
-    def factor(self, t: int, total: int) -> float:
-        """Return the half cosine at an epoch.
-
-        Args:
-            t: The epoch, from 0.
-            total: Epochs of the fit.
-        """
-        return (1 + math.cos(math.pi * t / total)) / 2
-
-
-class EpochLaggedCosine(EpochWarmup):
-    """Set the learning rate once an epoch as GLMC's code does on large sets: an epoch late.
-
-    Epoch 0 has the full rate, before any warm-up. Epoch t (0-based) of T after it has, with e = t -
-    1 and w epochs of warm-up, lr * (e + 1) / w up to e = w, which is above lr, and then lr / 2 * (1
-    + cos(pi * (e - w + 1) / (T - w + 1))). What is read and written is as for `EpochWarmup`.
-
-    Args:
-        warmup_epochs: w, epochs of linear warm-up, at least 1.
-
-    Raises:
-        UserError: If an option is not allowed.
+        UserError: If an option is outside its range or does not belong to the schedule.
 
     Source:
-        Du et al., CVPR 2023, arXiv:2305.08661; the authors' code.
+        "lagged_cosine": Du et al., CVPR 2023, arXiv:2305.08661; the authors' code.
+
+    Example:
+        >>> learn.fit(200, 0.1, cbs=EpochSchedule("multistep", 5, milestones=(160, 180)))
     """
 
-    def __init__(self, warmup_epochs: int = 10):
-        check_whole("warmup_epochs", warmup_epochs, 1)
-        super().__init__(warmup_epochs)
+    # Before callbacks that record the learning rate of the epoch.
+    order = -5
+    _optimizer = None
 
-    def factor_with_warmup(self, t: int, total: int) -> float:
-        """Return what the learning rates of an epoch are multiplied by.
-
-        Args:
-            t: The epoch, from 0.
-            total: Epochs of the fit.
-        """
-        w, e = self.warmup_epochs, t - 1
-        if t == 0:
-            return 1.0
-        if e <= w:
-            return (e + 1) / w
-        return (1 + math.cos(math.pi * (e - w + 1) / (total - w + 1))) / 2
-
-
-class EpochSteps(EpochWarmup):
-    """Set the learning rate once an epoch, and multiply it by a factor at certain epochs.
-
-    Epoch t (0-based) has lr * decay ** (number of milestones <= t); those of the warm-up are as in
-    `EpochWarmup`, which also says what is read and written.
-
-    Args:
-        milestones: Epochs that begin with a lower rate, from 1, ascending. One that the fit does
-            not reach is warned of.
-        decay: What each milestone multiplies the rate by, in (0, 1], no unit.
-        warmup_epochs: Epochs of linear warm-up, at least 0.
-
-    Raises:
-        UserError: If an option is not allowed.
-    """
-
-    def __init__(self, milestones: Sequence[int], decay: float = 0.1, warmup_epochs: int = 0):
-        super().__init__(warmup_epochs)
-        self.milestones = _check_milestones(milestones)
-        number = isinstance(decay, Real) and not isinstance(decay, bool)
-        if not number or not 0 < decay <= 1:
-            raise UserError(f"decay must be a number above 0 and of at most 1, got {decay!r}.")
-        self.decay = float(decay)
+    def __init__(
+        self,
+        schedule: str,
+        warmup_epochs: int = 0,
+        milestones: Sequence[int] | None = None,
+        decay: float = 0.1,
+    ):
+        check_choice("schedule", schedule, SCHEDULES)
+        if schedule == "multistep":
+            milestones = _check_milestones(milestones)
+            check_number("decay", decay, 0, 1, above=True)
+        elif milestones is not None:
+            raise UserError(
+                f"milestones must be None with schedule={schedule!r}, got {milestones!r}: leave "
+                "them out, or take schedule='multistep'."
+            )
+        check_whole("warmup_epochs", warmup_epochs, 1 if schedule == "lagged_cosine" else 0)
+        self.schedule, self.warmup_epochs = schedule, int(warmup_epochs)
+        self.milestones = milestones or ()
+        self.decay = float(decay) if self.milestones else 1.0
 
     def factor(self, t: int, total: int) -> float:
-        """Return the power of `decay` that an epoch has.
+        """Return the factor of the learning rates in an epoch.
 
         Args:
             t: The epoch, from 0.
             total: Epochs of the fit.
         """
+        w = self.warmup_epochs
+        if self.schedule == "lagged_cosine":
+            e = t - 1
+            if t == 0:
+                return 1.0
+            return (e + 1) / w if e <= w else _half_cosine(e - w + 1, total - w + 1)
+        if t < w:
+            return (t + 1) / w
+        if self.schedule == "cosine":
+            return _half_cosine(t, total)
+        # Without milestones, in "constant", this is 1.
         return self.decay ** sum(m <= t for m in self.milestones)
 
     def before_fit(self):
-        """Remember the learning rates, and warn of milestones that the fit does not reach."""
+        """Read the learning rates of a new fit."""
+        # fastai has set these already: `close` must not overwrite them by those of an earlier fit
+        # that was interrupted.
+        if not self.learn.lock.locked():
+            self._optimizer = None
         super().before_fit()
+
+    def begin(self) -> None:
+        """Save the learning rates, and warn of milestones that the fit does not reach."""
+        # Kept here, because fastai removes the learner from the callback before `end`.
+        self._optimizer = self.learn.opt
+        self._first_rates = [h["lr"] for h in self._optimizer.hypers]
         epochs = self.learn.n_epoch
         beyond = [str(m) for m in self.milestones if m >= epochs]
-        if beyond and epochs and not self.learn.lock.locked():
+        if beyond and epochs:
             _log.warning(
-                "the learning rate is to fall at epoch %s, which a fit of %d epochs never reaches",
-                ", ".join(beyond),
-                epochs,
+                "milestones %s are never reached in a fit of %d epochs", ", ".join(beyond), epochs
             )
+
+    def before_epoch(self):
+        """Set the learning rates of this epoch."""
+        if self._optimizer is None or self.learn.lock.locked():
+            return
+        factor = self.factor(self.learn.epoch, self.learn.n_epoch)
+        # By `set_hyper`, because `OptimWrapper.hypers` returns a copy.
+        self._optimizer.set_hyper("lr", [lr * factor for lr in self._first_rates])
+
+    def end(self) -> None:
+        """Restore the first learning rates."""
+        if self._optimizer is not None:
+            self._optimizer.set_hyper("lr", self._first_rates)
+            self._optimizer = None
+
+
+def _half_cosine(t: int, total: int) -> float:
+    return (1 + math.cos(math.pi * t / total)) / 2
 
 
 def _check_milestones(milestones) -> tuple[int, ...]:
     try:
-        found = tuple(milestones)
-        for m in found:
+        epochs = tuple(milestones)
+        for m in epochs:
             check_whole("milestone", m, 1)
-        good = bool(found) and all(a < b for a, b in zip(found, found[1:], strict=False))
+        good = bool(epochs) and all(a < b for a, b in zip(epochs, epochs[1:], strict=False))
     except (TypeError, UserError):
         good = False
     if not good:
         raise UserError(
-            "milestones must be ascending whole numbers of at least 1, such as (160, 180), got "
-            f"{milestones!r}."
+            "milestones must be ascending whole numbers of at least 1 with schedule='multistep', "
+            f"such as (160, 180), got {milestones!r}."
         )
-    return tuple(int(m) for m in found)
-
-
-def make_schedule(
-    schedule: str,
-    warmup_epochs: int = 0,
-    milestones: Sequence[int] | None = None,
-    decay: float = 0.1,
-) -> EpochWarmup:
-    """Make the callback of a schedule.
-
-    Args:
-        schedule: One of `SCHEDULES`.
-        warmup_epochs: Epochs of linear warm-up, at least 0.
-        milestones: For "multistep" alone, see `EpochSteps`.
-        decay: For "multistep", see `EpochSteps`; the others do not use it.
-
-    Raises:
-        UserError: If an argument is outside its range or has no meaning for the schedule.
-    """
-    check_choice("schedule", schedule, SCHEDULES)
-    if schedule == "multistep":
-        if milestones is None:
-            raise UserError(
-                "schedule 'multistep' needs the epochs at which the learning rate falls: give "
-                "milestones, such as milestones=(160, 180)."
-            )
-        return EpochSteps(milestones, decay, warmup_epochs)
-    if milestones is not None:
-        raise UserError(
-            f"milestones have no meaning with schedule {schedule!r}: leave them out, or take "
-            "schedule='multistep'."
-        )
-    kinds = {"cosine": EpochCosine, "lagged_cosine": EpochLaggedCosine, "constant": EpochWarmup}
-    return kinds[schedule](warmup_epochs)
+    return tuple(int(m) for m in epochs)
 
 
 class LoaderEpoch(Callback):
-    """Tell an `LTDataLoader` the epoch before it is read.
+    """Set the epoch of an `LTDataLoader` before it is read.
 
     Order and augmentation then follow from seed and epoch alone.
 

@@ -59,8 +59,9 @@ def fold_unowned_head(learn: Learner, callbacks: Sequence[Callback]) -> None:
         linear = head.fold()
     except UserError:
         raise UserError(
-            f"the head is a {kind.__name__}, which cannot be folded into a linear layer: pass the "
-            f"callback that trains it in cbs, or begin with a new head ({spell('reset', True)})."
+            f"the head is a {kind.__name__}, which cannot be folded into a linear layer: pass "
+            f"{_callback_of(kind)} in cbs to train it, or begin with a new head "
+            f"({spell('reset', True)})."
         ) from None
     _log.warning(
         "the head is a %s and no callback that trains one is given: it is folded into an "
@@ -69,6 +70,16 @@ def fold_unowned_head(learn: Learner, callbacks: Sequence[Callback]) -> None:
     )
     learn.model.head = linear.requires_grad_(is_trainable(head))
     learn.opt = None
+
+
+def _callback_of(kind: type[nn.Module]) -> str:
+    """Return the callback that trains a kind of head, for a message."""
+    import ltlearn.callbacks as callbacks
+
+    for name in callbacks.__all__:
+        if getattr(getattr(callbacks, name), "head_type", None) is kind:
+            return f"{name}()"
+    return "its callback"
 
 
 def reset_head(learn: Learner, seed: int) -> None:

@@ -19,7 +19,7 @@ from ltlearn.training.plan import PosthocPlan, Stage2Plan
 from ltlearn.training.posthoc import run_posthoc
 from ltlearn.training.prediction import FEATURE_BATCH, HeadModel
 from ltlearn.training.progress import EpochProgress
-from ltlearn.training.schedule import LoaderEpoch, make_schedule
+from ltlearn.training.schedule import EpochSchedule, LoaderEpoch
 from ltlearn.training.stage import (
     fold_unowned_head,
     keep_chosen_weights,
@@ -54,7 +54,7 @@ def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
         reset_head(learn, plan.seed)
     fold_unowned_head(learn, plan.callbacks)
     set_checkpoint_facts(learn, plan)
-    callbacks = [make_schedule(plan.schedule)] if plan.schedule != "constant" else []
+    callbacks = [EpochSchedule(plan.schedule)] if plan.schedule != "constant" else []
     callbacks += [LoaderEpoch(), EpochProgress("stage 2"), FiniteLoss(plan.on_nan, stage="stage 2")]
     callbacks += plan.callbacks
     try:

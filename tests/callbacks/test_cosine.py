@@ -70,7 +70,7 @@ def test_without_the_callback_it_is_refused_until_the_head_is_new():
     learn = make_lt_learner()
     learn.retrain_classifier(1, 0.1, loss=LDAMLoss(COUNTS), cbs=CosineHead())
     head = learn.model.head
-    message = r"the head is a CosineLinear, .*CosineHead\(\) to go on with it, or .*reset=True"
+    message = r"CosineLinear.*CosineHead\(\).*reset=True"
     for cbs in (None, SAMN(), LearnableWeightScaling()):
         with pytest.raises(UserError, match=message):
             learn.retrain_classifier(1, 0.1, cbs=cbs)
@@ -100,13 +100,13 @@ def test_save_and_load(tmp_path):
     assert torch.equal(fresh.predict_logits()[0], learn.predict_logits()[0])
 
 
-def test_another_scale_for_a_head_that_is_there_is_told(caplog):
+def test_another_scale_for_an_existing_head_is_warned_of(caplog):
     learn = make_learner()
     learn.fit(1, 0.1, cbs=CosineHead(1 / 3))
     learn.fit(1, 0.1, cbs=CosineHead(1 / 3))
     assert not caplog.records
     learn.fit(1, 0.1, cbs=CosineHead())
-    assert "has a CosineLinear already, with scale=0.333333: it is kept" in caplog.text
+    assert "CosineLinear it already has, with scale=0.333333" in caplog.text
 
 
 def test_get_preds_and_validate_change_no_model():
@@ -126,5 +126,5 @@ def test_no_warning_of_a_shadowed_name(recwarn):
 
 @pytest.mark.parametrize("scale", [0, None, -3.0])
 def test_scales_that_are_not_allowed(scale):
-    with pytest.raises(UserError, match="scale must be a number above 0 and finite, got"):
+    with pytest.raises(UserError, match="scale must be .*, got"):
         CosineHead(scale)

@@ -28,7 +28,7 @@ def test_the_last_block_is_timms(arch):
 
 
 def test_a_model_that_timm_does_not_group():
-    with pytest.raises(UserError, match="Sequential has no layer groups of timm's"):
+    with pytest.raises(UserError, match="Sequential has no layer groups"):
         last_block(nn.Sequential(nn.Linear(2, 2)))
 
 
@@ -117,7 +117,7 @@ def test_a_new_block_begins_at_random_and_the_same_for_a_seed():
 def test_what_is_refused():
     with pytest.raises(UserError, match="new must be True or False, got 1"):
         LastBlock(new=1)
-    with pytest.raises(UserError, match="seed must be a whole number of at least 0, got -1"):
+    with pytest.raises(UserError, match="seed must be .*, got -1"):
         LastBlock(seed=-1)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from ltlearn import SAMN, LearnableWeightScaling, SAMNLinear, ScaledLinear, UserError
 from ltlearn.models.backbone import find_head
-from ltlearn.training.schedule import EpochCosine
+from ltlearn.training.schedule import EpochSchedule
 from tests.callbacks.helpers import (
     OPTIMIZERS,
     make_dls,
@@ -82,7 +82,7 @@ def test_the_factor_is_another_learning_rate_of_the_head(bias, factor, opt):
     f = torch.ones(3, requires_grad=True)
     record = Record()
     cb = LearnableWeightScaling("all", factor)
-    learn.fit(3, 0.1, wd=0.0, cbs=[cb, record, EpochCosine()])
+    learn.fit(3, 0.1, wd=0.0, cbs=[cb, record, EpochSchedule("cosine")])
     slow = [w, b] if bias else [w]
     plain = torch.optim.SGD([{"params": slow}, {"params": [f]}], lr=0.1, momentum=0.9)
     assert len(record.batches) == 21
@@ -200,13 +200,13 @@ def test_a_reset_head_is_a_plain_one_first():
     assert type(learn.model.head) is nn.Linear
 
 
-def test_other_options_for_a_head_that_is_there_are_told(caplog):
+def test_other_options_for_an_existing_head_are_warned_of(caplog):
     learn = make_learner()
     learn.fit(1, 0.1, cbs=LearnableWeightScaling())
     learn.fit(1, 0.1, cbs=LearnableWeightScaling())
     assert not caplog.records
     learn.fit(1, 0.1, cbs=LearnableWeightScaling("all"))
-    assert "has a ScaledLinear already, with train='scale': it is kept" in caplog.text
+    assert "ScaledLinear it already has, with train='scale'" in caplog.text
 
 
 class Stop(Callback):
@@ -272,7 +272,7 @@ def test_no_warning_of_a_shadowed_name(recwarn):
     ("args", "message"),
     [
         (("both",), "train must be one of scale, all, got 'both'"),
-        (("all", 0), "head_lr_factor must be a number above 0 and finite, got 0"),
+        (("all", 0), "head_lr_factor must be .*, got 0"),
         (("scale", 0.5), "head_lr_factor must be 1 with train='scale', .* got 0.5"),
     ],
 )

@@ -1,3 +1,6 @@
+from threading import Lock
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -79,15 +82,20 @@ def test_the_threshold_is_computed_once_a_fit():
         assert cb.threshold_.item() == pytest.approx(expected)
 
 
+def begun(cb, linear):
+    """Begin a fit of a model that ends in this layer."""
+    cb.learn = SimpleNamespace(model=nn.Sequential(linear), lock=Lock())
+    cb.before_fit()
+    return cb
+
+
 def test_rows_of_zeros_and_half_precision():
-    model = nn.Linear(6, 3).to(torch.bfloat16)
+    linear = nn.Linear(6, 3).to(torch.bfloat16)
     with torch.no_grad():
-        model.weight[1] = 0
-    layer = MaxNorm(0.1)
-    layer._layer, layer.threshold_ = model, torch.tensor(0.1)
-    layer._clip()
-    norms = model.weight.float().norm(dim=1)
-    assert model.weight.dtype == torch.bfloat16 and norms[1] == 0
+        linear.weight[1] = 0
+    begun(MaxNorm(0.1), linear).after_train()
+    norms = linear.weight.float().norm(dim=1)
+    assert linear.weight.dtype == torch.bfloat16 and norms[1] == 0
     assert norms[[0, 2]].tolist() == pytest.approx([0.1, 0.1], rel=0.01)
 
 
@@ -141,16 +149,16 @@ def test_validate_and_get_preds_change_no_model():
 
 def test_another_head_is_refused():
     learn = make_learner()
-    with pytest.raises(UserError, match="MaxNorm clips .* nn.Linear, and the head is a SAMNLinear"):
+    with pytest.raises(UserError, match="MaxNorm .* nn.Linear, .*SAMNLinear"):
         learn.fit(1, 0.1, cbs=[SAMN(), MaxNorm()])
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"threshold": 0}, "threshold must be a number above 0 and finite, got 0"),
-        ({"share": -0.1}, "share must be a number of at least 0"),
-        ({"share": 1.1}, "share must be a number from 0 to 1, got 1.1"),
+        ({"threshold": 0}, "threshold must be .*, got 0"),
+        ({"share": -0.1}, "share must be .*, got -0.1"),
+        ({"share": 1.1}, "share must be .*, got 1.1"),
         ({"when": "fit"}, "when must be one of epoch, step, got 'fit'"),
     ],
 )
@@ -163,11 +171,11 @@ def test_errors(kwargs, message):
 def test_clipping_never_waits_for_the_device():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    cb = MaxNorm()
-    cb._layer, cb.threshold_ = nn.Linear(6, 3).cuda(), torch.tensor(0.1, device="cuda")
+    linear = nn.Linear(6, 3).cuda()
+    cb = begun(MaxNorm(0.1), linear)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        cb._clip()
+        cb.after_train()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert cb._layer.weight.norm(dim=1).max().item() == pytest.approx(0.1)
+    assert linear.weight.norm(dim=1).max().item() == pytest.approx(0.1)

@@ -224,11 +224,11 @@ def test_skip_leaves_out_the_whole_step(bad, caplog):
     assert all(torch.equal(v, states[3][k]) for k, v in states[2].items())
     assert not torch.equal(states[1]["head.weight"], states[2]["head.weight"])
     assert not torch.equal(states[3]["head.weight"], states[4]["head.weight"])
-    assert "1 of 7 steps were left out" in caplog.text
+    assert "1 of 7 steps were skipped" in caplog.text
 
 
 def test_stop_stops_in_the_second_pass():
-    with pytest.raises(UserError, match="the loss of step 3, of training images"):
+    with pytest.raises(UserError, match="the loss of step 3 with training images"):
         make_lt_learner().fit_stage1(1, 0.05, loss=Spoil(5), cbs=SharpnessAware())
 
 
@@ -262,9 +262,9 @@ def test_what_ends_the_second_pass_finds_the_weights_below(error):
 @pytest.mark.parametrize(
     ("cb", "message"),
     [
-        (GLMC, "SharpnessAware does not go with GLMC: .* leave one of them out"),
-        (GradientAccumulation, "does not go with GradientAccumulation: .* over batches"),
-        (MixedPrecision, "does not go with MixedPrecision: the gradients of fp16"),
+        (GLMC, "SharpnessAware cannot be combined with GLMC: .* leave one"),
+        (GradientAccumulation, "GradientAccumulation: .* over batches"),
+        (MixedPrecision, "MixedPrecision: .*precision='bf16'"),
     ],
 )
 def test_what_cannot_be_run_twice_is_refused(cb, message):
@@ -278,7 +278,7 @@ def test_what_cannot_be_run_twice_is_refused(cb, message):
 
 @pytest.mark.parametrize("rho", [0, -1, math.inf, math.nan, "0.05", True])
 def test_rho_is_checked(rho):
-    with pytest.raises(UserError, match="rho must be a number above 0 and finite, got"):
+    with pytest.raises(UserError, match="rho must be .*, got"):
         SharpnessAware(rho)
 
 

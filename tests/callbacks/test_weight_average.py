@@ -15,7 +15,7 @@ from torch import nn
 
 from ltlearn import SAMN, MaxNorm, UserError, WeightAverage
 from tests.callbacks.helpers import assert_monotone, make_learner, make_lt_learner
-from tests.training.test_checkpoint import check, stage1, stage2
+from tests.training.helpers import check_resumed, stage1, stage2
 
 
 class Weights(Callback):
@@ -210,12 +210,12 @@ def test_a_validation_in_the_middle_of_an_epoch_sees_the_average():
     ids=["stage 1", "best", "multistep", "stage 2", "images"],
 )  # fmt: skip
 def test_a_checkpoint_goes_on_bit_for_bit(train, tmp_path):
-    check(train, tmp_path / "c", cbs=lambda: [WeightAverage(0.9)])
+    check_resumed(train, tmp_path / "c", cbs=lambda: [WeightAverage(0.9)])
 
 
 def test_a_checkpoint_with_samn_and_accumulation(tmp_path):
     make = lambda: [SAMN(), WeightAverage(0.9), GradientAccumulation(20)]  # noqa: E731
-    check(stage1, tmp_path / "c", cbs=make, at=2)
+    check_resumed(stage1, tmp_path / "c", cbs=make, at=2)
 
 
 def test_the_average_of_another_model_is_refused():
@@ -228,7 +228,7 @@ def test_the_average_of_another_model_is_refused():
             kept = cb.state_dict()
             other = copy.deepcopy(kept)
             other["average"]["0.weight"] = torch.zeros(2)
-            with pytest.raises(ValueError, match="of another model"):
+            with pytest.raises(ValueError, match="another model"):
                 cb.load_state_dict(other)
             # What was returned does not change with the average.
             cb.load_state_dict({**kept, "average": {k: v + 1 for k, v in kept["average"].items()}})
@@ -242,7 +242,7 @@ def test_the_average_of_another_model_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decay": 1}, "decay must be a number of at least 0 and below 1, got 1"),
+        ({"decay": 1}, "decay must be .*, got 1"),
         ({"decay": -0.1}, "decay must be"),
         ({"decay": "0.9"}, "decay must be"),
         ({"warmup": 1}, "warmup must be True or False, got 1"),

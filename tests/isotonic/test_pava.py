@@ -591,7 +591,7 @@ def test_forward_mode_is_refused_and_not_taken_for_zero(engine):
 
 
 def test_check_is_refused_where_there_are_no_values():
-    with pytest.raises(ValueError, match="check=True looks at values, and there are none while"):
+    with pytest.raises(ValueError, match="check must not be True"):
         torch.func.vmap(lambda y: pava(y, check=True))(randn(2, 3))
 
 
@@ -639,7 +639,7 @@ VALUE_ERRORS = {
     ),
     "scipy elsewhere": (
         (torch.ones(3, device="meta"), None, True, "scipy"),
-        "engine 'scipy' works on CPU tensors alone, got y on meta",
+        "engine 'scipy' .* got y on meta",
     ),
 }
 TYPE_ERRORS = {

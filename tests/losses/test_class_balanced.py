@@ -46,7 +46,7 @@ def test_weights_stay_on_the_device_of_the_counts():
 
 @pytest.mark.parametrize("beta", [-0.1, 1, 1.5, math.nan, "0.9"])
 def test_beta_out_of_range(beta):
-    message = f"beta must be a number of at least 0 and below 1, got {beta!r}"
+    message = f"beta must be .*, got {beta!r}"
     with pytest.raises(UserError, match=message):
         effective_number_weights(COUNTS, beta)
     for loss in (ClassBalancedLoss, ClassBalancedBCELoss):

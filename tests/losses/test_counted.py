@@ -8,7 +8,7 @@ from torch import nn
 
 from ltlearn.errors import UserError
 from ltlearn.losses import BalancedSoftmaxLoss, CountedLoss, LDAMLoss
-from ltlearn.losses.counted import check_number, check_vector
+from ltlearn.losses.counted import check_vector
 from tests.losses.helpers import COUNTS, make_batch
 
 
@@ -60,29 +60,6 @@ def test_counts_may_be_fractions():
     assert BalancedSoftmaxLoss([1.5, 0.5]).class_counts.tolist() == [1.5, 0.5]
 
 
-@pytest.mark.parametrize(
-    "value, kwargs, message",
-    [
-        (-0.1, {"low": 0}, r"x must be a number of at least 0 and finite, got -0\.1\."),
-        (math.inf, {"low": 0}, "x must be a number of at least 0 and finite, got inf"),
-        (math.nan, {"low": 0}, "x must be a number of at least 0 and finite, got nan"),
-        (1, {"low": 0, "high": 1}, "x must be a number of at least 0 and below 1, got 1"),
-        (0, {"low": 0, "open_low": True}, "x must be a number above 0 and finite, got 0"),
-        ("1", {"low": 0}, "x must be a number of at least 0 and finite, got '1'"),
-        (True, {"low": 0}, "x must be a number of at least 0 and finite, got True"),
-        (None, {"low": 0}, "x must be a number of at least 0 and finite, got None"),
-    ],
-)
-def test_numbers_out_of_range(value, kwargs, message):
-    with pytest.raises(UserError, match=message):
-        check_number("x", value, **kwargs)
-
-
-@pytest.mark.parametrize("value", [0, 0.5, np.float32(0.25)])
-def test_numbers_in_range(value):
-    check_number("x", value, 0, 1)
-
-
 def test_an_unknown_reduction():
     with pytest.raises(UserError, match="reduction must be one of mean, sum, none, got 'avg'"):
         BalancedSoftmaxLoss(COUNTS, reduction="avg")
@@ -92,14 +69,12 @@ def test_one_warning_names_the_classes_without_images(caplog):
     with caplog.at_level(logging.WARNING, "ltlearn"):
         loss = BalancedSoftmaxLoss([5, 0, 3, 0])
         loss(*make_batch(absent=1))
-    assert [r.getMessage() for r in caplog.records] == [
-        "BalancedSoftmaxLoss: no training images of class 1, 3; its logit is all but left out of "
-        "the softmax."
-    ]
+    assert len(caplog.records) == 1
+    assert "BalancedSoftmaxLoss: no training images of class 1, 3;" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "ltlearn"):
         loss.set_class_counts([0] * 20 + [1, 1])
-    assert "of class 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 ...; its" in caplog.records[0].getMessage()
+    assert "of class 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 ...;" in caplog.records[0].getMessage()
 
 
 def test_no_warning_where_all_classes_have_images(caplog):
@@ -114,18 +89,18 @@ def test_counts_that_come_later_and_go():
     assert loss(logits, target) == BalancedSoftmaxLoss(COUNTS)(logits, target)
     loss.set_class_counts(None)
     assert loss.class_counts is None
-    with pytest.raises(UserError, match="BalancedSoftmaxLoss has no class counts yet: give it"):
+    with pytest.raises(UserError, match="no class counts .* set_class_counts"):
         loss(logits, target)
 
 
 def test_lengths_that_differ():
     loss = LDAMLoss(COUNTS)
-    with pytest.raises(UserError, match="LDAMLoss has 4 class_counts and 2 weights; both must"):
+    with pytest.raises(UserError, match="LDAMLoss has 4 class_counts and 2 weights"):
         loss.set_weights([1, 2])
-    with pytest.raises(UserError, match="LDAMLoss has 4 class_counts and 2 weights; both must"):
+    with pytest.raises(UserError, match="LDAMLoss has 4 class_counts and 2 weights"):
         LDAMLoss(COUNTS, weights=[1, 2])
     loss = LDAMLoss(weights=[1, 2])
-    with pytest.raises(UserError, match="LDAMLoss has 4 class_counts and 2 weights; both must"):
+    with pytest.raises(UserError, match="LDAMLoss has 4 class_counts and 2 weights"):
         loss.set_class_counts(COUNTS)
     assert loss.class_counts is None
 
@@ -133,7 +108,7 @@ def test_lengths_that_differ():
 @pytest.mark.parametrize(
     "logits, target, message",
     [
-        (torch.zeros(2, 3), torch.tensor([0, 1]), "of 4 classes, and logits of 3"),
+        (torch.zeros(2, 3), torch.tensor([0, 1]), "of 4 classes.* 3;"),
         (torch.zeros(2, 4), torch.tensor([0]), r"got shapes \(2, 4\) and \(1,\)"),
         (torch.zeros(2, 4), torch.zeros(2, 4), r"got shapes \(2, 4\) and \(2, 4\)"),
         (torch.zeros(2, 4, 1), torch.tensor([0, 1]), r"got shapes \(2, 4, 1\) and \(2,\)"),
@@ -162,7 +137,7 @@ def test_a_batch_that_weighs_nothing():
 
 
 def test_a_subclass_that_forgets_to_derive():
-    with pytest.raises(NotImplementedError, match="CountedLoss does not say what follows"):
+    with pytest.raises(NotImplementedError, match="CountedLoss .*_derive"):
         CountedLoss().set_class_counts(COUNTS)
 
 

@@ -86,9 +86,9 @@ def test_activation_of_the_sigmoid_form():
 
 @pytest.mark.parametrize("make", [SoftmaxFocalLoss, SigmoidFocalLoss])
 def test_values_out_of_range(make):
-    with pytest.raises(UserError, match="gamma must be a number of at least 0 and finite, got -1"):
+    with pytest.raises(UserError, match="gamma must be .*, got -1"):
         make(-1)
-    with pytest.raises(UserError, match="beta must be a number of at least 0 and below 1, got 1"):
+    with pytest.raises(UserError, match="beta must be .*, got 1"):
         make(beta=1)
 
 

@@ -78,12 +78,12 @@ def test_alike_for_all_it_is_the_label_smoothing_of_torch():
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"head_smoothing": 1}, "head_smoothing must be a number of at least 0 and below 1, got 1"),
-        ({"head_smoothing": -0.1}, "head_smoothing must be a number .* got -0.1"),
-        ({"tail_smoothing": 1.5}, "tail_smoothing must be a number .* got 1.5"),
+        ({"head_smoothing": 1}, "head_smoothing must be .*, got 1"),
+        ({"head_smoothing": -0.1}, "head_smoothing must be .*, got -0.1"),
+        ({"tail_smoothing": 1.5}, "tail_smoothing must be .*, got 1.5"),
         ({"shape": "round"}, "shape must be one of concave, linear, convex, power, got 'round'"),
-        ({"shape": "power"}, "power must be a number above 0 and finite, got None"),
-        ({"shape": "power", "power": 0}, "power must be a number above 0 and finite, got 0"),
+        ({"shape": "power"}, "power must be .*, got None"),
+        ({"shape": "power", "power": 0}, "power must be .*, got 0"),
         ({"power": 2}, "power must be None with shape 'concave', got 2"),
     ],
 )

@@ -65,9 +65,9 @@ def test_the_logits_are_left_as_they_are():
 
 
 def test_values_out_of_range():
-    with pytest.raises(UserError, match="max_margin must be a number of at least 0 and finite"):
+    with pytest.raises(UserError, match="max_margin must be .*, got"):
         LDAMLoss(COUNTS, max_margin=-0.5)
-    with pytest.raises(UserError, match="scale must be a number above 0 and finite, got 0"):
+    with pytest.raises(UserError, match="scale must be .*, got 0"):
         LDAMLoss(COUNTS, scale=0)
     with pytest.raises(UserError, match="weights must not be 0 for all 4 classes"):
         LDAMLoss(COUNTS, weights=[0, 0, 0, 0])

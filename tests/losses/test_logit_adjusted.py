@@ -51,7 +51,5 @@ def test_predictions_are_from_the_plain_logits():
 
 @pytest.mark.parametrize("tau", [-1, math.nan, math.inf])
 def test_tau_out_of_range(tau):
-    with pytest.raises(
-        UserError, match=f"tau must be a number of at least 0 and finite, got {tau}"
-    ):
+    with pytest.raises(UserError, match=f"tau must be .*, got {tau}"):
         LogitAdjustedLoss(COUNTS, tau)

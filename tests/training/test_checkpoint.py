@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.optimizer import SGD, Adam, OptimWrapper
 from torch import nn
 from torch.utils.data import RandomSampler
@@ -13,6 +14,8 @@ from torch.utils.data import RandomSampler
 from ltlearn import (
     GLMC,
     SAMN,
+    BatchCutMix,
+    BatchMixUp,
     Checkpoint,
     DeferredReweighting,
     LearnableWeightScaling,
@@ -22,25 +25,15 @@ from ltlearn import (
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.loop import oom_to_user_error, sgd
 from tests.callbacks.helpers import make_dls, make_learner, make_lt_learner
-
-EPOCHS = 5
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill(Callback):
-    """End a fit in the second batch of an epoch."""
-
-    order = -20
-
-    def __init__(self, epoch=3):
-        self.at = epoch
-
-    def before_batch(self):
-        if self.learn.training and self.learn.epoch == self.at and self.learn.iter == 1:
-            raise Killed("here")
+from tests.training.helpers import (
+    EPOCHS,
+    Kill,
+    Killed,
+    check_resumed,
+    learner,
+    stage1,
+    stage2,
+)
 
 
 class Noise(Callback):
@@ -63,62 +56,6 @@ class Noise(Callback):
         self.memory = state["memory"]
 
 
-def learner(precision="fp32", **kwargs):
-    learn = make_lt_learner(make_dls([20, 6, 4]), precision=precision, **kwargs)
-    # Where draws matter in each step.
-    learn.model.backbone = nn.Sequential(learn.model.backbone, nn.Dropout(0.3))
-    return learn
-
-
-def seed_all(seed=0):
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-
-
-def outcome(learn):
-    record = {k: v for k, v in learn.trajectory.items() if k != "seconds"}
-    draws = [torch.rand(3).tolist(), np.random.rand(), random.random()]
-    return dict(learn.model.state_dict()), json.dumps(record), draws, learn.dls.train.epoch
-
-
-def assert_same(one, two):
-    assert one[0].keys() == two[0].keys()
-    assert [k for k, v in one[0].items() if not torch.equal(v, two[0][k])] == []
-    assert one[1:] == two[1:]
-
-
-def check(train, folder, make=learner, at=3, cbs=list, **options):
-    """Compare a fit in one go with one that ends in the middle of an epoch and goes on."""
-    learn = make()
-    seed_all()
-    train(learn, cbs=cbs())
-    whole = outcome(learn)
-    learn = make()
-    seed_all()
-    with pytest.raises(Killed):
-        train(learn, cbs=[*cbs(), Kill(at), Checkpoint(folder, min_seconds=0, **options)])
-    learn = make()
-    seed_all(77)  # another process
-    checkpoint = Checkpoint(folder, resume=True, min_seconds=0, **options)
-    watch = Kill(-1)
-    train(learn, cbs=[*cbs(), watch, checkpoint])
-    assert learn.first_epoch in (0, at) or options
-    assert checkpoint.last_ is not None
-    assert_same(whole, outcome(learn))
-    checkpoint.clear()
-    assert not folder.exists()
-    return learn
-
-
-def stage1(learn, cbs, **kwargs):
-    learn.fit_stage1(EPOCHS, 0.05, cbs=cbs, **kwargs)
-
-
-def stage2(learn, cbs, **kwargs):
-    learn.retrain_classifier(EPOCHS, 0.05, bs=8, cbs=cbs, **kwargs)
-
-
 STAGE1 = {
     "plain": {},
     "best": {"select": "best"},
@@ -134,18 +71,23 @@ STAGE1 = {
 @pytest.mark.parametrize("name", STAGE1)
 def test_stage_1_goes_on_bit_for_bit(name, tmp_path):
     kwargs = {"lr": 0.05, **STAGE1[name]}
-    check(lambda learn, cbs: learn.fit_stage1(EPOCHS, cbs=cbs, **kwargs), tmp_path / "c")
+    check_resumed(lambda learn, cbs: learn.fit_stage1(EPOCHS, cbs=cbs, **kwargs), tmp_path / "c")
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_stage_1_in_bfloat16(tmp_path, channels_last):
     make = partial(learner, precision="bf16", channels_last=channels_last)
-    check(stage1, tmp_path / "c", make)
+    check_resumed(stage1, tmp_path / "c", make)
 
 
-@pytest.mark.parametrize("callback", [GLMC, DeferredReweighting, MaxNorm, SAMN, Noise])
+CALLBACKS = [
+    GLMC, DeferredReweighting, MaxNorm, SAMN, Noise, BatchMixUp, BatchCutMix, MixUp, CutMix,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("callback", CALLBACKS)
 def test_stage_1_with_callbacks(callback, tmp_path):
-    check(stage1, tmp_path / "c", cbs=lambda: [callback()])
+    check_resumed(stage1, tmp_path / "c", cbs=lambda: [callback()])
 
 
 def test_a_sampler_of_torch_with_a_generator(tmp_path):
@@ -154,7 +96,7 @@ def test_a_sampler_of_torch_with_a_generator(tmp_path):
         data = range(len(learn.dls.train.dataset))
         stage1(learn, cbs, sampler=RandomSampler(data, generator=generator))
 
-    check(train, tmp_path / "c")
+    check_resumed(train, tmp_path / "c")
 
 
 STAGE2 = {
@@ -171,12 +113,12 @@ STAGE2 = {
 @pytest.mark.parametrize("name", ["features", "images", "batch normalisation"])
 def test_stage_2_goes_on_bit_for_bit(name, callback, tmp_path):
     train = partial(stage2, **STAGE2[name])
-    check(train, tmp_path / "c", cbs=lambda: [] if callback is None else [callback()])
+    check_resumed(train, tmp_path / "c", cbs=lambda: [] if callback is None else [callback()])
 
 
 @pytest.mark.parametrize("name", ["views", "last", "method"])
 def test_stage_2_in_other_ways(name, tmp_path):
-    check(partial(stage2, **STAGE2[name]), tmp_path / "c")
+    check_resumed(partial(stage2, **STAGE2[name]), tmp_path / "c")
 
 
 @pytest.mark.parametrize("options", [{"every": 2}, {"keep_all": True}])
@@ -184,7 +126,7 @@ def test_stage_2_in_other_ways(name, tmp_path):
 def test_options_and_other_epochs(options, at, tmp_path):
     if options == {"every": 2} and at == 1:
         pytest.skip("there is no checkpoint yet")
-    check(partial(stage1, select="best"), tmp_path / "c", at=at, **options)
+    check_resumed(partial(stage1, select="best"), tmp_path / "c", at=at, **options)
 
 
 # ------------------------------------------------ what is kept
@@ -254,14 +196,14 @@ def test_seconds_add_up(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [
-        ({"wd": 0.1}, "made with weight_decay 0.0005, now it is 0.1"),
-        ({"sampler": "progressive"}, "made with sampler instance, now"),
+        ({"wd": 0.1}, "weight_decay 0.0005,.* 0.1;"),
+        ({"sampler": "progressive"}, "sampler instance,.* progressive;"),
         ({"loss": nn.functional.cross_entropy}, "made with loss CrossEntropy"),
         ({"select": "best"}, "made with select last"),
         ({"cbs": MaxNorm(0.3)}, "made with callbacks"),
         ({"opt_func": sgd(0.5)}, "made with optimizer _SGD"),
-        ({"epochs": 6}, "made with epochs 5, now it is 6"),
-        ({"lr": 0.1}, "made with lr 0.05, now it is 0.1"),
+        ({"epochs": 6}, "epochs 5,.* 6;"),
+        ({"lr": 0.1}, "lr 0.05,.* 0.1;"),
     ],
 )
 def test_other_values_are_refused(kwargs, said, tmp_path):
@@ -283,9 +225,9 @@ def test_other_images_precision_model_and_stage_are_refused(tmp_path):
         stage1(learner(), [Checkpoint(tmp_path, min_seconds=0), Kill()])
     for make, train, said in (
         (lambda: make_lt_learner(make_dls([40, 12, 5])), stage1, "made with images train"),
-        (lambda: learner("bf16"), stage1, "made with precision fp32, now it is bf16"),
+        (lambda: learner("bf16"), stage1, "precision fp32,.* bf16;"),
         (lambda: learner(width=8), stage1, "made with model"),
-        (learner, stage2, "made with stage stage 1, now it is stage 2"),
+        (learner, stage2, "stage stage 1,.* stage 2;"),
     ):
         with pytest.raises(UserError, match=said):
             train(make(), [Checkpoint(tmp_path, resume=True), Kill(-1)])
@@ -300,7 +242,7 @@ def test_stage_2_refuses_another_stage_1(tmp_path):
 
 def test_a_folder_in_use_is_refused_without_resume(tmp_path):
     stage1(learner(), [Checkpoint(tmp_path, min_seconds=0)])
-    with pytest.raises(UserError, match="give resume=True to go on with it, or another folder"):
+    with pytest.raises(UserError, match="resume=True"):
         stage1(learner(), [Checkpoint(tmp_path)])
 
 
@@ -314,7 +256,7 @@ def test_options_are_checked(options, said, tmp_path):
 
 
 def test_a_plain_learner_is_refused(tmp_path):
-    with pytest.raises(UserError, match="Checkpoint is for an LTLearner"):
+    with pytest.raises(UserError, match="Checkpoint needs an LTLearner"):
         make_learner().fit(1, 0.1, cbs=Checkpoint(tmp_path))
 
 
@@ -363,7 +305,7 @@ def test_nan_stops_at_the_step_and_names_it(tmp_path):
     learn.dls.train.sampler.set_epoch(1)
     images = list(learn.dls.train.sampler)[16:19]
     said = str(caught.value)
-    assert "in epoch 2 of stage 1: the loss of step 3, of training images number" in said
+    assert "in epoch 2 of stage 1: the loss of step 3 with training images number" in said
     assert f"{', '.join(map(str, images))} ..." in said
     assert f"the last good checkpoint is {tmp_path}/epoch-00001.safetensors" in said
     assert all(v.isfinite().all() for v in learn.model.state_dict().values())
@@ -381,7 +323,7 @@ def test_files_are_named(tmp_path):
     dls = LTDataLoaders.from_folder(
         tmp_path, size=8, in_memory=False, num_workers=0, bs=4, device="cpu"
     )
-    with pytest.raises(UserError, match=rf"of images {tmp_path}/c\d/\d+.png, {tmp_path}/"):
+    with pytest.raises(UserError, match=rf"with images {tmp_path}/c\d/\d+.png, {tmp_path}/"):
         make_lt_learner(dls).fit_stage1(1, 0.05, loss=Spoil(1))
 
 
@@ -403,13 +345,13 @@ def test_skip_leaves_the_step_out(caplog):
         # Weights, counts and statistics alike.
         assert all(torch.equal(v, weights[bad + 1][k]) for k, v in weights[bad].items())
     assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
-    assert "epoch 1 of stage 1: 1 of 7 steps were left out" in caplog.text
-    assert "epoch 2 of stage 1: 2 of 7 steps were left out" in caplog.text
+    assert "epoch 1 of stage 1: 1 of 7 steps were skipped" in caplog.text
+    assert "epoch 2 of stage 1: 2 of 7 steps were skipped" in caplog.text
     assert np.isfinite(learn.trajectory["loss"]).all()
 
 
 def test_on_nan_is_checked():
-    with pytest.raises(UserError, match="on_nan must be one of stop, skip, got 'go'"):
+    with pytest.raises(UserError, match="on_nan must be .*, got 'go'"):
         make_lt_learner().fit_stage1(1, on_nan="go")
     with pytest.raises(UserError, match="look_every must be"):
         FiniteLoss(look_every=0)
@@ -421,7 +363,7 @@ def test_a_device_is_looked_at_now_and_then(look_every, steps, monkeypatch):
     monkeypatch.setattr("ltlearn.training.finite._waits", lambda loss: True)
     learn = make_lt_learner()
     count = Count()
-    with pytest.raises(UserError, match="the loss of step 2,"):
+    with pytest.raises(UserError, match="the loss of step 2 "):
         learn.fit(1, 0.05, cbs=[FiniteLoss(look_every=look_every), Nan(), count])
     assert count.steps == steps
 
@@ -447,7 +389,7 @@ def test_memory_that_runs_out_is_one_sentence():
     def loss(pred, target):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    with pytest.raises(UserError, match=r"batches of 8 images: try batches of 4 \(bs=4, --set"):
+    with pytest.raises(UserError, match="batch size of 8: try bs=4, .*stage1.batch_size=4"):
         learn.fit_stage1(1, 0.05, loss=loss)
     with pytest.raises(UserError, match="this machine .* smaller images"), oom_to_user_error(1):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")

@@ -284,11 +284,9 @@ def test_an_error_of_the_backbone_is_not_taken_for_one_of_the_disk(dl, tmp_path)
 
 
 def test_other_errors(dl):
-    with pytest.raises(UserError, match="dtype must be one of float16, float32, got 'int8'"):
+    with pytest.raises(UserError, match="dtype must be .*, got 'int8'"):
         FeatureBank(dtype="int8")
-    with pytest.raises(
-        UserError, match=r"must give pooled features \(N, D\), it gave \(8, 3, 8, 8\)"
-    ):
+    with pytest.raises(UserError, match=r"pooled features \(N, D\), got shape \(8, 3, 8, 8\)"):
         FeatureBank().features(nn.Identity(), dl, "data")
 
 

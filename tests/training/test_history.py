@@ -314,7 +314,7 @@ def test_a_log_that_cannot_be_written_ends_no_fit(tmp_path, caplog):
     log = EpochLog(tmp_path / "file" / "log.csv", min_seconds=0)
     with caplog.at_level(logging.WARNING, "ltlearn"):
         assert len(make_lt_learner().fit_stage1(3, 0.05, cbs=log)["epoch"]) == 3
-    assert [r.getMessage()[:36] for r in caplog.records] == ["the log of this training ends here: "]
+    assert len(caplog.records) == 1 and "no longer logged" in caplog.text
 
 
 def test_a_log_without_figures_is_none(tmp_path):

@@ -1,0 +1,69 @@
+"""The base of callbacks that set something up for the length of a fit."""
+
+from fastai.callback.core import Callback
+from fastai.callback.mixup import MixHandler
+
+__all__ = ["FitCallback", "mixes_images"]
+
+
+class FitCallback(Callback):
+    """A fastai callback that sets something up before a fit and undoes it after the fit.
+
+    A subclass overrides `begin` and `end`. `end` runs once for each `begin`, however the fit ends:
+    in an `LTLearner` also after an exception or a keyboard interrupt, in another Learner then at
+    the next fit. By class attributes a subclass declares what other code must know about it.
+
+    Example:
+        >>> class Announce(FitCallback):
+        ...     def begin(self):
+        ...         self.epochs = self.learn.n_epoch
+        ...
+        ...     def end(self):
+        ...         self.epochs = None
+    """
+
+    # Whether a classifier trained with this callback still assumes the class prior of its sampler.
+    leaves_prior = True
+    # Whether the callback mixes the images of a batch, as MixUp does.
+    mixes_images = False
+    # Whether the callback sets class weights on the learner's loss.
+    weights_loss = False
+    # Why a training step with this callback cannot run twice on one batch; empty if it can.
+    runs_once = ""
+
+    _begun = False
+
+    def begin(self) -> None:
+        """Set up what the fit needs."""
+
+    def end(self) -> None:
+        """Undo what `begin` did; `self.learn` may be gone."""
+
+    def before_fit(self):
+        """Begin, unless this is no fit."""
+        # `validate` and `get_preds` send the events of a fit, too, and hold this lock meanwhile.
+        if not self.learn.lock.locked():
+            self.close()
+            self._begun = True
+            self.begin()
+
+    def after_fit(self):
+        """End, unless this was no fit."""
+        if not self.learn.lock.locked():
+            self.close()
+
+    def close(self) -> None:
+        """End, also after an interrupted fit; without effect where nothing has begun."""
+        if self._begun:
+            self._begun = False
+            self.end()
+
+
+def mixes_images(cb: Callback) -> bool:
+    """Return whether a callback mixes the images of a batch, fastai's own included.
+
+    Args:
+        cb: Any fastai callback.
+    """
+    # Read from the class: an instance passes unknown attributes on to the learner.
+    return isinstance(cb, MixHandler) or getattr(type(cb), "mixes_images", False)
