@@ -48,7 +48,7 @@ def choose_defaults(
         >>> choose_defaults(32)
         Defaults(size=32, arch='resnet32_cifar', pretrained=False, epochs=90)
     """
-    size = size or side or _LARGE_SIZE
+    size = (side or _LARGE_SIZE) if size is None else size
     small = size <= SMALL_SIDE
     pretrained = not small if pretrained is None else pretrained
     epochs = _PRETRAINED_EPOCHS if pretrained else _SCRATCH_EPOCHS

@@ -805,6 +805,11 @@ class LTLearner(QuietLearner):
     # ------------------------------------------------------------ helpers
 
     @property
+    def select_on(self) -> str:
+        """Return which images epochs are selected on: "validation" or "test"."""
+        return self._select_on
+
+    @property
     def _select_on(self) -> str:
         split = getattr(self.dls, "split", None)
         return "test" if split is not None and split.valid_from == "test set" else "validation"

@@ -85,10 +85,7 @@ def recipe(
     overrides = list(set_ or [])
     overrides += [f"protocol={json.dumps(protocol)}"] if protocol is not None else []
     overrides += [f"seeds={seeds}"] if seeds is not None else []
-    flags = {"protocol": protocol, "seeds": seeds}
-    wanted = load_recipe(
-        name, overrides, {key: f"--{key}" for key, given in flags.items() if given is not None}
-    )
+    wanted = load_recipe(name, overrides)
     if smoke:
         wanted = wanted.smoke()
     if data is not None and wanted.data.dataset == "own":

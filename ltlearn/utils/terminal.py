@@ -141,7 +141,7 @@ def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
     """
     rows = []
     for recipe in recipes:
-        expected = "; ".join(f"{e.said(e.method)} ({e.protocol})" for e in recipe.published())
+        expected = "; ".join(f"{e.describe(e.method)} ({e.protocol})" for e in recipe.published())
         rows.append(
             (
                 recipe.name,
