@@ -34,7 +34,7 @@ _BATCH = 64
 _MAX_THREADS = 8
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class ModelFacts(Record):
     """What it takes to use the weights of a run: the content of its `model.json`.
 
@@ -60,10 +60,10 @@ class ModelFacts(Record):
     class_counts: list[int]
     size: list[int]
     in_memory: bool
+    transform: str = ""
     mean: list[float]
     std: list[float]
     methods: dict[str, dict[str, str]]
-    transform: str = ""
     weights: str = ""
 
     @classmethod

@@ -38,8 +38,8 @@ def render_report_md(
     Args:
         table: The results.
         manifest: What the run recorded. Read, where present: title (else name, else recipe),
-            command (a string or a list of words), class_counts, and the facts of `environment_info`:
-            versions, platform, cpu_count, threads, device.
+            command (a string or a list of words), class_counts, and the facts of
+            `environment_info`.
         plots: Title and path of each image; the path relative to the report.
         trajectory: Stage 2 epoch by epoch, as `ltlearn.plots.plot_trajectory` takes it: one, a
             list with one per seed, or None.
