@@ -40,7 +40,7 @@ class Curve(Record):
 
     label: str
     parameter: str
-    values: list[float]
+    values: list[float] = field()  # hides the method of mappings
     accuracy: list[float]
     method: str = ""
     validation: list[float] = field(default_factory=list)
