@@ -7,7 +7,7 @@ from torch import nn
 
 from ltlearn import SAMN, LearnableWeightScaling, SAMNLinear, ScaledLinear, UserError
 from ltlearn.models.backbone import find_head
-from ltlearn.training.schedule import EpochCosine
+from ltlearn.training.schedule import EpochSchedule
 from tests.callbacks.helpers import (
     OPTIMIZERS,
     make_dls,
@@ -82,7 +82,7 @@ def test_the_factor_is_another_learning_rate_of_the_head(bias, factor, opt):
     f = torch.ones(3, requires_grad=True)
     record = Record()
     cb = LearnableWeightScaling("all", factor)
-    learn.fit(3, 0.1, wd=0.0, cbs=[cb, record, EpochCosine()])
+    learn.fit(3, 0.1, wd=0.0, cbs=[cb, record, EpochSchedule("cosine")])
     slow = [w, b] if bias else [w]
     plain = torch.optim.SGD([{"params": slow}, {"params": [f]}], lr=0.1, momentum=0.9)
     assert len(record.batches) == 21
