@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from ltlearn.data.benchmarks.registry import is_listed
 from ltlearn.errors import UserError
-from ltlearn.experiments.datasets import is_listed
 from ltlearn.experiments.sections import (
     SECTIONS,
     DataSection,

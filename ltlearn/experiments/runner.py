@@ -9,6 +9,7 @@ from typing import Any
 from fastai.torch_core import set_seed
 
 from ltlearn.data import LTDataLoaders
+from ltlearn.data.benchmarks.registry import is_listed, listed_names
 from ltlearn.data.readers.tables import columns_text
 from ltlearn.errors import UserError, log_once, spell
 from ltlearn.experiments.build import (
@@ -19,7 +20,6 @@ from ltlearn.experiments.build import (
     may_have_seen,
     pick_device,
 )
-from ltlearn.experiments.datasets import dataset_names, is_listed
 from ltlearn.experiments.manifest import MANIFEST_FILE, Manifest, recorded_recipe
 from ltlearn.experiments.options import RunOptions
 from ltlearn.experiments.predictor import MODEL_FILE, describe_model
@@ -85,10 +85,9 @@ def run_recipe(
         check_tensorboard()
     recipe = recipe.settled()
     if options.follow_links and not is_listed(recipe.data.dataset):
-        listed = ", ".join(name for name in dataset_names() if is_listed(name))
         raise UserError(
-            f"{spell('follow_links', True)} is for {listed}, not for {recipe.data.dataset}; leave "
-            "it out."
+            f"{spell('follow_links', True)} is for {', '.join(listed_names())}, not for "
+            f"{recipe.data.dataset}; leave it out."
         )
     _check_methods(recipe)
     if recipe.data.dataset == "own":

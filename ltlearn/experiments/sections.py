@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ltlearn.experiments.datasets import dataset_names
+from ltlearn.data.benchmarks.registry import dataset_names
 from ltlearn.methods import METHODS
 from ltlearn.names import (
     BN_MODES,

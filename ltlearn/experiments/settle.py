@@ -1,7 +1,7 @@
 """Fill in the values that a recipe leaves open, and refuse values that contradict each other."""
 
+from ltlearn.data.benchmarks.registry import is_listed
 from ltlearn.errors import UserError, spell
-from ltlearn.experiments.datasets import is_listed
 from ltlearn.experiments.sections import (
     READING,
     DataSection,
