@@ -34,7 +34,7 @@ def ltlearn_seconds(learn) -> float:
 
 def plain_seconds(learn) -> float:
     """One epoch of the method, written out in plain PyTorch over the same images."""
-    learn.unfreeze_all()
+    learn.model.requires_grad_(True)
     model, train = learn.model.train(), learn.dls.train
     augment, targets = train.dataset.augment, train.dataset.targets
     mean, std = learn.dls.normalize.mean, learn.dls.normalize.std
@@ -66,7 +66,9 @@ def plain_seconds(learn) -> float:
         cols = slice(max(col - half, 0), min(col + half, side))
         x_g = share * x1 + (1 - share) * o1
         x2[:, :, rows, cols] = o2[:, :, rows, cols]
-        with torch.autocast("cpu", dtype=learn._dtype, enabled=learn._dtype is not None):
+        with torch.autocast(
+            "cpu", dtype=learn.autocast_dtype, enabled=learn.autocast_dtype is not None
+        ):
             f_g, f_l = model.backbone(x_g), model.backbone(x2)
             logits = [(balanced(f).float(), model.head(f).float()) for f in (f_g, f_l)]
             h_g, h_l = projection(f_g), projection(f_l)

@@ -94,7 +94,7 @@ def worker(name: str, images: int, batch: int, width: int) -> None:
     )
     runs = {
         "ltlearn": lambda: ltlearn_seconds(learn),
-        "same": lambda: plain_seconds(learn, learn._dtype, torch.channels_last),
+        "same": lambda: plain_seconds(learn, learn.autocast_dtype, torch.channels_last),
         "fp32": lambda: plain_seconds(learn, None, torch.contiguous_format),
     }
     print(learn.precision, flush=True)

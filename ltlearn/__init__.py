@@ -1,12 +1,11 @@
 """Long-tailed image recognition: decoupled training with SAMN on any timm backbone.
 
-The names below load on first use, so that `from ltlearn import SAMNLinear, pava` costs a plain
-PyTorch user neither fastai nor timm.
+The names load on first use, so that `from ltlearn import SAMNLinear, pava` imports neither fastai
+nor timm. `import ltlearn.models.cifar_resnet` registers the CIFAR ResNets with timm; `lt_learner`
+does so by itself.
 """
 
-import sys
 from importlib import import_module
-from importlib.util import find_spec
 
 # public name -> the module that defines it
 _LAZY = {
@@ -35,6 +34,10 @@ _LAZY = {
     "FeatureBank": "ltlearn.training.features",
     "LTLearner": "ltlearn.learner",
     "lt_learner": "ltlearn.learner",
+    "Method": "ltlearn.methods",
+    "Sweep": "ltlearn.methods",
+    "register_method": "ltlearn.methods",
+    "register_head": "ltlearn.heads",
     "shot_report": "ltlearn.metrics.report",
     "ShotReport": "ltlearn.metrics.report",
     "UserError": "ltlearn.errors",
@@ -65,30 +68,3 @@ def _version() -> str:
 
 def __dir__():
     return sorted(__all__)
-
-
-class _AfterTimm:
-    """Registers the CIFAR ResNets at the moment that timm has been imported."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name != "timm":
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec("timm")
-        if spec is not None and spec.loader is not None:
-            run = spec.loader.exec_module
-
-            def run_and_register(module) -> None:
-                run(module)
-                import_module("ltlearn.models.cifar_resnet")
-
-            spec.loader.exec_module = run_and_register
-        return spec
-
-
-# `timm.create_model("resnet32_cifar")` works from the moment that both ltlearn and timm are
-# imported, in either order; importing ltlearn alone does not import timm, which takes seconds.
-if "timm" in sys.modules:
-    import_module("ltlearn.models.cifar_resnet")
-else:
-    sys.meta_path.insert(0, _AfterTimm())

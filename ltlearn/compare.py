@@ -94,7 +94,7 @@ def compare(
     with restored_stage1(learn) as restart:
         for method in methods:
             row = METHODS[method]
-            for seed in range(seeds if row.kind == "stage 2" and _draws(row) else 1):
+            for seed in range(seeds if row.draws else 1):
                 notify(f"{row.label}, seed {seed}")
                 trained = study.load_or_train(method, seed, restart)
                 if bn == "train":
@@ -164,11 +164,6 @@ def check_request(
     for name in priors:
         check_choice("prior", name, PRIORS)
     return find_methods(methods, stage1), priors
-
-
-def _draws(row: Method) -> bool:
-    """Return whether the outcome of a method depends on its seed."""
-    return row.values.get("epochs") != 0 or row.reset
 
 
 def _warn_if_changed(learn) -> None:

@@ -13,7 +13,7 @@ import ltlearn.training.features
 from ltlearn import UserError
 from ltlearn.compare import compare
 from ltlearn.comparison import Comparison, merge_comparisons
-from ltlearn.methods import METHODS
+from ltlearn.methods import METHODS, registered_method
 from ltlearn.utils.run_folder import Run
 from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
 
@@ -222,7 +222,7 @@ def test_weights_that_are_not_those_of_their_record_are_made_again(tmp_path, cap
 
 
 @pytest.mark.parametrize("part", ["loss", "callbacks", "reset", "library"])
-def test_a_method_that_has_changed_is_made_again(tmp_path, monkeypatch, part):
+def test_a_method_that_has_changed_is_made_again(tmp_path, monkeypatch, request, part):
     learn, run = make(), Run(tmp_path)
     compare(learn, ["label_aware_smoothing"], run=run)
     row = METHODS["label_aware_smoothing"]
@@ -231,7 +231,11 @@ def test_a_method_that_has_changed_is_made_again(tmp_path, monkeypatch, part):
     else:
         lws = METHODS["mislas"].callbacks
         new = {"loss": METHODS["slas_samn"].loss, "callbacks": lws, "reset": True}[part]
-        monkeypatch.setitem(METHODS, "label_aware_smoothing", replace(row, **{part: new}))
+        changed = registered_method(
+            "label_aware_smoothing", replace(row, **{part: new}), replace=True
+        )
+        changed.__enter__()
+        request.addfinalizer(lambda: changed.__exit__(None, None, None))
     seen = []
     retrain = type(learn).retrain_classifier
 

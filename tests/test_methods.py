@@ -20,7 +20,14 @@ from ltlearn import LTDataLoaders, UserError
 from ltlearn.callbacks import SAMN
 from ltlearn.data.samplers import SAMPLERS
 from ltlearn.losses import CountedLoss
-from ltlearn.methods import KINDS, METHODS, STAGE1, find_method, find_methods, prior_of
+from ltlearn.methods import (
+    KINDS,
+    METHODS,
+    find_method,
+    find_methods,
+    prior_of,
+    stage1_methods,
+)
 from ltlearn.training.checkpoint import describe_options
 from tests.callbacks.helpers import COUNTS, make_dls, make_images, make_lt_learner
 
@@ -70,15 +77,15 @@ def test_samn_is_samn():
 
 
 def test_unknown_methods():
-    with pytest.raises(UserError, match="there is no method 'sanm'; did you mean samn"):
+    with pytest.raises(UserError, match="'sanm'.*did you mean samn"):
         find_method("sanm")
-    with pytest.raises(UserError, match="no method 'zzz'; there is ce, mixup, cutmix, glmc, crt"):
+    with pytest.raises(UserError, match="'zzz'.*ce, mixup, cutmix, glmc, crt"):
         find_method("zzz")
-    with pytest.raises(UserError, match="there is no method 'crtt'; did you mean crt"):
+    with pytest.raises(UserError, match="'crtt'.*did you mean crt"):
         make().retrain_classifier(method="crtt")
     assert find_methods("crt, ce,crt") == ["crt", "ce"]
     assert find_methods(None) == list(METHODS)
-    with pytest.raises(UserError, match="give a method or more: ce, mixup"):
+    with pytest.raises(UserError, match="ce, mixup"):
         find_methods(" , ")
 
 
@@ -104,7 +111,7 @@ def test_crt_in_words():
     assert torch.equal(named.model.head.weight, spelled.model.head.weight)
 
 
-def test_what_is_given_wins_over_the_method():
+def test_arguments_win_over_the_row():
     learn = make()
     learn.retrain_classifier(1, 0.5, method="crt", reset=False, sampler="instance")
     stage = learn.stages[-1]
@@ -113,29 +120,29 @@ def test_what_is_given_wins_over_the_method():
     )  # fmt: skip
 
 
-def test_what_trains_nothing_takes_no_values():
+def test_a_method_that_trains_nothing_takes_no_values():
     learn = make()
-    with pytest.raises(UserError, match="tau_norm trains nothing, so lr has no meaning for it"):
+    with pytest.raises(UserError, match="tau_norm.* lr "):
         learn.retrain_classifier(method="tau_norm", lr=0.1)
-    with pytest.raises(UserError, match="ce is the classifier of stage 1: there is nothing"):
+    with pytest.raises(UserError, match="ce .*stage 1"):
         learn.retrain_classifier(method="ce")
-    with pytest.raises(UserError, match="crt is no post-hoc method; use retrain_classifier"):
+    with pytest.raises(UserError, match="crt.*retrain_classifier"):
         learn.correct_classifier("crt")
-    with pytest.raises(UserError, match="ncm has nothing to choose"):
+    with pytest.raises(UserError, match="ncm.*value"):
         learn.correct_classifier("ncm", 0.5)
-    with pytest.raises(UserError, match="value must be a finite number of at least 0"):
+    with pytest.raises(UserError, match="value must be .*-1"):
         learn.correct_classifier("tau_norm", -1)
 
 
 def test_each_stage_1_has_its_methods():
-    assert STAGE1 == ("ce", "mixup", "cutmix", "glmc")
+    assert stage1_methods() == ("ce", "mixup", "cutmix", "glmc")
     assert "glmc_samn" in find_methods(None, "glmc") and "ce" not in find_methods(None, "glmc")
     assert "glmc_samn" not in find_methods(None, "ce") and "crt" in find_methods("crt", "glmc")
-    with pytest.raises(UserError, match="glmc_samn is for a stage 1 of GLMC, and this one is CE"):
+    with pytest.raises(UserError, match="glmc_samn.*GLMC.*CE"):
         find_methods("samn,glmc_samn", "ce")
 
 
-@pytest.mark.parametrize("name", STAGE1)
+@pytest.mark.parametrize("name", stage1_methods())
 def test_options_of_stage_1_reach_its_callback(name):
     options = {key: value + 0.125 for key, value in METHODS[name].options.items()}
     found = METHODS[name].callbacks(**options)
@@ -154,11 +161,11 @@ def test_options_of_a_method_reach_its_loss_and_callbacks():
         assert describe_options(defaults["loss"]) == describe_options(plain["loss"])
         assert [*map(describe_options, defaults["cbs"])] == [*map(describe_options, plain["cbs"])]
     learn = make()
-    with pytest.raises(UserError, match="CE . SAMN has no option 'tau'; there is none"):
+    with pytest.raises(UserError, match="CE . SAMN.*'tau'.*none"):
         learn.retrain_classifier(method="samn", options={"tau": 1})
-    with pytest.raises(UserError, match="tau_norm trains nothing, so options has no meaning"):
+    with pytest.raises(UserError, match="tau_norm.* options "):
         learn.retrain_classifier(method="tau_norm", options={"tau": 1})
-    with pytest.raises(UserError, match="options are those of a method; name the method"):
+    with pytest.raises(UserError, match="options.*method"):
         learn.retrain_classifier(1, options={"tau": 1})
 
 
@@ -187,7 +194,7 @@ def test_views_reach_the_nearest_class_mean():
     other.correct_classifier("ncm")
     means = [x.model.head.means for x in (named, spelled, other)]
     assert torch.equal(means[0], means[1]) and not torch.equal(means[0], means[2])
-    with pytest.raises(UserError, match="views must be a whole number of at least 0"):
+    with pytest.raises(UserError, match="views must be .*-1"):
         named.correct_classifier("ncm", views=-1)
 
 
@@ -255,8 +262,16 @@ class Leave(Callback):
             raise self.how
 
 
-@pytest.mark.parametrize("how", EXITS)
-@pytest.mark.parametrize("name", TRAINED)
+# Every exit for a row of each kind (new head, callback with a head, cosine head), one for the rest.
+ENDINGS = [
+    (name, how)
+    for name in TRAINED
+    for how in (EXITS if name in ("crt", "samn", "ldam_drw") else ["exception"])
+    if METHODS[name].values.get("epochs") != 0
+]
+
+
+@pytest.mark.parametrize(("name", "how"), ENDINGS)
 def test_however_it_ends_all_else_is_as_it_was(name, how):
     learn = make()
     before = copy.deepcopy(learn.model.backbone.state_dict())
@@ -265,8 +280,6 @@ def test_however_it_ends_all_else_is_as_it_was(name, how):
     loader = (train.sampler, train.sampler_name, train.seed, train.bs)
     loss, optimiser, callbacks = learn.loss_func, learn.opt_func, list(learn.cbs)
     args = brief(name)
-    if not args["epochs"]:
-        pytest.skip("trains nothing, so there is nothing to leave")
     for views in (1, 0):
         leave = Leave(EXITS[how])
         try:
@@ -299,7 +312,7 @@ def test_two_classes_one_image_and_none(name, counts, caplog):
     assert loss is None or isinstance(loss, str)
 
 
-def test_a_loss_is_told_the_counts_for_as_long_as_it_trains():
+def test_a_loss_has_the_class_counts_of_the_data_during_a_fit_only():
     seen = []
 
     class Look(Callback):
@@ -324,7 +337,7 @@ def test_too_few_validation_images_take_the_published_value(caplog):
     with caplog.at_level(logging.WARNING, "ltlearn"):
         done = learn.correct_classifier("tau_norm")
     assert (done["value"], done["chosen_on"]) == (1.0, None)
-    assert "12 validation images of 3 classes are too few to choose on" in caplog.text
+    assert "12 validation images of 3 classes" in caplog.text
     np.testing.assert_allclose(learn.head_norms(), 1, rtol=1e-5)
 
 
@@ -332,7 +345,7 @@ def test_too_few_validation_images_choose_no_epoch_unless_asked_to(caplog):
     learn = make()  # 12 validation images
     with caplog.at_level(logging.WARNING, "ltlearn"):
         assert learn.retrain_classifier(2, method="samn")["select"] == "last"
-    assert "too few to choose on: stage 2 keeps its last epoch" in caplog.text
+    assert "12 validation images" in caplog.text and "last epoch" in caplog.text
     assert learn.retrain_classifier(2, method="samn", select="best")["select"] == "best"
     held = make_images([20, 20, 20], seed=1)
     assert make_lt_learner(make_dls(valid=held)).retrain_classifier(2)["select"] == "best"
@@ -375,13 +388,13 @@ def test_predict_under_a_known_prior():
     _, known = learn.predict(images, target_prior=[0, 1, 1], source_prior="uniform")
     assert (known[:, 0] < 1e-6).all()
     torch.testing.assert_close(known[:, 1] / known[:, 2], plain[:, 1] / plain[:, 2])
-    with pytest.raises(UserError, match="prior must be one of uniform, train, reversed"):
+    with pytest.raises(UserError, match="prior must be one of .*'sideways'"):
         learn.predict(images, target_prior="sideways")
-    with pytest.raises(UserError, match="source_prior has no meaning without a target_prior"):
+    with pytest.raises(UserError, match="source_prior.*target_prior"):
         learn.predict(images, source_prior="train")
 
 
-@pytest.mark.parametrize("name", STAGE1)
+@pytest.mark.parametrize("name", stage1_methods())
 def test_the_table_and_the_learner_agree_on_the_prior_of_stage_1(name):
     learn = make()
     learn.fit_stage1(1, 0.01, cbs=METHODS[name].callbacks())

@@ -45,6 +45,7 @@ class DeferredReweighting(Callback):
 
     # Before callbacks that put another function in the place of the loss, as MixUp does.
     order = -5
+    leaves_prior = False
 
     def __init__(
         self,

@@ -130,6 +130,7 @@ class GLMC(Callback):
 
     # After the callback that sets the mode, before those that scale the loss or collect it.
     order = -4
+    leaves_prior = False
     run_valid = False
 
     def __init__(

@@ -48,6 +48,7 @@ class LearnableWeightScaling(Callback):
 
     # After callbacks that change the model in before_fit, before those that look at its norms.
     order = 5
+    leaves_prior = False
     head_type = ScaledLinear
 
     def __init__(self, train: str = "scale", head_lr_factor: float = 1.0):

@@ -41,6 +41,7 @@ class MaxNorm(Callback):
     # After callbacks that put in a head of their own in before_fit; after each step, before those
     # that look at the norms.
     order = 6
+    leaves_prior = False
 
     def __init__(self, threshold: float | None = None, share: float = 0.1, when: str = "epoch"):
         if threshold is not None:

@@ -48,6 +48,7 @@ class SAMN(Callback):
 
     # After callbacks that change the model in before_fit, before those that look at its norms.
     order = 5
+    leaves_prior = False
     head_type = SAMNLinear
 
     def __init__(

@@ -11,7 +11,7 @@ from ltlearn.errors import UserError, mute_log, spell, spell_call
 from ltlearn.experiments.read_recipe import apply_override, check_recipe, look_up, put
 from ltlearn.experiments.recipe import COMMAND_LINE, Recipe
 from ltlearn.experiments.sections import READING
-from ltlearn.methods import LARGEST_SCALED_BATCH, METHODS, find_methods, usual_rate
+from ltlearn.methods import DEFAULT_STAGE1, LARGEST_SCALED_BATCH, METHODS, find_methods, usual_rate
 
 __all__ = ["fitting_methods", "own_recipe"]
 
@@ -100,7 +100,7 @@ def own_recipe(
     _choose_stage1(draft, trained=checkpoint is not None)
     for key, (value, why) in _VALUES.items():
         draft.choose(key, value, why)
-    first = draft.choose("stage1.method", "ce", "own: the plainest")
+    first = draft.choose("stage1.method", DEFAULT_STAGE1, "own: the plainest")
     # A new classifier is no result of stage 1.
     is_untrained = checkpoint is not None and reset
     raw = draft.raw
@@ -230,7 +230,7 @@ def fitting_methods(
     """
     if not recipe.starts_without_head:
         return methods
-    fitting = [name for name, row in METHODS.items() if not _needs_trained_head(name, row)]
+    fitting = [name for name, row in METHODS.items() if not row.needs_trained_head]
     if methods is None:
         return fitting
     names = find_methods(methods)
@@ -241,8 +241,3 @@ def fitting_methods(
                 f"choose from {', '.join(fitting)}."
             )
     return names
-
-
-def _needs_trained_head(name: str, row) -> bool:
-    # The nearest class mean uses the features alone.
-    return not row.reset and name != "ncm"

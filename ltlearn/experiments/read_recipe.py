@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ltlearn.errors import UserError, spell
 from ltlearn.experiments.recipe import COMMAND_LINE, Recipe
 from ltlearn.experiments.sections import SECTIONS, Expected, MethodSection, Variant
-from ltlearn.methods import METHODS, find_method, find_methods
+from ltlearn.methods import METHODS, find_method, find_methods, stage1_methods
 
 __all__ = [
     "apply_override",
@@ -167,8 +167,8 @@ def _fields_at(keys: list[str]) -> dict[str, Any]:
 def _stage1_options() -> dict[str, list[str]]:
     """Return the methods of stage 1 that have an option, by the option's name."""
     owners: dict[str, list[str]] = {}
-    for name, row in METHODS.items():
-        for key in row.options if row.kind == "stage 1" else ():
+    for name in stage1_methods():
+        for key in METHODS[name].options:
             owners.setdefault(key, []).append(name)
     return owners
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ltlearn.data.benchmarks.registry import dataset_names
-from ltlearn.methods import METHODS
+from ltlearn.methods import DEFAULT_STAGE1, stage1_methods
 from ltlearn.names import (
     BN_MODES,
     FEW_RULES,
@@ -122,7 +122,7 @@ class _WithOptions(Section):
 class Stage1Section(_Stage, _WithOptions):
     """How the representation is trained. Further keys are options of the method."""
 
-    method: str = "ce"
+    method: str = DEFAULT_STAGE1
     warmup_epochs: int = Field(0, ge=0)
     schedule: Literal[SCHEDULES] = "cosine"
     # For "multistep": the learning rate is multiplied by `decay` after each of these epochs.
@@ -137,7 +137,7 @@ class Stage1Section(_Stage, _WithOptions):
     @field_validator("method")
     @classmethod
     def _is_of_stage_1(cls, name: str) -> str:
-        allowed = [key for key, row in METHODS.items() if row.kind == "stage 1"]
+        allowed = stage1_methods()
         if name not in allowed:
             raise ValueError(f"it must be one of {', '.join(allowed)}")
         return name

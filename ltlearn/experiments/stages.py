@@ -27,7 +27,7 @@ from ltlearn.experiments.options import RunOptions
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.sections import Stage1Section
 from ltlearn.learner import LTLearner
-from ltlearn.methods import METHODS
+from ltlearn.methods import DEFAULT_STAGE1, METHODS
 from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.logs import EpochLog
@@ -221,7 +221,7 @@ def _run_stage1(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> Finish
     )
     if stage1.milestones:
         train = partial(train, milestones=stage1.milestones, decay=stage1.decay)
-    method = "" if stage1.method == "ce" else f" with {METHODS[stage1.method].label}"
+    method = "" if stage1.method == DEFAULT_STAGE1 else f" with {METHODS[stage1.method].label}"
     title = f"stage 1, {stage1.epochs} epochs of {recipe.model.arch}{method}"
     if recipe.keeps_given_model:
         title = f"stage 1 is {recipe.model.pretrained} as given"

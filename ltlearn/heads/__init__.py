@@ -3,7 +3,14 @@
 from ltlearn.heads.cosine import CosineLinear
 from ltlearn.heads.foldable import Foldable
 from ltlearn.heads.nearest_mean import NearestClassMean
-from ltlearn.heads.registry import as_linear, head_from_state, is_head, is_trainable
+from ltlearn.heads.registry import (
+    as_linear,
+    head_from_state,
+    is_head,
+    is_trainable,
+    register_head,
+    unregister_head,
+)
 from ltlearn.heads.samn import SAMNLinear
 from ltlearn.heads.scaled import ScaledLinear
 
@@ -17,4 +24,6 @@ __all__ = [
     "head_from_state",
     "is_head",
     "is_trainable",
+    "register_head",
+    "unregister_head",
 ]

@@ -1,19 +1,29 @@
-"""The kinds of classifier head that a model may end in, and how a state dict tells them apart.
+"""The kinds of classifier head, and how the keys of a state dict identify a kind.
 
-Torch alone. A new kind is one line in `_KINDS`; its keys must differ from all others'.
+It needs torch alone. `register_head` adds a kind.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ltlearn.errors import UserError
 from ltlearn.heads.cosine import CosineLinear
 from ltlearn.heads.nearest_mean import NearestClassMean
 from ltlearn.heads.samn import SAMNLinear
 from ltlearn.heads.scaled import ScaledLinear
 
-__all__ = ["is_head", "is_trainable", "head_from_state", "as_linear"]
+__all__ = [
+    "HeadKind",
+    "as_linear",
+    "head_from_state",
+    "is_head",
+    "is_trainable",
+    "register_head",
+    "unregister_head",
+]
 
 
 def _is_samn(keys: Collection[str]) -> bool:
@@ -48,11 +58,13 @@ def _width_and_classes(state: Mapping[str, Tensor], key: str = "weight") -> tupl
     return width, classes
 
 
-class _Kind(NamedTuple):
+class HeadKind(NamedTuple):
     """A kind of head.
 
-    `matches` tells by its keys that a state dict is of this kind; `from_state` makes a head that
-    the state then loads into.
+    Args:
+        type: The class of the head.
+        matches: Returns whether the keys of a state dict belong to this kind.
+        from_state: Makes a head of the right size from a state dict, which is loaded afterwards.
     """
 
     type: type[nn.Module]
@@ -60,36 +72,75 @@ class _Kind(NamedTuple):
     from_state: Callable[[Mapping[str, Tensor]], nn.Module]
 
 
-_KINDS = (
-    _Kind(SAMNLinear, _is_samn, _samn),
-    _Kind(ScaledLinear, lambda keys: "scales" in keys, _scaled),
-    _Kind(CosineLinear, lambda keys: "cosine_scale" in keys, _cosine),
-    _Kind(NearestClassMean, lambda keys: "means" in keys, _nearest_mean),
-    # Last: the others have a weight as well.
-    _Kind(nn.Linear, lambda keys: "weight" in keys, _linear),
-)
+_KINDS = [
+    HeadKind(SAMNLinear, _is_samn, _samn),
+    HeadKind(ScaledLinear, lambda keys: "scales" in keys, _scaled),
+    HeadKind(CosineLinear, lambda keys: "cosine_scale" in keys, _cosine),
+    HeadKind(NearestClassMean, lambda keys: "means" in keys, _nearest_mean),
+]
+_BUILT_IN = tuple(_KINDS)
+# It comes last: the other kinds have a weight, too.
+_LINEAR = HeadKind(nn.Linear, lambda keys: "weight" in keys, _linear)
+
+
+def register_head(
+    type: type[nn.Module],
+    matches: Callable[[Collection[str]], bool],
+    from_state: Callable[[Mapping[str, Tensor]], nn.Module],
+) -> None:
+    """Register a kind of head, so that a model and a checkpoint with such a head can be loaded.
+
+    The head has `in_features`, `out_features`, `norms()` (C,) and `fold()`, which returns an equal
+    `nn.Linear` or raises a `UserError`. `ltlearn.heads.Foldable` has the last two.
+
+    Args:
+        type: The class of the head. A second registration of a class replaces the first.
+        matches: Returns whether the keys of a head's state dict belong to this kind. The built-in
+            kinds are tried first.
+        from_state: Makes a head of the right size from a state dict, which is loaded afterwards.
+
+    Raises:
+        UserError: If the class is no module, or is a built-in head.
+
+    Example:
+        >>> register_head(MyHead, lambda keys: "my_key" in keys, MyHead.from_state)
+    """
+    is_module = inspect.isclass(type) and issubclass(type, nn.Module)
+    if not is_module or any(kind.type is type for kind in (*_BUILT_IN, _LINEAR)):
+        raise UserError(f"type must be a class of heads from outside ltlearn, got {type!r}.")
+    unregister_head(type)
+    _KINDS.append(HeadKind(type, matches, from_state))
+
+
+def unregister_head(type: type[nn.Module]) -> None:
+    """Remove a registered kind of head, if there is one of this class.
+
+    Args:
+        type: The class of the head.
+    """
+    _KINDS[:] = [kind for kind in _KINDS if kind.type is not type or kind in _BUILT_IN]
 
 
 def is_head(module: nn.Module | None) -> bool:
-    """Tell whether a module is a classifier of ours or an `nn.Linear`."""
-    return isinstance(module, tuple(kind.type for kind in _KINDS))
+    """Return whether a module is an `nn.Linear` or a registered head."""
+    return isinstance(module, tuple(kind.type for kind in (*_KINDS, _LINEAR)))
 
 
 def is_trainable(head: nn.Module) -> bool:
-    """Tell whether a head is not frozen; one without parameters is not."""
+    """Return whether no parameter of a head is frozen; True for a head without parameters."""
     return all(p.requires_grad for p in head.parameters())
 
 
 def head_from_state(state: Mapping[str, Tensor]) -> nn.Module | None:
-    """Make a head of the kind and the size that a state dict is of; its values are not loaded.
+    """Make a head of the kind and the size of a state dict, without loading its values.
 
     Args:
         state: The head's part of a state dict, without prefix.
 
     Returns:
-        The head, on the CPU; None where no kind has such keys, or a part has no such shape.
+        The head, on the CPU. None if the keys belong to no kind, or a tensor has a wrong shape.
     """
-    for kind in _KINDS:
+    for kind in (*_KINDS, _LINEAR):
         if kind.matches(state.keys()):
             try:
                 return kind.from_state(state)
@@ -99,9 +150,12 @@ def head_from_state(state: Mapping[str, Tensor]) -> nn.Module | None:
 
 
 def as_linear(head: nn.Module) -> nn.Linear:
-    """Return the `nn.Linear` that a head stands for: itself, or what it folds into.
+    """Return the `nn.Linear` that is equal to a head: itself, or the folded head.
+
+    Args:
+        head: The head.
 
     Raises:
-        UserError: If there is none.
+        UserError: If no linear layer is equal to it.
     """
     return head if isinstance(head, nn.Linear) else head.fold()

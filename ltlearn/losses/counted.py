@@ -41,6 +41,7 @@ class CountedLoss(nn.Module):
 
     # Tells fastai's MixUp and CutMix to mix the losses of two targets, not the targets.
     y_int = True
+    leaves_prior = False  # whether the logits of a trained classifier keep the training prior
     # What the loss does with a class that has no training image, said in the warning about it.
     _without_images = ""
     _derived: tuple[str, ...] = ()

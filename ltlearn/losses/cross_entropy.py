@@ -24,6 +24,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
 
     # Tells fastai's MixUp and CutMix to mix the losses of two targets, not the targets.
     y_int = True
+    leaves_prior = True
 
     @property
     def weights(self) -> Tensor | None:

@@ -59,6 +59,8 @@ class SoftmaxFocalLoss(_FocalLoss):
         2019, arXiv:1906.07413.
     """
 
+    leaves_prior = True
+
     def __init__(
         self,
         gamma: float = 1.0,

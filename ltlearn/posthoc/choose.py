@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltlearn.errors import UserError, check_whole
-from ltlearn.losses.counted import check_number
+from ltlearn.errors import UserError, check_number, check_whole
 from ltlearn.metrics.rows import check_finite, check_lengths, read_labels, unwrap
 
 __all__ = [
@@ -24,16 +23,16 @@ __all__ = [
 
 TAU_GRID = tuple(i / 10 for i in range(21))
 _PUBLISHED_TAU = 1.0
-_BLOCK_NUMBERS = 2**22  # features or logits are read so many at a time: 32 MiB of float64
-EQUAL_DECIMALS = 12  # decimals to which two accuracies, or two NLLs, are told apart
+_BLOCK_NUMBERS = 2**22  # numbers in a block of features or logits: 32 MiB of float64
+EQUAL_DECIMALS = 12  # accuracies, or NLLs, that agree to so many decimals count as equal
 
 
 class TauChoice(NamedTuple):
-    """What `choose_tau` found.
+    """The chosen strength of a correction, and the accuracy at each strength.
 
     Args:
-        value: The tau chosen.
-        curve: Each tau tried, ascending, with its class-balanced accuracy, a fraction in [0, 1].
+        value: The chosen strength.
+        curve: Pairs of a strength, ascending, and its class-balanced accuracy in [0, 1].
     """
 
     value: float
@@ -49,12 +48,12 @@ def choose_tau(
 ) -> TauChoice:
     """Choose the strength of a correction by class-balanced accuracy on held-out images.
 
-    Of equally accurate values it takes the one with the smallest negative log-likelihood, then the
-    nearest to the published default, then the smaller. Classes without held-out images are left
-    out of the mean.
+    Among equally accurate values, the smallest negative log-likelihood decides, then the distance
+    to the published default, then the smaller value. The mean leaves out classes without held-out
+    images.
 
     Args:
-        make_logits: Gives the corrected logits of all held-out images for a value of tau.
+        make_logits: Returns the corrected logits of all held-out images for a value of tau.
         targets: The true classes.
         num_classes: C, at least 1.
         candidates: Values to try, at least 0. The published grid: 0, 0.1, ..., 2.
@@ -66,6 +65,10 @@ def choose_tau(
     Raises:
         UserError: If the shapes disagree, there is no image or no candidate, a label is out of
             range, or a value is not allowed.
+
+    Example:
+        >>> choose_tau(lambda tau: logits - tau * log_prior, targets, num_classes=10).value
+        1.2
     """
     check_whole("num_classes", num_classes, 1)
 
@@ -73,7 +76,7 @@ def choose_tau(
         logits, labels = read_features(make_logits(tau), targets, "logits", num_classes)
         if logits.shape[1] != num_classes:
             raise UserError(
-                f"`make_logits` gives {logits.shape[1]} columns for {num_classes} classes."
+                f"make_logits must return (N, {num_classes}), got {logits.shape[1]} columns."
             )
         return logits, labels
 
@@ -100,13 +103,21 @@ def choose_tau(
 
 
 def choose_linear(linear: nn.Linear, features, targets, candidates, correct: Callable) -> TauChoice:
-    """Choose among corrections that scale and shift each class's logit w . x."""
+    """Choose among corrections that scale and shift the logit w . x of each class.
+
+    Args:
+        linear: The classifier.
+        features: Features of the held-out images, (N, D).
+        targets: Their classes, (N,).
+        candidates: Values to try, at least 0.
+        correct: Returns scale and shift, (C,) or None, for a value.
+    """
     num_classes = linear.out_features
     features, targets = read_features(features, targets, "features", num_classes)
     if features.shape[1] != linear.in_features:
         raise UserError(
-            f"`features` has {features.shape[1]} columns but the classifier takes "
-            f"{linear.in_features}."
+            f"features must have the {linear.in_features} columns that the classifier takes, got "
+            f"{features.shape[1]}."
         )
     weight = linear.weight.detach()
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -149,7 +160,7 @@ def _choose(
     curve = accuracies(taus)
     best = max(round(a, EQUAL_DECIMALS) for a in curve)
     tied = [tau for tau, a in zip(taus, curve, strict=True) if round(a, EQUAL_DECIMALS) == best]
-    # The likelihood is computed only where it decides.
+    # The likelihood decides between equal accuracies only, and is computed for these.
     keys = [0.0] if len(tied) == 1 else [round(v, EQUAL_DECIMALS) for v in nlls(tied)]
     ranked = [(nll, abs(tau - default), tau) for nll, tau in zip(keys, tied, strict=True)]
     return TauChoice(min(ranked)[2], list(zip(taus, curve, strict=True)))
@@ -158,14 +169,14 @@ def _choose(
 def _candidates(candidates: Sequence[float]) -> list[float]:
     taus = list(candidates)
     if not taus:
-        raise UserError("`candidates` is empty; give a value to try.")
+        raise UserError("candidates must contain at least one value, got none.")
     for tau in taus:
         check_number("each of candidates", tau, 0)
     return [float(tau) for tau in taus]
 
 
 class _Hits:
-    """Recognised images per class, for several classifiers at once."""
+    """Count correctly classified images per class, for several classifiers at once."""
 
     def __init__(self, targets: Tensor, num_classes: int, classifiers: int):
         self.targets, self.num_classes = targets, num_classes
@@ -189,17 +200,29 @@ def mean_nll(logits: Tensor, targets: Tensor) -> float:
 def read_features(
     rows, targets, name: str, num_classes: int | None = None
 ) -> tuple[Tensor | np.ndarray, Tensor]:
-    """Check (N, K) rows and their (N,) labels; without `num_classes`, there are K of them."""
+    """Check rows (N, K) and their labels (N,) and return both.
+
+    Args:
+        rows: The rows.
+        targets: The labels.
+        name: Name of `rows` in messages.
+        num_classes: Number of classes. None: K.
+    """
     rows = unwrap(rows)
     if rows.ndim != 2:
-        raise UserError(f"`{name}` has shape {tuple(rows.shape)}; it must have two dimensions.")
+        raise UserError(f"{name} must have two dimensions, got shape {tuple(rows.shape)}.")
     targets = read_labels(targets, num_classes or rows.shape[1], "targets")
     check_lengths(len(rows), len(targets), name, "targets")
     return rows, targets
 
 
 def iterate_blocks(rows: Tensor | np.ndarray, width: int = 0) -> Iterator[tuple[int, Tensor]]:
-    """Read rows in float64 blocks on the CPU, fewer at a time where they become `width` wide."""
+    """Read rows in float64 blocks on the CPU.
+
+    Args:
+        rows: The rows, (N, K).
+        width: Columns of the result that is computed from a block, if there are more than K.
+    """
     step = max(1, _BLOCK_NUMBERS // max(1, rows.shape[1], width))
     for start in range(0, len(rows), step):
         block = rows[start : start + step]

@@ -10,7 +10,7 @@ from ltlearn.errors import UserError
 __all__ = ["warn_without_images", "name_classes", "as_linear_layer", "new_linear"]
 
 _log = logging.getLogger("ltlearn")
-_NAMED = 10  # classes that a message names before it says "..."
+_MAX_NAMED = 10  # classes that a message names
 
 
 def warn_without_images(counts: Tensor, consequence: str) -> None:
@@ -23,16 +23,16 @@ def warn_without_images(counts: Tensor, consequence: str) -> None:
 def name_classes(mask: Tensor) -> str:
     """Name the first few classes of a mask."""
     classes = mask.nonzero().flatten().tolist()
-    return ", ".join(map(str, classes[:_NAMED])) + (" ..." if len(classes) > _NAMED else "")
+    return ", ".join(map(str, classes[:_MAX_NAMED])) + (" ..." if len(classes) > _MAX_NAMED else "")
 
 
 def as_linear_layer(head: nn.Module) -> nn.Linear:
-    """Return the plain linear layer that a head is, or stands for."""
+    """Return the plain linear layer that is equal to a head: itself, or the folded head."""
     fold = getattr(head, "fold", None)
     linear = fold() if callable(fold) else head
     if not isinstance(linear, nn.Linear):
         raise UserError(
-            "the classifier must be an nn.Linear, or a head with .fold() that gives one, got "
+            "the classifier must be an nn.Linear or a head whose fold() returns one, got "
             f"{type(head).__name__}."
         )
     return linear
@@ -41,7 +41,7 @@ def as_linear_layer(head: nn.Module) -> nn.Linear:
 @torch.no_grad()
 def new_linear(like: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """Create a linear layer with the given weight and bias."""
-    # `skip_init`: a correction takes nothing from the generator of random numbers.
+    # `skip_init` leaves the random number generator as it is.
     linear = nn.utils.skip_init(
         nn.Linear,
         like.in_features,

@@ -5,30 +5,30 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from ltlearn.errors import UserError
-from ltlearn.losses.counted import check_number, check_vector
+from ltlearn.errors import UserError, check_number
+from ltlearn.losses.counted import check_vector
 from ltlearn.posthoc.choose import TAU_GRID, TauChoice, choose_linear
 from ltlearn.posthoc.linear import as_linear_layer, new_linear, warn_without_images
 
 __all__ = ["adjust_logits", "choose_logit_adjustment"]
 
-_FLOOR = 1e-12  # of the authors' logit adjustment: log(share ** tau + 1e-12)
+_FLOOR = 1e-12  # the authors compute log(share ** tau + 1e-12)
 
 
 def adjust_logits(
     head: nn.Module, class_counts: Tensor | Sequence[float], tau: float = 1.0
 ) -> nn.Linear:
-    """Take tau times the log of each class's share of the training images off its logit.
+    """Subtract tau times the log of each class's share of the training images from its logit.
 
-    The result has a bias whether or not the head had one. A class without training images is
-    raised as much as the rarest class that has some, and no more (the authors' floor alone would
-    raise it by 27.6, above all others); a warning names it.
+    The result always has a bias. A class without training images is raised as much as the rarest
+    class with images, and a warning names it. The authors' floor alone would raise it by 27.6,
+    above all others.
 
     Args:
         head: The classifier.
         class_counts: Training images per class, C of them.
-        tau: Strength of the adjustment, no unit, at least 0. 1 is what a calibrated classifier
-            needs for images from balanced classes.
+        tau: Strength of the adjustment, no unit, at least 0. With 1, a calibrated classifier fits
+            images from balanced classes.
 
     Raises:
         UserError: If `head` is no linear classifier, the counts are no vector of C numbers, or
@@ -37,6 +37,9 @@ def adjust_logits(
     Source:
         Menon et al., ICLR 2021, arXiv:2007.07314; as in the authors' code, log(share ** tau
         + 1e-12). Departure: classes without images.
+
+    Example:
+        >>> balanced = adjust_logits(learn.model.head, learn.dls.class_counts)
     """
     check_number("tau", tau, 0)
     linear = as_linear_layer(head)
@@ -56,11 +59,11 @@ def choose_logit_adjustment(
 ) -> TauChoice:
     """Choose tau of `adjust_logits` on the features of held-out images, as `choose_tau` does.
 
-    The features meet the weights once, whatever the number of candidates.
+    The product of features and weights is computed once for all candidates.
 
     Args:
         head: The classifier.
-        features: Of held-out images.
+        features: Features of held-out images.
         targets: Their classes.
         class_counts: Training images per class, C of them.
         candidates: Values to try, at least 0.
@@ -82,7 +85,7 @@ def choose_logit_adjustment(
 
 
 def _log_prior(counts: Tensor, tau: float) -> Tensor:
-    """Return log(share ** tau + 1e-12), (C,), float64, with no share below the rarest class's."""
+    """Return log(share ** tau + 1e-12), (C,), float64, with shares clamped to the rarest class."""
     share = counts / counts.sum()
     return (share.clamp(min=share[share > 0].min()) ** tau + _FLOOR).log()
 
@@ -91,8 +94,8 @@ def _counts_of(class_counts: Tensor | Sequence[float], linear: nn.Linear) -> Ten
     counts = check_vector("class_counts", class_counts)
     if len(counts) != linear.out_features:
         raise UserError(
-            f"class_counts has {len(counts)} numbers for a classifier of {linear.out_features} "
-            "classes."
+            f"class_counts must have a number for each of {linear.out_features} classes, got "
+            f"{len(counts)}."
         )
-    warn_without_images(counts, "its logit is raised as much as that of the rarest class")
+    warn_without_images(counts, "its logit is raised as much as the logit of the rarest class")
     return counts

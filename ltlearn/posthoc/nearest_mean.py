@@ -22,16 +22,16 @@ def nearest_class_mean(
     centre: bool = True,
     normalize: bool = True,
 ) -> NearestClassMean:
-    """Make a classifier of the mean feature of each class.
+    """Make a classifier from the mean feature of each class.
 
     A class without images is never predicted; a warning names it.
 
     Args:
-        features: Of the training images.
+        features: Features of the training images.
         targets: Their classes.
         num_classes: C, at least 1.
-        centre: Whether the mean over all images is taken off first.
-        normalize: Whether each feature is then divided by its length. The means themselves are not
+        centre: Whether to subtract the mean over all images first.
+        normalize: Whether to divide each feature by its length then. The means themselves are not
             normalised again.
 
     Shape:
@@ -45,6 +45,9 @@ def nearest_class_mean(
     Source:
         Kang et al., ICLR 2020, arXiv:1910.09217; centred features of unit length are
         the default of the authors' code.
+
+    Example:
+        >>> head = nearest_class_mean(features, targets, num_classes=10)
     """
     check_whole("num_classes", num_classes, 1)
     features, targets = read_features(features, targets, "features", num_classes)

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltlearn.errors import UserError
-from ltlearn.losses.counted import check_number
+from ltlearn.errors import UserError, check_number
 from ltlearn.posthoc.choose import TAU_GRID, TauChoice, choose_linear
 from ltlearn.posthoc.linear import as_linear_layer, name_classes, new_linear
 
@@ -20,15 +19,19 @@ def tau_normalize(head: nn.Module, tau: float = 1.0, keep_bias: bool = True) -> 
     Args:
         head: The classifier.
         tau: No unit, at least 0. 0 changes nothing; 1 makes all norms 1.
-        keep_bias: Whether the bias stays as it is (Zhang et al.) or is dropped (Kang et al.).
+        keep_bias: Whether to keep the bias (Zhang et al.) or to drop it (Kang et al.).
 
     Raises:
-        UserError: If `head` is no linear classifier, `tau` is not allowed, or a class has weights
-            that are all zero (with tau above 0), not finite, or do not fit the dtype afterwards.
+        UserError: If `head` is no linear classifier, `tau` is not allowed, or the weights of a
+            class are all zero (with tau above 0), not finite, or too large for the dtype
+            afterwards.
 
     Source:
         Kang et al., ICLR 2020, arXiv:1910.09217. With the bias: Zhang et al., AAAI
         2021 ("Bag of Tricks").
+
+    Example:
+        >>> tau_normalize(learn.model.head, tau=0.7).weight.norm(dim=1)
     """
     check_number("tau", tau, 0)
     linear = as_linear_layer(head)
@@ -45,13 +48,13 @@ def choose_tau_norm(
 ) -> TauChoice:
     """Choose tau of `tau_normalize` on the features of held-out images, as `choose_tau` does.
 
-    The features meet the weights once, whatever the number of candidates.
+    The product of features and weights is computed once for all candidates.
 
     Args:
         head: The classifier.
-        features: Of held-out images.
+        features: Features of held-out images.
         targets: Their classes.
-        keep_bias: As it will be in `tau_normalize`.
+        keep_bias: Whether `tau_normalize` will keep the bias.
         candidates: Values to try, at least 0.
 
     Shape:

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from ltlearn.losses.counted import check_number
+from ltlearn.errors import check_number
 from ltlearn.metrics.rows import check_finite
 from ltlearn.posthoc.choose import iterate_blocks, read_features
 from ltlearn.posthoc.linear import as_linear_layer, new_linear
@@ -18,19 +18,22 @@ _TEMPERATURES = (1e-3, 1e3)
 
 
 def scale_temperature(head: nn.Module, temperature: float) -> nn.Linear:
-    """Divide the logits by a temperature, which leaves every prediction as it is.
+    """Divide the logits by a temperature, which changes no prediction.
 
     Args:
         head: The classifier.
-        temperature: No unit, above 0; above 1 makes the classifier less sure.
+        temperature: No unit, above 0. Values above 1 make the classifier less confident.
 
     Raises:
         UserError: If `head` is no linear classifier, or `temperature` is not allowed.
 
     Source:
         Guo et al., ICML 2017, arXiv:1706.04599.
+
+    Example:
+        >>> calibrated = scale_temperature(learn.model.head, 1.4)
     """
-    check_number("temperature", temperature, 0, open_low=True)
+    check_number("temperature", temperature, 0, above=True)
     linear = as_linear_layer(head)
     bias = None if linear.bias is None else linear.bias.detach().double() / temperature
     return new_linear(linear, linear.weight.detach().double() / temperature, bias)
@@ -39,12 +42,12 @@ def scale_temperature(head: nn.Module, temperature: float) -> nn.Linear:
 def fit_temperature(logits: Tensor | np.ndarray, targets: Tensor | Sequence[int]) -> float:
     """Find the temperature with the smallest negative log-likelihood on held-out images.
 
-    The likelihood of logits / T is convex in 1 / T, so its slope has one zero at most. Where there
-    is none (all images recognised, or worse than chance) the answer is an end of the range 0.001
-    to 1,000; where all logits are alike it is 1.
+    The likelihood of logits / T is convex in 1 / T, so its slope has at most one zero. Without a
+    zero (all images classified correctly, or worse than chance) the result is an end of the range
+    0.001 to 1,000. With equal logits it is 1.
 
     Args:
-        logits: Of images that the classifier was not trained on.
+        logits: Logits of images that the classifier was not trained on.
         targets: The true classes.
 
     Shape:

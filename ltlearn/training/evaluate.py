@@ -14,11 +14,19 @@ __all__ = ["run_model"]
 def run_model(
     model: nn.Module, dl, context, flip: bool = False, read=lambda logits: logits
 ) -> tuple[Tensor, Tensor]:
-    """Run a model in evaluation mode over a loader; it is left in the mode it was found in.
+    """Run a model in evaluation mode over a loader, then restore its mode.
 
-    `read` says what to keep of the logits of a batch.
+    Args:
+        model: The model.
+        dl: The loader.
+        context: Makes the context that the model runs in, such as autocast.
+        flip: Whether to average the logits of each image and its mirror image.
+        read: Reduces the logits of a batch to the values to keep.
+
+    Returns:
+        The kept values and the targets of all images.
     """
-    # A head without parameters, such as the nearest class mean, has its buffers.
+    # A head without parameters, such as the nearest class mean, has buffers.
     device = next(chain(model.parameters(), model.buffers())).device
     logits, targets = [], []
     with evaluating(model):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-__all__ = ["Record", "TrajectoryRecord"]
+__all__ = ["PosthocRecord", "Record", "StageRecord", "TrajectoryRecord"]
 
 
 class Record(Mapping):
@@ -89,3 +89,89 @@ class TrajectoryRecord(Record):
             return "last epoch"
         where = "selected on test" if self.select_on == "test" else "on validation"
         return f"epoch {self.chosen} {where}"
+
+
+@dataclass(eq=False, kw_only=True)
+class StageRecord(Record):
+    """What a stage trained and how, for the manifest.
+
+    Args:
+        stage: "stage 1" or "stage 2".
+        trained: The trained part of the model.
+        bn: Mode of batch normalisation: "train", "frozen" or "last_block".
+        on: "images", or "features" with the number of views.
+        batch: Batch size.
+        sampler: Name of the sampler.
+        head: "kept" or "new".
+        epochs: Epochs.
+        lr: Learning rate; of stage 1 also a slice or list (backbone, head).
+        weight_decay: Weight decay.
+        schedule: Name of the learning-rate schedule.
+        milestones: Epochs at which the learning rate falls, with "multistep" only.
+        decay: Factor at each milestone, with "multistep" only.
+        compiled: Whether the backbone was compiled; None if that was not requested.
+        method: Name of the method; None for a training without a named method.
+        loss: Name of the loss.
+        parameters: Number of parameters of the trained module.
+        callbacks: Names of the callbacks.
+        precision: Precision of the model.
+        chosen_epoch: Epoch whose weights are kept.
+        chosen_on: Data that the epoch was chosen on.
+        seconds: Duration.
+        leaves_prior: Whether the logits keep the training prior. None: unknown, as in a record of
+            an earlier run. It is not written to disk.
+    """
+
+    stage: str
+    trained: str
+    bn: str
+    on: str
+    batch: int
+    sampler: str
+    head: str
+    epochs: int
+    lr: Any
+    weight_decay: float
+    schedule: str
+    milestones: tuple[int, ...] | None = None
+    decay: float | None = None
+    compiled: bool | None = None
+    method: str | None = None
+    loss: str
+    parameters: int
+    callbacks: list[str]
+    precision: str
+    chosen_epoch: int | None
+    chosen_on: str
+    seconds: float
+    leaves_prior: bool | None = None
+
+    _optional = frozenset({"milestones", "decay", "compiled"})
+
+    def _names(self) -> list[str]:
+        hidden = {"leaves_prior"}
+        # The record of a stage 2 always has the method, also as None.
+        if self.stage == "stage 1" and self.method is None:
+            hidden.add("method")
+        return [name for name in super()._names() if name not in hidden]
+
+
+@dataclass(eq=False, kw_only=True)
+class PosthocRecord(Record):
+    """What a post-hoc method did, for the manifest.
+
+    Args:
+        stage: "post hoc".
+        method: Name of the method.
+        value: The strength; None if the method has none.
+        chosen_on: Data that the strength was chosen on, or "not chosen".
+        precision: Precision of the model.
+        seconds: Duration.
+    """
+
+    stage: str = "post hoc"
+    method: str
+    value: float | None
+    chosen_on: str
+    precision: str
+    seconds: float

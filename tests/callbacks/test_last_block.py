@@ -8,8 +8,8 @@ from torch import nn
 
 from ltlearn import UserError
 from ltlearn.callbacks import LastBlock
-from ltlearn.callbacks.last_block import last_block
 from ltlearn.losses import CrossEntropy
+from ltlearn.models.last_block import last_block
 from tests.callbacks.helpers import make_lt_learner
 
 BLOCKS = {

@@ -3,6 +3,8 @@
 import json
 import shutil
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from ltlearn import UserError
 from ltlearn.cli.app import main
 from ltlearn.experiments.compare_run import compare_run
 from ltlearn.experiments.sensitivity import Curve, Sensitivity, sensitivity_run
-from ltlearn.methods import METHODS
+from ltlearn.methods import METHODS, registered_method
 from ltlearn.utils.run_folder import Run
 from tests.cli.test_cli import TINY, ltlearn
 
@@ -91,14 +93,16 @@ def test_a_second_compare_takes_what_is_there(run, compared):
     assert rows["lws"]["summary"]["all"]["mean"] >= 0
 
 
-def test_sensitivity(run, monkeypatch):
-    from dataclasses import replace
-
+def test_sensitivity(run, request):
+    brief = ExitStack()
+    request.addfinalizer(brief.close)
     for name in ("max_norm", "label_aware_smoothing"):
         row = METHODS[name]
         sweep = replace(row.sweep, values=row.sweep.values[:2])
         values = {**row.values, "epochs": 1}
-        monkeypatch.setitem(METHODS, name, replace(row, sweep=sweep, values=values))
+        brief.enter_context(
+            registered_method(name, replace(row, sweep=sweep, values=values), replace=True)
+        )
     done = ltlearn("sensitivity", run, cwd=run.parent)
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]

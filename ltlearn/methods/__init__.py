@@ -1,0 +1,34 @@
+"""The methods, which the Python API, the command line and the recipes take by name."""
+
+from ltlearn.methods.base import KINDS, Method, Sweep
+from ltlearn.methods.learning_rate import LARGEST_SCALED_BATCH, usual_rate
+from ltlearn.methods.registry import (
+    DEFAULT_STAGE1,
+    METHODS,
+    find_method,
+    find_methods,
+    is_built_in,
+    prior_of,
+    register_method,
+    registered_method,
+    stage1_methods,
+    unregister_method,
+)
+
+__all__ = [
+    "DEFAULT_STAGE1",
+    "KINDS",
+    "LARGEST_SCALED_BATCH",
+    "METHODS",
+    "Method",
+    "Sweep",
+    "find_method",
+    "find_methods",
+    "is_built_in",
+    "prior_of",
+    "register_method",
+    "registered_method",
+    "stage1_methods",
+    "unregister_method",
+    "usual_rate",
+]

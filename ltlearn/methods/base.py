@@ -1,0 +1,201 @@
+"""`Method` and `Sweep`: the row of a method, with all the facts that others need of it."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ltlearn.errors import UserError, check_choice, check_number
+from ltlearn.names import SAMPLER_NAMES
+
+if TYPE_CHECKING:  # these need torch, which the table of methods does not
+    from torch import nn
+
+    from ltlearn.posthoc.choose import TauChoice
+    from ltlearn.posthoc.data import PosthocData
+
+__all__ = ["ASSUMED_PRIORS", "KINDS", "Method", "Sweep"]
+
+KINDS = ("stage 1", "stage 2", "post hoc")
+# "stage 1" is the prior of the stage 1 that a method comes after.
+ASSUMED_PRIORS = ("train", "uniform", "stage 1")
+_VALUES = ("epochs", "lr", "wd", "bs")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A method's own hyper-parameter, over the range that was published.
+
+    Args:
+        parameter: Its name on an axis.
+        values: Values to try, ascending.
+        default: The method's own value, one of `values`.
+        arguments: Returns arguments of `retrain_classifier` for a value.
+        log: Whether the axis is logarithmic.
+
+    Raises:
+        UserError: If the values do not ascend, or the default is none of them.
+
+    Example:
+        >>> Sweep("weight decay", (1e-3, 1e-2, 0.1), 0.1, lambda value: {"wd": value})
+    """
+
+    parameter: str
+    values: tuple[float, ...]
+    default: float
+    arguments: Callable[[float], dict[str, Any]]
+    log: bool = True
+
+    def __post_init__(self):
+        for value in self.values:
+            check_number("each of values", value)
+        if list(self.values) != sorted(set(self.values)) or self.default not in self.values:
+            raise UserError(
+                f"values must ascend and contain the default, got values={self.values!r} and "
+                f"default={self.default!r}."
+            )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a stage 1, or to get from a finished stage 1 to a classifier.
+
+    Args:
+        label: The name in tables and plots.
+        kind: "stage 1" trains backbone and classifier. "stage 2" retrains the classifier on the
+            frozen backbone. "post hoc" corrects the classifier without training.
+        source: The publication.
+        values_from: Where the training values come from.
+        sampler: Sampler of stage 2, by name. A stage 1 gets its sampler from `fit_stage1`.
+        loss: Makes the loss from the loss options. None: cross-entropy.
+        callbacks: Makes the callbacks from the callback options, new ones at each call.
+        reset: Whether stage 2 begins with a new classifier.
+        values: Overrides for `retrain_classifier`: epochs, lr, wd, bs. Defaults (SAMN's): 20
+            epochs, batch size 64, learning rate 5e-4 with a cosine schedule, no weight decay.
+        post: Name of a post-hoc method that follows stage 2.
+        sweep: The method's own hyper-parameter and its published range.
+        prior: The class prior that the logits assume: "train" (the training frequencies),
+            "uniform", or "stage 1" (unchanged from the stage 1 before it); see `prior_of`.
+        after: Name of the stage-1 method that this method was published for. None: any.
+        loss_options: Options of `loss` with their defaults, finite numbers.
+        callback_options: Options of `callbacks` with their defaults, finite numbers.
+        apply: Post hoc only. Makes the corrected classifier from a `PosthocData` and a strength
+            (None without `choose`).
+        choose: Post hoc only. Chooses the strength from a `PosthocData` of the validation images,
+            as a `TauChoice`. None: the method has no strength.
+        published_value: Strength if the validation set is too small to choose on.
+        uses_features_only: Post hoc only. Whether `apply` ignores the trained classifier and needs
+            the features of the training images.
+
+    Raises:
+        UserError: If a field has a value that is not allowed, or has no meaning for the kind.
+
+    Example:
+        >>> Method("mine", "stage 2", "me, 2026", "own", loss=MyLoss, loss_options={"gamma": 2.0})
+    """
+
+    label: str
+    kind: str
+    source: str
+    values_from: str = ""
+    sampler: str = "instance"
+    loss: Callable[..., Any] | None = None
+    callbacks: Callable[..., list] = field(default=list)
+    reset: bool = False
+    values: Mapping[str, Any] = field(default_factory=dict)
+    post: str | None = None
+    sweep: Sweep | None = None
+    prior: str = "uniform"
+    after: str | None = None
+    loss_options: Mapping[str, float] = field(default_factory=dict)
+    callback_options: Mapping[str, float] = field(default_factory=dict)
+    apply: "Callable[[PosthocData, float | None], nn.Module] | None" = None
+    choose: "Callable[[PosthocData], TauChoice] | None" = None
+    published_value: float = 1.0
+    uses_features_only: bool = False
+
+    def __post_init__(self):
+        # Nobody changes the values of a row through a dictionary that it shares.
+        for name in ("values", "loss_options", "callback_options"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        for name in ("label", "source"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
+                raise UserError(f"{name} must be a text, got {getattr(self, name)!r}.")
+        check_choice("kind", self.kind, KINDS)
+        check_choice("prior", self.prior, ASSUMED_PRIORS)
+        check_choice("sampler", self.sampler, SAMPLER_NAMES)
+        for name in self.values:
+            check_choice("each of values", name, _VALUES)
+        for name, value in self.options.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", str(name)):
+                raise UserError(f"the name of an option must be an identifier, got {name!r}.")
+            check_number(name, value)
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Refuse fields that would have no effect for this kind of method."""
+        if self.kind == "post hoc" and self.apply is None:
+            raise UserError("a post-hoc method needs apply, which makes the corrected classifier.")
+        trained = ("loss", "reset", "values", "loss_options", "callback_options", "post", "sweep")
+        unused = {
+            "stage 1": ("reset", "values", "post", "sweep", "after", "apply", "choose"),
+            "stage 2": ("apply", "choose", "uses_features_only"),
+            "post hoc": trained,
+        }[self.kind]
+        for name in unused:
+            if getattr(self, name):
+                raise UserError(f"{name} has no meaning for a method of the kind {self.kind!r}.")
+        if self.kind == "post hoc" and self.callbacks is not list:
+            raise UserError("callbacks has no meaning for a method of the kind 'post hoc'.")
+        if self.kind != "stage 2" and self.sampler != "instance":
+            raise UserError(f"sampler has no meaning for a method of the kind {self.kind!r}.")
+        if self.kind == "stage 1" and self.prior == "stage 1":
+            raise UserError("prior must be 'train' or 'uniform' for a stage 1, got 'stage 1'.")
+
+    @property
+    def stage(self) -> int:
+        """Return 1 for a method of stage 1, 2 for all others."""
+        return 1 if self.kind == "stage 1" else 2
+
+    @property
+    def options(self) -> Mapping[str, float]:
+        """Return the options of loss and callbacks with their defaults."""
+        return MappingProxyType({**self.loss_options, **self.callback_options})
+
+    @property
+    def draws(self) -> bool:
+        """Return whether what follows stage 1 depends on the seed."""
+        return self.kind == "stage 2" and (self.values.get("epochs") != 0 or self.reset)
+
+    @property
+    def needs_trained_head(self) -> bool:
+        """Return whether the method goes on with the classifier of stage 1."""
+        return not (self.reset or self.uses_features_only)
+
+    def arguments(self, **options: float) -> dict[str, Any]:
+        """Return the method as arguments of `retrain_classifier`.
+
+        Args:
+            **options: Options with another value than their default.
+
+        Raises:
+            UserError: If the method has no such option.
+
+        Example:
+            >>> METHODS["crt"].arguments()["sampler"]
+            'class_balanced'
+        """
+        for name in options:
+            if name not in self.options:
+                names = ", ".join(self.options) or "none"
+                raise UserError(f"{self.label} has no option {name!r}; its options: {names}.")
+        loss_options = {k: options.get(k, v) for k, v in self.loss_options.items()}
+        callback_options = {k: options.get(k, v) for k, v in self.callback_options.items()}
+        return {
+            "sampler": self.sampler,
+            "loss": self.loss(**loss_options) if self.loss is not None else None,
+            "reset": self.reset,
+            "cbs": self.callbacks(**callback_options),
+            **self.values,
+        }

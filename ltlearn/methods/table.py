@@ -1,0 +1,227 @@
+"""The built-in methods, one row each, with their publications.
+
+The rows load nothing: they make losses and callbacks, and import torch and fastai, when called.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from ltlearn.methods.base import Method, Sweep
+
+__all__ = ["BUILT_IN"]
+
+# Publications, as tables print them.
+_GLMC = "Du et al., CVPR 2023, arXiv:2305.08661"
+_MIXUP = "Zhang et al., ICLR 2018, arXiv:1710.09412"
+_CUTMIX = "Yun et al., ICCV 2019, arXiv:1905.04899"
+_SAMN = "Zhang, Li, Zhu, CVPR 2026, arXiv:2606.02526"
+_CRT = "Kang et al., ICLR 2020, arXiv:1910.09217"
+_MISLAS = "Zhong et al., CVPR 2021, arXiv:2104.00466"
+_WD = "Alshammari et al., CVPR 2022, arXiv:2203.14197"
+_BALMS = "Ren et al., NeurIPS 2020, arXiv:2007.10740"
+_LA = "Menon et al., ICLR 2021, arXiv:2007.07314"
+_LDAM = "Cao et al., NeurIPS 2019, arXiv:1906.07413"
+_CB = "Cui et al., CVPR 2019, arXiv:1901.05555"
+_FOCAL = "Lin et al., ICCV 2017, arXiv:1708.02002"
+_GUO = "Guo et al., ICML 2017, arXiv:1706.04599"
+
+
+def _callbacks(*names: str, **kwargs) -> Callable[..., list]:
+    def make(**options) -> list:
+        callbacks = import_module("ltlearn.callbacks")
+        return [getattr(callbacks, n)(**{**kwargs.get(n, {}), **options}) for n in names]
+
+    return make
+
+
+def _loss(name: str, **kwargs) -> Callable[..., Any]:
+    def make(**options):
+        return getattr(import_module("ltlearn.losses"), name)(**{**kwargs, **options})
+
+    return make
+
+
+def _posthoc(name: str, **kwargs) -> Callable[..., Any]:
+    def call(*args):
+        return getattr(import_module("ltlearn.posthoc.steps"), name)(*args, **kwargs)
+
+    return call
+
+
+def _stage2(label: str, source: str, values_from: str, **kwargs) -> Method:
+    return Method(label, "stage 2", source, values_from, **kwargs)
+
+
+def _stage1(label: str, source: str, callback: str, prior: str, **options) -> Method:
+    return Method(
+        label, "stage 1", source, callbacks=_callbacks(callback), callback_options=options,
+        prior=prior,
+    )  # fmt: skip
+
+
+def _post_hoc(label: str, source: str, values_from: str, **kwargs) -> Method:
+    return Method(label, "post hoc", source, values_from, **kwargs)
+
+
+# All rows train with batch size 64, so that an epoch of a few hundred images has several steps.
+# Learning rates that were published for other batch sizes are scaled in proportion.
+_KANG = {"lr": 0.025, "wd": 5e-4}
+_KANG_FROM = "{} epochs, rate .2 at 512 (here .025 at 64), decay 5e-4: the authors, ImageNet-LT"
+_REN = {"epochs": 10, "lr": 0.05, "wd": 5e-4}
+_REN_FROM = "10 epochs, rate .4 at 512 (here .05 at 64), decay 5e-4: the authors, ImageNet-LT"
+_AS_REN = "own: no published stage 2; trained as balanced softmax"
+_SAMN_FROM = "20 epochs, batch 64, rate 5e-4, no decay: the authors' code"
+_AS_SAMN = "own: {}, all else as SAMN"
+
+
+def _smoothing(head: float, tail: float) -> dict[str, float]:
+    return {"head_smoothing": head, "tail_smoothing": tail}
+
+
+def _las(head: float, tail: float) -> Callable[..., Any]:
+    return _loss("LabelAwareSmoothingLoss", **_smoothing(head, tail))
+
+
+def _with_smoothing(value: float) -> dict[str, Any]:
+    return {"loss": _las(value, 0.0)()}
+
+
+BUILT_IN: dict[str, Method] = {
+    "ce": Method("CE", "stage 1", "cross-entropy, the classifier of stage 1", prior="train"),
+    "mixup": _stage1("MixUp", _MIXUP, "BatchMixUp", "train", alpha=0.2),
+    "cutmix": _stage1("CutMix", _CUTMIX, "BatchCutMix", "train", alpha=1.0),
+    "glmc": _stage1(
+        "GLMC", _GLMC, "GLMC", "uniform", resample=0.0, reweight=1.2, contrast=1.0
+    ),
+    "crt": _stage2(
+        "cRT", _CRT, _KANG_FROM.format(10),
+        sampler="class_balanced", reset=True, values={"epochs": 10, **_KANG},
+    ),
+    "lws": _stage2(
+        "LWS", _CRT, _KANG_FROM.format(5),
+        sampler="class_balanced", callbacks=_callbacks("LearnableWeightScaling"),
+        values={"epochs": 5, **_KANG},
+    ),
+    "tau_norm": _post_hoc(
+        "tau-norm", _CRT,
+        "tau chosen on validation images from 0, .1, ..., 2; bias kept: BagofTricks-LT",
+        apply=_posthoc("apply_tau_norm"), choose=_posthoc("choose_tau_norm"),
+    ),
+    "tau_norm_no_bias": _post_hoc(
+        "tau-norm without bias", _CRT,
+        "tau chosen on validation images from 0, .1, ..., 2; no bias: the authors' code",
+        apply=_posthoc("apply_tau_norm", keep_bias=False),
+        choose=_posthoc("choose_tau_norm", keep_bias=False),
+    ),
+    "ncm": _post_hoc(
+        "NCM", _CRT, "centred features of length 1: the authors' code",
+        apply=_posthoc("apply_nearest_mean"), uses_features_only=True,
+    ),
+    "logit_adjustment": _post_hoc(
+        "logit adjustment", _LA, "tau chosen on validation images from 0, .1, ..., 2",
+        apply=_posthoc("apply_logit_adjustment"), choose=_posthoc("choose_logit_adjustment"),
+    ),
+    "temperature": _post_hoc(
+        "temperature", _GUO, "chosen on validation images by their NLL", prior="stage 1",
+        apply=_posthoc("apply_temperature"), choose=_posthoc("choose_temperature"),
+    ),
+    "class_balanced": _stage2(
+        "class-balanced CE", _CB, f"beta .9999: the authors. {_AS_REN}",
+        loss=_loss("ClassBalancedLoss"), reset=True, values=_REN,
+    ),
+    "focal": _stage2(
+        "focal", _FOCAL, f"softmax form, gamma 1: LDAM's code. {_AS_REN}",
+        loss=_loss("SoftmaxFocalLoss"), reset=True, values=_REN, prior="train",
+    ),
+    "balanced_softmax": _stage2(
+        "balanced softmax", _BALMS, _REN_FROM,
+        loss=_loss("BalancedSoftmaxLoss"), reset=True, values=_REN,
+    ),
+    "ldam_drw": _stage2(
+        "LDAM-DRW", _LDAM,
+        f"margin .5, scale 30, beta .9999 from 80 % of the epochs: the authors. {_AS_REN}",
+        loss=_loss("LDAMLoss"), callbacks=_callbacks("CosineHead", "DeferredReweighting"),
+        values=_REN,
+    ),
+    "label_aware_smoothing": _stage2(
+        "SLAS", _MISLAS,
+        "smoothing .3 to 0, W, b and scales trained, 20 epochs, rate 5e-4: SAMN's code, "
+        "CIFAR-10-LT 100",
+        loss=_las(0.3, 0.0), loss_options=_smoothing(0.3, 0.0),
+        callbacks=_callbacks("LearnableWeightScaling", LearnableWeightScaling={"train": "all"}),
+        sweep=Sweep(
+            "smoothing of the most frequent class",
+            (1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9), 0.3,
+            _with_smoothing,
+        ),
+    ),
+    "mislas": _stage2(
+        "MiSLAS, stage 2", _MISLAS,
+        "10 epochs, batch 128, scales at rate .1, W and b at a tenth of it, decay 2e-4, smoothing "
+        ".3 to 0: the authors, CIFAR-100-LT 50",
+        sampler="class_balanced", loss=_las(0.3, 0.0),
+        loss_options=_smoothing(0.3, 0.0), callback_options={"head_lr_factor": 0.1},
+        callbacks=_callbacks(
+            "LearnableWeightScaling",
+            LearnableWeightScaling={"train": "all", "head_lr_factor": 0.1},
+        ),
+        values={"epochs": 10, "bs": 128, "lr": 0.1, "wd": 2e-4},
+    ),
+    "max_norm": _stage2(
+        "WD + MaxNorm", _WD,
+        "10 epochs, rate .01, decay .1, class-balanced BCE, ball at a tenth of the span: the "
+        "authors, CIFAR-100-LT 100",
+        loss=_loss("ClassBalancedBCELoss"), callbacks=_callbacks("MaxNorm"),
+        values={"epochs": 10, "lr": 0.01, "wd": 0.1},
+        sweep=Sweep(
+            "weight decay", (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0), 0.1,
+            lambda value: {"wd": value},
+        ),
+    ),
+    "samn": _stage2("CE + SAMN", _SAMN, _SAMN_FROM, callbacks=_callbacks("SAMN")),
+    "slas_samn": _stage2(
+        "SLAS + SAMN", _SAMN, f"smoothing .01 to 0 (CIFAR-100; .3 to .1 on CIFAR-10). {_SAMN_FROM}",
+        loss=_las(0.01, 0.0), callbacks=_callbacks("SAMN"), loss_options=_smoothing(0.01, 0.0),
+    ),
+    "samn_start": _stage2(
+        "SAMN's start", _SAMN, _AS_SAMN.format("no epoch"),
+        callbacks=_callbacks("SAMN"), values={"epochs": 0},
+    ),
+    "samn_start_adjusted": _stage2(
+        "SAMN's start, adjusted", f"{_SAMN}; {_LA}",
+        _AS_SAMN.format("no epoch, then logit adjustment, tau chosen on validation images"),
+        callbacks=_callbacks("SAMN"), values={"epochs": 0}, post="logit_adjustment",
+    ),
+    "samn_logit_adjusted": _stage2(
+        "SAMN, logit-adjusted loss", f"{_SAMN}; {_LA}", _AS_SAMN.format("loss with tau 1"),
+        loss=_loss("LogitAdjustedLoss"), callbacks=_callbacks("SAMN"),
+    ),
+    "samn_class_balanced": _stage2(
+        "SAMN, class-balanced", f"{_SAMN}; {_CRT}", _AS_SAMN.format("class-balanced sampler"),
+        sampler="class_balanced", callbacks=_callbacks("SAMN"),
+    ),
+    "samn_class_balanced_adjusted": _stage2(
+        "SAMN, class-balanced, adjusted", f"{_SAMN}; {_CRT}; {_LA}",
+        "own: 10 epochs, rate .025, class-balanced sampler, then logit adjustment, tau chosen on "
+        "validation images",
+        sampler="class_balanced", callbacks=_callbacks("SAMN"),
+        values={"epochs": 10, "lr": 0.025}, post="logit_adjustment",
+    ),
+    "samn_smoothed_adjusted": _stage2(
+        "SAMN, smoothed, adjusted", f"{_SAMN}; {_MISLAS}; {_LA}",
+        "own: 10 epochs, rate .005, smoothing .3 to 0, then logit adjustment, tau chosen on "
+        "validation images",
+        loss=_las(0.3, 0.0), callbacks=_callbacks("SAMN"),
+        values={"epochs": 10, "lr": 0.005}, post="logit_adjustment",
+    ),
+    "samn_small_lr": _stage2(
+        "SAMN, rate 5e-5", _SAMN, "rate 5e-5: the authors' code, GLMC variant",
+        callbacks=_callbacks("SAMN"), values={"lr": 5e-5},
+    ),
+    "glmc_samn": _stage2(
+        "GLMC + SAMN", f"{_SAMN}; {_GLMC}",
+        "20 epochs, batch 64, rate 5e-5, no decay: the authors' code",
+        callbacks=_callbacks("SAMN"), values={"lr": 5e-5}, after="glmc",
+    ),
+}  # fmt: skip

@@ -1,0 +1,134 @@
+"""Stage 2: train the head on the frozen backbone, on cached features or on images."""
+
+import copy
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+
+from ltlearn.data.loader import LTDataLoader
+from ltlearn.errors import UserError
+from ltlearn.training.evaluate import run_model
+from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.history import FlipAverage, Trajectory, chosen_classes
+from ltlearn.training.loop import QuietLearner, sgd
+from ltlearn.training.plan import PosthocPlan, Stage2Plan
+from ltlearn.training.posthoc import run_posthoc
+from ltlearn.training.prediction import FEATURE_BATCH, HeadModel
+from ltlearn.training.progress import EpochProgress
+from ltlearn.training.schedule import LoaderEpoch, make_schedule
+from ltlearn.training.stage import (
+    fold_unowned_head,
+    keep_chosen_weights,
+    make_trajectory,
+    record_stage,
+    reset_head,
+    set_checkpoint_facts,
+)
+from ltlearn.training.temporary import (
+    frozen_backbone,
+    lent_callbacks,
+    temporary_settings,
+    with_class_counts,
+)
+
+__all__ = ["run_stage2"]
+
+
+def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
+    """Train the head; record the stage and its trajectory in the learner.
+
+    Args:
+        learn: An `LTLearner`.
+        plan: The plan of stage 2.
+
+    Raises:
+        UserError: If training diverges; the head is then the one before.
+    """
+    began = time.perf_counter()
+    head, weights = learn.model.head, copy.deepcopy(learn.model.head.state_dict())
+    if plan.reset:
+        reset_head(learn, plan.seed)
+    fold_unowned_head(learn, plan.callbacks)
+    set_checkpoint_facts(learn, plan)
+    callbacks = [make_schedule(plan.schedule)] if plan.schedule != "constant" else []
+    callbacks += [LoaderEpoch(), EpochProgress("stage 2"), FiniteLoss(plan.on_nan, stage="stage 2")]
+    callbacks += plan.callbacks
+    try:
+        if plan.views:
+            trajectory = _train_on_features(learn, plan, callbacks)
+        else:
+            trajectory = _train_on_images(learn, plan, callbacks)
+    except UserError:
+        # A head that diverged, or was not trained at all, is of no use.
+        head.load_state_dict(weights)
+        learn.model.head, learn.opt = head, None
+        raise
+    on = f"features, {plan.views} view{'s' if plan.views > 1 else ''}" if plan.views else "images"
+    record_stage(
+        learn, plan, trajectory, callbacks, began,
+        stage="stage 2", trained=type(learn.model.head).__name__, bn=plan.bn, on=on,
+        head="new" if plan.reset else "kept",
+    )  # fmt: skip
+    if plan.post is not None:
+        run_posthoc(learn, PosthocPlan(method=plan.post, seed=plan.view_seed))
+        learn.trajectory = trajectory.record
+
+
+def _train_on_features(
+    learn: Learner, plan: Stage2Plan, callbacks: Sequence[Callback]
+) -> Trajectory:
+    over_features = _head_learner(learn, plan)
+
+    def predict():
+        valid = over_features.dls.valid
+        return run_model(over_features.model, valid, nullcontext, read=chosen_classes)
+
+    trajectory = make_trajectory(learn, plan.select, "stage 2", predict=predict)
+    try:
+        with (
+            lent_callbacks(learn) as lasting,
+            with_class_counts(over_features.loss_func, learn.dls.class_counts),
+        ):
+            callbacks = [trajectory, *callbacks, *lasting]
+            over_features.fit(plan.epochs, plan.lr, plan.weight_decay, callbacks, reset_opt=True)
+        keep_chosen_weights(learn, over_features, trajectory)
+    finally:
+        # The learner gets the trained head also after an interruption.
+        learn.model.head = over_features.model.head
+        learn.opt = None
+    return trajectory
+
+
+def _train_on_images(learn: Learner, plan: Stage2Plan, callbacks: Sequence[Callback]) -> Trajectory:
+    trajectory = make_trajectory(learn, plan.select, "stage 2", flip=plan.flip)
+    own = [trajectory, FlipAverage()] if plan.flip else [trajectory]
+    with temporary_settings(learn, plan), frozen_backbone(learn.model.backbone, plan.bn):
+        callbacks = [*own, *callbacks]
+        learn.fit(plan.epochs, plan.lr, plan.weight_decay, callbacks, reset_opt=True)
+        keep_chosen_weights(learn, learn, trajectory)
+    return trajectory
+
+
+def _head_learner(learn: Learner, plan: Stage2Plan) -> Learner:
+    """Make a learner of the head alone, over cached features."""
+    train = LTDataLoader(
+        learn.features("train", plan.views, plan.view_seed),
+        plan.batch_size,
+        training=True,
+        sampler=plan.sampler,
+        augment=plan.views > 1,
+        seed=plan.seed,
+    )
+    valid = LTDataLoader(learn.features("valid"), FEATURE_BATCH)
+    dls = DataLoaders(train, valid, device=learn.dls.device)
+    dls.class_counts, dls.vocab, dls.c = learn.dls.class_counts, learn.dls.vocab, learn.dls.c
+    return QuietLearner(
+        dls, HeadModel(learn.model.head), plan.loss or learn.loss_func,
+        opt_func=plan.opt_func or sgd(), path=learn.path,
+        splitter=lambda m: [list(m.parameters())], train_bn=False, wd_bn_bias=True,
+        metrics=learn.metrics,
+    )  # fmt: skip

@@ -1,0 +1,117 @@
+"""Settings of a learner that hold for one fit, and end with it however it ends."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.progress import ProgressCallback
+from fastai.learner import CastToTensor, Learner, Recorder
+from torch import Tensor, nn
+
+from ltlearn.losses import CountedLoss
+from ltlearn.models.last_block import last_block
+from ltlearn.training.plan import Stage2Plan, StagePlan
+
+__all__ = [
+    "frozen_backbone",
+    "lasting_callbacks",
+    "lent_callbacks",
+    "temporary_settings",
+    "with_class_counts",
+]
+
+# Every learner has these callbacks, and they never leave it.
+_OWN_CALLBACKS = (TrainEvalCallback, Recorder, CastToTensor, MixedPrecision, ProgressCallback)
+
+
+def lasting_callbacks(learn: Learner) -> list[Callback]:
+    """Return the callbacks that the user put on the learner."""
+    return [cb for cb in learn.cbs if not isinstance(cb, _OWN_CALLBACKS)]
+
+
+@contextmanager
+def lent_callbacks(learn: Learner) -> Iterator[list[Callback]]:
+    """Lend the lasting callbacks of a learner to another learner inside the block."""
+    lasting = lasting_callbacks(learn)
+    try:
+        yield lasting
+    finally:
+        # fastai takes the learner away from a callback when it removes it.
+        for cb in lasting:
+            cb.learn = learn
+            setattr(learn, cb.name, cb)
+
+
+@contextmanager
+def temporary_settings(learn: Learner, plan: StagePlan | Stage2Plan) -> Iterator[None]:
+    """Use sampler, loss, optimiser, seed and batch size of a plan inside the block.
+
+    Args:
+        learn: The learner.
+        plan: The plan. None as its loss or optimiser: the learner's own.
+    """
+    train = learn.dls.train
+    loader = (train.sampler_name, train.sampler, train.seed, train.bs)
+    own = (learn.loss_func, learn.opt_func)
+    try:
+        train.bs, train.seed = plan.batch_size, plan.seed
+        train.set_sampler(plan.sampler)
+        learn.loss_func = plan.loss or learn.loss_func
+        learn.opt_func = plan.opt_func or learn.opt_func
+        with with_class_counts(learn.loss_func, learn.dls.class_counts):
+            yield
+    finally:
+        train.sampler_name, train.sampler, train.seed, train.bs = loader
+        learn.loss_func, learn.opt_func = own
+        learn.opt = None
+
+
+@contextmanager
+def with_class_counts(loss, class_counts: Tensor) -> Iterator[None]:
+    """Give a loss that has no class counts those of the data inside the block.
+
+    Args:
+        loss: Any loss.
+        class_counts: Training images per class, (C,).
+    """
+    lacks_counts = isinstance(loss, CountedLoss) and loss.class_counts is None
+    if lacks_counts:
+        loss.set_class_counts(class_counts)
+    try:
+        yield
+    finally:
+        if lacks_counts:
+            loss.set_class_counts(None)
+
+
+@contextmanager
+def frozen_backbone(backbone: nn.Module, bn: str) -> Iterator[None]:
+    """Freeze a backbone inside the block and keep it in evaluation mode.
+
+    Args:
+        backbone: The backbone.
+        bn: "frozen"; "train" leaves all of it in training mode, "last_block" its last block.
+    """
+    in_training = last_block(backbone).values() if bn == "last_block" else ()
+
+    def keep_mode(mode: bool = True) -> nn.Module:
+        for module in in_training:
+            module.training = mode
+        return backbone
+
+    flags = [(p, p.requires_grad) for p in backbone.parameters()]
+    try:
+        for p, _ in flags:
+            p.requires_grad_(False)
+            # An optimiser applies weight decay and momentum to any parameter with a gradient.
+            p.grad = None
+        if bn != "train":
+            backbone.eval()
+            backbone.train = keep_mode
+        yield
+    finally:
+        if bn != "train":
+            del backbone.train
+        for p, flag in flags:
+            p.requires_grad_(flag)
