@@ -221,7 +221,7 @@ def test_weights_that_are_not_those_of_their_record_are_made_again(tmp_path, cap
         assert a.report.nll == b.report.nll
 
 
-@pytest.mark.parametrize("part", ["loss", "callbacks", "reset", "library"])
+@pytest.mark.parametrize("part", ["loss_options", "callbacks", "reset", "library"])
 def test_a_method_that_has_changed_is_made_again(tmp_path, monkeypatch, request, part):
     learn, run = make(), Run(tmp_path)
     compare(learn, ["label_aware_smoothing"], run=run)
@@ -229,8 +229,8 @@ def test_a_method_that_has_changed_is_made_again(tmp_path, monkeypatch, request,
     if part == "library":
         monkeypatch.setattr(ltlearn, "__version__", "another")
     else:
-        lws = METHODS["mislas"].callbacks
-        new = {"loss": METHODS["slas_samn"].loss, "callbacks": lws, "reset": True}[part]
+        other = {"loss_options": "slas_samn", "callbacks": "samn", "reset": "crt"}[part]
+        new = getattr(METHODS[other], part)
         changed = registered_method(
             "label_aware_smoothing", replace(row, **{part: new}), replace=True
         )

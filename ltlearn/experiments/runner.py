@@ -121,6 +121,7 @@ def _check_methods(recipe: Recipe) -> None:
     Raises:
         UserError: If an option is outside its range.
     """
+    METHODS[recipe.stage1.method].arguments(**recipe.stage1.options())
     stage1_callbacks(recipe.stage1)
     for name in recipe.methods:
         if METHODS[name].kind == "stage 2":

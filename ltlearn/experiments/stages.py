@@ -35,7 +35,14 @@ from ltlearn.training.loop import sgd
 from ltlearn.training.records import TrajectoryRecord
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["SeedResult", "StageFolder", "load_stage1", "run_seed", "stage1_callbacks"]
+__all__ = [
+    "SeedResult",
+    "StageFolder",
+    "load_stage1",
+    "run_seed",
+    "stage1_arguments",
+    "stage1_callbacks",
+]
 
 _log = logging.getLogger("ltlearn")
 # Seconds between two checkpoints of a stage; tests set it.
@@ -207,36 +214,51 @@ def _run_stage1(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> Finish
     stage1, options = recipe.stage1, folder.options
     train = partial(
         learn.fit_stage1,
-        stage1.epochs,
-        stage1.lr,
-        wd=stage1.weight_decay,
-        sampler=stage1.sampler,
-        schedule=stage1.schedule,
-        warmup_epochs=stage1.warmup_epochs,
+        **stage1_arguments(recipe),
         opt_func=sgd(stage1.momentum),
-        select=stage1.select,
-        flip=recipe.protocol == "paper",
         on_nan=options.on_nan,
         compile=options.compile,
     )
-    if stage1.milestones:
-        train = partial(train, milestones=stage1.milestones, decay=stage1.decay)
-    method = "" if stage1.method == DEFAULT_STAGE1 else f" with {METHODS[stage1.method].label}"
+    is_plain = stage1.method == DEFAULT_STAGE1
+    method = "" if is_plain else f" with {METHODS[stage1.method].label}"
     title = f"stage 1, {stage1.epochs} epochs of {recipe.model.arch}{method}"
     if recipe.keeps_given_model:
         title = f"stage 1 is {recipe.model.pretrained} as given"
     name = stage_name(folder.seed, "stage1")
-    make_callbacks = partial(stage1_callbacks, stage1)
-    return _load_or_train(folder, name, learn, title, train, make_callbacks)
+    return _load_or_train(folder, name, learn, title, train, partial(stage1_callbacks, stage1))
+
+
+def stage1_arguments(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments of `fit_stage1` for a recipe.
+
+    Args:
+        recipe: The recipe, with each open value filled in.
+    """
+    stage1 = recipe.stage1
+    arguments = {
+        "epochs": stage1.epochs,
+        "lr": stage1.lr,
+        "wd": stage1.weight_decay,
+        "sampler": stage1.sampler,
+        "schedule": stage1.schedule,
+        "warmup_epochs": stage1.warmup_epochs,
+        "select": stage1.select,
+        "flip": recipe.protocol == "paper",
+    }
+    if stage1.method != DEFAULT_STAGE1:
+        arguments |= {"method": stage1.method, "options": stage1.options()}
+    if stage1.milestones:
+        arguments |= {"milestones": stage1.milestones, "decay": stage1.decay}
+    return arguments
 
 
 def stage1_callbacks(stage1: Stage1Section) -> list[Callback]:
-    """Make the callbacks of a stage 1: its method and its further options.
+    """Make the callbacks of a stage 1, beside those of its method.
 
     Args:
         stage1: The section of the recipe.
     """
-    callbacks = METHODS[stage1.method].callbacks(**stage1.options())
+    callbacks = []
     if stage1.accumulate > 1:
         # fastai counts images, not batches.
         callbacks.append(GradientAccumulation(stage1.accumulate * stage1.batch_size))

@@ -13,7 +13,7 @@ from ltlearn.experiments.read_recipe import (
 )
 from ltlearn.experiments.results import published_note
 from ltlearn.experiments.runner import run_recipe
-from ltlearn.experiments.stages import stage1_callbacks
+from ltlearn.experiments.stages import stage1_arguments, stage1_callbacks
 from ltlearn.methods import METHODS
 from ltlearn.utils.run_folder import Run
 
@@ -183,10 +183,10 @@ def test_every_option_of_stage_1_reaches_the_training():
     found = made("stage1.accumulate=2", "stage1.ema_decay=0.9")
     assert found["GradientAccumulation"].n_acc == 64 and found["WeightAverage"].decay == 0.9
     assert made("stage1.sharpness_rho=0.25")["SharpnessAware"].rho == 0.25
-    glmc = made("stage1.method=glmc", "methods=['glmc']", "stage1.contrast=5")["GLMC"]
-    assert (glmc.contrast, glmc.resample, glmc.reweight) == (5, 0, 1.2)
-    mixed = made("stage1.method=cutmix", "methods=['cutmix']", "stage1.alpha=0.5")
-    assert mixed["BatchCutMix"].alpha == 0.5
+    overrides = ["stage1.method=glmc", "methods=['glmc']", "stage1.contrast=5"]
+    arguments = stage1_arguments(load_recipe("digits_lt", overrides).settled())
+    assert arguments["method"] == "glmc"
+    assert arguments["options"] == {"contrast": 5, "resample": 0, "reweight": 1.2}
 
 
 def test_a_method_s_values_and_who_wins():

@@ -98,7 +98,7 @@ def test_sensitivity(run, request):
     request.addfinalizer(brief.close)
     for name in ("max_norm", "label_aware_smoothing"):
         row = METHODS[name]
-        sweep = replace(row.sweep, values=row.sweep.values[:2])
+        sweep = replace(row.sweep, values=row.sweep.values[:2], default=row.sweep.values[0])
         values = {**row.values, "epochs": 1}
         brief.enter_context(
             registered_method(name, replace(row, sweep=sweep, values=values), replace=True)
