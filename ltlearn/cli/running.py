@@ -4,55 +4,43 @@ import json
 import os
 import shlex
 import sys
-from pathlib import Path
-from typing import Any
 
 import typer
 
 from ltlearn.cli.console import EXIT_INTERRUPTED, configured_log, exit_with, printer
+from ltlearn.cli.options import RunFlags
 from ltlearn.errors import UserError
 
 __all__ = ["run_and_print"]
 
 
-def run_and_print(
-    wanted, settings, out: Path | None, resume: bool, quiet: bool, as_json: bool,
-    suffix: str = "", **options: Any,
-) -> None:  # fmt: skip
-    """Run a recipe in a folder of its own, and print what came out."""
+def run_and_print(recipe, flags: RunFlags, suffix: str = "") -> None:
+    """Run a recipe in its own folder and print its results.
+
+    Args:
+        recipe: The `Recipe`.
+        flags: How to run it.
+        suffix: Appended to the name of a new folder.
+    """
     from ltlearn.utils.run_folder import Run
 
-    run = Run.create(settings.runs_path, wanted.name + suffix, out, resume)
-    program = os.environ.get("LTLEARN_PROGRAM", "ltlearn")
-    command = shlex.join([program, *sys.argv[1:]])
-    quiet = quiet or as_json
+    run = Run.create(flags.settings.runs_path, recipe.name + suffix, flags.out, flags.resume)
+    quiet = flags.quiet or flags.as_json
     with configured_log(quiet):
         try:
-            # fastai takes seconds to import: everything that can be refused has been by now.
-            from ltlearn.experiments.runner import run_recipe
-
-            result = run_recipe(
-                wanted,
-                run,
-                data_path=settings.data_path,
-                cache_path=settings.cache_path / "features",
-                device=settings.device,
-                precision=settings.precision,
-                command=command,
-                notify=printer(quiet),
-                **options,
-            )
+            result = _run(recipe, run, flags, quiet)
         except KeyboardInterrupt:
             again = shlex.join(
-                [program, *_without_out(sys.argv[1:]), "--out", str(run.path), "--resume"]
+                [_program(), *_without_out(sys.argv[1:]), "--out", str(run.path), "--resume"]
             )
             exit_with(
-                f"stopped; what is finished is in {run.path}. Go on with: {again}", EXIT_INTERRUPTED
+                f"stopped; the finished parts are in {run.path}. Continue with: {again}",
+                EXIT_INTERRUPTED,
             )
         except UserError:
             run.remove_if_empty()
             raise
-    if as_json:
+    if flags.as_json:
         typer.echo(json.dumps({"run": str(run.path), **result.table.to_dict()}, indent=1))
         return
     if not quiet:
@@ -64,8 +52,35 @@ def run_and_print(
         print(f"report: {run.path / 'report.md'}", file=sys.stderr)  # noqa: T201
 
 
+def _run(recipe, run, flags: RunFlags, quiet: bool):
+    # The import of fastai takes seconds, so the options are checked before it.
+    from ltlearn.experiments.runner import run_recipe
+
+    return run_recipe(
+        recipe,
+        run,
+        data_path=flags.settings.data_path,
+        cache_path=flags.settings.cache_path / "features",
+        device=flags.settings.device,
+        precision=flags.settings.precision,
+        skip_bad=flags.skip_bad,
+        on_nan=flags.on_nan,
+        keep_all=flags.keep_all,
+        tensorboard=flags.tensorboard,
+        compile=flags.compile,
+        num_workers=flags.num_workers,
+        follow_links=flags.follow_links,
+        command=shlex.join([_program(), *sys.argv[1:]]),
+        notify=printer(quiet),
+    )
+
+
+def _program() -> str:
+    return os.environ.get("LTLEARN_PROGRAM", "ltlearn")
+
+
 def _without_out(words: list[str]) -> list[str]:
-    """Drop --out and --resume from a command line, to give them anew."""
+    """Drop --out and --resume from a command line."""
     kept, skip = [], False
     for word in words:
         if skip:

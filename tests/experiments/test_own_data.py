@@ -18,7 +18,7 @@ from ltlearn.experiments.predictor import Predictor
 from ltlearn.experiments.read_recipe import load_recipe
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.models.pretrained import create_lt_model
-from tests.cli.test_cli import COMMAND, ENV, ltlearn
+from tests.helpers import COMMAND, ENV, ltlearn
 
 CLASSES = {"ant": 24, "bee": 10, "cow": 5}
 FAST = (

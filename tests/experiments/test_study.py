@@ -13,7 +13,7 @@ from ltlearn.experiments.compare_run import compare_run
 from ltlearn.experiments.sensitivity import Sensitivity, sensitivity_run
 from ltlearn.methods import METHODS
 from ltlearn.utils.run_folder import Run
-from tests.cli.test_cli import TINY, ltlearn
+from tests.helpers import TINY, ltlearn
 
 FEW = "ce,tau_norm,crt,samn_start"
 
