@@ -22,7 +22,6 @@ from ltlearn.cli.options import (
     SUFFIX,
     TEST,
     VALID,
-    read_options,
 )
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.names import FEW_RULES
@@ -57,6 +56,7 @@ def inspect(
     as_json: JSON = False,
 ) -> None:
     """Describe your images: counts, damage, duplicates, advice."""
+    from ltlearn.cli.running import read_options
     from ltlearn.utils.settings import load_settings
 
     path, device = path.expanduser(), load_settings(device=device).device

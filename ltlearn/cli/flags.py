@@ -103,10 +103,10 @@ class SpelledCommand(TyperCommand):
 def _find(command: TyperCommand, name: str) -> TyperArgument | TyperOption | None:
     """Return the parameter of a command for a parameter of the library or a recipe key."""
     section, _, word = _KEYS.get(name, name).rpartition(".")
-    if section == "stage1":
-        names = ("stage1",) if word == "method" else (word,)
-    elif section in ("", "data", "model"):
-        names = _ALIASES.get(word, (word,))
+    if not section:
+        names = _ALIASES.get(name, (name,))
+    elif section in ("data", "model", "stage1"):
+        names = ("stage1",) if (section, word) == ("stage1", "method") else (word,)
     else:
         return None  # the other sections have no flags
     params = {p.name: p for p in command.params}

@@ -1,17 +1,11 @@
-"""The options of the commands: each is defined once, and travels as one value where many go."""
+"""The options of the commands. Each is defined once."""
 
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from ltlearn.errors import check_choice, spell
-from ltlearn.methods import METHODS
 from ltlearn.names import FEW_RULES, ON_NAN, PRECISIONS, PRIORS, PROTOCOLS, SELECTS
-
-if TYPE_CHECKING:
-    from ltlearn.utils.settings import Settings
 
 __all__ = [
     "ARCH",
@@ -35,21 +29,17 @@ __all__ = [
     "QUIET",
     "RESUME",
     "RUN",
-    "ReadOptions",
-    "RunFlags",
     "SEEDS",
     "SELECT",
     "SET",
     "SIZE",
     "SKIP_BAD",
     "SPLIT_COL",
-    "STAGE1_NAMES",
     "SUFFIX",
     "TENSORBOARD",
     "TEST",
     "VALID",
     "WORKERS",
-    "read_options",
 ]
 
 
@@ -58,7 +48,6 @@ def _choices(names) -> str:
     return f"{', '.join(first)} or {last}"
 
 
-STAGE1_NAMES = _choices(name for name, row in METHODS.items() if row.kind == "stage 1")
 PRIOR_NAMES = _choices(PRIORS)
 
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
@@ -165,90 +154,3 @@ COMPILE = Annotated[
 TENSORBOARD = Annotated[
     bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")
 ]
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How a source of images is read. None is an option that was not given.
-
-    Args:
-        images: Folder that relative paths start from.
-        image_col: Column of the image paths, by name or by number from 0.
-        label_col: Column of the labels, likewise.
-        split_col: Column of the parts, likewise; False uses none.
-        suffix: Ending that is appended to every path of a table.
-        valid: File that lists the validation images.
-        test: File that lists the test images.
-    """
-
-    images: str | None = None
-    image_col: str | int | None = None
-    label_col: str | int | None = None
-    split_col: str | int | bool | None = None
-    suffix: str | None = None
-    valid: str | None = None
-    test: str | None = None
-
-    def given(self) -> dict[str, str | int | bool]:
-        """Return the options that were given, by name."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
-
-
-def read_options(images, image_col, label_col, split_col, suffix, valid, test) -> ReadOptions:
-    """Return the reading options for the values of their flags."""
-
-    def column(name: str | None) -> str | int | None:
-        return int(name) if name is not None and name.isdecimal() else name
-
-    def text(path: Path | None) -> str | None:
-        return None if path is None else str(path)
-
-    return ReadOptions(
-        images=text(images),
-        image_col=column(image_col),
-        label_col=column(label_col),
-        split_col=False if split_col == "none" else column(split_col),
-        suffix=suffix,
-        valid=text(valid),
-        test=text(test),
-    )
-
-
-@dataclass(frozen=True)
-class RunFlags:
-    """How a recipe is run and its result printed.
-
-    Args:
-        settings: The settings in force.
-        out: Folder of the run; None makes one.
-        resume: Whether to continue a run.
-        quiet: Whether to print only the results.
-        as_json: Whether to print the results as JSON.
-        on_nan: "stop" or "skip".
-        skip_bad: Whether to leave out unreadable images.
-        keep_all: Whether to keep the checkpoint of every epoch.
-        tensorboard: Whether to write TensorBoard event files.
-        compile: Whether to compile the backbone.
-        follow_links: Whether links may lead out of a benchmark's folder.
-        num_workers: Processes that read images; None takes the setting.
-
-    Raises:
-        UserError: If `on_nan` is neither of its names.
-    """
-
-    settings: "Settings"
-    out: Path | None = None
-    resume: bool = False
-    quiet: bool = False
-    as_json: bool = False
-    on_nan: str = "stop"
-    skip_bad: bool = False
-    keep_all: bool = False
-    tensorboard: bool = False
-    compile: bool = False
-    follow_links: bool = False
-    num_workers: int | None = None
-
-    def __post_init__(self):
-        check_choice(spell("on_nan"), self.on_nan, ON_NAN)

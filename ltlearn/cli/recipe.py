@@ -23,9 +23,7 @@ from ltlearn.cli.options import (
     SET,
     SKIP_BAD,
     TENSORBOARD,
-    RunFlags,
 )
-from ltlearn.cli.running import run_and_print
 from ltlearn.errors import UserError, spell
 
 __all__ = ["recipe"]
@@ -65,6 +63,7 @@ def recipe(
     as_json: JSON = False,
 ) -> None:
     """Run a benchmark: stage 1, stage 2, report."""
+    from ltlearn.cli.running import RunFlags, run_and_print
     from ltlearn.experiments.read_recipe import load_recipe
     from ltlearn.utils.settings import load_settings
 

@@ -9,7 +9,6 @@ import typer
 from ltlearn.cli.console import configured_log, existing_run, printer, report_interrupt, split_names
 from ltlearn.cli.options import DATA, DEVICE, JSON, PRIOR_NAMES, QUIET, RUN, SELECT
 from ltlearn.errors import check_choice, check_whole, spell
-from ltlearn.methods import find_methods
 from ltlearn.names import PRIORS, SELECTS
 
 __all__ = ["compare", "sensitivity"]
@@ -38,6 +37,7 @@ def compare(
 
     All methods get the same features of the backbone.
     """
+    from ltlearn.methods import find_methods
     from ltlearn.utils.settings import load_settings
 
     folder, names = existing_run(run), split_names(spell("methods"), methods)
@@ -87,6 +87,7 @@ def sensitivity(
     as_json: JSON = False,
 ) -> None:
     """Measure how accuracy depends on the hyper-parameter of a method."""
+    from ltlearn.methods import find_methods
     from ltlearn.utils.settings import load_settings
 
     folder, settings = existing_run(run), load_settings(device=device)

@@ -1,12 +1,10 @@
 """`ltlearn train` and `ltlearn retrain`."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ltlearn.cli.console import configured_log, report_interrupt, split_names
 from ltlearn.cli.options import (
     ARCH,
     DATA_SOURCE,
@@ -28,17 +26,12 @@ from ltlearn.cli.options import (
     SIZE,
     SKIP_BAD,
     SPLIT_COL,
-    STAGE1_NAMES,
     SUFFIX,
     TENSORBOARD,
     TEST,
     VALID,
     WORKERS,
-    ReadOptions,
-    RunFlags,
-    read_options,
 )
-from ltlearn.cli.running import run_and_print
 from ltlearn.errors import UserError, spell
 
 __all__ = ["retrain", "train"]
@@ -61,7 +54,10 @@ def train(
     ] = None,
     method: METHOD = "samn",
     stage1: Annotated[
-        str | None, typer.Option(help=f"How to train the backbone: {STAGE1_NAMES}.")
+        str | None,
+        typer.Option(
+            help="How to train the backbone: a stage-1 method of `ltlearn methods`; ce by default."
+        ),
     ] = None,
     size: SIZE = None,
     pretrained: Annotated[
@@ -108,6 +104,7 @@ def train(
     as_json: JSON = False,
 ) -> None:
     """Train a model on your own images: stage 1, stage 2, report."""
+    from ltlearn.cli.running import OwnRun, RunFlags, read_options, run_own_and_print
     from ltlearn.utils.settings import load_settings
 
     flags = RunFlags(
@@ -126,7 +123,7 @@ def train(
         "stage1.batch_size": batch_size, "seeds": seeds, "protocol": protocol,
     }  # fmt: skip
     reading = read_options(images, image_col, label_col, split_col, suffix, valid, test)
-    _run_own(_OwnRun(data, method, values, reading, set_ or []), flags)
+    run_own_and_print(OwnRun(data, method, values, reading, set_ or []), flags)
 
 
 def retrain(
@@ -178,6 +175,7 @@ def retrain(
     as_json: JSON = False,
 ) -> None:
     """Retrain the classifier of a trained model: stage 2, report."""
+    from ltlearn.cli.running import OwnRun, RunFlags, read_options, run_own_and_print
     from ltlearn.utils.settings import load_settings
 
     flags = RunFlags(
@@ -189,45 +187,5 @@ def retrain(
         method = "crt" if reset else "samn"
     values = {"model.arch": arch, "data.size": size, "seeds": seeds, "protocol": protocol}
     reading = read_options(images, image_col, label_col, split_col, suffix, valid, test)
-    own = _OwnRun(data, method, values, reading, set_ or [], checkpoint, reset)
-    _run_own(own, flags)
-
-
-@dataclass(frozen=True)
-class _OwnRun:
-    """What to train on the user's images: the values of the recipe, or None where not given."""
-
-    data: Path
-    method: str
-    values: dict[str, Any]
-    reading: ReadOptions
-    overrides: list[str] = field(default_factory=list)
-    checkpoint: Path | None = None
-    reset: bool = False
-
-
-def _run_own(own: _OwnRun, flags: RunFlags) -> None:
-    """Build the recipe of a user's images and run it."""
-    methods = split_names(spell("method"), own.method)
-    _check_outside(own.data, flags)
-    with report_interrupt(), configured_log(flags.quiet or flags.as_json):
-        from ltlearn.experiments.own_data import own_recipe
-
-        reading = {f"data.{name}": value for name, value in own.reading.given().items()}
-        recipe = own_recipe(
-            own.data, methods, own.values | reading, own.overrides,
-            checkpoint=own.checkpoint, reset=own.reset, skip_bad=flags.skip_bad,
-        )  # fmt: skip
-    run_and_print(recipe, flags)
-
-
-def _check_outside(data: Path, flags: RunFlags) -> None:
-    """Raise a `UserError` if the run's folder would lie among the images."""
-    out = flags.settings.runs_path if flags.out is None else flags.out
-    if out.expanduser().resolve().is_relative_to(data.expanduser().resolve()):
-        given = flags.out is not None
-        subject = spell("out", out) if given else f"the folder of runs, {out},"
-        raise UserError(
-            f"{subject} is inside {data}, where it would be read as a class; give "
-            f"{'a' if given else spell('out') + ' with a'} folder elsewhere."
-        )
+    own = OwnRun(data, method, values, reading, set_ or [], checkpoint, reset)
+    run_own_and_print(own, flags)

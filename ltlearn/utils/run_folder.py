@@ -75,25 +75,25 @@ class Run:
         """
         if not name or name in (".", "..") or re.search(r'[/\\:*?"<>|\0]', name):
             raise ValueError(f"name must be a plain file name, got {name!r}")
-        wanted = Path(runs_path if out is None else out).expanduser()
+        folder = Path(runs_path if out is None else out).expanduser()
         try:
             if out is None:
-                wanted.mkdir(parents=True, exist_ok=True)
-                newest = _newest(wanted, name) if resume else None
-                run = cls(newest or _new_folder(wanted, name))
+                folder.mkdir(parents=True, exist_ok=True)
+                newest = _newest(folder, name) if resume else None
+                run = cls(newest or _new_folder(folder, name))
                 run._made = run._fresh = newest is None
             else:
-                run = cls(wanted)
-                run._made = not wanted.exists()
-                wanted.mkdir(parents=True, exist_ok=True)
-                run._fresh = all(is_temporary(p.name) for p in wanted.iterdir())
+                run = cls(folder)
+                run._made = not folder.exists()
+                folder.mkdir(parents=True, exist_ok=True)
+                run._fresh = all(is_temporary(p.name) for p in folder.iterdir())
                 if not run._fresh:
-                    _check_continued(wanted, resume)
+                    _check_continued(folder, resume)
             if resume:
                 run.remove_temporaries()
                 if run._fresh:
                     _logger.warning(
-                        "nothing to resume in %s: a new run starts in %s", wanted, run.path
+                        "nothing to resume in %s: a new run starts in %s", folder, run.path
                     )
             check_writable(run.path)
         except OSError as error:
@@ -102,7 +102,7 @@ class Run:
             else:
                 reason = error.strerror
             raise UserError(
-                f"{wanted} cannot hold a run ({reason}): give another {spell('out')}."
+                f"{folder} cannot hold a run ({reason}): give another {spell('out')}."
             ) from error
         return run
 

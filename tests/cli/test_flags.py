@@ -27,6 +27,7 @@ COMMANDS = typer.main.get_command(app).commands
         ("recipe", "data_path", None, "--data"),
         ("data", "data_path", None, "--root"),
         ("train", "source", None, "DATA"),
+        ("recipe", "data.source", "x", "--set data.source=x"),
         ("train", "pretrained", False, "--no-pretrained"),
         ("train", "pretrained", True, "--pretrained"),
         ("train", "pretrained", "FILE", "--weights FILE"),

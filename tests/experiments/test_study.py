@@ -180,7 +180,7 @@ def test_ctrl_c_is_one_line(run, command, monkeypatch, capsys):
         main()
     said = capsys.readouterr().err
     assert left.value.code == 130 and said.startswith("ltlearn: stopped")
-    assert ("the same command goes on from there" in said) == (command == "compare")
+    assert ("the same command continues" in said) == (command == "compare")
 
 
 def test_a_manifest_of_something_else(run, tmp_path):
