@@ -23,12 +23,19 @@ _KEYS = {
     "transform": "data.transform",
     "valid_pct": "data.valid_pct",
     "imbalance_factor": "data.imbalance_factor",
+    "path": "data.images",  # of `from_csv`: the folder that listed paths start from
+    "images": "data.images",
+    "image_col": "data.image_col",
+    "label_col": "data.label_col",
+    "split_col": "data.split_col",
+    "suffix": "data.suffix",
+    "valid": "data.valid",
+    "test": "data.test",
 }
 # Parameter of the library -> names that commands have for it, where they differ.
 _ALIASES = {
     "data_path": ("data", "root"),
     "source": ("data",),
-    "path": ("images",),  # of `from_csv`: the folder that listed paths start from
     "methods": ("methods", "method"),
     "overrides": ("set_",),
 }
@@ -74,12 +81,13 @@ class FlagSpelling(Spelling):
         """
         word = _COMMANDS.get(name, name)
         command = self.commands.get(word, self.command)
-        room = sum(isinstance(p, TyperArgument) for p in command.params)
+        positions = [p.name for p in command.params if isinstance(p, TyperArgument)]
         placed, flags = [], []
         for key, value in arguments.items():
             if value is None:
                 continue
-            if len(placed) < room and not isinstance(_find(command, key), TyperOption):
+            is_option = key not in positions and isinstance(_find(command, key), TyperOption)
+            if len(placed) < len(positions) and not is_option:
                 placed.append(shlex.quote(str(value)))
             else:
                 flags.append(_spell(command, key, value))
@@ -116,24 +124,26 @@ def _find(command: TyperCommand, name: str) -> TyperArgument | TyperOption | Non
 def _spell(command: TyperCommand, name: str, value: object) -> str:
     key = _KEYS.get(name, name)
     if key == "model.keep_head" and value is not None and _find(command, "reset"):
-        name, key, value = "reset", "reset", not value
+        return _spell(command, "reset", not value)
     if key == "model.pretrained" and isinstance(value, str) and _find(command, "weights"):
-        name, key = "weights", "weights"
+        return _spell(command, "weights", value)
     param = _find(command, name)
     if isinstance(param, TyperArgument):
-        name = (param.metavar or param.name).upper() if value is None else shlex.quote(str(value))
-        return name
-    if param is None and ("." in name or ("." in key and _find(command, "set_"))):
-        return f"--set {key}" if value is None else f"--set {shlex.quote(_assignment(key, value))}"
-    flag = f"--{name.replace('_', '-')}" if param is None else max(param.opts, key=len)
+        return (param.metavar or param.name).upper() if value is None else shlex.quote(str(value))
+    if param is not None:
+        return _with_value(param, value)
+    if "." in name or ("." in key and _find(command, "set_")):
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        return f"--set {key}" if value is None else f"--set {shlex.quote(f'{key}={text}')}"
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is None or value is True else f"{flag} {shlex.quote(str(value))}"
+
+
+def _with_value(option: TyperOption, value: object) -> str:
+    flag = max(option.opts, key=len)
     if value is None or value is True:
         return flag
-    if value is False:
-        if name.endswith("_col"):
-            return f"{flag} none"
-        return param.secondary_opts[0] if param and param.secondary_opts else f"no {flag}"
-    return f"{flag} {shlex.quote(str(value))}"
-
-
-def _assignment(key: str, value: object) -> str:
-    return f"{key}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+    if value is False and option.is_flag:
+        return option.secondary_opts[0] if option.secondary_opts else f"no {flag}"
+    # A column that is False is not used.
+    return f"{flag} {'none' if value is False else shlex.quote(str(value))}"

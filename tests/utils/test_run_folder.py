@@ -18,10 +18,8 @@ import torch
 from safetensors import safe_open
 
 from ltlearn.errors import UserError
-from ltlearn.utils import atomic, environment
+from ltlearn.utils import atomic
 from ltlearn.utils import run_folder as run_module
-from ltlearn.utils.environment import environment_info
-from ltlearn.utils.interrupts import deferred_interrupt
 from ltlearn.utils.run_folder import Run
 
 ROOT = Path(__file__).parents[2]
@@ -304,37 +302,6 @@ def test_an_interrupt_waits_for_the_end_of_a_write(run, monkeypatch):
     assert (run.path / "file").read_text() == "new"
 
 
-def test_deferred_interrupt_nests_and_puts_the_handler_back():
-    before = signal.getsignal(signal.SIGINT)
-    reached = []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
-        with deferred_interrupt():
-            interrupt()
-            reached.append("inner")
-        reached.append("outer")
-    assert reached == ["inner", "outer"]
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_without_an_interrupt_nothing_is_raised_and_errors_pass():
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ZeroDivisionError), deferred_interrupt():
-        _ = 1 / 0
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_handler_of_the_users_own_is_called_at_the_end():
-    seen = []
-    before = signal.signal(signal.SIGINT, lambda *args: seen.append("handled"))
-    try:
-        with deferred_interrupt():
-            interrupt()
-            assert seen == []
-        assert seen == ["handled"]
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def test_deferred_interrupt_does_nothing_in_another_thread(run):
     errors = []
 
@@ -502,33 +469,3 @@ def test_tensors_refuse_what_safetensors_cannot_hold(run):
 def test_figures_have_the_format_of_their_name(run):
     assert run.save_figure("a.png", figure()).read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in run.save_figure("a.svg", figure()).read_bytes()
-
-
-# the environment
-
-
-def test_environment_info_can_be_written(run):
-    info = environment_info()
-    run.write_json("e.json", info)
-    assert run.read_json("e.json") == info
-    assert info["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert info["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert info["threads"] == torch.get_num_threads()
-    assert info["cpu_count"] >= 1 and info["device"] and info["platform"]
-
-
-def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
-    monkeypatch.setattr(environment, "_PACKAGES", ("no-such-package-here",))
-    assert environment_info()["versions"]["no-such-package-here"] is None
-
-
-def test_import_and_environment_info_load_nothing_heavy():
-    code = (
-        "import sys, ltlearn.utils.run_folder; "
-        "from ltlearn.utils.environment import environment_info; environment_info(); "
-        "print({'torch', 'numpy', 'fastai', 'matplotlib'} & set(sys.modules))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "set()\n"
