@@ -26,7 +26,7 @@ from ltlearn.cli.options import (
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.names import FEW_RULES
 
-__all__ = ["data", "inspect"]
+__all__ = []
 
 _TIMING_S = 3.0  # seconds of training steps that estimate the time of a training
 
