@@ -16,7 +16,7 @@ from ltlearn.experiments.runner import run_recipe
 from ltlearn.methods import registered_method
 from ltlearn.posthoc import adjust_logits, choose_logit_adjustment
 from ltlearn.utils.run_folder import Run
-from tests.cli.test_cli import ltlearn
+from tests.helpers import ltlearn
 
 SOURCE = "a package from outside"
 RECIPE = """

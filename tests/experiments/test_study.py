@@ -15,7 +15,7 @@ from ltlearn.experiments.compare_run import compare_run
 from ltlearn.experiments.sensitivity import Curve, Sensitivity, sensitivity_run
 from ltlearn.methods import METHODS, registered_method
 from ltlearn.utils.run_folder import Run
-from tests.cli.test_cli import TINY, ltlearn
+from tests.helpers import TINY, ltlearn
 
 FEW = "ce,tau_norm,crt,samn_start"
 
