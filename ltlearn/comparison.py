@@ -11,29 +11,51 @@ from ltlearn.methods import METHODS
 from ltlearn.metrics.paired import PairedDifference, paired_difference
 from ltlearn.metrics.report import ShotReport
 from ltlearn.reporting.table import ResultRow, ResultTable
+from ltlearn.training.records import Record, TrajectoryRecord
 
-__all__ = ["Outcome", "Comparison", "merge_comparisons"]
+__all__ = ["Comparison", "ComparisonFacts", "Outcome", "PriorFigures", "merge_comparisons"]
 
 _RESAMPLES = 10_000
 
 
-@dataclass
-class Outcome:
-    """What one method gave, with one seed, from one stage 1.
+@dataclass(eq=False)
+class PriorFigures(Record):
+    """The figures of a classifier under another class prior.
 
     Args:
-        method: Its name in the table of methods.
+        accuracy: Top-1 accuracy, from 0 to 1.
+        nll: Mean negative log-likelihood in nats.
+        ece: Expected calibration error (15 bins), from 0 to 1.
+        covered: Share of the prior on classes with test images.
+        n_images: Number of test images.
+        corrected: Accuracy after the logits are corrected for the prior.
+    """
+
+    accuracy: float
+    nll: float
+    ece: float
+    covered: float
+    n_images: int
+    corrected: float
+
+
+@dataclass
+class Outcome:
+    """The outcome of one method with one seed, from one stage 1.
+
+    Args:
+        method: The method, by its name in `METHODS`.
         stage1_seed: Seed of stage 1.
-        seed: Seed of what came after it.
-        report: Its figures on the test set.
-        correct: Which test images it got right.
+        seed: Seed of the later stages.
+        report: The figures on the test set.
+        correct: Which test images are classified correctly.
         norms: Norm of each class's weights.
-        validation: Class-balanced accuracy on the images that it was chosen on.
-        selected: Which weights were tested.
-        seconds: Training, extraction of features not included.
-        stages: What was trained or corrected, a dictionary each.
-        trajectory: Stage 2 epoch by epoch; None where nothing was trained.
-        priors: Figures under other class priors, by the prior's name.
+        validation: Class-balanced accuracy on the validation images.
+        selected: Which weights are tested.
+        seconds: Seconds of training, without the extraction of features.
+        stages: A record of each later stage.
+        trajectory: Stage 2 epoch by epoch; None if nothing was trained.
+        priors: The figures under other class priors, by the prior's name.
 
     Shape:
         correct is (N,), bool; norms has C numbers.
@@ -49,30 +71,57 @@ class Outcome:
     selected: str
     seconds: float
     stages: list[dict[str, Any]]
-    trajectory: dict[str, Any] | None = None
-    priors: dict[str, dict[str, float]] = field(default_factory=dict)
+    trajectory: TrajectoryRecord | None = None
+    priors: dict[str, PriorFigures] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class ComparisonFacts(Record):
+    """What a table reports about the data of a comparison.
+
+    Args:
+        protocol: "clean", "paper", or "untested" without a test set.
+        dataset: The name of the dataset.
+        valid_from: Where the validation images are from.
+        split: The split, with its imbalance factor.
+        fingerprint: The fingerprint of the training images.
+        few: The rule for few-shot classes.
+        classes: The names of the classes.
+    """
+
+    protocol: str
+    dataset: str
+    valid_from: str
+    split: str
+    fingerprint: str
+    few: str
+    classes: list[str]
 
 
 @dataclass
 class Comparison:
-    """Hold the outcomes of several methods, and say which differences are real.
+    """The outcomes of several methods, and the differences between them with intervals.
 
     Args:
-        outcomes: Of every method and seed.
+        outcomes: The outcome of each method and seed.
         targets: Classes of the test images.
-        class_counts: Training images per class, which make the shot groups.
-        about: Facts for the table: protocol, split, fingerprint, few, dataset, classes, and where
-            validation images are from.
+        class_counts: Training images per class, which decide the shot groups.
+        about: Facts about the data.
         note: A remark to print below the table.
 
     Shape:
         targets is (N,), class_counts (C,).
+
+    Example:
+        >>> found = learn.compare_classifiers(["ce", "crt"])  # doctest: +SKIP
+        >>> found.difference("crt", "ce").estimate  # doctest: +SKIP
+        0.081
     """
 
     outcomes: list[Outcome]
     targets: np.ndarray
     class_counts: list[int]
-    about: dict[str, Any]
+    about: ComparisonFacts
     note: str = ""
     _differences: dict | None = field(default=None, init=False, repr=False)
 
@@ -82,12 +131,16 @@ class Comparison:
         return list(dict.fromkeys(o.method for o in self.outcomes))
 
     def of(self, method: str) -> list[Outcome]:
-        """List the outcomes of a method."""
+        """List the outcomes of a method.
+
+        Args:
+            method: The method.
+        """
         return [o for o in self.outcomes if o.method == method]
 
     @property
     def stage1(self) -> str | None:
-        """Return the method whose classifier is that of stage 1; None if it is not among them."""
+        """Return the method of stage 1; None if it is not among the methods."""
         return next((m for m in self.methods if METHODS[m].kind == "stage 1"), None)
 
     @property
@@ -97,7 +150,7 @@ class Comparison:
         return max(means, key=means.get)
 
     def differences(self) -> dict[str, dict[str, PairedDifference]]:
-        """Compare each method with stage 1's and the best, image by image; see `difference`."""
+        """Compare each method with stage 1 and with the best method; see `difference`."""
         if self._differences is None:
             others = dict.fromkeys(m for m in (self.stage1, self.best) if m is not None)
             self._differences = {
@@ -109,19 +162,23 @@ class Comparison:
         return self._differences
 
     def difference(self, method: str, other: str) -> PairedDifference:
-        """Compare two methods, image by image.
+        """Compare the class-balanced accuracy of two methods, averaged over seeds.
 
-        The figure is class-balanced accuracy, averaged over seeds; its 95 % interval is that of a
-        paired bootstrap over the test images. It says how far another test set of this size could
-        move the difference; what other seeds do is in the standard deviation beside it.
+        The 95 % interval is from a paired bootstrap over the test images. It shows how far another
+        test set of this size could move the difference. The standard deviation in the table shows
+        the effect of other seeds.
+
+        Args:
+            method: The method.
+            other: The method that is subtracted.
         """
-        pairs = [self._right(m) for m in (method, other)]
+        pairs = [self._correct(m) for m in (method, other)]
         return paired_difference(*pairs, self.targets, len(self.class_counts), _RESAMPLES)
 
-    def _right(self, method: str) -> np.ndarray:
-        """Return which test images were recognised, (S, N).
+    def _correct(self, method: str) -> np.ndarray:
+        """Return which test images are classified correctly, (S, N).
 
-        One that draws nothing at random stands beside every run of the others.
+        A method whose outcome does not depend on the seed is paired with every run of the others.
         """
         starts = self._stage1_seeds
         runs = max(
@@ -131,8 +188,8 @@ class Comparison:
         )
         rows = []
         for start in starts:
-            found = [o.correct for o in self.of(method) if o.stage1_seed == start]
-            rows += [found[min(k, len(found) - 1)] for k in range(runs)]
+            own = [o.correct for o in self.of(method) if o.stage1_seed == start]
+            rows += [own[min(k, len(own) - 1)] for k in range(runs)]
         return np.stack(rows)
 
     @property
@@ -141,41 +198,40 @@ class Comparison:
 
     def table(self) -> ResultTable:
         """Return the table: figures, their spread over seeds, and the paired differences."""
-        differences = self.differences()
-        against = list(dict.fromkeys(k for d in differences.values() for k in d))
-        rows = []
-        for method in self.methods:
-            found = self.of(method)
-            extra = {"NLL": _mean_sd([o.report.nll for o in found])}
-            for other in against:
-                label = METHODS[other].label
-                d = differences[method].get(other)
-                extra[f"to {label}"] = "–" if d is None else _interval(d)
-            selected = "; ".join(dict.fromkeys(o.selected for o in found))
-            seconds = float(np.mean([o.seconds for o in found]))
-            reports = [o.report for o in found]
-            rows.append(ResultRow(method, METHODS[method].label, reports, selected, seconds, extra))
-        facts = {k: self.about[k] for k in ("protocol", "dataset", "valid_from")}
-        seeds = sorted({o.seed for o in self.outcomes})
-        best = METHODS[self.best].label
-        where = "the test set" if self.about["protocol"] == "paper" else "validation"
+        about, best = self.about, METHODS[self.best].label
+        chosen_on = "the test set" if about.protocol == "paper" else "validation"
+        tested_on = "validation" if about.protocol == "untested" else "test"
         note = (
-            f"best on {where}: {best}. Differences in class-balanced accuracy, in points, with "
-            "the 95 % interval of a paired bootstrap over the "
-            f"{'validation' if self.about['protocol'] == 'untested' else 'test'} images."
+            f"best on {chosen_on}: {best}. Differences in class-balanced accuracy, in points, with "
+            f"the 95 % interval of a paired bootstrap over the {tested_on} images."
         )
         return ResultTable(
-            rows,
-            split_name=self.about["split"],
-            fingerprint=self.about["fingerprint"],
-            few_rule=self.about["few"],
-            seeds=seeds,
+            [self._row(method) for method in self.methods],
+            about.protocol,
+            about.split,
+            about.fingerprint,
+            about.few,
+            sorted({o.seed for o in self.outcomes}),
+            about.dataset,
             note=" ".join(part for part in (note, self.note) if part),
-            **facts,
+            valid_from=about.valid_from,
         )
 
+    def _row(self, method: str) -> ResultRow:
+        """Return the row of a method in the table."""
+        own, differences = self.of(method), self.differences()
+        extra = {"NLL": _mean_sd([o.report.nll for o in own])}
+        for other in dict.fromkeys(k for d in differences.values() for k in d):
+            difference = differences[method].get(other)
+            interval = "–" if difference is None else _interval(difference)
+            extra[f"to {METHODS[other].label}"] = interval
+        selected = "; ".join(dict.fromkeys(o.selected for o in own))
+        seconds = float(np.mean([o.seconds for o in own]))
+        reports = [o.report for o in own]
+        return ResultRow(method, METHODS[method].label, reports, selected, seconds, extra)
+
     def prior_rows(self) -> tuple[list[str], list[list[str]]]:
-        """Return heading and rows of the table of class priors; no rows where none was asked."""
+        """Return heading and rows of the table of class priors; without priors, no rows."""
         names = list(dict.fromkeys(name for o in self.outcomes for name in o.priors))
         head = ["method"]
         for name in names:
@@ -184,37 +240,41 @@ class Comparison:
         for method in self.methods if names else []:
             row = [METHODS[method].label]
             for name in names:
-                for key in ("accuracy", "corrected"):
-                    row.append(_mean_sd([100 * o.priors[name][key] for o in self.of(method)], 1))
+                own = [o.priors[name] for o in self.of(method)]
+                row.append(_mean_sd([100 * figures.accuracy for figures in own], 1))
+                row.append(_mean_sd([100 * figures.corrected for figures in own], 1))
             rows.append(row)
         return head, rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain numbers, lists and None, as `json.dump` wants them."""
-        differences = {
-            method: {
-                other: {**asdict(d), "excludes_zero": d.excludes_zero} for other, d in found.items()
-            }
-            for method, found in self.differences().items()
-        }
+        """Convert to plain numbers, lists and None, for a JSON file."""
         table = self.table().to_dict()
         for row in table["rows"]:
-            found = self.of(row["method"])
-            row |= {
-                "source": METHODS[row["method"]].source,
-                "values_from": METHODS[row["method"]].values_from,
-                "validation_balanced": [o.validation for o in found],
-                "runs": [{"stage1_seed": o.stage1_seed, "seed": o.seed} for o in found],
-                "differences": differences[row["method"]],
-                "norms": [o.norms for o in found],
-                "stages": [o.stages for o in found],
-                "trajectories": [o.trajectory for o in found],
-                "priors": [o.priors for o in found],
-            }
-        # Under the paper protocol the validation images are the test set, and all is chosen on it.
-        chosen_on = "test" if self.about["protocol"] == "paper" else "validation"
+            row |= self._row_facts(row["method"])
+        # Under the paper protocol the validation images are the test set.
+        chosen_on = "test" if self.about.protocol == "paper" else "validation"
         best = {"best_on_validation": self.best, "chosen_on": chosen_on}
         return {**table, **best, "class_counts": self.class_counts}
+
+    def _row_facts(self, method: str) -> dict[str, Any]:
+        """Return what the file holds about a method beside its row in the table."""
+        own = self.of(method)
+        return {
+            "source": METHODS[method].source,
+            "values_from": METHODS[method].values_from,
+            "validation_balanced": [o.validation for o in own],
+            "runs": [{"stage1_seed": o.stage1_seed, "seed": o.seed} for o in own],
+            "differences": {
+                other: {**asdict(d), "excludes_zero": d.excludes_zero}
+                for other, d in self.differences()[method].items()
+            },
+            "norms": [o.norms for o in own],
+            "stages": [o.stages for o in own],
+            "trajectories": [None if o.trajectory is None else o.trajectory.to_dict() for o in own],
+            "priors": [
+                {name: figures.to_dict() for name, figures in o.priors.items()} for o in own
+            ],
+        }
 
     def __str__(self) -> str:
         """Return the plain text table."""
@@ -232,10 +292,19 @@ def _mean_sd(values: Sequence[float], digits: int = 3) -> str:
 
 
 def merge_comparisons(parts: Sequence[Comparison]) -> Comparison:
-    """Put the comparisons of several stage 1, on the same test images, into one."""
+    """Merge the comparisons of several stage 1, on the same test images.
+
+    Args:
+        parts: The comparisons.
+
+    Raises:
+        UserError: If their test images differ.
+    """
     first = parts[0]
     if any(not np.array_equal(p.targets, first.targets) for p in parts):
-        raise UserError("these comparisons are of different test images.")
+        raise UserError(
+            "the comparisons are of different test images; merge those of one test set."
+        )
     order = {m: i for i, m in enumerate(first.methods)}
     outcomes = sorted((o for p in parts for o in p.outcomes), key=lambda o: order[o.method])
     return Comparison(outcomes, first.targets, first.class_counts, first.about, first.note)

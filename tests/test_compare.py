@@ -1,7 +1,6 @@
 import copy
 import json
 import logging
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,23 +84,23 @@ def test_features_are_extracted_once(monkeypatch):
 
 def test_the_test_set_is_read_after_all_is_chosen(monkeypatch):
     learn = make()
-    asked = []
+    calls = []
     predict = type(learn).predict_logits
     retrain = type(learn).retrain_classifier
 
     def spy(self, part="valid", *args, **kwargs):
-        asked.append(part)
+        calls.append(part)
         return predict(self, part, *args, **kwargs)
 
     def trained(self, *args, **kwargs):
-        asked.append("train")
+        calls.append("train")
         return retrain(self, *args, **kwargs)
 
     monkeypatch.setattr(type(learn), "predict_logits", spy)
     monkeypatch.setattr(type(learn), "retrain_classifier", trained)
     compare(learn, ["ce", "crt", "tau_norm", "samn"])
-    first = asked.index("test")
-    assert "train" in asked[:first] and "train" not in asked[first:]
+    first = calls.index("test")
+    assert "train" in calls[:first] and "train" not in calls[first:]
 
 
 def test_differences_are_paired_and_their_sign_is_right(found):
@@ -124,7 +123,7 @@ def test_best_is_chosen_on_validation(found):
     assert "best on validation: cRT" in chosen.table().to_text()
 
 
-def test_the_table_says_what_was_done(found):
+def test_the_table_describes_the_comparison(found):
     text = found.table().to_text()
     head = text.splitlines()[1]
     for word in ("all", "many", "medium", "few", "balanced", "ECE", "NLL", "to CE"):
@@ -144,7 +143,7 @@ def test_priors(found):
         assert o.priors["uniform"]["accuracy"] == pytest.approx(o.report.all)
         if METHODS[o.method].prior == "uniform":
             assert o.priors["uniform"]["corrected"] == pytest.approx(o.report.all)
-    with pytest.raises(UserError, match="prior"):
+    with pytest.raises(UserError, match="prior.*'sideways'"):
         compare(make(), ["ce"], priors="sideways")
     assert set(compare(make(), "ce", priors="uniform, train").outcomes[0].priors) == {
         "uniform", "train",
@@ -189,8 +188,8 @@ def test_a_classifier_of_another_stage_1_or_a_damaged_one_is_made_again(tmp_path
     assert other.outcomes[0].report.nll == fresh.outcomes[0].report.nll
 
 
-def test_of_a_file_that_does_not_fit_nothing_stays(tmp_path, caplog):
-    # torch copies what fits before it refuses the rest: the method then began from that.
+def test_a_file_that_does_not_fit_leaves_no_trace(tmp_path, caplog):
+    # torch copies the tensors that fit before it refuses the rest.
     names = ["tau_norm", "lws", "crt", "ncm"]
     learn, run = make(), Run(tmp_path)
     good = compare(learn, names, run=run)
@@ -223,20 +222,20 @@ def test_weights_that_are_not_those_of_their_record_are_made_again(tmp_path, cap
 
 
 @pytest.mark.parametrize("part", ["loss_options", "callbacks", "reset", "library"])
-def test_a_method_that_has_changed_is_made_again(tmp_path, monkeypatch, part, request):
+def test_a_method_that_has_changed_is_made_again(tmp_path, monkeypatch, request, part):
     learn, run = make(), Run(tmp_path)
     compare(learn, ["label_aware_smoothing"], run=run)
     row = METHODS["label_aware_smoothing"]
     if part == "library":
         monkeypatch.setattr(ltlearn, "__version__", "another")
     else:
-        lws = METHODS["mislas"].callbacks
-        options = METHODS["slas_samn"].loss_options
-        new = {"loss_options": options, "callbacks": lws, "reset": True}[part]
-        changed = ExitStack()
-        request.addfinalizer(changed.close)
-        row = replace(row, **{part: new})
-        changed.enter_context(registered_method("label_aware_smoothing", row, replace=True))
+        other = {"loss_options": "slas_samn", "callbacks": "samn", "reset": "crt"}[part]
+        new = getattr(METHODS[other], part)
+        changed = registered_method(
+            "label_aware_smoothing", replace(row, **{part: new}), replace=True
+        )
+        changed.__enter__()
+        request.addfinalizer(lambda: changed.__exit__(None, None, None))
     seen = []
     retrain = type(learn).retrain_classifier
 
@@ -289,20 +288,20 @@ def test_several_stage_1(trained, found):
     estimate = both.difference("crt", "ce").estimate
     assert estimate == pytest.approx(found.difference("crt", "ce").estimate)
     smaller = Comparison(other.outcomes, other.targets[:-1], other.class_counts, other.about)
-    with pytest.raises(UserError, match="of different test images"):
+    with pytest.raises(UserError, match="different test images"):
         merge_comparisons([found, smaller])
 
 
 def test_mistakes():
     learn = make_lt_learner()
-    with pytest.raises(UserError, match="there is no method 'sam'"):
+    with pytest.raises(UserError, match="'sam'"):
         compare(learn, "sam")
-    with pytest.raises(UserError, match="seeds must be a whole number of at least 1"):
+    with pytest.raises(UserError, match="seeds.*0"):
         learn.compare_classifiers("ce", 0)
-    with pytest.raises(UserError, match="select must be one of best, last"):
+    with pytest.raises(UserError, match="select.*best, last.*'middle'"):
         compare(learn, "ce", select="middle")
     without = make_lt_learner(make_dls(test=None))
-    with pytest.raises(UserError, match="there is no test set to compare on"):
+    with pytest.raises(UserError, match="no test set"):
         compare(without, "ce")
 
 
@@ -312,12 +311,12 @@ def test_no_file_is_written_without_a_run(found, monkeypatch, tmp_path):
     assert list(Path().iterdir()) == []
 
 
-def test_a_classifier_that_is_no_more_of_stage_1_is_said(caplog):
-    """Its row was called CE, stage 1, whatever had been made of it."""
+def test_a_classifier_that_a_later_stage_changed_gives_a_warning(caplog):
+    """Its row was once called CE, stage 1, although another stage had changed it."""
     learn = make()
     with caplog.at_level(logging.WARNING, "ltlearn"):
         compare(learn, ["ce", "samn_start"])
-        assert "no more the one of stage 1" not in caplog.text
+        assert "no longer that of stage 1" not in caplog.text
         learn.retrain_classifier(method="crt")
         compare(learn, ["ce", "samn_start"])
-    assert "no more the one of stage 1" in caplog.text and "crt has changed it" in caplog.text
+    assert "no longer that of stage 1" in caplog.text and "crt has changed it" in caplog.text

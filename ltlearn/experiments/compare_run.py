@@ -4,20 +4,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ltlearn.compare import check_request, compare
 from ltlearn.comparison import Comparison, merge_comparisons
-from ltlearn.errors import UserError
+from ltlearn.experiments.manifest import finished_seeds, recorded_recipe
 from ltlearn.experiments.own_data import fitting_methods
-from ltlearn.experiments.read_recipe import validate_recipe
-from ltlearn.experiments.recipe import Recipe
-from ltlearn.experiments.stages import how_to_finish, load_stage1
+from ltlearn.experiments.stages import load_stage1
 from ltlearn.methods import METHODS
 from ltlearn.plots.norms import plot_norms_by_method
 from ltlearn.plots.tradeoff import plot_tradeoff
+from ltlearn.reporting.text import markdown_table
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["compare_run", "finished_recipe"]
+__all__ = ["compare_run"]
 
 
 def compare_run(
@@ -35,121 +35,103 @@ def compare_run(
     """Compare methods on every stage 1 of a run; write `compare.json`, `compare.md` and the plots.
 
     Args:
-        run: A run of `ltlearn recipe` whose stage 1 is finished.
-        methods: Names of methods; None is all.
-        seeds: Runs of every method that draws something at random, from each stage 1.
+        run: A run whose stage 1 is finished.
+        methods: Names of methods; None takes all.
+        seeds: Runs of each method whose outcome depends on the seed, from each stage 1.
         priors: Class priors to report under: "uniform", "train", "reversed".
         select: Which epoch of stage 2 is kept under the clean protocol: "best" on validation, or
             "last".
-        data_path: Where the images are; None takes the run's own.
-        cache_path: Folder of cached features.
+        data_path: Where the images are; None takes the path in the run's manifest.
+        cache_path: Folder of cached features; None keeps them in memory.
         device: "auto" or a torch device.
         notify: Called with a line of text at each step.
 
     Raises:
         UserError: If the folder holds no run with a finished stage 1, or a name is unknown.
+
+    Example:
+        >>> print(compare_run(Run("runs/digits"), "ce,crt,samn"))  # doctest: +SKIP
     """
-    recipe, starts = finished_recipe(run)
+    recipe = recorded_recipe(run)
+    stage1_seeds = finished_seeds(run, recipe)
     methods, priors = check_request(
         fitting_methods(recipe, methods), seeds, priors, select, recipe.stage1.method
     )
-    paper = recipe.protocol == "paper"
-    if paper:
-        select = "best"
-        options = {"views": 0, "bn": "train", "flip": True}
-    else:
-        options = {"views": recipe.settled().stage2.views or 1}
+    options = {"views": recipe.settled().stage2.views or 1, "select": select}
+    if recipe.protocol == "paper":
+        options = {"views": 0, "bn": "train", "flip": True, "select": "best"}
     parts = []
-    for start in starts:
-        notify(f"stage 1 of seed {start}")
+    for seed in stage1_seeds:
+        notify(f"stage 1 of seed {seed}")
         learn = load_stage1(
-            recipe, run, start, data_path=data_path, cache_path=cache_path, device=device
+            recipe, run, seed, data_path=data_path, cache_path=cache_path, device=device
         )
-        found = compare(
+        part = compare(
             learn, methods, seeds,
-            priors=priors, select=select, stage1_seed=start, run=run, notify=notify,
+            priors=priors, stage1_seed=seed, run=run, notify=notify,
             arguments={m: recipe.arguments_of(m) for m in methods if m in recipe.method},
             **options,
         )  # fmt: skip
-        parts.append(found)
+        parts.append(part)
     comparison = merge_comparisons(parts)
     if learn.dls.split.test is None:
-        comparison.about["protocol"] = "untested"
+        comparison.about.protocol = "untested"
     _write_comparison(run, comparison)
     return comparison
 
 
-def finished_recipe(run: Run) -> tuple[Recipe, list[int]]:
-    """Return the recipe of a run, and the seeds whose stage 1 is finished."""
-    if not (run.path / "manifest.json").is_file():
-        raise UserError(
-            f"{run.path} holds no run (no manifest.json); give the folder that `ltlearn recipe` "
-            "wrote."
-        )
-    manifest = run.read_json("manifest.json")
-    values = manifest.get("values") if isinstance(manifest, dict) else None
-    if not isinstance(values, dict):
-        raise UserError(f"{run.path / 'manifest.json'} has no values of a recipe.")
-    recipe = validate_recipe(values, str(run.path / "manifest.json"))
-    starts = [
-        seed
-        for seed in range(recipe.seeds)
-        if (run.path / f"checkpoints/seed{seed}-stage1.json").is_file()
-    ]
-    if not starts:
-        raise UserError(
-            f"{run.path} has no finished stage 1; finish it with {how_to_finish(recipe, run)}."
-        )
-    return recipe, starts
-
-
 def _write_comparison(run: Run, comparison: Comparison) -> None:
-    label = {m: METHODS[m].label for m in comparison.methods}
-    groups = [g for g in ("many", "medium", "few") if comparison.outcomes[0].report.group_sizes[g]]
+    plots = _plots(comparison)
+    for name, (_, figure) in plots.items():
+        run.save_figure(f"plots/{name}.png", figure)
+    run.write_json("compare.json", comparison.to_dict())
+    titles = {name: title for name, (title, _) in plots.items()}
+    run.write_text("compare.md", _markdown(comparison, titles))
+
+
+def _plots(comparison: Comparison) -> dict[str, tuple[str, Figure]]:
+    """Return title and figure by file name."""
+    labels = {m: METHODS[m].label for m in comparison.methods}
+    sizes = comparison.outcomes[0].report.group_sizes
+    groups = [g for g in ("many", "medium", "few") if sizes[g]]
     plots = {}
     if len(groups) > 1:
         ends = (groups[0], groups[-1])
         points = {
-            label[m]: [tuple(getattr(o.report, g) for g in ends) for o in comparison.of(m)]
+            labels[m]: [tuple(getattr(o.report, g) for g in ends) for o in comparison.of(m)]
             for m in comparison.methods
         }
-        highlight = label.get(comparison.stage1)
-        plots[f"{ends[0]}-shot against {ends[1]}-shot accuracy"] = (
-            "compare_tradeoff", plot_tradeoff(points, ends, highlight=highlight)
-        )  # fmt: skip
+        plots["compare_tradeoff"] = (
+            f"{ends[0]}-shot against {ends[1]}-shot accuracy",
+            plot_tradeoff(points, ends, highlight=labels.get(comparison.stage1)),
+        )
     norms = {
-        label[m]: np.mean([o.norms for o in comparison.of(m)], axis=0) for m in comparison.methods
+        labels[m]: np.mean([o.norms for o in comparison.of(m)], axis=0) for m in comparison.methods
     }
-    plots["norms of the classifier's rows"] = (
-        "compare_norms",
+    plots["compare_norms"] = (
+        "norms of the classifier's rows",
         plot_norms_by_method(
-            norms, comparison.class_counts, reference=label.get(comparison.stage1)
+            norms, comparison.class_counts, reference=labels.get(comparison.stage1)
         ),
     )
-    for name, figure in plots.values():
-        run.save_figure(f"plots/{name}.png", figure)
-    run.write_json("compare.json", comparison.to_dict())
-    run.write_text("compare.md", _markdown(comparison, plots))
+    return plots
 
 
-def _markdown(comparison: Comparison, plots: dict) -> str:
+def _markdown(comparison: Comparison, titles: dict[str, str]) -> str:
     parts = ["# Methods compared on one stage 1", comparison.table().to_markdown()]
     head, rows = comparison.prior_rows()
     if rows:
-        parts += ["## Under other class priors", _markdown_table(head, rows)]
+        align = ["---", *["---:"] * (len(head) - 1)]
+        parts += ["## Under other class priors", markdown_table(head, align, rows)]
         parts.append(
-            "Accuracy in %, test images weighted to the prior; `corrected` adds the logarithm of "
-            "that prior, and takes off that of the prior the classifier assumes."
+            "Accuracy in %, with the test images weighted to the prior. `corrected` adds the "
+            "logarithm of that prior to the logits, and subtracts the one that the classifier "
+            "assumes."
         )
-    for title, (name, _) in plots.items():
+    for name, title in titles.items():
         parts += [f"## {title[0].upper()}{title[1:]}", f"![{title}](plots/{name}.png)"]
     parts += ["## Where the values are from", _sources(comparison.methods)]
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _sources(methods: Sequence[str]) -> str:

@@ -1,11 +1,20 @@
-"""Does a finished run reach the published figures of its recipe?"""
+"""Compare a finished run with the published figures of its recipe."""
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
-from ltlearn.errors import UserError
-from ltlearn.experiments.read_recipe import load_recipe, validate_recipe
-from ltlearn.experiments.recipe import Expected, Recipe
+from ltlearn.errors import UserError, spell, spell_call
+from ltlearn.experiments.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    how_to_finish,
+    read_manifest,
+    recorded_recipe,
+)
+from ltlearn.experiments.read_recipe import load_recipe
+from ltlearn.experiments.recipe import Recipe
+from ltlearn.experiments.sections import Expected
 from ltlearn.methods import METHODS
 from ltlearn.utils.run_folder import Run
 
@@ -14,10 +23,10 @@ __all__ = ["Check", "check_run"]
 
 @dataclass(frozen=True)
 class Check:
-    """A published figure beside a run's.
+    """A published figure beside that of a run.
 
     Args:
-        expected: What was published.
+        expected: The published figure.
         measured: Mean accuracy of the run over its seeds, in %.
     """
 
@@ -26,12 +35,12 @@ class Check:
 
     @property
     def difference(self) -> float:
-        """Return how far the run is above the published figure, in points."""
+        """Return how many points the run is above the published figure."""
         return self.measured - self.expected.accuracy
 
     @property
     def passed(self) -> bool:
-        """Tell whether the run is inside the tolerance, above or below."""
+        """Return whether the difference is within the tolerance."""
         return abs(self.difference) <= self.expected.tolerance + 1e-9
 
     def row(self) -> list[str]:
@@ -52,80 +61,79 @@ def check_run(name: str, run: Run) -> tuple[list[Check], list[str]]:
 
     Args:
         name: The recipe, as for `load_recipe`.
-        run: A folder that `ltlearn recipe` wrote.
+        run: A folder that `run_recipe` wrote.
 
     Returns:
-        The checks, and the values that the run has otherwise than the recipe: "key = run's, not
-        recipe's".
+        The checks, and the values that differ between run and recipe: "key = value of the run, not
+        value of the recipe".
 
     Raises:
-        UserError: If the run is not finished, is of another recipe, or has no figure that was
-            published under its protocol.
+        UserError: If the run is not finished, ran another recipe, or no figure was published under
+            its protocol.
     """
-    recipe = load_recipe(name)
-    manifest = run.read_json("manifest.json")
-    where = run.path / "manifest.json"
-    if not isinstance(manifest, dict) or manifest.get("status") != "finished":
-        raise UserError(f"{run.path} holds no finished run; finish it with --resume first.")
-    if manifest.get("recipe") != recipe.name:
-        raise UserError(f"{run.path} is a run of {manifest.get('recipe')}, not of {recipe.name}.")
-    values = manifest.get("values")
-    if not isinstance(values, dict):
-        raise UserError(f"{where} is damaged: it has no values of a recipe.")
-    done = validate_recipe(values, str(where))
-    # Which figures apply, the run's own values decide: its imbalance factor, its width.
-    applying = done.model_copy(update={"expected": recipe.expected})
+    recipe, manifest = load_recipe(name), read_manifest(run)
+    if manifest.recipe != recipe.name:
+        raise UserError(f"{run.path} is a run of {manifest.recipe}, not of {recipe.name}.")
+    if not manifest.is_finished:
+        raise UserError(
+            f"{run.path} holds no finished run; finish it with {how_to_finish(recipe, run)}."
+        )
+    ran, measured = recorded_recipe(run), _measured(manifest, run)
+    # The values of the run decide which figures apply, such as its imbalance factor and width.
+    applying = ran.model_copy(update={"expected": recipe.expected})
+    checks = [
+        Check(e, measured[e.method, e.group])
+        for e in applying.published()
+        if e.protocol == ran.protocol and (e.method, e.group) in measured
+    ]
+    if not checks:
+        raise UserError(f"{run.path} cannot be checked: {_why_not(recipe, ran)}.")
+    conditions = {key: value for check in checks for key, value in check.expected.when.items()}
+    conditions = {"protocol": ran.protocol, **conditions}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in conditions.items()]
+    return checks, _changes(load_recipe(name, overrides), ran)
+
+
+def _measured(manifest: Manifest, run: Run) -> dict[tuple[str, str], float]:
+    """Return the accuracies of a run in %, by method and group."""
     try:
-        measured = {
+        return {
             (row["method"], group): 100 * float(figure["mean"])
-            for row in manifest["results"]["rows"]
+            for row in manifest.results["rows"]
             for group, figure in row["summary"].items()
             if figure is not None
         }
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{where} is damaged: it has no results of its methods.") from None
-    checks = [
-        Check(e, measured[e.method, e.group])
-        for e in applying.published()
-        if e.protocol == done.protocol and (e.method, e.group) in measured
-    ]
-    if not checks:
-        raise UserError(f"{run.path} cannot be checked: {_why_not(recipe, done)}.")
-    decided = {key: value for check in checks for key, value in check.expected.when.items()}
-    given = {"protocol": done.protocol, **decided}
-    published = load_recipe(name, [f"{key}={json.dumps(value)}" for key, value in given.items()])
-    return checks, _changes(published, done)
+        raise UserError(
+            f"{run.path / MANIFEST_FILE} is damaged: it has no results of its methods."
+        ) from None
 
 
-def _why_not(recipe: Recipe, done: Recipe) -> str:
-    """Say why no published figure applies to a run."""
+def _why_not(recipe: Recipe, ran: Recipe) -> str:
+    """Return why no published figure applies to a run."""
     if not recipe.expected:
         return f"{recipe.name} has no published figures"
-    keys = dict.fromkeys(key for e in recipe.expected for key in e.when)
-    asked = {"protocol": [e.protocol for e in recipe.expected]}
-    asked |= {key: [e.when[key] for e in recipe.expected if key in e.when] for key in keys}
-    for key, allowed in asked.items():
-        if done.value(key) not in allowed:
-            there = " or ".join(str(v) for v in dict.fromkeys(allowed))
-            option = (
-                f"--protocol {allowed[0]}" if key == "protocol" else f"--set {key}={allowed[0]}"
-            )
+    allowed: dict[str, list[Any]] = {"protocol": [e.protocol for e in recipe.expected]}
+    for e in recipe.expected:
+        for key, value in e.when.items():
+            allowed.setdefault(key, []).append(value)
+    for key, values in allowed.items():
+        if ran.value(key) not in values:
+            choices = " or ".join(str(v) for v in dict.fromkeys(values))
             return (
-                f"it has {key} = {done.value(key)}, and was published for {there}; run "
-                f"`ltlearn recipe {recipe.name} {option}`"
+                f"it has {key} = {ran.value(key)}, and figures were published for {choices}; run "
+                f"{spell_call('run_recipe', recipe=recipe.name)} with {spell(key, values[0])}"
             )
-    there = ", ".join(dict.fromkeys(e.what for e in recipe.expected))
-    return f"it has figures of {', '.join(done.methods)}, and {there} were published"
+    published = ", ".join(dict.fromkeys(e.what for e in recipe.expected))
+    return f"it has figures of {', '.join(ran.methods)}, and figures were published of {published}"
 
 
-def _changes(recipe: Recipe, done: Recipe) -> list[str]:
-    published, ran = recipe.settled().flat(), done.settled().flat()
-    others = {f"method.{name}." for name in {*recipe.method, *done.method} - {*done.methods}}
+def _changes(recipe: Recipe, ran: Recipe) -> list[str]:
+    published, values = recipe.settled().flat(), ran.settled().flat()
+    # The values of methods that did not run have no effect.
+    unused = tuple(f"method.{name}." for name in {*recipe.method, *ran.method} - {*ran.methods})
     return [
-        f"{key} = {ran.get(key)!r}, not {published.get(key)!r}"
-        for key in {**published, **ran}
-        if key != "methods"
-        and ran.get(key) != published.get(key)
-        # What a method would have, had it been run.
-        and not any(key.startswith(other) for other in others)
+        f"{key} = {values.get(key)!r}, not {published.get(key)!r}"
+        for key in {**published, **values}
+        if key != "methods" and values.get(key) != published.get(key) and not key.startswith(unused)
     ]

@@ -1,212 +1,243 @@
-"""Recipes for somebody's own images: what is not asked for is chosen by what the images are."""
+"""Recipes for a user's dataset. Options that are not given are derived from the images."""
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltlearn.errors import UserError, mute_log
+from ltlearn.defaults import BATCH_SIZE, SMALL_SIDE, choose_defaults
+from ltlearn.errors import UserError, mute_log, spell, spell_call
 from ltlearn.experiments.read_recipe import apply_override, check_recipe, look_up, put
-from ltlearn.experiments.recipe import READING, Recipe
-from ltlearn.methods import LARGEST_SCALED_BATCH, usual_rate
+from ltlearn.experiments.recipe import COMMAND_LINE, Recipe
+from ltlearn.experiments.sections import READING
+from ltlearn.methods import DEFAULT_STAGE1, LARGEST_SCALED_BATCH, METHODS, find_methods, usual_rate
 
-__all__ = ["read_images", "own_recipe", "fitting_methods"]
+__all__ = ["fitting_methods", "own_recipe"]
 
-_SMALL = 96  # pixels; up to this side the loaders hold images in memory
-_USUAL_SIZE = 224
-_EPOCHS = {True: 30, False: 90}  # from pre-trained weights, from random ones
-_BATCH = 64
-# What the command line calls a key.
-_FLAGS = {
-    "data.size": "--size", "model.arch": "--arch", "stage1.epochs": "--epochs",
-    "stage1.method": "--stage1", "stage1.lr": "--lr", "stage1.batch_size": "--batch-size",
-    "seeds": "--seeds", "protocol": "--protocol",
-}  # fmt: skip
+# The values of SAMN's code.
+_VALUES = {
+    "stage1.weight_decay": (5e-4, "code: SAMN"),
+    "stage2.epochs": (20, "code: SAMN"),
+    "stage2.lr": (5e-4, "code: SAMN, cross-entropy variant"),
+    "stage2.batch_size": (64, "code: SAMN"),
+    "stage2.weight_decay": (0.0, "code: SAMN"),
+}
+# Keys that the arguments of `own_recipe` decide.
+_DECIDED = ("data.dataset", "data.source", "name", "title", "methods")
 
 
-def read_images(source: str | Path, **kwargs):
-    """Return the `LTDataLoaders` of somebody's own images.
+class _Draft:
+    """The tables of a recipe in the making.
 
     Args:
-        source: The folder or file, as for `LTDataLoaders.from_path`.
-        **kwargs: For that.
+        overrides: "section.key=value", as for `load_recipe`.
+        options: Values by their key; None is a value that was not given.
     """
-    from ltlearn.data import LTDataLoaders
 
-    return LTDataLoaders.from_path(source, **kwargs)
+    def __init__(self, overrides: Sequence[str], options: Mapping[str, Any]):
+        self.raw: dict[str, Any] = {"provenance": {}}
+        for override in overrides:
+            apply_override(self.raw, override)
+        for key in _DECIDED:
+            if self.get(key) is not None:
+                raise UserError(
+                    f"{spell('overrides')} cannot set {key}, which the images and methods given "
+                    "decide; leave it out."
+                )
+        for key, value in options.items():
+            if value is not None:
+                put(self.raw, key.split("."), value)
+                self.raw["provenance"][key] = COMMAND_LINE
 
+    def get(self, key: str) -> Any:
+        """Return the value of a key; None if there is none."""
+        return look_up(self.raw, key)
 
-def common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int | None:
-    """Return the side of the images if all are small squares of one size."""
-    from ltlearn.data.datasets import common_side
-    from ltlearn.data.readers.any import list_images
-    from ltlearn.data.readers.kinds import reading_options, source_kind
-
-    if source_kind(source) == "hf":  # no files
-        reading_options(source, reading)
-        return None
-    # What is odd about the images is said when they are read to train on.
-    with mute_log():
-        listed = list_images(source, skip_bad, **reading)
-    return common_side(listed.parts["train"])
+    def choose(self, key: str, value: Any, source: str) -> Any:
+        """Set a value that was not given, with its source; return the value in force."""
+        if self.get(key) is None:
+            put(self.raw, key.split("."), value)
+            self.raw["provenance"][key] = source
+        return self.get(key)
 
 
 def own_recipe(
     source: str | Path,
     methods: Sequence[str],
-    options: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     *,
     checkpoint: str | Path | None = None,
     reset: bool = False,
     skip_bad: bool = False,
 ) -> Recipe:
-    """Describe both stages on somebody's own images.
+    """Build a recipe for a user's dataset. Options that are not given are derived from the images.
 
     Args:
-        source: The images.
+        source: The folder or file of the images, as for `LTDataLoaders.from_path`.
         methods: Names of `ltlearn.methods.METHODS`, beside the classifier of stage 1.
-        options: Values by their key in a recipe, such as {"stage1.epochs": 10}; None is one that
-            was not given.
+        options: Values by their key in a recipe, such as {"stage1.epochs": 10}; None is a value
+            that was not given.
         overrides: "section.key=value", as for `load_recipe`.
-        checkpoint: A trained model's file: it takes the place of stage 1.
+        checkpoint: The file of a trained model, which replaces stage 1.
         reset: Whether the classifier in that file is left out, and a new one made.
         skip_bad: Whether listed images may be missing.
 
     Raises:
-        UserError: If there are no such images, a value does not fit, or weights cannot be had.
+        UserError: If there are no such images, a value is impossible, or weights are missing.
+
+    Example:
+        >>> own_recipe("photos", ["samn"]).model.arch  # doctest: +SKIP
+        'resnet50'
     """
     source = Path(os.path.abspath(Path(source).expanduser()))
-    raw: dict[str, Any] = {"provenance": {}}
-    for override in overrides:
-        apply_override(raw, override)
-    for key in ("data.dataset", "data.source", "name", "title", "methods"):
-        if look_up(raw, key) is not None:
-            raise UserError(f"{key} is not for --set here: the arguments of the command decide it.")
-    for key, value in (options or {}).items():
-        if value is not None:
-            put(raw, key.split("."), value)
-            raw["provenance"][key] = "command line"
-
-    def choose(key: str, value: Any, why: str) -> Any:
-        """Take a value that is not given, and note why; return the one in force."""
-        if look_up(raw, key) is None:
-            put(raw, key.split("."), value)
-            raw["provenance"][key] = why
-        return look_up(raw, key)
-
-    choose("data.dataset", "own", "command line")
-    choose("data.source", str(source), "command line")
-    choose("data.valid_pct", 0.2, "own: where there is no folder of validation images")
-    for key in ("images", "valid", "test"):
-        if isinstance(look_up(raw, f"data.{key}"), str):
-            raw["data"][key] = os.path.abspath(os.path.expanduser(raw["data"][key]))
-    side = common_side(source, skip_bad, {k: look_up(raw, f"data.{k}") for k in READING})
-    if side is None:
-        why = f"own: the images differ in size, or are larger than {_SMALL} pixels or not square"
-    else:
-        why = f"own: the images are {side} x {side} pixels"
-    size = choose("data.size", side or _USUAL_SIZE, why)
-    small = isinstance(size, int) and size <= _SMALL
-    arch = choose(
-        "model.arch",
-        "resnet32_cifar" if small else "resnet50",
-        f"own: for images of {'up to' if small else 'more than'} {_SMALL} pixels",
-    )
-    _choose_weights(choose, raw, arch, checkpoint, reset)
-    trained = bool(look_up(raw, "model.pretrained"))
-    begun = "pre-trained weights" if trained else "random weights"
-    if checkpoint is None:
-        choose("stage1.epochs", _EPOCHS[trained], f"own: usual from {begun}")
-    else:
-        if look_up(raw, "stage1.epochs"):
-            raise UserError(
-                "stage1.epochs trains the backbone, which this command takes as it is; use "
-                "`ltlearn train --weights FILE` to train it further."
-            )
-        choose("stage1.epochs", 0, "own: the model comes trained")
-    batch = choose("stage1.batch_size", _BATCH, "own")
-    if isinstance(batch, int):
-        # Of a batch that cannot be, too: what is wrong then is the batch, which validation says.
-        why = f"own: {'.01' if trained else '.1'} a 256 images, from {begun}"
-        if batch > LARGEST_SCALED_BATCH:
-            why += f"; as of a batch of {LARGEST_SCALED_BATCH}, beyond which it does not grow"
-        choose("stage1.lr", usual_rate(batch, trained), why)
-    choose("stage1.weight_decay", 5e-4, "code: SAMN")
-    choose("stage2.epochs", 20, "code: SAMN")
-    choose("stage2.lr", 5e-4, "code: SAMN, cross-entropy variant")
-    choose("stage2.batch_size", 64, "code: SAMN")
-    choose("stage2.weight_decay", 0.0, "code: SAMN")
-    stage1 = choose("stage1.method", "ce", "own: the plainest")
-    first = [] if checkpoint is not None and reset else [stage1]
-    raw["methods"] = list(dict.fromkeys([*first, *methods]))
+    draft = _Draft(overrides, options or {})
+    _choose_data(draft, source)
+    _choose_size(draft, source, skip_bad)
+    arch = _choose_arch(draft)
+    _choose_weights(draft, arch, checkpoint, reset)
+    _choose_stage1(draft, trained=checkpoint is not None)
+    for key, (value, why) in _VALUES.items():
+        draft.choose(key, value, why)
+    first = draft.choose("stage1.method", DEFAULT_STAGE1, "own: the plainest")
+    # A new classifier is no result of stage 1.
+    is_untrained = checkpoint is not None and reset
+    raw = draft.raw
+    raw["methods"] = list(dict.fromkeys([*([] if is_untrained else [first]), *methods]))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.stem if source.is_file() else source.name)
     name = name.strip("-.") or "images"
     raw["name"] = f"own-{name}" + ("" if checkpoint is None else "-retrained")
     raw["title"] = f"{source.name}: {arch}"
-    typed = {key for key, value in (options or {}).items() if value is not None}
-    flags = {key: flag for key, flag in _FLAGS.items() if key in typed}
-    recipe = check_recipe(raw, "these options", "these options", flags)
+    recipe = check_recipe(raw, "these options", "these options")
     fitting_methods(recipe, recipe.methods)
     return recipe
 
 
-def _choose_weights(choose, raw: dict, arch, checkpoint, reset: bool) -> None:
-    """Decide what the model starts from, and make sure that it is there."""
-    given = look_up(raw, "model.pretrained")
+def _choose_data(draft: _Draft, source: Path) -> None:
+    draft.choose("data.dataset", "own", COMMAND_LINE)
+    draft.choose("data.source", str(source), COMMAND_LINE)
+    draft.choose("data.valid_pct", 0.2, "own: where there is no folder of validation images")
+    for key in ("images", "valid", "test"):
+        if isinstance(draft.get(f"data.{key}"), str):
+            path = os.path.expanduser(draft.raw["data"][key])
+            draft.raw["data"][key] = os.path.abspath(path)
+
+
+def _choose_size(draft: _Draft, source: Path, skip_bad: bool) -> None:
+    side = _common_side(source, skip_bad, {key: draft.get(f"data.{key}") for key in READING})
+    why = f"own: the images are {side} x {side} pixels"
+    if side is None:
+        why = (
+            f"own: the images differ in size, or are larger than {SMALL_SIDE} pixels or not square"
+        )
+    draft.choose("data.size", choose_defaults(side).size, why)
+
+
+def _common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int | None:
+    """Return the side of the images if all are small squares of one size."""
+    from ltlearn.data.datasets import common_side
+    from ltlearn.data.readers.any import list_images
+    from ltlearn.data.readers.kinds import reading_options, source_kind
+
+    if source_kind(source) == "hf":  # has no files
+        reading_options(source, reading)
+        return None
+    # The loaders log the same warnings when they read the images.
+    with mute_log():
+        listed = list_images(source, skip_bad, **reading)
+    return common_side(listed.parts["train"])
+
+
+def _given_size(draft: _Draft) -> int | None:
+    size = draft.get("data.size")
+    return size if isinstance(size, int) else None  # validation reports another type
+
+
+def _choose_arch(draft: _Draft) -> Any:
+    defaults = choose_defaults(None, size=_given_size(draft))
+    limit = "up to" if defaults.small else "more than"
+    return draft.choose(
+        "model.arch", defaults.arch, f"own: for images of {limit} {SMALL_SIDE} pixels"
+    )
+
+
+def _choose_weights(draft: _Draft, arch: Any, checkpoint: str | Path | None, reset: bool) -> None:
+    """Decide what the model starts from, and check that it is there."""
     if checkpoint is not None:
-        given = str(checkpoint)
-        choose("model.pretrained", given, "command line")
-        choose("model.keep_head", not reset, "command line")
+        draft.choose("model.pretrained", str(checkpoint), COMMAND_LINE)
+        draft.choose("model.keep_head", not reset, COMMAND_LINE)
+        draft.raw["model"]["pretrained"] = str(checkpoint)
+    given = draft.get("model.pretrained")
     if isinstance(given, str | Path):
         file = os.path.abspath(os.path.expanduser(given))
         if not os.path.isfile(file):
             raise UserError(f"there is no weights file {file}; give a .safetensors or .pth file.")
-        raw["model"]["pretrained"] = file
+        draft.raw["model"]["pretrained"] = file
     elif given is not False:
         from ltlearn.models.pretrained import check_weights
 
-        # Before images are read, which may take minutes.
-        found = check_weights(arch)
-        if given and not found:
+        # Missing weights are reported before the images are read, which may take minutes.
+        exist = check_weights(arch)
+        if given and not exist:
             raise UserError(
-                f"timm has no pre-trained weights of {arch}; give --no-pretrained to start from "
-                "random weights, --weights FILE, or another --arch."
+                f"timm has no pre-trained weights of {arch}; give "
+                f"{spell('model.pretrained', False)} to start from random weights, "
+                f"{spell('model.pretrained', 'FILE')}, or another {spell('model.arch')}."
             )
-        choose("model.pretrained", found, f"own: timm has {'' if found else 'no '}weights of it")
+        draft.choose(
+            "model.pretrained", exist, f"own: timm has {'' if exist else 'no '}weights of it"
+        )
 
 
-def fitting_methods(recipe: Recipe, methods) -> list[str] | str | None:
-    """Return the methods, or those that there are for None, which a run's stage 1 allows.
+def _choose_stage1(draft: _Draft, trained: bool) -> None:
+    """Choose epochs, batch size and learning rate of stage 1.
+
+    Raises:
+        UserError: If a trained model is to be trained further.
+    """
+    pretrained = bool(draft.get("model.pretrained"))
+    start = "pre-trained weights" if pretrained else "random weights"
+    if trained:
+        if draft.get("stage1.epochs"):
+            train = spell_call("own_recipe", source="DIR", pretrained="FILE")
+            raise UserError(
+                f"stage1.epochs = {draft.get('stage1.epochs')} trains the backbone, but a given "
+                f"model keeps its backbone; use {train} to train it further."
+            )
+        draft.choose("stage1.epochs", 0, "own: the model comes trained")
+    defaults = choose_defaults(None, size=_given_size(draft), pretrained=pretrained)
+    draft.choose("stage1.epochs", defaults.epochs, f"own: usual from {start}")
+    batch = draft.choose("stage1.batch_size", BATCH_SIZE, "own")
+    if isinstance(batch, int):  # validation reports another type
+        why = f"own: {'.01' if pretrained else '.1'} per 256 images, from {start}"
+        if batch > LARGEST_SCALED_BATCH:
+            why += f"; as for a batch of {LARGEST_SCALED_BATCH}, beyond which it does not grow"
+        draft.choose("stage1.lr", usual_rate(batch, pretrained), why)
+
+
+def fitting_methods(
+    recipe: Recipe, methods: Sequence[str] | str | None
+) -> Sequence[str] | str | None:
+    """Return the methods that fit the stage 1 of a run.
 
     Args:
         recipe: The run's recipe.
-        methods: Names, as for `ltlearn.methods.find_methods`.
+        methods: Names, as for `ltlearn.methods.find_methods`; None takes all that fit.
 
     Raises:
-        UserError: If a method needs a trained classifier, and there is none: a model that came
-            trained, without its own.
+        UserError: If a method needs a trained classifier, and the given model has none.
     """
-    from ltlearn.methods import METHODS, find_methods
-
-    untrained = (
-        recipe.data.dataset == "own"
-        and recipe.stage1.epochs == 0
-        and isinstance(recipe.model.pretrained, str)
-        and not recipe.model.keep_head
-    )
-    if not untrained:
+    if not recipe.starts_without_head:
         return methods
-    # The nearest class mean asks the features alone.
-    fit = [name for name, row in METHODS.items() if not row.needs_trained_head]
+    fitting = [name for name, row in METHODS.items() if not row.needs_trained_head]
     if methods is None:
-        return fit
+        return fitting
     names = find_methods(methods)
-    wrong = [name for name in names if name not in fit]
-    if wrong:
-        raise UserError(
-            f"{wrong[0]} begins with a trained classifier, and with --reset there is none; take "
-            f"any of {', '.join(fit)}."
-        )
+    for name in names:
+        if name not in fitting:
+            raise UserError(
+                f"{name} needs a trained classifier, and {spell('reset', True)} leaves none; "
+                f"choose from {', '.join(fitting)}."
+            )
     return names

@@ -1,31 +1,34 @@
-"""Read a recipe from a TOML file and a command line."""
+"""Read a recipe from a TOML file, and change values of it."""
 
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ltlearn.errors import UserError
-from ltlearn.experiments.recipe import SECTIONS, Expected, MethodSection, Recipe, Variant
+from ltlearn.errors import UserError, spell
+from ltlearn.experiments.recipe import COMMAND_LINE, Recipe
+from ltlearn.experiments.sections import SECTIONS, Expected, MethodSection, Variant
+from ltlearn.methods import METHODS, find_method, find_methods, stage1_methods
 
 __all__ = [
-    "recipe_names",
-    "load_recipe",
+    "apply_override",
     "check_recipe",
+    "load_recipe",
     "look_up",
     "put",
-    "apply_override",
+    "recipe_folder",
+    "recipe_names",
     "validate_recipe",
 ]
 
 _SOURCES = ("paper", "code", "own", "dataset")
 
 
-def _folder() -> Path:
+def recipe_folder() -> Path:
     """Return the folder of the recipes: in the installed package, or beside it in a source tree."""
     package = Path(__file__).parents[1]
     for folder in (package / "recipes", package.parent / "recipes"):
@@ -36,106 +39,193 @@ def _folder() -> Path:
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the library."""
-    return sorted(p.stem for p in _folder().glob("*.toml"))
+    return sorted(p.stem for p in recipe_folder().glob("*.toml"))
 
 
-def load_recipe(
-    name_or_file: str,
-    overrides: list[str] | tuple[str, ...] = (),
-    flags: Mapping[str, str] | None = None,
-) -> Recipe:
+def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:
         name_or_file: A name of `recipe_names()`, or the path of a TOML file.
-        overrides: "section.key=value", the value as in TOML (a bare word is a string).
-        flags: The options of a command line that keys among those came from, for messages.
+        overrides: "section.key=value", the value as in TOML; a bare word is a string.
 
     Raises:
-        UserError: If there is no such recipe or file, it is no TOML, a key is unknown, a value
-            impossible or without its source; the message names the key, the value and what is
-            allowed.
+        UserError: If there is no such recipe or file, the file is no TOML, a key is unknown, or a
+            value is impossible or has no source.
+
+    Example:
+        >>> load_recipe("digits_lt", ["stage1.epochs=2"]).stage1.epochs
+        2
     """
     is_file = name_or_file.endswith(".toml") or os.sep in name_or_file
-    path = Path(name_or_file).expanduser() if is_file else _folder() / f"{name_or_file}.toml"
+    path = Path(name_or_file).expanduser() if is_file else recipe_folder() / f"{name_or_file}.toml"
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if is_file:
             raise UserError(f"there is no recipe file {path}.") from None
-        close = difflib.get_close_matches(name_or_file, recipe_names(), n=3)
-        hint = (
-            f"did you mean {', '.join(close)}?"
-            if close
-            else f"there is {', '.join(recipe_names())}."
-        )
-        raise UserError(f"there is no recipe {name_or_file!r}; {hint}") from None
+        raise UserError(
+            f"there is no recipe {name_or_file!r}; {_suggest(name_or_file, recipe_names())}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{path} is not a TOML file: {e}.") from None
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror}).") from None
     given = {apply_override(raw, override) for override in overrides}
     where = str(path) if is_file else f"recipe {name_or_file}"
-    _apply_variants(raw, given, path.name, where, flags)
-    return check_recipe(raw, where, path.name, flags)
+    _apply_variants(raw, given, path.name, where)
+    return check_recipe(raw, where, path.name)
 
 
-def check_recipe(
-    raw: dict, where: str, file: str, flags: Mapping[str, str] | None = None
-) -> Recipe:
-    """Validate what a file or a command line says, to the last thing that can be known by now.
+def check_recipe(raw: dict[str, Any], where: str, file: str) -> Recipe:
+    """Check the values of a file or a command line, as far as that needs no images.
 
-    `flags` are the options of the command line that keys came from, for messages.
+    Args:
+        raw: The tables of the recipe.
+        where: What the values are from, for messages about a value.
+        file: The name of the file, for messages about the file.
+
+    Raises:
+        UserError: If a key is unknown, or a value is impossible or has no source.
     """
-    recipe = validate_recipe(raw, where, flags)
-    keys = [f"{section}.{key}" for section in SECTIONS for key in raw.get(section, {})]
-    keys += [f"method.{name}.{key}" for name, own in raw.get("method", {}).items() for key in own]
-    for key in keys:
-        if recipe.provenance.get(key, "").split(":")[0] not in (*_SOURCES, "command line"):
+    recipe = validate_recipe(raw, where)
+    for key in _given_keys(raw):
+        if recipe.provenance.get(key, "").split(":")[0] not in (*_SOURCES, COMMAND_LINE):
             raise UserError(
-                f"{file}: {key} does not say where it is from; add it to [provenance], as "
+                f"{file}: {key} has no source; add it to [provenance], as "
                 f'"{key}" = "..." beginning with {", ".join(_SOURCES)}.'
             )
-    from ltlearn.methods import find_methods
-
     find_methods(recipe.methods, recipe.stage1.method)
-    for method, own in recipe.method.items():
-        _check_method(method, own, file)
     if len(set(recipe.methods)) < len(recipe.methods):
-        raise UserError(f"{file}: methods names one twice: {', '.join(recipe.methods)}.")
+        raise UserError(f"{file}: methods has a name twice: {', '.join(recipe.methods)}.")
     for e in recipe.expected:
         _check_when(e.when, file)
-    recipe.settled()  # what cannot be is said now, and not after stage 1
+    recipe.settled()  # refuses contradictions before anything is trained
     return recipe
 
 
-def _check_method(name: str, own: MethodSection, where: str) -> None:
-    """Raise a `UserError` where a method does not take what a recipe has for it."""
-    from ltlearn.methods import find_method
+def _given_keys(raw: dict[str, Any]) -> Iterator[str]:
+    for section in SECTIONS:
+        yield from (f"{section}.{key}" for key in raw.get(section, {}))
+    for name, own in raw.get("method", {}).items():
+        yield from (f"method.{name}.{key}" for key in own)
 
-    method, given = find_method(name), own.model_dump(exclude_none=True)
-    if given and method.kind != "stage 2":
-        raise UserError(f"{where}: {name} trains no classifier, so [method.{name}] has no meaning.")
-    for key in given:
-        if key in ("head_smoothing", "tail_smoothing", "head_lr_factor"):
-            if key not in method.options:
-                raise UserError(f"{where}: method.{name}.{key}: {method.label} has no such option.")
+
+def validate_recipe(raw: dict[str, Any], where: str) -> Recipe:
+    """Check the keys and the range of each value of a recipe.
+
+    Args:
+        raw: The tables of the recipe.
+        where: What the values are from, for messages.
+
+    Raises:
+        UserError: If a key is unknown or missing, or a value is outside its range.
+    """
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as e:
+        raise UserError(_describe(e.errors()[0], raw, where)) from None
+    _check_stage1_options(recipe, where)
+    for name in recipe.method:
+        _check_method_options(recipe, name, where)
+    return recipe
+
+
+def _describe(error: Mapping[str, Any], raw: dict[str, Any], where: str) -> str:
+    """Return the sentence for a validation error of pydantic."""
+    keys = [str(k) for k in error["loc"]]
+    # The members of a union add their type to the location.
+    key = ".".join(k for k in keys if k not in ("bool", "str", "int"))
+    if error["type"] == "extra_forbidden":
+        return f"{where}: {_unknown_key(key, list(_fields_at(keys[:-1])))}"
+    if error["type"] == "missing":
+        return f"{where}: the key {key} is missing."
+    message = error["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", "it must be")
+    assignment = f"{key} = {error['input']!r}"
+    provenance = raw.get("provenance")
+    if isinstance(provenance, dict) and provenance.get(key) == COMMAND_LINE:
+        assignment = spell(key, error["input"])
+    return f"{where}: {assignment} is not possible; {message}."
+
+
+def _unknown_key(key: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"unknown key {key}; {hint}Allowed are {', '.join(allowed)}."
+
+
+def _fields_at(keys: list[str]) -> dict[str, Any]:
+    inner = {"expected": Expected, "method": MethodSection}
+    model: Any = Recipe
+    for key in keys:
+        if key in model.model_fields:  # skips the index or the name of one of several
+            model = inner.get(key, model.model_fields[key].annotation)
+    return model.model_fields
+
+
+def _stage1_options() -> dict[str, list[str]]:
+    """Return the methods of stage 1 that have an option, by the option's name."""
+    owners: dict[str, list[str]] = {}
+    for name in stage1_methods():
+        for key in METHODS[name].options:
+            owners.setdefault(key, []).append(name)
+    return owners
+
+
+def _check_stage1_options(recipe: Recipe, where: str) -> None:
+    stage1 = recipe.stage1
+    options, owners = METHODS[stage1.method].options, _stage1_options()
+    for key, value in stage1.options().items():
+        if key in options:
+            converted = _convert_option(f"{where}: stage1.{key}", value, options[key])
+            setattr(stage1, key, converted)
+        elif key in owners:
+            raise UserError(
+                f"{where}: stage1.{key} is an option of {', '.join(owners[key])}, but "
+                f"stage1.method is {stage1.method!r}; leave it out."
+            )
+        else:
+            allowed = [*type(stage1).model_fields, *options]
+            raise UserError(f"{where}: {_unknown_key(f'stage1.{key}', allowed)}")
+
+
+def _check_method_options(recipe: Recipe, name: str, where: str) -> None:
+    section, row = recipe.method[name], find_method(name)
+    if section.model_dump(exclude_none=True) and row.kind != "stage 2":
+        raise UserError(
+            f"{where}: {name} trains no classifier, so [method.{name}] has no meaning; leave it "
+            "out."
+        )
+    for key, value in section.options().items():
+        if key not in row.options:
+            allowed = [*MethodSection.model_fields, *row.options]
+            raise UserError(f"{where}: {_unknown_key(f'method.{name}.{key}', allowed)}")
+        converted = _convert_option(f"{where}: method.{name}.{key}", value, row.options[key])
+        setattr(section, key, converted)
+
+
+def _convert_option(name: str, value: Any, default: Any) -> Any:
+    """Return an option in the type of its default; a number may be written without a point."""
+    is_number = isinstance(default, int | float) and not isinstance(default, bool)
+    if is_number and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UserError(f"{name} must be a number, got {value!r}.")
+    return float(value) if isinstance(default, float) and is_number else value
 
 
 def _check_when(when: dict[str, Any], file: str) -> None:
-    """Raise a `UserError` where a condition is on a key that no recipe has."""
+    """Raise a `UserError` if a condition names a key that no recipe has."""
     for key in when:
         section, _, name = key.partition(".")
         field = Recipe.model_fields.get(section)
-        inside = getattr(field.annotation, "model_fields", {}) if field else {}
+        inside = [*getattr(field.annotation, "model_fields", ())] if field else []
+        inside += _stage1_options() if section == "stage1" else ()
         if field is None or (name not in inside if name else inside):
-            raise UserError(f"{file}: `when` asks for {key}, which is no value of a recipe.")
+            raise UserError(f"{file}: `when` names {key}, which is no key of a recipe.")
 
 
-def _apply_variants(
-    raw: dict, given: set[str], file: str, where: str, flags: Mapping[str, str] | None = None
-) -> None:
-    """Take the variants of a recipe out, and set the values of those that hold."""
+def _apply_variants(raw: dict[str, Any], given: set[str], file: str, where: str) -> None:
+    """Remove the variants from a recipe, and set the values of those that apply."""
     try:
         variants = [Variant.model_validate(v) for v in raw.pop("variant", [])]
     except (ValidationError, TypeError):
@@ -143,8 +233,8 @@ def _apply_variants(
             f"{file}: a [[variant]] has two tables, `when` and `set`, of keys such as "
             '"data.imbalance_factor".'
         ) from None
-    # On the values as they are understood, defaults included.
-    before = validate_recipe(raw, where, flags) if variants else None
+    # Conditions hold for validated values, so that defaults count and "50" equals 50.
+    before = validate_recipe(raw, where) if variants else None
     for variant in variants:
         _check_when(variant.when, file)
         if all(before.value(key) == value for key, value in variant.when.items()):
@@ -154,14 +244,28 @@ def _apply_variants(
 
 
 def look_up(raw: Any, key: str) -> Any:
-    """Return the value of a dotted key; None if there is none."""
+    """Return the value of a dotted key; None if there is none.
+
+    Args:
+        raw: The tables of a recipe.
+        key: The key, such as "stage1.lr".
+    """
     for part in key.split("."):
         raw = raw.get(part) if isinstance(raw, dict) else None
     return raw
 
 
-def put(raw: dict, parts: list[str], value: Any) -> None:
-    """Set the value of a nested key."""
+def put(raw: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+    """Set the value of a nested key.
+
+    Args:
+        raw: The tables of a recipe; they are changed.
+        parts: The key, in parts, such as ["stage1", "lr"].
+        value: Its value.
+
+    Raises:
+        UserError: If a part names a value that is no table.
+    """
     for i, part in enumerate(parts[:-1]):
         raw = raw.setdefault(part, {})
         if not isinstance(raw, dict):
@@ -172,14 +276,23 @@ def put(raw: dict, parts: list[str], value: Any) -> None:
     raw[parts[-1]] = value
 
 
-def apply_override(raw: dict, text: str) -> str:
-    """Set what a command line gives; return its key."""
+def apply_override(raw: dict[str, Any], text: str) -> str:
+    """Set a value that is given as text; return its key.
+
+    Args:
+        raw: The tables of a recipe; they are changed.
+        text: "key=value" or "section.key=value", the value as in TOML.
+
+    Raises:
+        UserError: If the text has another form.
+    """
     key, equals, value = text.partition("=")
     key = key.strip()
     parts = key.split(".")
     if not equals or not all(parts) or len(parts) > (3 if parts[0] == "method" else 2):
         raise UserError(
-            f"--set takes key=value or section.key=value, such as stage1.epochs=2, got {text!r}."
+            f"{spell('overrides')} takes key=value or section.key=value, such as stage1.epochs=2, "
+            f"got {text!r}."
         )
     try:
         parsed: Any = tomllib.loads(f"v = {value}")["v"]
@@ -187,40 +300,11 @@ def apply_override(raw: dict, text: str) -> str:
         parsed = value.strip()
     put(raw, parts, parsed)
     provenance = raw.setdefault("provenance", {})
-    if isinstance(provenance, dict):  # if not, validation says so
-        provenance[key] = "command line"
+    if isinstance(provenance, dict):  # otherwise validation reports it
+        provenance[key] = COMMAND_LINE
     return key
 
 
-def validate_recipe(raw: dict, where: str, flags: Mapping[str, str] | None = None) -> Recipe:
-    """Validate the values of a recipe; raise a `UserError` that names the key."""
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as e:
-        first = e.errors()[0]
-        keys = [str(k) for k in first["loc"]]
-        # Union members put their type into the location.
-        key = ".".join(k for k in keys if k not in ("bool", "str", "int"))
-        if first["type"] == "extra_forbidden":
-            allowed = list(_fields_at(keys[:-1]))
-            close = difflib.get_close_matches(keys[-1], allowed, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(
-                f"{where}: unknown key {key}; {hint}Allowed are {', '.join(allowed)}."
-            ) from None
-        if first["type"] == "missing":
-            raise UserError(f"{where}: the key {key} is missing.") from None
-        said = first["msg"].replace("Input should be", "it must be")
-        what = f"{where}: {key} = {first['input']!r}"
-        if flags and key in flags:
-            what = f"{flags[key]} {first['input']}"
-        raise UserError(f"{what} is not possible; {said}.") from None
-
-
-def _fields_at(keys: list[str]) -> dict:
-    inner = {"expected": Expected, "method": MethodSection}
-    model: Any = Recipe
-    for key in keys:
-        if key in model.model_fields:  # not the number or the name of one of several
-            model = inner.get(key, model.model_fields[key].annotation)
-    return model.model_fields
+def _suggest(name: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=3)
+    return f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(allowed)}."

@@ -2,15 +2,16 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastai.torch_core import set_seed
 
-from ltlearn.data.benchmarks.facts import LISTED
+from ltlearn.data import LTDataLoaders
+from ltlearn.data.benchmarks.registry import is_listed, listed_names
 from ltlearn.data.readers.tables import columns_text
-from ltlearn.errors import UserError, check_choice, log_once
+from ltlearn.errors import UserError, log_once, spell
 from ltlearn.experiments.build import (
     SEEN_WARNING,
     is_untested,
@@ -19,12 +20,13 @@ from ltlearn.experiments.build import (
     may_have_seen,
     pick_device,
 )
+from ltlearn.experiments.manifest import MANIFEST_FILE, Manifest, recorded_recipe
+from ltlearn.experiments.options import RunOptions
 from ltlearn.experiments.predictor import MODEL_FILE, describe_model
-from ltlearn.experiments.read_recipe import validate_recipe
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.results import make_table, write_results
-from ltlearn.experiments.stages import StageFolder, run_seed
-from ltlearn.names import ON_NAN
+from ltlearn.experiments.stages import StageFolder, run_seed, stage1_callbacks
+from ltlearn.methods import METHODS
 from ltlearn.reporting.table import ResultTable
 from ltlearn.training.logs import check_tensorboard
 from ltlearn.utils.environment import environment_info
@@ -37,161 +39,157 @@ _log = logging.getLogger("ltlearn")
 
 @dataclass
 class RecipeResult:
-    """What a recipe gave."""
+    """The outcome of a recipe.
+
+    Args:
+        run: The folder that was written.
+        table: The result table.
+        manifest: The manifest of the run.
+    """
 
     run: Run
     table: ResultTable
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 @log_once()
 def run_recipe(
     recipe: Recipe,
     run: Run,
+    options: RunOptions | None = None,
     *,
-    data_path: str | Path = "data",
-    cache_path: str | Path | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    skip_bad: bool = False,
-    on_nan: str = "stop",
-    keep_all: bool = False,
-    tensorboard: bool = False,
-    compile: bool = False,
-    num_workers: int | None = None,
-    follow_links: bool = False,
-    command: str = "",
     notify: Callable[[str], None] = lambda text: None,
+    **keywords: Any,
 ) -> RecipeResult:
     """Run a recipe and write its folder.
 
-    What is finished already in the folder (a stage of a seed, the epochs of one) is taken from
-    there, so a run that was stopped goes on, and ends as if it had never been.
+    Finished stages and epochs in the folder are loaded. So a run that was stopped continues, and
+    ends as if it had never been stopped.
 
     Args:
-        recipe: What to run.
+        recipe: The recipe.
         run: The folder to write.
-        data_path: Where the images are; own data has that in the recipe.
-        cache_path: Folder of cached features; None keeps them in memory.
-        device: "auto" or a torch device.
-        precision: "auto", "fp32", "bf16" or "fp16".
-        skip_bad: Leave unreadable images out.
-        on_nan: Where the loss of a step is not finite: "stop" or "skip", see `FiniteLoss`.
-        keep_all: Keep the checkpoint of every epoch.
-        tensorboard: Write TensorBoard's event files, too.
-        compile: Compile the backbone with `torch.compile` for stage 1, where that can be done.
-        num_workers: Processes that read own images from disk; None takes the setting of that
-            name.
-        follow_links: Whether links inside the folder of a published list may lead out of it.
-        command: The command line, for the record.
+        options: Folders, device, precision and so on; None takes the defaults.
         notify: Called with a line of text at each step.
+        **keywords: Fields of `RunOptions`, such as device="cpu", that replace those of `options`.
 
     Raises:
-        UserError: If the data is missing, a value does not fit, the folder belongs to another
-            recipe, or TensorBoard is asked for and missing.
+        UserError: If the data is missing, a value is impossible, the folder belongs to another
+            recipe, or TensorBoard is wanted and missing.
+
+    Example:
+        >>> run_recipe(load_recipe("digits_lt"), Run("runs/digits"), device="cpu")  # doctest: +SKIP
     """
-    check_choice("on_nan", on_nan, ON_NAN)
-    if tensorboard:
+    options = replace(options or RunOptions(), **keywords)
+    if options.tensorboard:
         check_tensorboard()
     recipe = recipe.settled()
-    if follow_links and recipe.data.dataset not in LISTED:
+    if options.follow_links and not is_listed(recipe.data.dataset):
         raise UserError(
-            f"follow_links (--follow-links) is for {', '.join(LISTED)}, not for "
+            f"{spell('follow_links', True)} is for {', '.join(listed_names())}, not for "
             f"{recipe.data.dataset}; leave it out."
         )
-    where = pick_device(device)
+    _check_methods(recipe)
     if recipe.data.dataset == "own":
-        data_path = recipe.data.source
-    effective = recipe.model_dump(mode="json")
-    manifest = {
-        "recipe": recipe.name,
-        "title": recipe.title,
-        "status": "running",
-        "command": command,
-        "protocol": recipe.protocol,
-        "values": effective,
-        "data_path": str(Path(data_path).absolute()),
-        "follow_links": follow_links,
-        "cache_path": None if cache_path is None else str(cache_path),
-        "precision_asked": precision,
-        "run_device": str(where),
-        "seeds": [],
-        **environment_info(),
-    }
+        options = replace(options, data_path=recipe.data.source)
+    manifest = _start_manifest(recipe, options)
     _check_same_run(run, recipe)
     if recipe.status:
         notify(f"{recipe.title}; {recipe.status}")
-    run.write_json("manifest.json", manifest)
-    seeds, dls = [], None
+    run.write_json(MANIFEST_FILE, manifest.to_dict())
+    results = []
     for seed in range(recipe.seeds):
-        dls = make_loaders(recipe, data_path, seed, skip_bad, where, num_workers, follow_links)
-        manifest["seeds"].append(
-            {
-                "seed": seed,
-                "split": dls.split.to_dict(),
-                "training_counts": dls.class_counts.tolist(),
-            }
-        )
+        dls = make_loaders(recipe, seed, options)
+        _record_data(manifest, seed, dls)
         if seed == 0:
-            manifest |= {
-                "split": dls.split.to_dict(),
-                "classes": dls.vocab,
-                "class_counts": dls.shot_counts.tolist(),
-                "training_images": dls.train.n,
-                "validation_images": dls.valid.n,
-                "test_images": 0 if is_untested(dls) else dls.test.n,
-                "skipped_images": dls.skipped,
-                "columns": dls.columns,
-            }
-            if dls.columns:
-                notify(f"columns: {columns_text(dls.columns)}")
-            notify(
-                f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation "
-                f"({dls.split.valid_from}), {'no' if is_untested(dls) else dls.test.n} test images"
-            )
-            if is_untested(dls):
-                notify(
-                    "there is no test set: the figures are of the validation images, and optimistic"
-                )
-            if dls.skipped:
-                plural = "s were" if len(dls.skipped) > 1 else " was"
-                notify(f"{len(dls.skipped)} unreadable image{plural} left out")
-        run.write_json("manifest.json", manifest)
+            _report_data(dls, notify)
+        run.write_json(MANIFEST_FILE, manifest.to_dict())
         set_seed(seed)
-        learn = make_learner(recipe, dls, precision, cache_path)
+        learn = make_learner(recipe, dls, options)
         if seed == 0 and may_have_seen(recipe, dls):
             _log.warning("%s", SEEN_WARNING)
-        seeds.append(
-            run_seed(
-                recipe,
-                StageFolder(run, seed, on_nan, keep_all, tensorboard, compile, notify),
-                learn,
-            )
-        )
-    run.write_json(MODEL_FILE, describe_model(recipe, learn, seeds[0].heads))
-    table = make_table(recipe, dls, seeds)
-    write_results(recipe, run, dls, seeds, table, manifest)
+        results.append(run_seed(recipe, StageFolder(run, seed, options, notify), learn))
+    run.write_json(MODEL_FILE, describe_model(recipe, learn, results[0].heads).to_dict())
+    table = make_table(recipe, dls, results)
+    write_results(recipe, run, dls, results, table, manifest)
     return RecipeResult(run, table, manifest)
 
 
-def _check_same_run(run: Run, recipe: Recipe) -> None:
-    """Refuse to go on with a folder whose finished stages were made with other values."""
-    if not (run.path / "manifest.json").is_file():
+def _check_methods(recipe: Recipe) -> None:
+    """Make the losses and callbacks once, so that an impossible option is refused before training.
+
+    Raises:
+        UserError: If an option is outside its range.
+    """
+    METHODS[recipe.stage1.method].arguments(**recipe.stage1.options())
+    stage1_callbacks(recipe.stage1)
+    for name in recipe.methods:
+        if METHODS[name].kind == "stage 2":
+            METHODS[name].arguments(**recipe.options_of(name))
+
+
+def _start_manifest(recipe: Recipe, options: RunOptions) -> Manifest:
+    cache = options.cache_path
+    return Manifest(
+        recipe=recipe.name,
+        title=recipe.title,
+        command=options.command,
+        protocol=recipe.protocol,
+        values=recipe.model_dump(mode="json"),
+        data_path=str(Path(options.data_path).absolute()),
+        follow_links=options.follow_links,
+        cache_path=None if cache is None else str(cache),
+        precision_asked=options.precision,
+        run_device=str(pick_device(options.device)),
+        **environment_info(),
+    )
+
+
+def _record_data(manifest: Manifest, seed: int, dls: LTDataLoaders) -> None:
+    """Record the split of a seed, and the facts of the dataset with the first seed."""
+    split, counts = dls.split.to_dict(), dls.class_counts.tolist()
+    manifest.seeds.append({"seed": seed, "split": split, "training_counts": counts})
+    if seed > 0:
         return
-    manifest = run.read_json("manifest.json")
-    before = manifest.get("values") if isinstance(manifest, dict) else None
-    if not isinstance(before, dict):
-        raise UserError(
-            f"{run.path / 'manifest.json'} is damaged: it has no values of a recipe; give another "
-            "--out."
+    manifest.split = split
+    manifest.classes = dls.vocab
+    manifest.class_counts = dls.shot_counts.tolist()
+    manifest.training_images = dls.train.n
+    manifest.validation_images = dls.valid.n
+    manifest.test_images = 0 if is_untested(dls) else dls.test.n
+    manifest.skipped_images = dls.skipped
+    manifest.columns = dls.columns
+
+
+def _report_data(dls: LTDataLoaders, notify: Callable[[str], None]) -> None:
+    if dls.columns:
+        notify(f"columns: {columns_text(dls.columns)}")
+    n_test = "no" if is_untested(dls) else dls.test.n
+    notify(
+        f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation "
+        f"({dls.split.valid_from}), {n_test} test images"
+    )
+    if is_untested(dls):
+        notify(
+            "there is no test set: the figures are measured on the validation images, and "
+            "optimistic"
         )
-    # What an earlier version did not know yet has its default.
-    before = validate_recipe(before, str(run.path / "manifest.json")).settled()
+    if dls.skipped:
+        plural = "s were" if len(dls.skipped) > 1 else " was"
+        notify(f"{len(dls.skipped)} unreadable image{plural} left out")
+
+
+def _check_same_run(run: Run, recipe: Recipe) -> None:
+    """Raise a `UserError` if the stages in the folder were trained with other values."""
+    if not (run.path / MANIFEST_FILE).is_file():
+        return
+    # Values that an earlier version did not know get their defaults.
+    before = recorded_recipe(run).settled()
     old, new = ({"name": r.name, **r.flat()} for r in (before, recipe))
     for key in {**new, **old}:
-        # Images are known by their fingerprint, wherever they lie.
+        # Fingerprints identify the images, so their folder may have moved.
         if key != "data.source" and old.get(key) != new.get(key):
             raise UserError(
                 f"{run.path} holds a run with {key} = {old.get(key)!r}, not {new.get(key)!r}; give "
-                "another --out, or the values of its manifest.json."
+                f"another {spell('out')}, or the values of its {MANIFEST_FILE}."
             )

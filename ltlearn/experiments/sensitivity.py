@@ -5,20 +5,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltlearn.compare import check_request
+from ltlearn.compare import check_request, restored_stage1
 from ltlearn.errors import UserError, log_once
-from ltlearn.experiments.compare_run import finished_recipe
+from ltlearn.experiments.manifest import finished_seeds, recorded_recipe
 from ltlearn.experiments.own_data import fitting_methods
 from ltlearn.experiments.stages import load_stage1
 from ltlearn.learner import LTLearner
-from ltlearn.methods import METHODS, find_methods
+from ltlearn.methods import METHODS
 from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.plots.sensitivity import plot_sensitivity
+from ltlearn.training.records import Record
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["Sensitivity", "sensitivity", "sensitivity_run"]
+__all__ = ["SENSITIVITY_METHODS", "Curve", "Sensitivity", "sensitivity", "sensitivity_run"]
 
+# Two methods with a hyper-parameter, and one without for comparison.
 SENSITIVITY_METHODS = ("max_norm", "label_aware_smoothing", "samn")
+
+
+@dataclass(eq=False)
+class Curve(Record):
+    """Accuracy of a method over its own hyper-parameter.
+
+    Args:
+        label: The label of the method.
+        parameter: The name of the hyper-parameter, as an axis prints it.
+        values: The values, ascending.
+        accuracy: Class-balanced accuracy on the test images for each value, from 0 to 1.
+        method: The method.
+        validation: Class-balanced accuracy on the validation images for each value.
+        default: The value that the method has by default.
+        log: Whether the axis is logarithmic.
+    """
+
+    label: str
+    parameter: str
+    values: list[float] = field()  # hides the method of mappings
+    accuracy: list[float]
+    method: str = ""
+    validation: list[float] = field(default_factory=list)
+    default: float | None = None
+    log: bool = True
 
 
 @dataclass
@@ -26,48 +53,44 @@ class Sensitivity:
     """Accuracy of each method over its own hyper-parameter.
 
     Args:
-        curves: A dictionary a method that has one: method, label, parameter, values, accuracy and
-            validation (class-balanced, test and validation images), default, log.
+        curves: A curve for each method that has a hyper-parameter.
         lines: Class-balanced test accuracy of the methods that have none, by label.
-        about: Which images, split and seed, and what the accuracy is measured on.
+        about: Dataset, split and seed, and which images the accuracy is measured on.
+
+    Example:
+        >>> curve = Curve("WD + MaxNorm", "weight decay", [0.01, 0.1], [0.5, 0.7])
+        >>> Sensitivity([curve], {"CE": 0.6}).ranges()
+        {'WD + MaxNorm': (0.5, 0.7), 'CE': (0.6, 0.6)}
     """
 
-    curves: list[dict[str, Any]]
+    curves: list[Curve]
     lines: dict[str, float]
     about: dict[str, Any] = field(default_factory=dict)
 
     def about_line(self) -> str:
-        """Return which images, split and seed it is of, in a line."""
+        """Return dataset, split and seed in a line."""
         return ", ".join(f"{key} {value}" for key, value in self.about.items())
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Return the lowest and the highest test accuracy of each method, by label."""
-        found = {c["label"]: (min(c["accuracy"]), max(c["accuracy"])) for c in self.curves}
-        return found | {label: (value, value) for label, value in self.lines.items()}
+        ranges = {c.label: (min(c.accuracy), max(c.accuracy)) for c in self.curves}
+        return ranges | {label: (value, value) for label, value in self.lines.items()}
 
     def rows(self) -> list[list[str]]:
-        """Return the table: method, parameter, range tried, lowest, highest, span, in %."""
+        """Return the table: method, parameter, range of values, lowest, highest, span, in %."""
+        values = {c.label: f"{c.values[0]:g} to {c.values[-1]:g}" for c in self.curves}
+        parameters = {c.label: c.parameter for c in self.curves}
         rows = []
-        for c in self.curves:
-            low, high = 100 * min(c["accuracy"]), 100 * max(c["accuracy"])
-            tried = f"{c['values'][0]:g} to {c['values'][-1]:g}"
-            rows.append(
-                [
-                    c["label"],
-                    c["parameter"],
-                    tried,
-                    f"{low:.1f}",
-                    f"{high:.1f}",
-                    f"{high - low:.1f}",
-                ]
-            )
-        for label, value in self.lines.items():
-            rows.append([label, "–", "–", f"{100 * value:.1f}", f"{100 * value:.1f}", "0.0"])
+        for label, ends in self.ranges().items():
+            low, high = (100 * end for end in ends)
+            figures = [f"{figure:.1f}" for figure in (low, high, high - low)]
+            rows.append([label, parameters.get(label, "–"), values.get(label, "–"), *figures])
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain numbers and lists."""
-        return {"curves": self.curves, "lines": self.lines, "about": self.about}
+        """Convert to plain numbers and lists, for a JSON file."""
+        curves = [curve.to_dict() for curve in self.curves]
+        return {"curves": curves, "lines": self.lines, "about": self.about}
 
 
 @log_once()
@@ -81,65 +104,67 @@ def sensitivity(
 ) -> Sensitivity:
     """Train each method over the published range of its own hyper-parameter.
 
-    Nothing is chosen here: every value's test accuracy is shown. The learner is left as it was
-    found.
+    Every value is tested; no value is chosen. The learner is restored at the end.
 
     Args:
         learn: An `LTLearner` after stage 1, with a test set.
-        methods: Names of methods. One without a hyper-parameter of its own gives a line.
-        seed: Of order and augmentation.
+        methods: Names of methods. A method without a hyper-parameter gives a line.
+        seed: Seed of order and augmentation.
         select: Which epoch of stage 2 is kept: "best" on validation, or "last".
         notify: Called with a line of text at each step.
 
     Raises:
         UserError: If there is no test set, or a method is unknown.
     """
-    methods = find_methods(methods, learn.stage1_method)
+    methods, _ = check_request(methods, 1, (), select, learn.stage1_method)
     if learn.dls.test is None:
         raise UserError("there is no test set to measure on; give the data a test part.")
     if select == "best":
         select = learn.settle_select()
-    stage1 = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-    before = (learn.trajectory, list(learn.stages))
     curves, lines = [], {}
-    try:
+    with restored_stage1(learn) as restart:
+
+        def measure(method: str, **arguments: Any) -> tuple[float, float]:
+            restart()
+            return _balanced(learn, method, seed=seed, select=select, **arguments)
+
         for method in methods:
             row = METHODS[method]
             if row.sweep is None:
-                lines[row.label] = _balanced(learn, stage1, method, {}, seed, select)[0]
+                lines[row.label], _ = measure(method)
                 continue
-            found = []
+            figures = []
             for value in row.sweep.values:
                 notify(f"{row.label}, {row.sweep.parameter} {value:g}")
-                more = row.sweep.arguments(value)
-                found.append(_balanced(learn, stage1, method, more, seed, select))
-            curves.append(
-                {
-                    "method": method, "label": row.label, "parameter": row.sweep.parameter,
-                    "values": list(row.sweep.values), "accuracy": [test for test, _ in found],
-                    "validation": [valid for _, valid in found],
-                    "default": row.sweep.default, "log": row.sweep.log,
-                }
-            )  # fmt: skip
-    finally:
-        learn.model.load_state_dict(stage1)
-        learn.opt = None
-        learn.trajectory, learn.stages = before
+                figures.append(measure(method, **row.sweep.arguments(value)))
+            test, validation = (list(column) for column in zip(*figures, strict=True))
+            curves.append(_curve(method, test, validation))
+    return Sensitivity(curves, lines, _about(learn, seed, select))
+
+
+def _curve(method: str, accuracy: list[float], validation: list[float]) -> Curve:
+    row = METHODS[method]
+    sweep = row.sweep
+    return Curve(
+        row.label, sweep.parameter, list(sweep.values), accuracy, method, validation,
+        sweep.default, sweep.log,
+    )  # fmt: skip
+
+
+def _about(learn: LTLearner, seed: int, select: str) -> dict[str, Any]:
     split = learn.dls.split
-    about = {
+    return {
         "dataset": split.dataset, "split": split.name, "fingerprint": split.train,
         "accuracy on": f"{'validation' if split.test is None else 'test'} images",
         "epoch": select, "seed": seed,
     }  # fmt: skip
-    return Sensitivity(curves, lines, about)
 
 
-def _balanced(learn, stage1, method: str, more: dict, seed: int, select: str) -> tuple:
+def _balanced(learn: LTLearner, method: str, **arguments: Any) -> tuple[float, float]:
     """Return class-balanced accuracy on the test and the validation images."""
-    learn.model.load_state_dict(stage1)
     row = METHODS[method]
     if row.kind == "stage 2":
-        learn.retrain_classifier(method=method, seed=seed, view_seed=0, select=select, **more)
+        learn.retrain_classifier(method=method, view_seed=0, **arguments)
     elif row.kind == "post hoc":
         learn.correct_classifier(method)
     figures = []
@@ -162,29 +187,33 @@ def sensitivity_run(
     """Study the first stage 1 of a run; write `sensitivity.json` and the plot.
 
     Args:
-        run: A run of `ltlearn recipe` whose stage 1 is finished.
+        run: A run whose stage 1 is finished.
         methods: Names of methods.
         select: Which epoch of stage 2 is kept: "best" on validation, or "last".
-        data_path: Where the images are; None takes the run's own.
-        cache_path: Folder of cached features.
+        data_path: Where the images are; None takes the path in the run's manifest.
+        cache_path: Folder of cached features; None keeps them in memory.
         device: "auto" or a torch device.
         notify: Called with a line of text at each step.
 
     Raises:
-        UserError: If the folder holds no run with a finished stage 1, it ran the paper protocol, or
-            a name is unknown.
+        UserError: If the folder holds no run with a finished stage 1, its protocol is "paper", or a
+            name is unknown.
+
+    Example:
+        >>> sensitivity_run(Run("runs/digits"), "max_norm,samn").rows()  # doctest: +SKIP
     """
-    recipe, starts = finished_recipe(run)
+    recipe = recorded_recipe(run)
+    seeds = finished_seeds(run, recipe)
     methods, _ = check_request(
         fitting_methods(recipe, methods), 1, (), select, recipe.stage1.method
     )
     if recipe.protocol == "paper":
         raise UserError(
-            "sensitivity works on cached features of the clean protocol; this run is of the paper "
-            "protocol."
+            "sensitivity uses cached features, and a run of the paper protocol has none; use a run "
+            "of the clean protocol."
         )
     learn = load_stage1(
-        recipe, run, starts[0], data_path=data_path, cache_path=cache_path, device=device
+        recipe, run, seeds[0], data_path=data_path, cache_path=cache_path, device=device
     )
     result = sensitivity(learn, methods, select=select, notify=notify)
     run.write_json("sensitivity.json", result.to_dict())

@@ -3,9 +3,10 @@
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,64 +15,103 @@ from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import set_seed
 
 from ltlearn.callbacks import LastBlock, SharpnessAware, WeightAverage
-from ltlearn.errors import UserError
-from ltlearn.experiments.build import is_untested, make_learner, make_loaders, pick_device
-from ltlearn.experiments.recipe import Recipe, Stage1Section
+from ltlearn.errors import UserError, spell
+from ltlearn.experiments.build import is_untested, make_learner, make_loaders
+from ltlearn.experiments.manifest import (
+    FinishedStage,
+    how_to_finish,
+    read_manifest,
+    stage_name,
+)
+from ltlearn.experiments.options import RunOptions
+from ltlearn.experiments.recipe import Recipe
+from ltlearn.experiments.sections import Stage1Section
 from ltlearn.learner import LTLearner
-from ltlearn.methods import METHODS
+from ltlearn.methods import DEFAULT_STAGE1, METHODS
 from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.logs import EpochLog
 from ltlearn.training.loop import sgd
-from ltlearn.utils.older_runs import with_todays_keys
+from ltlearn.training.records import TrajectoryRecord
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["SeedResult", "StageFolder", "run_seed", "is_given_model"]
+__all__ = [
+    "SeedResult",
+    "StageFolder",
+    "load_stage1",
+    "run_seed",
+    "stage1_arguments",
+    "stage1_callbacks",
+]
 
 _log = logging.getLogger("ltlearn")
 # Seconds between two checkpoints of a stage; tests set it.
 _CHECKPOINT_SECONDS = "LTLEARN_CHECKPOINT_SECONDS"
-# Of a method's predictions on the test set: 200 MB in float32.
-_MOST_LOGITS = 50_000_000
+# Largest size of a method's predictions on the test set: 200 MB in float32.
+_MAX_LOGITS = 50_000_000
 
 
 @dataclass
 class SeedResult:
-    """What one seed gave, by method."""
+    """The results of one seed, by method.
+
+    Args:
+        targets: The classes of the test images.
+        reports: The figures on the test set.
+        predictions: The arrays that `predictions.npz` holds.
+        norms: The norm of each class's weights.
+        heads: The kind of the classifier.
+        trajectories: The figures epoch by epoch.
+        seconds: Seconds of training.
+        selected: Which epoch is kept.
+        stages: The records of what was trained.
+    """
 
     targets: torch.Tensor | None = None
     reports: dict[str, ShotReport] = field(default_factory=dict)
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     norms: dict[str, list[float]] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
-    trajectories: dict[str, dict] = field(default_factory=dict)
+    trajectories: dict[str, TrajectoryRecord] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     selected: dict[str, str] = field(default_factory=dict)
-    stages: list[dict] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
 class StageFolder:
-    """Where a seed's stages are kept, and how they are trained whatever the recipe."""
+    """Where the stages of a seed are kept, and how they are trained whatever the recipe.
+
+    Args:
+        run: The run's folder.
+        seed: The seed.
+        options: How the recipe is run.
+        notify: Called with a line of text at each step.
+    """
 
     run: Run
     seed: int
-    on_nan: str
-    keep_all: bool
-    tensorboard: bool
-    compile: bool
+    options: RunOptions
     notify: Callable[[str], None]
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """Make the checkpoints of a stage, in a folder beside its weights."""
+        """Make the checkpoints of a stage, in a folder beside its weights.
+
+        Args:
+            name: The stage, see `stage_name`.
+        """
         seconds = float(os.environ.get(_CHECKPOINT_SECONDS, 5))
         path = self.run.path / name
-        return Checkpoint(path, resume=True, min_seconds=seconds, keep_all=self.keep_all)
+        return Checkpoint(path, resume=True, min_seconds=seconds, keep_all=self.options.keep_all)
 
     def log(self, name: str) -> EpochLog:
-        """Make the log of a stage, which grows with each epoch."""
+        """Make the log of a stage, which grows with each epoch.
+
+        Args:
+            name: The stage, see `stage_name`.
+        """
         path, stage = self.run.path, Path(name).name
-        events = path / "tensorboard" / stage if self.tensorboard else None
+        events = path / "tensorboard" / stage if self.options.tensorboard else None
         return EpochLog(path / "logs" / f"{stage}.csv", events)
 
 
@@ -89,251 +129,265 @@ def load_stage1(
     Args:
         recipe: The run's recipe.
         run: Its folder.
-        seed: Which of its seeds.
-        data_path: Where the images are; None takes the place in the run's manifest.
+        seed: One of its seeds.
+        data_path: Where the images are; None takes the path in the run's manifest.
         cache_path: Folder of cached features; None keeps them in memory.
         device: "auto" or a torch device.
 
     Raises:
         UserError: If that stage 1 is not finished or damaged, or the images are others.
     """
-    manifest = with_todays_keys(run.read_json("manifest.json"))
-    set_seed(seed)
-    dls = make_loaders(
-        recipe, data_path or manifest["data_path"], seed, bool(manifest.get("skipped_images")),
-        pick_device(device), follow_links=bool(manifest.get("follow_links")),
-    )  # fmt: skip
-    name = _stage1_name(seed)
-    # In the precision that the features were trained in.
+    manifest, name = read_manifest(run), stage_name(seed, "stage1")
+    # Features are extracted in the precision in which they were trained.
     record = run.read_json(f"{name}.json")
-    learn = make_learner(recipe, dls, record.get("precision", "auto"), cache_path)
-    done = _finished(run, name, learn)
-    if done is None:
+    options = RunOptions(
+        data_path=data_path or manifest.data_path,
+        cache_path=cache_path,
+        device=device,
+        precision=record.get("precision", "auto"),
+        skip_bad=bool(manifest.skipped_images),
+        follow_links=bool(manifest.follow_links),
+    )
+    set_seed(seed)
+    dls = make_loaders(recipe, seed, options)
+    learn = make_learner(recipe, dls, options)
+    finished = _load_finished(run, name, learn)
+    if finished is None:
         raise UserError(
             f"the stage 1 in {run.path / name}.safetensors is damaged or missing; finish it with "
             f"{how_to_finish(recipe, run)}."
         )
-    learn.stages.append(done["stage"])
+    learn.stages.append(finished.stage)
     return learn
 
 
-def how_to_finish(recipe: Recipe, run: Run) -> str:
-    """Say which command goes on with a run."""
-    if recipe.data.dataset == "own":
-        return f"the command in its manifest.json and --out {run.path} --resume"
-    return f"`ltlearn recipe {recipe.name} --out {run.path} --resume`"
-
-
-def _stage1_name(seed: int) -> str:
-    return f"checkpoints/seed{seed}-stage1"
-
-
 def run_seed(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> SeedResult:
-    """Run both stages of one seed, then read the test set."""
-    seed = folder.seed
-    paper = recipe.protocol == "paper"
+    """Run both stages of one seed, then test each method.
+
+    Args:
+        recipe: The recipe, with each open value filled in.
+        folder: Where the stages are kept.
+        learn: A new learner of the recipe.
+    """
     result = SeedResult()
-    s1 = recipe.stage1
-    name = _stage1_name(seed)
-    train = partial(
-        learn.fit_stage1,
-        s1.epochs,
-        s1.lr,
-        wd=s1.weight_decay,
-        sampler=s1.sampler,
-        schedule=s1.schedule,
-        warmup_epochs=s1.warmup_epochs,
-        opt_func=sgd(s1.momentum),
-        select=s1.select,
-        flip=paper,
-        on_nan=folder.on_nan,
-        compile=folder.compile,
-        **({"milestones": s1.milestones, "decay": s1.decay} if s1.milestones else {}),
-    )
-    method = METHODS[s1.method]
-    how = "" if s1.method == "ce" else f" with {method.label}"
-    what = f"seed {seed}: stage 1, {s1.epochs} epochs of {recipe.model.arch}{how}"
-    if is_given_model(recipe):
-        what = f"seed {seed}: stage 1 is {recipe.model.pretrained} as it is"
-    record = _load_or_train(folder, name, learn, what, train, partial(_stage1_callbacks, s1))
-    stage1 = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-    states = {}
-    for method_name in recipe.methods:
-        method = METHODS[method_name]
+    first = _run_stage1(recipe, folder, learn)
+    stage1 = _copy_weights(learn)
+    weights = {}
+    for name in recipe.methods:
         learn.model.load_state_dict(stage1)
-        if method.stage == 1:
-            done = record
-        else:
-            done = _stage2(recipe, folder, learn, method_name, paper)
-        result.stages.append({**done["stage"], "seed": seed, "method": method_name})
-        result.heads[method_name] = type(learn.model.head).__name__
-        result.norms[method_name] = learn.head_norms().tolist()
-        result.seconds[method_name] = done["stage"]["seconds"]
-        result.selected[method_name] = _chosen(done["trajectory"])
-        result.trajectories[method_name] = done["trajectory"]
-        states[method_name] = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-    # Only now, when nothing is left to choose, is the test set read (under `paper` it has been,
-    # after each epoch).
-    for method_name, state in states.items():
+        is_first = METHODS[name].stage == 1
+        finished = first if is_first else _run_method(recipe, folder, learn, name)
+        result.stages.append({**finished.stage, "seed": folder.seed, "method": name})
+        result.heads[name] = type(learn.model.head).__name__
+        result.norms[name] = learn.head_norms().tolist()
+        result.seconds[name] = finished.stage["seconds"]
+        result.selected[name] = finished.trajectory.describe_choice()
+        result.trajectories[name] = finished.trajectory
+        weights[name] = _copy_weights(learn)
+    # The test set is read only here, when every choice is made. The paper protocol has read it
+    # after each epoch.
+    for name, state in weights.items():
         learn.model.load_state_dict(state)
         part = "valid" if is_untested(learn.dls) else "test"
-        logits, result.targets = learn.predict_logits(part, flip=paper)
-        result.reports[method_name] = shot_report(
+        logits, result.targets = learn.predict_logits(part, flip=recipe.protocol == "paper")
+        result.reports[name] = shot_report(
             logits, result.targets, learn.dls.shot_counts, classes=learn.dls.vocab,
             few=recipe.data.few,
         )  # fmt: skip
-        result.predictions |= _worth_keeping(method_name, logits)
+        result.predictions |= _predictions(name, logits)
     return result
 
 
-def _worth_keeping(name: str, logits: torch.Tensor) -> dict[str, np.ndarray]:
-    """Return the logits of a method; where they are too many, the five likeliest classes alone."""
-    if logits.numel() <= _MOST_LOGITS:
+def _copy_weights(learn: LTLearner) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
+
+
+def _predictions(name: str, logits: torch.Tensor) -> dict[str, np.ndarray]:
+    """Return the logits of a method, or its five likeliest classes where logits are too many."""
+    if logits.numel() <= _MAX_LOGITS:
         return {name: logits.numpy()}
     values, classes = logits.softmax(1).topk(5, 1)
     return {f"{name}/classes": classes.int().numpy(), f"{name}/probabilities": values.numpy()}
 
 
-def _stage1_callbacks(stage1: Stage1Section) -> list[Callback]:
-    method = METHODS[stage1.method]
-    made = method.callbacks(**{key: getattr(stage1, key) for key in method.options})
+def _run_stage1(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> FinishedStage:
+    stage1, options = recipe.stage1, folder.options
+    train = partial(
+        learn.fit_stage1,
+        **stage1_arguments(recipe),
+        opt_func=sgd(stage1.momentum),
+        on_nan=options.on_nan,
+        compile=options.compile,
+    )
+    is_plain = stage1.method == DEFAULT_STAGE1
+    method = "" if is_plain else f" with {METHODS[stage1.method].label}"
+    title = f"stage 1, {stage1.epochs} epochs of {recipe.model.arch}{method}"
+    if recipe.keeps_given_model:
+        title = f"stage 1 is {recipe.model.pretrained} as given"
+    name = stage_name(folder.seed, "stage1")
+    return _load_or_train(folder, name, learn, title, train, partial(stage1_callbacks, stage1))
+
+
+def stage1_arguments(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments of `fit_stage1` for a recipe.
+
+    Args:
+        recipe: The recipe, with each open value filled in.
+    """
+    stage1 = recipe.stage1
+    arguments = {
+        "epochs": stage1.epochs,
+        "lr": stage1.lr,
+        "wd": stage1.weight_decay,
+        "sampler": stage1.sampler,
+        "schedule": stage1.schedule,
+        "warmup_epochs": stage1.warmup_epochs,
+        "select": stage1.select,
+        "flip": recipe.protocol == "paper",
+    }
+    if stage1.method != DEFAULT_STAGE1:
+        arguments |= {"method": stage1.method, "options": stage1.options()}
+    if stage1.milestones:
+        arguments |= {"milestones": stage1.milestones, "decay": stage1.decay}
+    return arguments
+
+
+def stage1_callbacks(stage1: Stage1Section) -> list[Callback]:
+    """Make the callbacks of a stage 1, beside those of its method.
+
+    Args:
+        stage1: The section of the recipe.
+    """
+    callbacks = []
     if stage1.accumulate > 1:
-        # fastai counts images.
-        made.append(GradientAccumulation(stage1.accumulate * stage1.batch_size))
+        # fastai counts images, not batches.
+        callbacks.append(GradientAccumulation(stage1.accumulate * stage1.batch_size))
     if stage1.trains != "all":
-        made.append(LastBlock(new=stage1.trains == "new_last_block"))
+        callbacks.append(LastBlock(new=stage1.trains == "new_last_block"))
     if stage1.ema_decay is not None:
-        made.append(WeightAverage(stage1.ema_decay))
+        callbacks.append(WeightAverage(stage1.ema_decay))
     if stage1.sharpness_rho is not None:
-        made.append(SharpnessAware(stage1.sharpness_rho))
-    return made
+        callbacks.append(SharpnessAware(stage1.sharpness_rho))
+    return callbacks
 
 
-def _stage2(
-    recipe: Recipe, folder: StageFolder, learn: LTLearner, method_name: str, paper: bool
-) -> dict:
-    s2, method, seed = recipe.stage2, METHODS[method_name], folder.seed
-    name = f"checkpoints/seed{seed}-{method_name}"
+def _run_method(recipe: Recipe, folder: StageFolder, learn: LTLearner, name: str) -> FinishedStage:
+    """Retrain or correct the classifier with a method of stage 2."""
+    stage2, method = recipe.stage2, METHODS[name]
+    file = stage_name(folder.seed, name)
     if method.kind == "post hoc":
-        what = f"seed {seed}: {method.label}"
-        correct = partial(_correct, learn, method_name, seed)
-        return _load_or_train(folder, name, learn, what, correct)
-    values = recipe.arguments_of(method_name)
-    values["epochs"] = min(values["epochs"], s2.epochs) if recipe.is_smoke() else values["epochs"]
+        correct = partial(_correct, learn, name, folder.seed)
+        return _load_or_train(folder, file, learn, method.label, correct)
+    values = recipe.arguments_of(name)
+    if recipe.is_smoke:
+        values["epochs"] = min(values["epochs"], stage2.epochs)
     train = partial(
         learn.retrain_classifier,
-        method=method_name,
+        method=name,
         **values,
-        views=s2.views,
-        bn=s2.bn,
-        schedule=s2.schedule,
-        opt_func=sgd(s2.momentum),
-        # Unless it was asked for, an epoch is chosen where there are images enough to choose on.
-        select=s2.select if recipe.is_given("stage2.select") else None,
-        flip=paper,
-        seed=seed,
-        on_nan=folder.on_nan,
+        views=stage2.views,
+        bn=stage2.bn,
+        schedule=stage2.schedule,
+        opt_func=sgd(stage2.momentum),
+        # None selects an epoch only where the validation images are enough for that.
+        select=stage2.select if recipe.is_given("stage2.select") else None,
+        flip=recipe.protocol == "paper",
+        seed=folder.seed,
+        on_nan=folder.options.on_nan,
     )
-    on = "features" if s2.views else "images"
-    what = f"seed {seed}: stage 2, {method.label}, {values['epochs']} epochs on {on}"
-    return _load_or_train(folder, name, learn, what, train)
+    inputs = "features" if stage2.views else "images"
+    title = f"stage 2, {method.label}, {values['epochs']} epochs on {inputs}"
+    return _load_or_train(folder, file, learn, title, train)
 
 
-def _correct(learn: LTLearner, method: str, seed: int, cbs=None) -> dict:
+def _correct(learn: LTLearner, method: str, seed: int, cbs=None) -> TrajectoryRecord:
     """Correct the classifier without training; return the trajectory, of one entry."""
     learn.correct_classifier(method, seed=seed)
     return learn.trajectory
 
 
 def _load_or_train(
-    folder: StageFolder, name: str, learn: LTLearner, what: str, train, make_cbs=list
-) -> dict:
-    """Take up a stage that is finished in the folder, or train and keep it; return its record."""
-    run, checkpoint = folder.run, folder.checkpoint(name)
-    record = _finished(run, name, learn)
-    if record is None:
-        found = checkpoint.epochs()
-        folder.notify(f"{what}, on from epoch {found[-1]}" if found else what)
-        noted = len(learn.stages)
-        # Each stage draws the same whether those before it have just been trained or not.
+    folder: StageFolder, name: str, learn: LTLearner, title: str, train: Callable, make_cbs=list
+) -> FinishedStage:
+    """Load a stage that is finished in the folder, or train it and save it."""
+    checkpoint = folder.checkpoint(name)
+    finished = _load_finished(folder.run, name, learn)
+    if finished is None:
+        epochs = checkpoint.epochs()
+        title = f"seed {folder.seed}: {title}"
+        folder.notify(f"{title}, resumed at epoch {epochs[-1]}" if epochs else title)
+        n_before = len(learn.stages)
+        # A stage draws the same numbers whether the stages before it were trained or loaded.
         set_seed(folder.seed)
         trajectory = train(cbs=[*make_cbs(), checkpoint, folder.log(name)])
-        stage, *then = learn.stages[noted:]
-        if then:  # a correction after stage 2
-            stage = {**stage, "then": then, "seconds": sum(s["seconds"] for s in [stage, *then])}
-        record = {"trajectory": trajectory, "stage": stage}
-        # Weights first, then the record that says they are complete.
-        checksum = run.save_tensors_checked(
-            f"{name}.safetensors", learn.model.state_dict(), {"arch": learn.arch}
-        )
-        kept = {**record, **_circumstances(learn), "weights": checksum}
-        run.write_json(f"{name}.json", kept, sealed=True)
-        kept = _chosen(trajectory)
-        folder.notify(f"  {stage['stage']} done in {stage['seconds']:.1f} s, kept: {kept}")
-    if not folder.keep_all:
+        finished = _save_finished(folder.run, name, learn, trajectory, learn.stages[n_before:])
+        stage, choice = finished.stage, finished.trajectory.describe_choice()
+        folder.notify(f"  {stage['stage']} done in {stage['seconds']:.1f} s, kept: {choice}")
+    if not folder.options.keep_all:
         checkpoint.clear()
-    return record
+    return finished
 
 
-def _finished(run: Run, name: str, learn: LTLearner) -> dict | None:
+def _save_finished(run: Run, name: str, learn: LTLearner, trajectory, stages) -> FinishedStage:
+    """Write the weights and the record of a stage that has just been trained."""
+    stage, *corrections = (dict(record) for record in stages)
+    if corrections:
+        seconds = sum(s["seconds"] for s in [stage, *corrections])
+        stage |= {"then": corrections, "seconds": seconds}
+    finished = FinishedStage.from_dict({"trajectory": trajectory, "stage": stage})
+    # The weights come first: the record states that they are complete.
+    checksum = run.save_tensors_checked(
+        f"{name}.safetensors", learn.model.state_dict(), {"arch": learn.arch}
+    )
+    finished = replace(finished, **_circumstances(learn), weights=checksum)
+    run.write_json(f"{name}.json", finished.to_dict(), sealed=True)
+    return finished
+
+
+def _load_finished(run: Run, name: str, learn: LTLearner) -> FinishedStage | None:
     """Load a finished stage into the learner and return its record; None where there is none.
 
     Raises:
-        UserError: If it was made from other images, or in another precision.
+        UserError: If it was trained on other images, or in another precision.
     """
-    if (
-        not (run.path / f"{name}.json").is_file()
-        or not (run.path / f"{name}.safetensors").is_file()
-    ):
+    record, weights = run.path / f"{name}.json", run.path / f"{name}.safetensors"
+    if not record.is_file() or not weights.is_file():
         return None
     try:
-        # Runs of earlier versions have no checksums.
-        record = with_todays_keys(run.read_json(f"{name}.json", sealed=None))
-        if not {"trajectory", "stage"} <= record.keys():
-            raise UserError(f"{run.path / name}.json is damaged: it is no record of a stage.")
-        state = run.load_tensors(f"{name}.safetensors", checksum=record.get("weights"))
+        # Runs of early versions have no checksums.
+        finished = _read_record(run, name)
+        state = run.load_tensors(f"{name}.safetensors", checksum=finished.weights)
     except UserError as e:
-        _log.warning("%s This stage is done again.", e)
+        _log.warning("%s This stage is trained again.", e)
         return None
     for key, now in _circumstances(learn).items():
-        if record.get(key) != now:
+        if finished[key] != now:
             raise UserError(
-                f"{run.path / name}.json was made with {key} {record.get(key)}, now it is {now}; "
-                "go on with the same data and --precision, or give another --out."
+                f"{record} was made with {key} {finished[key]}, now it is {now}; use the same "
+                f"data and {spell('precision')}, or give another {spell('out')}."
             )
-    head, before = learn.model.head, learn.model.state_dict()
-    before = {k: v.clone() for k, v in before.items()}
+    head, before = learn.model.head, _copy_weights(learn)
     learn.opt = None
     try:
         learn.model.load_state_dict(state)
     except RuntimeError:
-        _log.warning(
-            "%s holds the weights of another model. This stage is done again.",
-            run.path / f"{name}.safetensors",
-        )
+        _log.warning("%s holds the weights of another model. This stage is trained again.", weights)
         learn.model.head = head
         learn.model.load_state_dict(before)
         return None
-    return record
+    return finished
 
 
-def _circumstances(learn: LTLearner) -> dict:
-    """Return what decides a stage's weights beside the recipe: the images and the precision."""
+def _read_record(run: Run, name: str) -> FinishedStage:
+    content = run.read_json(f"{name}.json", sealed=None)
+    try:
+        return FinishedStage.from_dict(content)
+    except UserError as e:
+        raise UserError(f"{run.path / name}.json is damaged: {e}") from None
+
+
+def _circumstances(learn: LTLearner) -> dict[str, str]:
+    """Return what decides the weights of a stage beside the recipe: images and precision."""
     split = learn.dls.split
     images = f"train {split.train}, valid {split.valid}, test {split.test}"
     return {"images": images, "precision": learn.precision}
-
-
-def is_given_model(recipe: Recipe) -> bool:
-    """Tell whether stage 1 is a trained model that came from elsewhere."""
-    return recipe.model.keep_head and recipe.stage1.epochs == 0
-
-
-def _chosen(trajectory: dict) -> str:
-    if not trajectory["epoch"]:
-        return "no epoch trained"
-    epoch = trajectory["chosen"]
-    if trajectory["select"] == "last" or epoch is None:
-        return "last epoch"
-    where = "selected on test" if trajectory["select_on"] == "test" else "on validation"
-    return f"epoch {epoch} {where}"

@@ -20,6 +20,12 @@ from ltlearn.utils.terminal import one_line
 
 __all__ = ["render_report_md", "protocol_paragraph", "counts_paragraph"]
 
+# The hardware that `environment_info` records, and its titles.
+_HARDWARE = {
+    "device": "device", "cpu_count": "processor cores", "threads": "threads of torch",
+    "platform": "platform",
+}  # fmt: skip
+
 
 def render_report_md(
     table: ResultTable,
@@ -32,8 +38,8 @@ def render_report_md(
     Args:
         table: The results.
         manifest: What the run recorded. Read, where present: title (else name, else recipe),
-            command (a string or a list of words), class_counts, versions (a mapping) and hardware
-            (a mapping or a string).
+            command (a string or a list of words), class_counts, and the facts of
+            `environment_info`.
         plots: Title and path of each image; the path relative to the report.
         trajectory: Stage 2 epoch by epoch, as `ltlearn.plots.plot_trajectory` takes it: one, a
             list with one per seed, or None.
@@ -76,9 +82,8 @@ def render_report_md(
         for name, path in plots:
             url = quote(str(path).replace("\\", "/"))
             parts += [f"### {one_line(name)}", f"![{escape_html(name)}]({url})"]
-    facts = _facts("versions", manifest.get("versions")) + _facts(
-        "hardware", manifest.get("hardware")
-    )
+    facts = [f"{name}: {version}" for name, version in manifest.get("versions", {}).items()]
+    facts += [f"{title}: {manifest[key]}" for key, title in _HARDWARE.items() if manifest.get(key)]
     if facts:
         parts += ["## Versions and hardware", markdown_list(facts)]
     return "\n\n".join(parts) + "\n"
@@ -158,11 +163,3 @@ def _as_list(trajectory: Any) -> list[Mapping[str, Any]]:
     if trajectory is None:
         return []
     return [trajectory] if isinstance(trajectory, Mapping) else list(trajectory)
-
-
-def _facts(title: str, facts: Any) -> list[str]:
-    if not facts:
-        return []
-    if isinstance(facts, Mapping):
-        return [f"{name}: {value}" for name, value in facts.items()]
-    return [f"{title}: {facts}"]

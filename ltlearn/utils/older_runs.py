@@ -1,16 +1,17 @@
-"""Read what earlier versions wrote: the keys of their files under the names of today."""
+"""Read the files of earlier versions, whose keys had other names."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-__all__ = ["with_todays_keys"]
+__all__ = ["known_fields", "with_todays_keys"]
 
 # 0.1.0 wrote the first name, later versions write the second.
 _RENAMED = {"pictures": "images", "skipped_pictures": "skipped_images"}
 
 
 def with_todays_keys(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record of a run with today's keys.
+    """Return a record with today's keys.
 
     Args:
         record: A manifest, the record of a stage, or the facts of a checkpoint.
@@ -20,3 +21,16 @@ def with_todays_keys(record: Mapping[str, Any]) -> dict[str, Any]:
         {'skipped_images': []}
     """
     return {_RENAMED.get(key, key): value for key, value in record.items()}
+
+
+def known_fields(record_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a record has fields for, with today's keys.
+
+    Runs of other versions may lack fields, or have more.
+
+    Args:
+        record_class: A dataclass.
+        values: What the file of a run holds.
+    """
+    names = {f.name for f in fields(record_class)}
+    return {key: value for key, value in with_todays_keys(values).items() if key in names}

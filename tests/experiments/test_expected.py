@@ -64,22 +64,22 @@ def test_values_of_one_method_are_compared_too(tmp_path):
 @pytest.mark.parametrize(
     "results", [None, [], {"rows": 3}, {"rows": [{}]}, {"rows": [{"method": "ce", "summary": 1}]}]
 )
-def test_a_damaged_manifest_is_said_to_be(tmp_path, results):
-    with pytest.raises(UserError, match="manifest.json is damaged: it has no results"):
+def test_a_damaged_manifest_is_reported(tmp_path, results):
+    with pytest.raises(UserError, match=r"manifest\.json.*results"):
         check_run("cifar10_lt", finished(tmp_path, results=results))
-    with pytest.raises(UserError, match="manifest.json is damaged: it has no values"):
+    with pytest.raises(UserError, match=r"manifest\.json.*values"):
         check_run("cifar10_lt", finished(tmp_path, values=[]))
 
 
 REFUSED = {
-    "width": ({"overrides": ["model.width=16"]}, "model.width = 16, and was published for 64"),
-    "protocol": ({"overrides": ["protocol=clean"]}, "protocol = clean, and was published for pap"),
+    "width": ({"overrides": ["model.width=16"]}, r"model\.width = 16.*64"),
+    "protocol": ({"overrides": ["protocol=clean"]}, "protocol = clean.*paper"),
     "methods": (
-        {"overrides": ['methods=["crt"]']}, "it has figures of crt, and ce, samn, label_aware"
+        {"overrides": ['methods=["crt"]']}, "crt.*ce, samn, label_aware"
     ),
     "own": ({"name": "digits_lt", "overrides": ["protocol=clean"]}, "no published figures"),
-    "half": ({"status": "running"}, "holds no finished run; finish it with --resume"),
-    "other": ({"recipe": "digits_lt"}, "is a run of digits_lt, not of cifar10_lt"),
+    "half": ({"status": "running"}, "no finished run.*cifar10_lt.*resume"),
+    "other": ({"recipe": "digits_lt"}, "digits_lt.*cifar10_lt"),
 }  # fmt: skip
 
 

@@ -18,11 +18,10 @@ from ltlearn.utils.run_folder import Run
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 
 ROOT = Path(__file__).parents[2]
-# A process that trains once it is told to: importing takes longer than the training.
+# A process that trains on request: importing takes longer than the training.
 SERVER = """if True:
     import os, sys
-    import ltlearn.runner, ltlearn.cli, ltlearn.report
-    from ltlearn.run import Run
+    import ltlearn.cli.app, ltlearn.experiments.runner
     for line in sys.stdin:
         child = os.fork()
         if not child:

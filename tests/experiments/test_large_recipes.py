@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ltlearn.cli.app import app
 from ltlearn.data import LTDataLoaders
-from ltlearn.data.benchmarks import facts as benchmarks
+from ltlearn.data.benchmarks import registry as benchmarks
 from ltlearn.errors import UserError
 from ltlearn.experiments.compare_run import compare_run
 from ltlearn.experiments.read_recipe import load_recipe, recipe_names
@@ -31,7 +31,7 @@ def write(name, root):
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
-    """Write a look-alike, of which these are the published counts."""
+    """Write a look-alike, and make its counts the published ones."""
 
     def make(name):
         write(name, tmp_path / name)
@@ -109,7 +109,7 @@ def test_links_out_of_the_folder_are_followed_where_that_is_asked_for(copy, tmp_
         "model.arch=resnet10t", "model.pretrained=false", "methods=['ce']", "data.size=32",
     ]  # fmt: skip
     recipe = load_recipe("imagenet_lt", overrides).smoke()
-    with pytest.raises(UserError, match=r"follow_links=True \(--follow-links of `ltlearn recipe`"):
+    with pytest.raises(UserError, match="follow.links"):
         run_recipe(recipe, Run(tmp_path / "refused"), data_path=root, device="cpu")
     words = ["--data", str(root), "--smoke", "--quiet", "--out", str(tmp_path / "run")]
     for value in overrides:
@@ -120,7 +120,7 @@ def test_links_out_of_the_folder_are_followed_where_that_is_asked_for(copy, tmp_
     assert run.read_json("manifest.json")["follow_links"] is True
     assert compare_run(run, ["ce", "tau_norm"]).methods == ["ce", "tau_norm"]
     with pytest.raises(
-        UserError, match=r"--follow-links\) is for imagenet_lt, .* not for digits_lt"
+        UserError, match=r"follow_links=True is for imagenet_lt, .* not for digits_lt"
     ):
         run_recipe(load_recipe("digits_lt"), Run(tmp_path / "digits"), follow_links=True)
 
@@ -145,15 +145,13 @@ def test_what_makes_no_sense_is_refused(copy, case):
 
 
 def test_recipes_refuse_it_too():
-    with pytest.raises(UserError, match="data.split has no meaning for inat2018, which is long-ta"):
+    with pytest.raises(UserError, match=r"data\.split.*inat2018"):
         load_recipe("inat2018", ["data.split=first_n"])
-    with pytest.raises(
-        UserError, match="data.transform has no meaning for cifar10_lt, which is no"
-    ):
+    with pytest.raises(UserError, match=r"data\.transform.*cifar10_lt"):
         load_recipe("cifar10_lt", ["data.transform=crop"])
-    with pytest.raises(UserError, match="follow_links has no meaning for digits_lt, which is h"):
+    with pytest.raises(UserError, match="follow_links.*digits_lt"):
         LTDataLoaders.from_dataset("digits_lt", follow_links=True)
-    with pytest.raises(UserError, match="transform has no meaning for digits_lt"):
+    with pytest.raises(UserError, match="transform.*digits_lt"):
         LTDataLoaders.from_dataset("digits_lt", transform="crop")
 
 

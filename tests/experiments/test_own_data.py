@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -18,7 +19,7 @@ from ltlearn.experiments.predictor import Predictor
 from ltlearn.experiments.read_recipe import load_recipe
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.models.pretrained import create_lt_model
-from tests.cli.test_cli import COMMAND, ENV, ltlearn
+from tests.helpers import COMMAND, ENV, ltlearn
 
 CLASSES = {"ant": 24, "bee": 10, "cow": 5}
 FAST = (
@@ -87,7 +88,7 @@ def given(photos):
 def refused(*words):
     done = ltlearn(*words)
     assert done.returncode == 2, done.stderr
-    # What the data is may come before.
+    # Warnings about the data may come before.
     *_, last = done.stderr.strip().splitlines()
     assert last.startswith("ltlearn: ")
     return last
@@ -106,7 +107,7 @@ def test_train_leaves_a_run_like_a_recipe(trained):
     assert values["provenance"]["data.size"] == "own: the images are 16 x 16 pixels"
     assert values["provenance"]["model.pretrained"] == "own: timm has no weights of it"
     assert values["provenance"]["model.arch"] == "command line"
-    # What `fit_stage1` takes by itself: 0.1 a 256 images.
+    # The default of `fit_stage1`: 0.1 per 256 images.
     assert values["stage1"]["lr"] == 0.1 * 16 / 256
     assert manifest["class_counts"] == list(CLASSES.values()) and manifest["test_images"] == 12
     assert done.stdout.startswith("photos: test accuracy in %")
@@ -144,9 +145,9 @@ def test_compare_and_sensitivity_take_such_a_run(trained):
     assert done.returncode == 0, done.stderr
 
 
-def test_without_a_test_folder_every_table_says_so(untested):
+def test_without_a_test_folder_every_table_reports_it(untested):
     run, done = untested
-    assert "without a test set" in done.stderr or "there is no test set" in done.stderr
+    assert "no test set" in done.stderr
     assert done.stdout.startswith("plain: validation accuracy in %")
     assert "there is no test set: figures are of the validation images" in done.stdout
     report = (run / "report.md").read_text()
@@ -194,8 +195,8 @@ def test_train_on_a_table(photos, tmp_path):
     assert manifest["values"]["data"]["size"] == 16
 
 
-def test_what_is_odd_about_the_images_is_said_once(plain, tmp_path):
-    # They are looked at twice, for their size at first.
+def test_a_warning_about_the_images_is_printed_once(plain, tmp_path):
+    # They are read twice, for their size at first.
     odd = tmp_path / "odd"
     shutil.copytree(plain, odd)
     (odd / "ant" / "new.heic").touch()
@@ -220,7 +221,7 @@ def test_a_table_whose_columns_have_to_be_named(photos, tmp_path):
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["columns"] == {"path": "id", "label": "dx"}
     assert manifest["values"]["data"]["images"] == str(tmp_path / "images")
-    # From anywhere, as the run knows where its images are and how they are listed.
+    # The run records where its images are and how they are listed.
     done = ltlearn("compare", run, "--methods", "ce,samn", "--quiet", cwd=photos)
     assert done.returncode == 0, done.stderr
     words = words[:3] + ("dy",) + words[4:]
@@ -232,18 +233,18 @@ def test_a_table_whose_columns_have_to_be_named(photos, tmp_path):
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [
-        ("--batch-size", "0", "--batch-size 0 is not possible; it must be greater than or equal"),
-        ("--epochs", "-1", "--epochs -1 is not possible"),
-        ("--lr", "0", "--lr 0.0 is not possible; it must be greater than 0"),
-        ("--size", "0", "--size 0 is not possible"),
-        ("--seeds", "0", "--seeds 0 is not possible"),
-        ("--protocol", "dirty", "--protocol dirty is not possible; it must be 'clean' or 'paper'"),
-        ("--stage1", "mixdown", "--stage1 mixdown is not possible; it must be 'ce', 'mixup'"),
-        ("--set", "stage2.lr=0", "these options: stage2.lr = 0 is not possible"),
+        ("--batch-size", "0", r"batch.size.0\b.*1"),
+        ("--epochs", "-1", r"epochs.-1\b.*0"),
+        ("--lr", "0", r"lr.0\.0.*0"),
+        ("--size", "0", r"size.0\b.*1"),
+        ("--seeds", "0", r"seeds.0\b.*1"),
+        ("--protocol", "dirty", "protocol.*dirty.*'clean' or 'paper'"),
+        ("--stage1", "mixdown", "stage1.*mixdown.*ce, mixup"),
+        ("--set", "stage2.lr=0", r"stage2\.lr=0\b.*0"),
     ],
 )
-def test_a_bad_value_is_said_by_its_flag(photos, flag, value, words):
-    assert words in refused("train", photos, "--no-pretrained", flag, value)
+def test_a_bad_value_is_named_with_its_parameter(photos, flag, value, words):
+    assert re.search(words, refused("train", photos, "--no-pretrained", flag, value))
 
 
 ODD_NAMES = (os.fsdecode(b"caf\xe9"), 'it\'s "q"', "$x$", "a\nb", "🐜", "a|b \\ [c](d) <b>*")
@@ -267,8 +268,8 @@ def test_odd_names_of_classes_go_through_everything(tmp_path):
     assert json.loads((run / "manifest.json").read_text("utf-8"))["status"] == "finished"
     model = json.loads((run / "model.json").read_text("utf-8"))
     assert model["classes"] == sorted(ODD_NAMES)
-    told = json.loads(ltlearn("predict", run, folder, "--json", "--top", "6").stdout)
-    assert {pair["class"] for pair in told["images"][0]["top"]} == set(ODD_NAMES)
+    printed = json.loads(ltlearn("predict", run, folder, "--json", "--top", "6").stdout)
+    assert {pair["class"] for pair in printed["images"][0]["top"]} == set(ODD_NAMES)
     done = ltlearn("predict", run, folder, "--csv", tmp_path / "p.csv", "--top", "6")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
@@ -276,7 +277,7 @@ def test_odd_names_of_classes_go_through_everything(tmp_path):
     assert len(rows) == 30
     shown = {name.encode(errors="backslashreplace").decode() for name in ODD_NAMES}
     assert all(set(row[1::2]) == shown for row in rows)
-    # In a process of its own, whose standard output refuses what is no text.
+    # In a process whose standard output refuses undecodable names.
     env = {**ENV, "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(
         [*COMMAND, "predict", run, folder, "--top", "6"], env=env, capture_output=True
@@ -295,32 +296,32 @@ def test_pretrained_weights_change_rate_and_epochs(photos, given):
 
 def test_what_train_refuses(photos, tmp_path):
     offline = refused("train", photos, "--arch", "resnet18", "--out", tmp_path / "a")
-    assert "--no-pretrained" in offline and "--weights FILE" in offline
+    assert "resnet18" in offline
     assert not (tmp_path / "a").exists()
     none = refused("train", photos, "--arch", "resnet20_cifar", "--pretrained")
     assert "timm has no pre-trained weights of resnet20_cifar" in none
-    assert "there is no" in refused("train", tmp_path / "nothing")
+    assert str(tmp_path / "nothing") in refused("train", tmp_path / "nothing")
     assert "did you mean" in refused("train", photos, "--arch", "resnet5O")
     for nothing in ("", ",", " , "):
         message = refused("train", photos, *FAST, "--method", nothing)
-        assert f"--method {nothing!r} names nothing; give a name or more" in message
+        assert f"--method {nothing!r}" in message
     assert "no method 'samm'" in refused("train", photos, *FAST, "--method", "samm")
     assert "is inside" in refused("train", photos, *FAST, "--out", photos / "run")
-    assert "not for --set" in refused("train", photos, *FAST, "--set", "data.dataset=digits_lt")
+    assert "data.dataset" in refused("train", photos, *FAST, "--set", "data.dataset=digits_lt")
     here = ltlearn("train", ".", *FAST, cwd=photos)
     assert here.returncode == 2 and "give --out with a folder elsewhere" in here.stderr
     assert not (photos / "runs").exists(), "it would have been a class from the next call on"
     cut = refused("train", photos, *FAST, "--set", "data.imbalance_factor=10")
-    assert "data.imbalance_factor has no meaning for own data" in cut
+    assert "data.imbalance_factor" in cut and "own data" in cut
     assert "exclude each other" in refused("train", photos, "--no-pretrained", "--weights", "x.pth")
 
 
 def test_keys_of_own_data_are_refused_for_benchmarks():
-    with pytest.raises(UserError, match="data.source is of data.dataset = 'own'"):
+    with pytest.raises(UserError, match=r"data\.source.*'own'.*'digits_lt'"):
         load_recipe("digits_lt", ["data.source=/somewhere"])
-    with pytest.raises(UserError, match="needs data.source"):
+    with pytest.raises(UserError, match=r"data\.source"):
         load_recipe("digits_lt", ["data.dataset=own"])
-    with pytest.raises(UserError, match="takes the classifier of a file"):
+    with pytest.raises(UserError, match=r"model\.keep_head.*model\.pretrained.*False"):
         load_recipe("digits_lt", ["model.keep_head=true"])
 
 
@@ -370,10 +371,10 @@ def test_predict_takes_a_file_of_weights_and_json(trained, photos):
     image = photos / "test" / "bee" / "0.png"
     done = ltlearn("predict", run / "checkpoints/seed0-crt.safetensors", image, "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["method"] == "crt" and len(told["images"]) == 1
-    assert {pair["class"] for pair in told["images"][0]["top"]} == set(CLASSES)
-    assert sum(p["probability"] for p in told["images"][0]["top"]) == pytest.approx(1)
+    printed = json.loads(done.stdout)
+    assert printed["method"] == "crt" and len(printed["images"]) == 1
+    assert {pair["class"] for pair in printed["images"][0]["top"]} == set(CLASSES)
+    assert sum(p["probability"] for p in printed["images"][0]["top"]) == pytest.approx(1)
     stage1 = ltlearn("predict", run / "checkpoints/seed0-stage1.safetensors", image, "--json")
     assert json.loads(stage1.stdout)["method"] == "ce"
     assert json.loads(ltlearn("predict", run, image, "--json").stdout)["method"] == "crt"
@@ -464,14 +465,15 @@ def test_predict_on_a_recipe_run(tmp_path):
     facts = json.loads((run / "model.json").read_text())
     assert facts["size"] == [8, 8] and facts["methods"]["samn"]["head"] == "SAMNLinear"
     (run / "model.json").unlink()
-    assert "an earlier version of ltlearn made it" in refused("predict", run, image)
+    message = refused("predict", run, image)
+    assert "model.json" in message and "earlier version" in message
 
 
 def test_what_predict_refuses(trained, photos, tmp_path):
     run, _ = trained
     image = photos / "test/ant/0.png"
     assert "no run" in refused("predict", tmp_path / "nothing", image)
-    assert "holds no run of ltlearn" in refused("predict", tmp_path, image)
+    assert "manifest.json" in refused("predict", tmp_path, image)
     assert "has no method 'lws'; it has ce, samn, crt" in refused(
         "predict", run, image, "--method", "lws"
     )
@@ -482,21 +484,21 @@ def test_what_predict_refuses(trained, photos, tmp_path):
         "predict", run, image, "--csv", tmp_path / "no" / "such.csv"
     )
     message = refused("predict", run, image, "--csv", tmp_path)
-    assert "is a folder; give the path of a file as --csv" in message
+    assert f"--csv {tmp_path} is a folder" in message
     for name in ("mine.pth", "mine.pt", "mine.bin"):
         (tmp_path / name).touch()
         message = refused("predict", tmp_path / name, image)
-        assert f"`ltlearn retrain --arch NAME --checkpoint {tmp_path / name} --data DIR`" in message
+        assert "retrain" in message and str(tmp_path / name) in message
     message = refused("predict", tmp_path / "gone.safetensors", image)
-    assert "give one of a run's checkpoints, or its folder" in message
+    assert "gone.safetensors" in message
     message = refused("predict", tmp_path, image)
-    assert "holds no run of ltlearn (no manifest.json); give the folder that" in message
+    assert "holds no run (no manifest.json)" in message
 
 
 # ---------------------------------------------------------------- retrain
 
 
-def test_retrain_begins_with_the_model_as_it_came(given, photos, tmp_path):
+def test_retrain_begins_with_the_given_model(given, photos, tmp_path):
     model, file = given
     run = tmp_path / "run"
     done = ltlearn(
@@ -528,11 +530,13 @@ def test_retrain_with_another_number_of_classes(photos, tmp_path):
     message = refused(*words, "--out", tmp_path / "a")
     assert "tells 5 classes apart, but the data has 3" in message and "--reset" in message
     assert not (tmp_path / "a").exists()
-    assert "--reset there is none" in refused(*words, "--reset", "--method", "samn")
+    message = refused(*words, "--reset", "--method", "samn")
+    assert message.startswith("ltlearn: samn") and "reset" in message and "crt" in message
     done = ltlearn(*words, "--reset", "--out", tmp_path / "b", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "cRT" in done.stdout and "as given" not in done.stdout
-    assert "--reset there is none" in refused("compare", tmp_path / "b", "--methods", "ce")
+    message = refused("compare", tmp_path / "b", "--methods", "ce")
+    assert message.startswith("ltlearn: ce") and "reset" in message and "crt" in message
 
 
 class Danger:
@@ -548,11 +552,10 @@ def test_what_retrain_refuses(given, photos, tmp_path, capsys):
     assert "could run code" in message and "weights_only" not in message
     assert "this code ran" not in capsys.readouterr().out
     assert "no weights file" in refused("retrain", "--checkpoint", tmp_path / "gone.pth", *words)
-    assert "which this command takes as it is" in refused(
-        "retrain", "--checkpoint", given[1], *words, "--set", "stage1.epochs=3"
-    )
+    message = refused("retrain", "--checkpoint", given[1], *words, "--set", "stage1.epochs=3")
+    assert "stage1.epochs = 3" in message
     message = refused("retrain", "--checkpoint", given[1], *words, "--method", "")
-    assert "--method '' names nothing" in message
+    assert "--method ''" in message
     for arch, why in (
         ("resnet50", "layer1.0.conv1.weight is 64 x 64 x 3 x 3 in the file, but 64 x "),
         ("vit_tiny_patch16_224", "the file lacks 150 tensors such as "),

@@ -1,8 +1,21 @@
+import subprocess
+import sys
+
 import pytest
 from PIL import Image
 
 from ltlearn.errors import UserError
-from ltlearn.experiments.read_recipe import load_recipe, recipe_names
+from ltlearn.experiments.read_recipe import (
+    load_recipe,
+    recipe_folder,
+    recipe_names,
+    validate_recipe,
+)
+from ltlearn.experiments.results import published_note
+from ltlearn.experiments.runner import run_recipe
+from ltlearn.experiments.stages import stage1_arguments, stage1_callbacks
+from ltlearn.methods import METHODS
+from ltlearn.utils.run_folder import Run
 
 SECTIONS = ("data", "model", "stage1", "stage2")
 
@@ -25,7 +38,7 @@ def test_the_recipes_of_the_first_release_are_there():
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_value_says_where_it_is_from(name):
+def test_every_value_has_a_source(name):
     recipe = load_recipe(name)
     for section in SECTIONS:
         for key in getattr(recipe, section).model_fields_set:
@@ -50,14 +63,14 @@ GLMC = {  # k, rho, gamma by imbalance factor
 def test_glmc_has_its_values_for_each_imbalance_factor(name):
     for factor, values in GLMC[name].items():
         s1 = load_recipe(name, [f"data.imbalance_factor={factor}"]).settled().stage1
-        assert (s1.resample, s1.reweight, s1.contrast) == values and s1.alpha is None
+        assert tuple(s1.options().values()) == values
     recipe = load_recipe(name, ["data.imbalance_factor=10", "stage1.resample=0.5"])
-    assert recipe.stage1.resample == 0.5, "what the command line gives wins"
+    assert recipe.stage1.resample == 0.5, "the command line comes first"
     assert (recipe.stage2.lr, recipe.methods) == (5e-5, ["glmc", "glmc_samn"])
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_says_whether_it_was_run(name):
+def test_every_recipe_records_whether_it_was_run(name):
     status = load_recipe(name).status
     assert status.startswith(("run here", "not run here")) and not status.endswith(".")
 
@@ -76,8 +89,9 @@ def test_width_16_is_trained_as_ldam_drw_trains_it(name):
     for factor, values in zip(
         (100, 50, 10), smoothing[10 if name.startswith("cifar10_") else 100], strict=True
     ):
-        own = load_recipe(name, [f"data.imbalance_factor={factor}"]).method["label_aware_smoothing"]
-        assert (own.head_smoothing, own.tail_smoothing) == values
+        recipe_of_factor = load_recipe(name, [f"data.imbalance_factor={factor}"])
+        options = recipe_of_factor.options_of("label_aware_smoothing")
+        assert (options["head_smoothing"], options["tail_smoothing"]) == values
     assert {e.protocol for e in recipe.published()} == {"paper"}
     assert load_recipe(name, ["data.split=first_n"]).published() == []
     glmc = load_recipe(name.replace("_w16", "_glmc_w16"), ["data.imbalance_factor=10"])
@@ -93,16 +107,14 @@ def test_published_figures_are_those_of_the_values():
 
 
 def test_the_note_names_what_was_published_and_what_was_changed():
-    from ltlearn.experiments.results import _published
-
-    note = _published(load_recipe("cifar10_lt", ["model.width=16"]))
+    note = published_note(load_recipe("cifar10_lt", ["model.width=16"]))
     assert note.startswith(
         "Published, without the changes to model.width: CE 80.02, CE + SAMN 83.8"
     )
-    note = _published(load_recipe("cifar10_lt_glmc", ["data.imbalance_factor=50"]))
+    note = published_note(load_recipe("cifar10_lt_glmc", ["data.imbalance_factor=50"]))
     assert note.startswith("Published: GLMC 90.89, GLMC + SAMN 91.25 (paper protocol; ")
-    assert _published(load_recipe("cifar10_lt", ["data.imbalance_factor=20"])) == ""
-    assert _published(load_recipe("digits_lt")) == ""
+    assert published_note(load_recipe("cifar10_lt", ["data.imbalance_factor=20"])) == ""
+    assert published_note(load_recipe("digits_lt")) == ""
 
 
 @pytest.mark.parametrize(
@@ -112,21 +124,22 @@ def test_the_note_names_what_was_published_and_what_was_changed():
 def test_mislas_is_mixup_and_smoothing_with_scales(name, factors, bn):
     recipe = load_recipe(name + "_mislas")
     assert (recipe.stage1.method, recipe.stage1.alpha, recipe.stage2.bn) == ("mixup", 1, bn)
-    assert recipe.method["mislas"].head_lr_factor == factors[0]
+    assert recipe.options_of("mislas")["head_lr_factor"] == factors[0]
     other = load_recipe(name + "_mislas", ["data.imbalance_factor=10"])
-    assert other.method["mislas"].head_lr_factor == factors[1]
+    assert other.options_of("mislas")["head_lr_factor"] == factors[1]
 
 
 def test_a_method_has_values_of_its_own(tmp_path):
     recipe = load_recipe("digits_lt", ["method.samn.lr=0.25"])
     assert recipe.method["samn"].lr == 0.25
     for override, words in (
-        ("method.samn.speed=1", "unknown key method.samn.speed; Allowed are epochs, lr"),
-        ("method.samn.lr=0", "method.samn.lr = 0 is not possible"),
-        ("method.zzz.lr=1", "there is no method 'zzz'"),
-        ("method.tau_norm.lr=1", "tau_norm trains no classifier, so .method.tau_norm. has no mean"),
-        ("method.samn.head_smoothing=0.1", "CE . SAMN has no such option"),
-        ("method.samn=1", "method.samn = 1 is not possible"),
+        ("method.samn.speed=1", r"method\.samn\.speed.*epochs, lr"),
+        ("method.samn.lr=0", r"method\.samn\.lr=0"),
+        ("method.zzz.lr=1", "no method 'zzz'"),
+        ("method.tau_norm.lr=1", r"tau_norm.*method\.tau_norm"),
+        ("method.samn.head_smoothing=0.1", r"method\.samn\.head_smoothing.*epochs, lr"),
+        ("method.mislas.head_smoothing=high", r"method\.mislas\.head_smoothing.*'high'"),
+        ("method.samn=1", r"method\.samn=1"),
     ):
         with pytest.raises(UserError, match=words):
             load_recipe("digits_lt", [override])
@@ -134,10 +147,10 @@ def test_a_method_has_values_of_its_own(tmp_path):
 
 def test_options_of_another_stage_1_are_refused():
     for override, words in (
-        ("stage1.contrast=2", "stage1.contrast is an option of glmc, but stage1.method is 'ce'"),
-        ("stage1.alpha=1", "stage1.alpha is an option of mixup, cutmix"),
-        ("stage1.method=glmc", "the method ce is for a stage 1 of CE, and this one is GLMC"),
-        ("methods=['glmc_samn']", "glmc_samn is for a stage 1 of GLMC"),
+        ("stage1.contrast=2", r"stage1\.contrast.*glmc.*stage1\.method.*'ce'"),
+        ("stage1.alpha=1", r"stage1\.alpha.*mixup, cutmix"),
+        ("stage1.method=glmc", "ce.*CE.*GLMC"),
+        ("methods=['glmc_samn']", "glmc_samn.*GLMC"),
     ):
         with pytest.raises(UserError, match=words):
             load_recipe("digits_lt", [override])
@@ -149,33 +162,31 @@ def test_a_schedule_has_what_it_needs_and_no_more():
     assert (s1.milestones, s1.decay) == ([3, 5], 0.1)
     assert load_recipe("digits_lt", steps).smoke().stage1.milestones == [1]
     for overrides, words in (
-        (steps[:1], "'multistep' needs the epochs after which the rate falls"),
-        ([*steps[:1], "stage1.milestones=[5,3]"], "milestones must ascend"),
-        ([*steps[:1], "stage1.milestones=[0]"], "stage1.milestones.0 = 0 is not possible"),
-        (steps[1:], "stage1.milestones is of the schedule multistep, but .* 'cosine'"),
-        (["stage1.decay=0.5"], "stage1.decay is of the schedule multistep"),
-        (["stage1.sharpness_rho=0.1", "stage1.accumulate=2"], "does not go with stage1.accum"),
-        (["stage1.ema_decay=1"], "stage1.ema_decay = 1 is not possible"),
+        (steps[:1], "'multistep'.*milestones"),
+        ([*steps[:1], "stage1.milestones=[5,3]"], r"milestones.*\[5, 3\]"),
+        ([*steps[:1], "stage1.milestones=[0]"], r"stage1\.milestones\.0 = 0"),
+        (steps[1:], r"stage1\.milestones.*'multistep'.*'cosine'"),
+        (["stage1.decay=0.5"], r"stage1\.decay.*'multistep'"),
+        (["stage1.sharpness_rho=0.1", "stage1.accumulate=2"], "sharpness_rho.*accumulate"),
+        (["stage1.ema_decay=1"], r"stage1\.ema_decay=1"),
     ):
         with pytest.raises(UserError, match=words):
             load_recipe("digits_lt", overrides)
 
 
 def test_every_option_of_stage_1_reaches_the_training():
-    from ltlearn.experiments.stages import _stage1_callbacks
-
     def made(*overrides):
-        found = _stage1_callbacks(load_recipe("digits_lt", overrides).settled().stage1)
+        found = stage1_callbacks(load_recipe("digits_lt", overrides).settled().stage1)
         return {type(cb).__name__: cb for cb in found}
 
     assert made() == {}
     found = made("stage1.accumulate=2", "stage1.ema_decay=0.9")
     assert found["GradientAccumulation"].n_acc == 64 and found["WeightAverage"].decay == 0.9
     assert made("stage1.sharpness_rho=0.25")["SharpnessAware"].rho == 0.25
-    glmc = made("stage1.method=glmc", "methods=['glmc']", "stage1.contrast=5")["GLMC"]
-    assert (glmc.contrast, glmc.resample, glmc.reweight) == (5, 0, 1.2)
-    mixed = made("stage1.method=cutmix", "methods=['cutmix']", "stage1.alpha=0.5")
-    assert mixed["BatchCutMix"].alpha == 0.5
+    overrides = ["stage1.method=glmc", "methods=['glmc']", "stage1.contrast=5"]
+    arguments = stage1_arguments(load_recipe("digits_lt", overrides).settled())
+    assert arguments["method"] == "glmc"
+    assert arguments["options"] == {"contrast": 5, "resample": 0, "reweight": 1.2}
 
 
 def test_a_method_s_values_and_who_wins():
@@ -187,33 +198,72 @@ def test_a_method_s_values_and_who_wins():
     assert values()["lr"] == 5e-5 and values()["bs"] == 64
     assert values("stage2.lr=0.5")["lr"] == 0.5, "the command line beats the table of methods"
     both = values("stage2.lr=0.5", "method.glmc_samn.lr=0.25")
-    assert both["lr"] == 0.25, "and what is said of the method beats what is said of all"
+    assert both["lr"] == 0.25, "a method's own value beats the value of stage 2"
     large = values(name="inat2018_mislas")
     assert (large["wd"], large["bs"], large["options"]["head_lr_factor"]) == (1e-4, 256, 0.05)
     small = values(name="cifar100_lt_mislas")
     assert (small["epochs"], small["lr"], small["wd"], small["bs"]) == (10, 0.1, 2e-4, 128)
 
 
-def test_variants_go_by_what_a_value_means():
+def test_an_impossible_option_is_refused_before_training(tmp_path):
+    for override, words in (
+        ("method.mislas.head_smoothing=1.5", r"1\.5"),
+        ("stage1.alpha=-1", "alpha.*-1"),
+    ):
+        recipe = load_recipe("cifar10_lt_mislas", [override]).smoke()
+        with pytest.raises(UserError, match=words):
+            run_recipe(recipe, Run(tmp_path), data_path=tmp_path / "missing", device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_manifests_of_earlier_versions_stay_valid():
+    """They list the options of all methods, with null for those of other methods."""
+    values = load_recipe("digits_lt").settled().model_dump(mode="json")
+    values["stage1"] |= {"alpha": None, "resample": None, "reweight": None, "contrast": None}
+    values["method"] = {"samn": {"lr": 0.5, "head_smoothing": None, "head_lr_factor": None}}
+    recipe = validate_recipe(values, "manifest.json")
+    assert recipe.stage1.options() == {} and recipe.method["samn"].lr == 0.5
+    assert recipe.options_of("samn") == {}
+
+
+def test_every_option_of_a_method_may_stand_in_a_recipe():
+    for name, row in METHODS.items():
+        for key, default in row.options.items():
+            first = name if row.kind == "stage 1" else row.after or "ce"
+            section = "stage1" if row.kind == "stage 1" else f"method.{name}"
+            overrides = [f"stage1.method={first}", f"methods=['{name}']", f"{section}.{key}=1"]
+            recipe = load_recipe("digits_lt", overrides)
+            assert recipe.value(f"{section}.{key}") == 1
+            assert type(recipe.value(f"{section}.{key}")) is type(default)
+
+
+def test_reading_recipes_does_not_import_torch():
+    code = (
+        "import sys; from ltlearn.experiments.read_recipe import load_recipe, recipe_names\n"
+        "for name in recipe_names(): load_recipe(name)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_variants_depend_on_the_meaning_of_a_value():
     recipe = load_recipe("cifar100_lt_glmc", ['data.imbalance_factor="50"'])
     assert (recipe.data.imbalance_factor, recipe.stage1.contrast) == (50, 6)
 
 
 def test_a_bad_variant_is_refused(tmp_path):
-    from ltlearn.experiments.read_recipe import _folder
-
-    text = (_folder() / "digits_lt.toml").read_text()
+    text = (recipe_folder() / "digits_lt.toml").read_text()
     path = tmp_path / "mine.toml"
     for variant, words in (
-        ("[[variant]]\nwhen = { seeds = 3 }", r"a \[\[variant\]\] has two tables"),
-        ("[variant]\nwhen = 3", r"a \[\[variant\]\] has two tables"),
+        ("[[variant]]\nwhen = { seeds = 3 }", r"\[\[variant\]\].*`when` and `set`"),
+        ("[variant]\nwhen = 3", r"\[\[variant\]\].*`when` and `set`"),
         ('[[variant]]\nwhen = { seeds = 3 }\nset = { "stage1.x" = 1 }', "unknown key stage1.x"),
-        ('[[variant]]\nwhen = { seeds = 3 }\nset = { "name.x" = 1 }', "name is not a section"),
+        ('[[variant]]\nwhen = { seeds = 3 }\nset = { "name.x" = 1 }', "name"),
         (
             '[[variant]]\nwhen = { "data.imb" = 3 }\nset = { seeds = 1 }',
-            "`when` asks for data.imb,",
+            r"`when`.*data\.imb,",
         ),
-        ("[[variant]]\nwhen = { data = 3 }\nset = { seeds = 1 }", "`when` asks for data, which"),
+        ("[[variant]]\nwhen = { data = 3 }\nset = { seeds = 1 }", "`when`.*data,"),
     ):
         path.write_text(f"{text}\n{variant}\n")
         with pytest.raises(UserError, match=words):
@@ -221,13 +271,12 @@ def test_a_bad_variant_is_refused(tmp_path):
 
 
 def test_recipes_know_every_transform():
-    # Written out there, so that a recipe is read without importing torch.
-    from ltlearn.data.transforms import TRANSFORMS
+    from ltlearn.names import TRANSFORM_NAMES
 
-    for name in TRANSFORMS:
+    for name in TRANSFORM_NAMES:
         override = [f"data.transform={name}"]
         assert load_recipe("inat2018", override).data.transform == name
-    with pytest.raises(UserError, match=", ".join(f"'{t}'" for t in TRANSFORMS[:-1])):
+    with pytest.raises(UserError, match=", ".join(f"'{t}'" for t in TRANSFORM_NAMES[:-1])):
         load_recipe("inat2018", ["data.transform=x"])
 
 
@@ -241,9 +290,6 @@ def test_tiny_imagenet_recipe_is_our_own():
 
 
 def test_tiny_imagenet_recipe_runs(tmp_path):
-    from ltlearn.experiments.runner import run_recipe
-    from ltlearn.utils.run_folder import Run
-
     for c in range(200):
         for part, n in (("train", 2), ("val", 1)):
             folder = tmp_path / "data" / part / f"n{c:08d}"
@@ -277,7 +323,7 @@ def test_values_that_do_not_go_together_are_refused():
         ["stage2.bn=train", "stage2.views=2"],
         ["protocol=paper", "stage1.select=last"],
     ):
-        with pytest.raises(UserError, match="stage2.views=0|leave stage1.select"):
+        with pytest.raises(UserError, match=r"stage2\.views=0|stage1\.select"):
             load_recipe("digits_lt", overrides)
 
 
@@ -304,24 +350,21 @@ def test_smoke_shrinks_every_recipe():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("stage1.epoch=2", ["stage1.epoch", "did you mean epochs", "batch_size"]),
+        ("stage1.epoch=2", ["stage1.epoch", "epochs", "batch_size"]),
         ("stage3.epochs=2", ["stage3"]),
-        ("stage1.epochs=-1", ["stage1.epochs", "-1", "greater than or equal to 0"]),
+        ("stage1.epochs=-1", ["stage1.epochs", "-1", "0"]),
         ("stage1.epochs=many", ["stage1.epochs", "many", "integer"]),
         ("stage1.lr=nan", ["stage1.lr"]),
-        (
-            "data.imbalance_factor=0.5",
-            ["data.imbalance_factor", "0.5", "greater than or equal to 1"],
-        ),
+        ("data.imbalance_factor=0.5", ["data.imbalance_factor", "0.5", "1"]),
         ("data.split=last_n", ["data.split", "last_n", "first_n", "shuffle_seed0"]),
         ("data.dataset=mnist", ["data.dataset", "mnist", "digits_lt"]),
         ("protocol=dirty", ["protocol", "dirty", "clean", "paper"]),
         ("seeds=0", ["seeds", "0"]),
         ("methods=['sam']", ["sam", "samn"]),
         ("methods=[]", ["methods"]),
-        ("seeds", ["--set", "seeds"]),
-        ("a.b.c=1", ["--set", "a.b.c=1"]),
-        ("name.x=1", ["name", "not a section"]),
+        ("seeds", ["overrides", "seeds"]),
+        ("a.b.c=1", ["overrides", "a.b.c=1"]),
+        ("name.x=1", ["name", "data, model, stage1, stage2"]),
         ("provenance=5", ["provenance"]),
         ("name='.'", ["name"]),
         ("methods=['samn','samn']", ["methods", "twice"]),
@@ -338,28 +381,26 @@ def test_a_bad_value_is_one_sentence_that_names_it(override, words):
 
 
 def test_unknown_recipe_suggests_close_names():
-    with pytest.raises(UserError, match="did you mean digits_lt"):
+    with pytest.raises(UserError, match="digit_lt.*digits_lt"):
         load_recipe("digit_lt")
-    with pytest.raises(UserError, match="there is no recipe file"):
+    with pytest.raises(UserError, match=r"nowhere/mine\.toml"):
         load_recipe("nowhere/mine.toml")
 
 
 def test_a_file_of_ones_own(tmp_path):
-    from ltlearn.experiments.read_recipe import _folder
-
-    text = (_folder() / "digits_lt.toml").read_text()
+    text = (recipe_folder() / "digits_lt.toml").read_text()
     path = tmp_path / "mine.toml"
     path.write_text(text.replace("epochs = 30", "epochs = 3"))
     assert load_recipe(str(path)).stage1.epochs == 3
     path.write_text(text.replace('"stage1.epochs" = "own"\n', ""))
-    with pytest.raises(UserError, match=r"stage1\.epochs does not say where it is from"):
+    with pytest.raises(UserError, match=r"stage1\.epochs.*\[provenance\]"):
         load_recipe(str(path))
     path.write_text(text.replace("[stage1]", "[stage1"))
-    with pytest.raises(UserError, match="is not a TOML file"):
+    with pytest.raises(UserError, match="TOML"):
         load_recipe(str(path))
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="is not a TOML file"):
+    with pytest.raises(UserError, match="TOML"):
         load_recipe(str(path))
     path.write_text(text.replace("epochs = 30\n", ""))
-    with pytest.raises(UserError, match=r"the key stage1\.epochs is missing"):
+    with pytest.raises(UserError, match=r"stage1\.epochs is missing"):
         load_recipe(str(path))

@@ -1,0 +1,226 @@
+"""The files that describe a run: its manifest, and a record beside the weights of each stage."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ltlearn.errors import UserError, spell, spell_call
+from ltlearn.experiments.read_recipe import validate_recipe
+from ltlearn.experiments.recipe import Recipe
+from ltlearn.training.records import Record, TrajectoryRecord
+from ltlearn.utils.older_runs import known_fields, with_todays_keys
+from ltlearn.utils.run_folder import Run
+
+__all__ = [
+    "FINISHED",
+    "MANIFEST_FILE",
+    "FinishedStage",
+    "Manifest",
+    "finished_seeds",
+    "how_to_finish",
+    "read_manifest",
+    "recorded_recipe",
+    "stage_name",
+]
+
+MANIFEST_FILE = "manifest.json"
+FINISHED = "finished"
+
+
+@dataclass(eq=False)
+class Manifest(Record):
+    """What a run records about itself.
+
+    Args:
+        recipe: The name of the recipe.
+        title: Its title.
+        status: "running" or "finished".
+        command: The command line.
+        protocol: "clean" or "paper".
+        values: The values of the recipe, each filled in.
+        data_path: Where the images are.
+        follow_links: Whether links may lead out of the folder of the images.
+        cache_path: Folder of cached features; None keeps them in memory.
+        precision_asked: The precision that the user chose; "auto" leaves it to the device.
+        run_device: The torch device.
+        seeds: Split and training counts of each seed.
+        versions: Versions by package.
+        platform: The operating system.
+        cpu_count: Processor cores.
+        threads: Threads of torch.
+        device: The name of the graphics card, or of the processor.
+        split: The split of the first seed.
+        classes: The names of the classes.
+        class_counts: Training images per class, before validation images are carved off.
+        training_images: How many images are trained on.
+        validation_images: How many images validate.
+        test_images: How many images test; 0 without a test set.
+        skipped_images: Unreadable images that are left out.
+        columns: Which columns of a table are read.
+        training_seconds: Seconds of training, all seeds and stages together.
+        stages: A record of each stage that trained.
+        results: The result table.
+    """
+
+    recipe: str = ""
+    title: str = ""
+    status: str = "running"
+    command: str = ""
+    protocol: str = "clean"
+    values: dict[str, Any] = field(default_factory=dict)  # hides the method of mappings
+    data_path: str = ""
+    follow_links: bool = False
+    cache_path: str | None = None
+    precision_asked: str = "auto"
+    run_device: str = ""
+    seeds: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str | None] = field(default_factory=dict)
+    platform: str = ""
+    cpu_count: int | None = None
+    threads: int | None = None
+    device: str = ""
+    split: dict[str, Any] | None = None
+    classes: list[str] | None = None
+    class_counts: list[int] | None = None
+    training_images: int | None = None
+    validation_images: int | None = None
+    test_images: int | None = None
+    skipped_images: list[str] | None = None
+    columns: dict[str, str] | None = None
+    training_seconds: float | None = None
+    stages: list[dict[str, Any]] | None = None
+    results: dict[str, Any] | None = None
+
+    # Known once the images are read, or once the run is finished.
+    _optional = frozenset(
+        {
+            "split", "classes", "class_counts", "training_images", "validation_images",
+            "test_images", "skipped_images", "columns", "training_seconds", "stages", "results",
+        }
+    )  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Manifest":
+        """Return the manifest in a file, which another version may have written.
+
+        Args:
+            values: What the file holds.
+        """
+        return cls(**known_fields(cls, values))
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether the run is finished."""
+        return self.status == FINISHED
+
+
+def read_manifest(run: Run) -> Manifest:
+    """Read the manifest of a run.
+
+    Args:
+        run: The run's folder.
+
+    Raises:
+        UserError: If there is no manifest, or it has no values of a recipe.
+    """
+    content = run.read_json(MANIFEST_FILE)
+    if not isinstance(content, dict) or not isinstance(content.get("values"), dict):
+        raise UserError(
+            f"{run.path / MANIFEST_FILE} is damaged: it has no values of a recipe; give another "
+            "folder."
+        )
+    return Manifest.from_dict(content)
+
+
+def recorded_recipe(run: Run) -> Recipe:
+    """Return the recipe that a run's manifest records.
+
+    Args:
+        run: The run's folder.
+
+    Raises:
+        UserError: If there is no manifest, or a value is impossible.
+    """
+    return validate_recipe(read_manifest(run).values, str(run.path / MANIFEST_FILE))
+
+
+def stage_name(seed: int, stage: str) -> str:
+    """Return the name of a stage's files in the folder of a run, without an ending.
+
+    Args:
+        seed: The seed.
+        stage: "stage1", or the method of a later stage.
+    """
+    return f"checkpoints/seed{seed}-{stage}"
+
+
+def finished_seeds(run: Run, recipe: Recipe) -> list[int]:
+    """Return the seeds whose stage 1 is finished.
+
+    Args:
+        run: The run's folder.
+        recipe: Its recipe.
+
+    Raises:
+        UserError: If there is none.
+    """
+    seeds = [
+        seed
+        for seed in range(recipe.seeds)
+        if (run.path / f"{stage_name(seed, 'stage1')}.json").is_file()
+    ]
+    if not seeds:
+        raise UserError(
+            f"{run.path} has no finished stage 1; finish it with {how_to_finish(recipe, run)}."
+        )
+    return seeds
+
+
+def how_to_finish(recipe: Recipe, run: Run) -> str:
+    """Return the call that continues a run.
+
+    Args:
+        recipe: The run's recipe.
+        run: Its folder.
+    """
+    where = str(run.path)
+    if recipe.data.dataset == "own":
+        return (
+            f"the command in its {MANIFEST_FILE} and {spell('out', where)} {spell('resume', True)}"
+        )
+    return spell_call("run_recipe", recipe=recipe.name, out=where, resume=True)
+
+
+@dataclass(eq=False)
+class FinishedStage(Record):
+    """The record beside the weights of a finished stage.
+
+    Args:
+        trajectory: Its figures, epoch by epoch.
+        stage: What was trained, and how.
+        images: Fingerprints of the images.
+        precision: The precision of the training.
+        weights: The checksum of the weights; None in runs of early versions.
+    """
+
+    trajectory: TrajectoryRecord
+    stage: dict[str, Any]
+    images: str | None = None
+    precision: str | None = None
+    weights: str | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "FinishedStage":
+        """Return the record in a file, which another version may have written.
+
+        Args:
+            values: What the file holds.
+
+        Raises:
+            UserError: If the file does not describe a stage.
+        """
+        values = with_todays_keys(values) if isinstance(values, Mapping) else {}
+        if not all(isinstance(values.get(key), Mapping) for key in ("trajectory", "stage")):
+            raise UserError("it is no record of a stage.")
+        trajectory = TrajectoryRecord(**known_fields(TrajectoryRecord, values["trajectory"]))
+        return cls(**{**known_fields(cls, values), "trajectory": trajectory})

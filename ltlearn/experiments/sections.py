@@ -1,0 +1,196 @@
+"""The sections of a recipe: which keys there are, and which values they may have."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ltlearn.data.benchmarks.registry import dataset_names
+from ltlearn.methods import DEFAULT_STAGE1, stage1_methods
+from ltlearn.names import (
+    BN_MODES,
+    FEW_RULES,
+    PROFILES,
+    PROTOCOLS,
+    SAMPLER_NAMES,
+    SCHEDULES,
+    SELECTS,
+    SPLITS,
+    STAGE2_SCHEDULES,
+    TRAINABLE_PARTS,
+    TRANSFORM_NAMES,
+)
+
+__all__ = [
+    "READING",
+    "SECTIONS",
+    "DataSection",
+    "Expected",
+    "MethodSection",
+    "ModelSection",
+    "Section",
+    "Stage1Section",
+    "Stage2Section",
+    "Variant",
+]
+
+SECTIONS = ("data", "model", "stage1", "stage2")
+# The keys of [data] that describe how a table or annotations are read.
+READING = ("images", "image_col", "label_col", "split_col", "suffix", "valid", "test")
+
+
+class Section(BaseModel):
+    """A table of a recipe, without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+
+class DataSection(Section):
+    """Which images."""
+
+    dataset: str
+    # For dataset "own": what `LTDataLoaders.from_path` takes.
+    source: str | None = None
+    # For a source that is a table or annotations; see `LTDataLoaders.from_csv`.
+    images: str | None = None  # the folder that listed paths start from
+    image_col: int | str | None = None
+    label_col: int | str | None = None
+    split_col: Literal[False] | int | str | None = None
+    suffix: str | None = None
+    valid: str | None = None  # further tables or annotations
+    test: str | None = None
+    # For sets that are cut from balanced ones. None: 100, "exponential", "first_n".
+    imbalance_factor: float | None = Field(None, ge=1)
+    profile: Literal[PROFILES] | None = None
+    split: Literal[SPLITS] | None = None
+    valid_pct: float = Field(0.1, gt=0, lt=1)
+    few: Literal[FEW_RULES] = "<20"
+    n_max: int | None = Field(None, ge=1)
+    test_per_class: int | None = Field(None, ge=1)
+    size: int | None = Field(None, ge=1)  # None: the size of the images
+    # For sets that are published as lists, and for "own". None: the usual one of the set.
+    transform: Literal[TRANSFORM_NAMES] | None = None
+    max_classes: int | None = Field(None, ge=2)  # for published lists; None: all
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        allowed = (*dataset_names(), "own")
+        if name not in allowed:
+            raise ValueError(f"it must be one of {', '.join(allowed)}")
+        return name
+
+
+class ModelSection(Section):
+    """Which network."""
+
+    arch: str
+    pretrained: bool | str = False
+    keep_head: bool = False  # take the classifier from the file, too
+    width: int | None = Field(None, ge=1)
+
+
+class _Stage(Section):
+    epochs: int = Field(ge=0)
+    lr: float = Field(gt=0)
+    batch_size: int = Field(64, ge=1)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    schedule: Literal[STAGE2_SCHEDULES] = "cosine"
+    # None: the protocol decides. clean: "last" in stage 1, "best" on validation images in stage 2.
+    # paper: "best" on test images.
+    select: Literal[SELECTS] | None = None
+
+
+class _WithOptions(Section):
+    """A section that also holds the options of a method, whatever the method calls them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_options(cls, values: Any) -> Any:
+        """Drop options without a value: older manifests list the options of all methods."""
+        if not isinstance(values, dict):
+            return values
+        return {k: v for k, v in values.items() if v is not None or k in cls.model_fields}
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of the method that are given, by name."""
+        return dict(self.model_extra or {})
+
+
+class Stage1Section(_Stage, _WithOptions):
+    """How the representation is trained. Further keys are options of the method."""
+
+    method: str = DEFAULT_STAGE1
+    warmup_epochs: int = Field(0, ge=0)
+    schedule: Literal[SCHEDULES] = "cosine"
+    # For "multistep": the learning rate is multiplied by `decay` after each of these epochs.
+    milestones: list[Annotated[int, Field(ge=1)]] | None = None
+    decay: float | None = Field(None, gt=0, le=1)
+    accumulate: int = Field(1, ge=1)  # batches per optimiser step
+    ema_decay: float | None = Field(None, gt=0, lt=1)  # average of the weights; None: none
+    sharpness_rho: float | None = Field(None, gt=0)  # sharpness-aware minimisation; None: none
+    sampler: Literal[SAMPLER_NAMES] = "instance"
+    trains: Literal[TRAINABLE_PARTS] = "all"  # which part of the backbone; see `LastBlock`
+
+    @field_validator("method")
+    @classmethod
+    def _is_of_stage_1(cls, name: str) -> str:
+        allowed = stage1_methods()
+        if name not in allowed:
+            raise ValueError(f"it must be one of {', '.join(allowed)}")
+        return name
+
+
+class Stage2Section(_Stage):
+    """How the classifier is retrained."""
+
+    # None: the protocol decides. clean: cached features of a frozen backbone. paper: images, with
+    # batch normalisation in training mode.
+    views: int | None = Field(None, ge=0)
+    bn: Literal[BN_MODES] | None = None
+
+
+class MethodSection(_WithOptions):
+    """The values of one method. None: the value in the table of methods.
+
+    Further keys are options of the method.
+    """
+
+    epochs: int | None = Field(None, ge=0)
+    lr: float | None = Field(None, gt=0)
+    batch_size: int | None = Field(None, ge=1)
+    weight_decay: float | None = Field(None, ge=0)
+
+
+class Expected(Section):
+    """A published figure."""
+
+    method: str
+    accuracy: Annotated[float, Field(ge=0, le=100)]  # top-1 in %
+    group: Literal["all", "balanced", "many", "medium", "few"] = "all"
+    protocol: Literal[PROTOCOLS]
+    tolerance: float = Field(gt=0)
+    source: str
+    when: dict[str, Any] = {}  # the values that it was measured with, where a recipe has several
+
+    @property
+    def what(self) -> str:
+        """Return the method's name, and the group where it is not all images."""
+        return self.method if self.group == "all" else f"{self.method}, {self.group}"
+
+    def describe(self, label: str) -> str:
+        """Return the figure as a table prints it.
+
+        Args:
+            label: The label of the method.
+        """
+        return f"{label}{'' if self.group == 'all' else f', {self.group}'} {self.accuracy:g}"
+
+
+class Variant(Section):
+    """Values that depend on others: `set` applies where all of `when` holds."""
+
+    when: dict[str, Any] = Field(min_length=1)
+    set: dict[str, Any] = Field(min_length=1)

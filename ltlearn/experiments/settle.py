@@ -1,0 +1,145 @@
+"""Fill in the values that a recipe leaves open, and refuse values that contradict each other."""
+
+from ltlearn.data.benchmarks.registry import is_listed
+from ltlearn.errors import UserError, spell
+from ltlearn.experiments.sections import (
+    READING,
+    DataSection,
+    ModelSection,
+    Stage1Section,
+    Stage2Section,
+)
+from ltlearn.methods import METHODS
+
+__all__ = ["settle_data", "settle_model", "settle_stage1", "settle_stage2"]
+
+# How a balanced set is cut, by key, with the defaults.
+_CUT = {"imbalance_factor": 100, "profile": "exponential", "split": "first_n"}
+# Keys that make a part of a set.
+_PARTS = ("n_max", "test_per_class", "max_classes")
+
+
+def settle_data(data: DataSection) -> None:
+    """Fill in how a set is cut.
+
+    Args:
+        data: The section; it is changed.
+
+    Raises:
+        UserError: If a key does not apply to the dataset.
+    """
+    if data.dataset == "own":
+        if data.source is None:
+            raise UserError(
+                "data.dataset = 'own' needs data.source, the folder of the images; give "
+                f"{spell('data.source', 'FOLDER')}."
+            )
+        for key in (*_CUT, *_PARTS):
+            _refuse(data, key, "own data, which is used as it is")
+        return
+    given = [key for key in ("source", *READING) if getattr(data, key) is not None]
+    if given:
+        raise UserError(
+            f"data.{given[0]} applies to data.dataset = 'own' only, but data.dataset is "
+            f"{data.dataset!r}; give the folder as {spell('data_path')}, or "
+            f"{spell('data.dataset', 'own')}."
+        )
+    if is_listed(data.dataset):
+        for key in _CUT:
+            _refuse(data, key, f"{data.dataset}, which is long-tailed as published")
+        return
+    for key in ("transform", "max_classes"):
+        _refuse(data, key, f"{data.dataset}, which is not read from published lists")
+    for key, value in _CUT.items():
+        if getattr(data, key) is None:
+            setattr(data, key, value)
+
+
+def _refuse(data: DataSection, key: str, what: str) -> None:
+    if getattr(data, key) is not None:
+        raise UserError(f"data.{key} has no meaning for {what}; leave it out.")
+
+
+def settle_model(model: ModelSection) -> None:
+    """Check that a classifier is kept from a file only.
+
+    Args:
+        model: The section.
+
+    Raises:
+        UserError: If the classifier is to be kept, and there is no file.
+    """
+    if model.keep_head and not isinstance(model.pretrained, str):
+        raise UserError(
+            "model.keep_head keeps the classifier of a file, but model.pretrained is "
+            f"{model.pretrained!r}; give the path of the file."
+        )
+
+
+def settle_stage1(stage1: Stage1Section, paper: bool) -> None:
+    """Fill in the options of the method, the schedule and the choice of the epoch.
+
+    Args:
+        stage1: The section; it is changed.
+        paper: Whether the protocol is "paper".
+
+    Raises:
+        UserError: If values contradict each other.
+    """
+    for key, default in METHODS[stage1.method].options.items():
+        if key not in stage1.options():
+            setattr(stage1, key, default)
+    _settle_schedule(stage1)
+    if stage1.sharpness_rho is not None and stage1.accumulate > 1:
+        raise UserError("stage1.sharpness_rho excludes stage1.accumulate; leave one out.")
+    stage1.select = stage1.select or ("best" if paper else "last")
+
+
+def _settle_schedule(stage1: Stage1Section) -> None:
+    if stage1.schedule == "multistep":
+        if not stage1.milestones:
+            raise UserError(
+                "stage1.schedule = 'multistep' needs the epochs after which the learning rate "
+                f"falls; give {spell('stage1.milestones', [160, 180])}."
+            )
+        if sorted(set(stage1.milestones)) != stage1.milestones:
+            raise UserError(f"stage1.milestones must ascend, got {stage1.milestones}.")
+        stage1.decay = 0.1 if stage1.decay is None else stage1.decay
+        return
+    for key in ("milestones", "decay"):
+        if getattr(stage1, key) is not None:
+            raise UserError(
+                f"stage1.{key} applies to stage1.schedule = 'multistep' only, but stage1.schedule "
+                f"is {stage1.schedule!r}; leave it out."
+            )
+    if stage1.schedule == "lagged_cosine" and not stage1.warmup_epochs:
+        raise UserError(
+            "stage1.schedule = 'lagged_cosine' needs warm-up; give "
+            f"{spell('stage1.warmup_epochs', 5)}."
+        )
+
+
+def settle_stage2(stage2: Stage2Section, paper: bool) -> None:
+    """Fill in the choice of the epoch, batch normalisation and views.
+
+    Args:
+        stage2: The section; it is changed.
+        paper: Whether the protocol is "paper".
+
+    Raises:
+        UserError: If features are to be cached where that is impossible.
+    """
+    stage2.select = stage2.select or "best"
+    stage2.bn = stage2.bn or ("train" if paper else "frozen")
+    if stage2.views is None:
+        stage2.views = 0 if paper or stage2.bn != "frozen" else 1
+    if stage2.views and (paper or stage2.bn != "frozen"):
+        why = (
+            "the paper protocol averages over mirrored images"
+            if paper
+            else f"stage2.bn is {stage2.bn!r}"
+        )
+        raise UserError(
+            f"stage2.views = {stage2.views} caches features, which is impossible because {why}; "
+            f"give {spell('stage2.views', 0)}."
+        )

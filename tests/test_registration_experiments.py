@@ -1,0 +1,182 @@
+"""Methods from outside the library go through recipes, comparisons and the command line."""
+
+import json
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from torch import nn
+from torch.nn import functional as F
+
+from ltlearn import Method, UserError
+from ltlearn.experiments.compare_run import compare_run
+from ltlearn.experiments.predictor import Predictor
+from ltlearn.experiments.read_recipe import load_recipe
+from ltlearn.experiments.runner import run_recipe
+from ltlearn.methods import registered_method
+from ltlearn.posthoc import adjust_logits, choose_logit_adjustment
+from ltlearn.utils.run_folder import Run
+from tests.helpers import ltlearn
+
+SOURCE = "a package from outside"
+RECIPE = """
+name = "toy"
+title = "Methods from outside on handwritten digits"
+methods = ["dimmed", "power", "shift"]
+
+[data]
+dataset = "digits_lt"
+imbalance_factor = 50
+
+[model]
+arch = "resnet20_cifar"
+width = 4
+
+[stage1]
+method = "dimmed"
+strength = 0.25
+epochs = 2
+lr = 0.05
+
+[stage2]
+epochs = 2
+lr = 5e-4
+
+[method.power]
+power = 1.5
+
+[provenance]
+"data.dataset" = "own"
+"data.imbalance_factor" = "own"
+"model.arch" = "own"
+"model.width" = "own"
+"stage1.method" = "own"
+"stage1.strength" = "own"
+"stage1.epochs" = "own"
+"stage1.lr" = "own"
+"stage2.epochs" = "own"
+"stage2.lr" = "own"
+"method.power.power" = "own"
+"""
+
+
+class PowerLoss(nn.Module):
+    """Cross-entropy to a power."""
+
+    used = []
+
+    def __init__(self, power):
+        super().__init__()
+        self.power = power
+
+    def forward(self, logits, targets):
+        self.used.append(self.power)
+        return (F.cross_entropy(logits, targets, reduction="none") ** self.power).mean()
+
+
+class Dim(Callback):
+    """Darken the images of stage 1."""
+
+    used = []
+
+    def __init__(self, strength):
+        self.strength = strength
+
+    def before_batch(self):
+        if self.learn.training:
+            self.used.append(self.strength)
+            self.learn.xb = ((1 - self.strength) * self.learn.xb[0],)
+
+
+def apply_shift(data, tau):
+    return adjust_logits(data.linear, data.prior, tau)
+
+
+def choose_shift(data):
+    return choose_logit_adjustment(data.linear, data.features, data.targets, data.prior)
+
+
+METHODS_FROM_OUTSIDE = {
+    "dimmed": Method(
+        "dimmed CE", "stage 1", SOURCE, callbacks=lambda **options: [Dim(**options)],
+        callback_options={"strength": 0.1}, prior="train",
+    ),
+    "power": Method(
+        "power loss", "stage 2", SOURCE, "own values", loss=PowerLoss,
+        loss_options={"power": 2.0}, values={"lr": 0.05}, prior="train",
+    ),
+    "shift": Method("shift", "post hoc", SOURCE, apply=apply_shift, choose=choose_shift),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory):
+    """A recipe of methods that are registered, and removed at the end."""
+    contexts = [registered_method(name, row) for name, row in METHODS_FROM_OUTSIDE.items()]
+    for context in contexts:
+        context.__enter__()
+    file = tmp_path_factory.mktemp("outside") / "toy.toml"
+    file.write_text(RECIPE)
+    yield file
+    for context in reversed(contexts):
+        context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def run(recipe_file):
+    PowerLoss.used.clear()
+    Dim.used.clear()
+    folder = recipe_file.parent / "run"
+    done = ltlearn("recipe", recipe_file, "--out", folder, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert all(label in done.stdout for label in ("dimmed CE", "power loss", "shift"))
+    return Run(folder)
+
+
+def test_a_recipe_gives_methods_their_options(run):
+    assert set(Dim.used) == {0.25} and set(PowerLoss.used) == {1.5}
+    values = run.read_json("manifest.json")["values"]
+    assert values["stage1"]["strength"] == 0.25
+    assert values["method"]["power"]["power"] == 1.5
+    stages = run.read_json("manifest.json")["stages"]
+    assert [stage["method"] for stage in stages] == ["dimmed", "power", "shift"]
+    assert stages[1]["loss"] == "PowerLoss" and "Dim" in stages[0]["callbacks"]
+
+
+def test_a_finished_run_is_loaded_with_its_methods(run, recipe_file):
+    recipe = load_recipe(str(recipe_file))
+    Dim.used.clear()
+    result = run_recipe(recipe, run, device="cpu")
+    assert Dim.used == [] and [row.method for row in result.table.rows] == recipe.methods
+    for override in ("method.power.power=2.5", "stage1.strength=0.5"):
+        with pytest.raises(UserError, match=override.replace("=", ".*")):
+            run_recipe(load_recipe(str(recipe_file), [override]), run, device="cpu")
+
+
+def test_a_comparison_has_methods_from_outside(run):
+    found = compare_run(run, ["dimmed", "power", "shift", "crt"], priors="uniform")
+    assert found.stage1 == "dimmed" and len(found.outcomes) == 4
+    assert found.of("power")[0].stages[0]["loss"] == "PowerLoss"
+    assert found.of("shift")[0].stages[0]["method"] == "shift"
+    text = (run.path / "compare.md").read_text()
+    assert SOURCE in text and "power loss" in text
+
+
+def test_the_command_line_knows_methods_from_outside(run, recipe_file):
+    listed = json.loads(ltlearn("methods", "--json").stdout)
+    assert {"dimmed", "power", "shift"} <= {row["name"] for row in listed}
+    done = ltlearn("compare", run.path, "--methods", "dimmed,power", "--quiet")
+    assert done.returncode == 0 and "power loss" in done.stdout
+    done = ltlearn("recipe", recipe_file, "--set", "stage1.force=1")
+    assert done.returncode == 2 and "stage1.force" in done.stderr and "strength" in done.stderr
+    done = ltlearn("recipe", recipe_file, "--set", "stage1.method=ce")
+    assert done.returncode == 2 and "dimmed" in done.stderr
+
+
+def test_predictions_use_a_method_from_outside(run):
+    for method in METHODS_FROM_OUTSIDE:
+        predictor = Predictor(run.path, method)
+        height, width = predictor.facts.size
+        pixels = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+        assert predictor.logits(pixels).shape == (2, 10)
+    assert predictor.facts.methods["power"]["prior"] == "train"
