@@ -18,7 +18,7 @@ _LAZY = {
     "LTDataLoaders": "loaders",
     "LTDataLoader": "loader",
     "SplitInfo": "datasets",
-    "list_images": "readers.any",
+    "list_images": "readers.sources",
 }
 
 __all__ = [

@@ -30,12 +30,12 @@ from ltlearn.data.datasets import (
 )
 from ltlearn.data.images import ImageSet
 from ltlearn.data.loader import LTDataLoader
+from ltlearn.data.options import ReadOptions
 from ltlearn.data.readers.annotations import list_json
-from ltlearn.data.readers.folders import find_class_folders
+from ltlearn.data.readers.folders import find_class_folders, list_folder
 from ltlearn.data.readers.hf import list_dataset
-from ltlearn.data.readers.kinds import reading_options, source_kind
-from ltlearn.data.readers.listed import ListedImages
-from ltlearn.data.readers.split_folders import list_folder
+from ltlearn.data.readers.parts import ListedImages
+from ltlearn.data.readers.sources import reading_options, source_kind
 from ltlearn.data.readers.tables import list_table
 from ltlearn.data.splits import SPLITS, carve_validation, select_long_tail
 from ltlearn.data.transforms import TRANSFORMS
@@ -447,10 +447,11 @@ class LTDataLoaders(DataLoaders):
                 there, has two labels or is in two parts, a validation or test label is not in
                 training (the message names row, column or label); or as `from_folder` does.
         """
-        listing = partial(
-            list_table, Path(csv), path, image_col, label_col, split_col, skip_bad, suffix, valid,
-            test,
+        reading = ReadOptions(
+            skip_bad=skip_bad, images=path, image_col=image_col, label_col=label_col,
+            split_col=split_col, suffix=suffix, valid=valid, test=test,
         )  # fmt: skip
+        listing = partial(list_table, Path(csv), reading)
         return cls._from_listing(listing, skip_bad=skip_bad, **options)
 
     @classmethod
@@ -482,7 +483,11 @@ class LTDataLoaders(DataLoaders):
         """
         if isinstance(df, str | Path):
             raise UserError(f"df must be a pandas DataFrame, got {str(df)!r}; read it by from_csv.")
-        listing = partial(list_table, df, path, image_col, label_col, split_col, skip_bad, suffix)
+        reading = ReadOptions(
+            skip_bad=skip_bad, images=path, image_col=image_col, label_col=label_col,
+            split_col=split_col, suffix=suffix,
+        )  # fmt: skip
+        listing = partial(list_table, df, reading)
         return cls._from_listing(listing, skip_bad=skip_bad, **options)
 
     @classmethod
@@ -516,7 +521,10 @@ class LTDataLoaders(DataLoaders):
                 is in two files, a validation or test label is not in training; or as `from_folder`
                 does.
         """
-        listing = partial(list_json, json, path, valid, test, skip_bad, follow_links)
+        reading = ReadOptions(
+            skip_bad=skip_bad, follow_links=follow_links, images=path, valid=valid, test=test
+        )
+        listing = partial(list_json, json, reading)
         return cls._from_listing(listing, skip_bad=skip_bad, **options)
 
     @classmethod
@@ -542,7 +550,8 @@ class LTDataLoaders(DataLoaders):
             UserError: If it is no such dataset, lacks a column or a label, a validation or test
                 label is not in training; or as `from_folder` does.
         """
-        return cls._from_listing(partial(list_dataset, dataset, image_col, label_col), **options)
+        reading = ReadOptions(image_col=image_col, label_col=label_col)
+        return cls._from_listing(partial(list_dataset, dataset, reading), **options)
 
     @classmethod
     def _from_listing(

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from ltlearn.data.images import ImageSet
-from ltlearn.data.readers.folders import FOLDER_FLAGS, find_class_folders, list_class_folders
-from ltlearn.errors import UserError
+from ltlearn.data.readers.folders import find_class_folders, list_class_folders
+from ltlearn.errors import UserError, spell
 
 __all__ = ["load_cifar"]
 
@@ -60,8 +60,9 @@ def load_cifar(num_classes: int, data_path: Path, part: str) -> tuple[ImageSet, 
         f"CIFAR-{num_classes} is not under {data_path} (looked for {part}/<class>/, "
         f"{facts['folder']}/{part}/<class>/ and {facts['batches']}/). Fetch it with "
         '`python -c "from fastai.data.external import untar_data, URLs; '
-        f'print(untar_data({facts["url"]}))"` and give the folder it prints ({FOLDER_FLAGS}), or '
-        f'with `python -c "import torchvision; torchvision.datasets.{facts["tv"]}('
+        f'print(untar_data({facts["url"]}))"` and give the folder it prints as '
+        f'{spell("data_path")}, or with `python -c "import torchvision; '
+        f"torchvision.datasets.{facts['tv']}("
         f"'{data_path}', download=True)\"`."
     )
 

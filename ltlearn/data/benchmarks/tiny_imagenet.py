@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from ltlearn.data.images import ImageSet, natural_key
-from ltlearn.data.readers.folders import FOLDER_FLAGS, find_class_folders, list_class_folders
-from ltlearn.errors import UserError
+from ltlearn.data.readers.folders import find_class_folders, list_class_folders
+from ltlearn.errors import UserError, spell
 
 __all__ = ["load_tiny_imagenet"]
 
@@ -40,7 +40,7 @@ def load_tiny_imagenet(data_path: Path, part: str) -> tuple[ImageSet, list[str]]
         raise UserError(
             f"Tiny-ImageNet is not under {data_path} (looked for train/ and val/ there, in "
             f"{_TINY_FOLDERS[0]}/ and in {_TINY_FOLDERS[1]}/). Fetch {_TINY_URL}, unpack it, and "
-            f"give the folder it makes ({FOLDER_FLAGS})."
+            f"give the new folder as {spell('data_path')}."
         )
     classes = [p.name for p in find_class_folders(base / "train")]
     if len(classes) != _TINY_CLASSES:
