@@ -114,7 +114,7 @@ def write_annotations(file: Path, rows: list, part: str) -> None:
 def index_once(way: str, root: Path) -> dict:
     """Do one thing in this process and measure it."""
     from ltlearn.data.benchmarks.check import check_benchmark
-    from ltlearn.data.readers.coco import read_annotations
+    from ltlearn.data.readers.annotations import read_annotations
     from ltlearn.data.readers.listing import find_images, read_list
 
     before, start = peak_mib(), time.perf_counter()

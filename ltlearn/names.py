@@ -3,6 +3,7 @@
 __all__ = [
     "BN_MODES",
     "FEW_RULES",
+    "MIN_VALID_IMAGES",
     "ON_NAN",
     "PARTS",
     "PART_LABELS",
@@ -43,3 +44,5 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 PRIORS = ("uniform", "train", "reversed")
 # What stage 1 trains of the backbone: all, its last block, or a new last block.
 TRAINABLE_PARTS = ("all", "last_block", "new_last_block")
+# Fewer validation images than this, or than one per class, are too few to choose on.
+MIN_VALID_IMAGES = 30

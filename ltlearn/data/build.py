@@ -27,7 +27,7 @@ from ltlearn.data.images import ImageSet
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.options import LoadOptions
 from ltlearn.data.readers.folders import find_class_folders
-from ltlearn.data.readers.listed import ListedImages
+from ltlearn.data.readers.parts import ListedImages
 from ltlearn.data.splits import carve_validation
 from ltlearn.errors import UserError
 from ltlearn.names import PARTS

@@ -40,8 +40,7 @@ def read_images(source: str | Path, **kwargs):
 def common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int | None:
     """Return the side of the images if all are small squares of one size."""
     from ltlearn.data.datasets import common_side
-    from ltlearn.data.readers.any import list_images
-    from ltlearn.data.readers.kinds import reading_options, source_kind
+    from ltlearn.data.readers.sources import list_images, reading_options, source_kind
 
     if source_kind(source) == "hf":  # no files
         reading_options(source, reading)

@@ -9,7 +9,7 @@ import numpy as np
 from ltlearn.data.benchmarks.facts import MAX_NAMED_FILES, ListedSet, counts_name
 from ltlearn.data.benchmarks.registry import get_dataset, listed_names
 from ltlearn.data.images import ImageSet
-from ltlearn.data.readers.coco import read_annotations
+from ltlearn.data.readers.annotations import read_annotations
 from ltlearn.data.readers.listing import Listing, find_images, read_list
 from ltlearn.errors import UserError, check_choice, spell_call
 

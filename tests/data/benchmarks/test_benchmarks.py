@@ -21,7 +21,7 @@ from ltlearn.data.benchmarks.registry import (
     is_listed,
     listed_names,
 )
-from ltlearn.data.readers.coco import _JsonStream, read_annotations
+from ltlearn.data.readers.annotations import read_annotations
 from ltlearn.data.readers.listing import find_images, read_list
 from ltlearn.errors import UserError, spell_call
 from ltlearn.names import FEW_RULES, TRANSFORM_NAMES
@@ -373,7 +373,7 @@ def test_lists_that_cannot_be_read(tmp_path):
 
 BAD_PATHS = [
     "../1.jpg", "a/../../1.jpg", "a/..", "..", ".", "/etc/passwd", "//a/1.jpg", "a/", "/1.jpg",
-    "..\\1.jpg", "a\\..\\..\\1.jpg", "C:/1.jpg", "C:\\1.jpg", "a\0/1.jpg", "a/1\0.jpg", "a/./..",
+    "a\0/1.jpg", "a/1\0.jpg", "a/./..",
 ]  # fmt: skip
 
 
@@ -482,16 +482,13 @@ ROWS = [("x/3.jpg", 40), ("x/1.jpg", 7), ("y/2.jpg", 40), ("4.jpg", 9)]
 NAMES = {40: "wren", 7: "Apis", 9: "wren", 12: "empty"}
 
 
-@pytest.mark.parametrize("indent", [None, 1])
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 @pytest.mark.parametrize("backwards", [False, True])
-def test_category_ids_with_gaps(tmp_path, monkeypatch, indent, chunk, backwards):
+def test_category_ids_with_gaps(tmp_path, backwards):
     content = annotations(ROWS, NAMES)
     content["annotations"].reverse()  # the two lists need not go together
     if backwards:
         content = dict(reversed(content.items()))
-    file = write_json(tmp_path / "a.json", content, indent=indent)
-    monkeypatch.setattr("ltlearn.data.readers.coco._CHUNK", chunk)
+    file = write_json(tmp_path / "a.json", content)
     found = read_annotations(file)
     assert found.classes == ["Apis", "wren (9)", "empty", "wren (40)"]
     assert found.targets.tolist() == [3, 0, 3, 1]
@@ -537,7 +534,7 @@ def spoiled(change):
         (lambda c: c["annotations"][3].update(category_id=8), "1003 has an unlisted category"),
         (lambda c: c.update(categories=[]), "lists no categories"),
         (lambda c: c.update(images=[], annotations=[]), "names no images"),
-        (lambda c: c.pop("annotations"), "has no 'annotations'"),
+        (lambda c: c.pop("annotations"), "has no list 'annotations'"),
         (lambda c: c["images"][1].pop("file_name"), "entry 2 of images: no 'file_name'"),
         (lambda c: c["images"][1].update(id="x"), "entry 2 of images: "),
         (lambda c: c["images"][1].update(id=2**70), "entry 2 of images: "),
@@ -546,7 +543,7 @@ def spoiled(change):
         (lambda c: c["annotations"][3].pop("image_id"), "entry 4 of annotations: no 'image_id'"),
         (lambda c: c["annotations"][3].update(category_id=None), "entry 4 of annotations: "),
         (lambda c: c["categories"].append("b"), "entry 5 of categories: "),
-        (lambda c: c.update(images={}), "no valid JSON"),
+        (lambda c: c.update(images={}), "has no list 'images'"),
     ],
 )  # fmt: skip
 def test_annotations_that_do_not_fit(tmp_path, change, message):
@@ -557,42 +554,23 @@ def test_annotations_that_do_not_fit(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        b"", b" ", b"[]", b"{", b'{"images"', b'{"images": [', b'{"images": [{}',
-        b'{"images": [1 2]}',
-        b'{"images": [1,]}', b"{} x", b'{"a": 1,}', b'{"a": nul}', b'{"a": "x', b"{1: 2}",
-        b'{"a": [1, {"b": ]}', b"\x00", b'{"a" 1}',
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("chunk", [1, 1 << 20])
-def test_what_is_no_json(tmp_path, monkeypatch, content, chunk):
-    monkeypatch.setattr("ltlearn.data.readers.coco._CHUNK", chunk)
-    file = text(tmp_path, content, "a.json")
-    with pytest.raises(UserError, match=r"a\.json (is no valid JSON \(.*, character \d+\)|has no)|"
-                                        r"entry 1 of images"):  # fmt: skip
-        read_annotations(file)
+    "content", [b"", b'{"images": [1 2]}', b"{} x", b'{"a": nul}', b'{"a": "x', b"\x00"]
+)
+def test_what_is_no_json(tmp_path, content):
+    with pytest.raises(UserError, match=r"a\.json is no valid JSON \(.*, character \d+\)"):
+        read_annotations(text(tmp_path, content, "a.json"))
 
 
-def test_damaged_json_in_other_ways(tmp_path, monkeypatch):
+def test_damaged_json_in_other_ways(tmp_path):
+    with pytest.raises(UserError, match=r"a\.json has no list 'images'"):
+        read_annotations(text(tmp_path, b"[]", "a.json"))
     with pytest.raises(UserError, match=r"cannot read .*a\.json \('utf-8' codec"):
         read_annotations(text(tmp_path, b'{"a": "\xff"}', "a.json"))
     with pytest.raises(UserError, match=r"cannot read .*gone\.json \(No such"):
         read_annotations(tmp_path / "gone.json")
-    with pytest.raises(UserError, match=r"a\.json is nested too deeply"):
-        read_annotations(text(tmp_path, '{"a": ' + "[" * 200_000, "a.json"))
     whole = json.dumps(annotations(ROWS, NAMES))
     with pytest.raises(UserError, match=r"no valid JSON \(.*, character 250\)"):
         read_annotations(text(tmp_path, whole[:250] + "\x01" + whole[250:], "a.json"))
-    # An entry without end is given up before it fills the memory.
-    monkeypatch.setattr("ltlearn.data.readers.coco._CHUNK", 16)
-    monkeypatch.setattr("ltlearn.data.readers.coco._LONGEST", 64)
-    reads = []
-    more = _JsonStream._more
-    monkeypatch.setattr(_JsonStream, "_more", lambda self: reads.append(1) or more(self))
-    with pytest.raises(UserError, match="no valid JSON"):
-        read_annotations(text(tmp_path, '{"a": "' + "x" * 100_000, "a.json"))
-    assert len(reads) < 10
 
 
 # ---------------------------------------------------------------- checking

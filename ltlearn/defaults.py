@@ -1,0 +1,55 @@
+"""Defaults for images that no recipe describes: size, architecture, epochs. Imports nothing."""
+
+from dataclasses import dataclass
+
+__all__ = ["BATCH_SIZE", "SMALL_SIDE", "Defaults", "choose_defaults"]
+
+SMALL_SIDE = 96  # pixels; the loaders hold images in memory up to this side
+BATCH_SIZE = 64
+_LARGE_SIZE = 224
+_PRETRAINED_EPOCHS = 30
+_SCRATCH_EPOCHS = 90
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a dataset is trained where its user leaves the choice open.
+
+    Args:
+        size: Side of the training images, in pixels.
+        arch: Architecture, a name that timm knows.
+        pretrained: Whether training starts from pre-trained weights.
+        epochs: Epochs of stage 1.
+    """
+
+    size: int
+    arch: str
+    pretrained: bool
+    epochs: int
+
+    @property
+    def small(self) -> bool:
+        """Return whether the images are small enough for a CIFAR network."""
+        return self.size <= SMALL_SIDE
+
+
+def choose_defaults(
+    side: int | None, *, size: int | None = None, pretrained: bool | None = None
+) -> Defaults:
+    """Choose image size, architecture and epochs for a dataset.
+
+    Args:
+        side: Side in pixels that all images share; None if they differ, or are large.
+        size: Training size that the user has chosen; None derives it from the images.
+        pretrained: Whether pre-trained weights are used; None uses them with resnet50 alone, as
+            there are none of resnet32_cifar.
+
+    Example:
+        >>> choose_defaults(32)
+        Defaults(size=32, arch='resnet32_cifar', pretrained=False, epochs=90)
+    """
+    size = size or side or _LARGE_SIZE
+    small = size <= SMALL_SIDE
+    pretrained = not small if pretrained is None else pretrained
+    epochs = _PRETRAINED_EPOCHS if pretrained else _SCRATCH_EPOCHS
+    return Defaults(size, "resnet32_cifar" if small else "resnet50", pretrained, epochs)
