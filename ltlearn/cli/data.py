@@ -1,15 +1,16 @@
 """`ltlearn inspect` and `ltlearn data`."""
 
 import json
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ltlearn.cli.console import EXIT_USER, configured_log, exit_with, report_interrupt
 from ltlearn.cli.options import (
-    DEVICE,
     IMAGE_COL,
     IMAGES,
     JSON,
@@ -22,6 +23,9 @@ from ltlearn.cli.options import (
     reading_values,
 )
 from ltlearn.errors import UserError, check_choice
+
+if TYPE_CHECKING:
+    from ltlearn.inspection.result import Advice
 
 __all__ = []
 
@@ -36,7 +40,8 @@ def inspect(
         ),
     ],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Read headers alone, look for no copies, time nothing.")
+        bool,
+        typer.Option("--quick", help="Read only the headers of images, and search no duplicates."),
     ] = False,
     out: Annotated[
         Path | None,
@@ -50,14 +55,11 @@ def inspect(
     suffix: SUFFIX = None,
     valid: VALID = None,
     test: TEST = None,
-    device: DEVICE = None,
     quiet: QUIET = False,
     as_json: JSON = False,
 ) -> None:
-    """Tell what your images are like: counts, damage, copies, and how to begin."""
-    from ltlearn.utils.settings import load_settings
-
-    path, device = path.expanduser(), load_settings(device=device).device
+    """Describe your images: counts, damage, duplicates, and how to train on them."""
+    path = path.expanduser()
     if out is not None and out.expanduser().resolve().is_relative_to(path.resolve()):
         raise UserError(
             f"--out {out} is inside {path}, where it would be taken for a class; give a folder "
@@ -68,20 +70,42 @@ def inspect(
         from ltlearn.metrics.shots import FEW_RULES
 
         check_choice("--few", few, FEW_RULES)
-        found = inspect_path(
-            path, quick=quick, few=few, device=device, timing_s=0.0 if quick else 3.0,
-            **reading_values(images, image_col, label_col, split_col, suffix, valid, test),
-        )  # fmt: skip
+        reading = reading_values(images, image_col, label_col, split_col, suffix, valid, test)
+        found = inspect_path(path, quick=quick, few=few, **reading)
+        command = advised_command(found.advice, path, reading) if found.advice else None
         if out is not None:
-            found.save(out.expanduser())
+            found.save(out.expanduser(), command)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
+        typer.echo(json.dumps(found.to_dict(command), indent=1))
     else:
-        found.render()
+        found.render(command=command)
     if out is not None and not (quiet or as_json):
         print(f"written: {out / 'inspection.md'}", file=sys.stderr)  # noqa: T201
-    if found.stops:
-        exit_with(f"cannot train on {path}: {found.stops[0]}", EXIT_USER)
+    if found.problems:
+        exit_with(f"cannot train on {path}: {found.problems[0]}", EXIT_USER)
+
+
+def advised_command(advice: "Advice", source: Path, reading: Mapping[str, Any]) -> str:
+    """Return the command that trains as advised.
+
+    Args:
+        advice: The advice of an inspection.
+        source: The folder or file.
+        reading: How a list is read, by parameter; None where not given.
+    """
+    options = {
+        **reading,
+        "arch": advice.arch,
+        "size": advice.size,
+        "epochs": advice.epochs,
+        "method": advice.method,
+        "batch_size": advice.batch_size,
+    }
+    words = ["ltlearn", "train", str(source)]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", "none" if value is False else str(value)]
+    return shlex.join(words + ["--skip-bad"] * advice.skip_bad)
 
 
 def data(
