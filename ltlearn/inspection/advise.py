@@ -1,9 +1,8 @@
 """Advise how to train on an inspected dataset."""
 
-import numpy as np
-
 from ltlearn.data.datasets import common_side
 from ltlearn.data.images import ImageSet
+from ltlearn.data.splits import carve_validation
 from ltlearn.defaults import BATCH_SIZE, SMALL_SIDE, Defaults, choose_defaults
 from ltlearn.inspection.result import Advice, Inspection
 from ltlearn.inspection.text import TEXT_WIDTH
@@ -28,11 +27,9 @@ def advise(found: Inspection, train: ImageSet, source: str | None) -> Advice:
             if there is none.
     """
     defaults = choose_defaults(_side_of(train))
-    counts = np.asarray(found.counts["train"])
-    n_train, n_valid = int(counts.sum()), sum(found.counts.get("valid", ()))
+    n_train, n_valid = len(train), sum(found.counts.get("valid", ()))
     if "valid" not in found.counts:
-        n_valid = _count_carved(counts)
-        n_train -= n_valid
+        n_train, n_valid = map(len, carve_validation(train.targets, _VALID_PCT))
     batches = (BATCH_SIZE, *_SMALL_BATCHES)
     batch = next((b for b in batches if n_train >= _MIN_STEPS * b), batches[-1])
     method, reason = _choose_method(found, n_valid)
@@ -57,12 +54,6 @@ def _side_of(train: ImageSet) -> int | None:
         return common_side(train)
     height, width = train.images.shape[1:3]
     return width if width == height and width <= SMALL_SIDE else None
-
-
-def _count_carved(counts: np.ndarray) -> int:
-    """Return the number of validation images that `carve_validation` takes off training."""
-    share = np.maximum(1, np.rint(counts * _VALID_PCT)).astype(np.int64)
-    return int(np.minimum(share, np.maximum(counts - 1, 0)).sum())
 
 
 def _choose_method(found: Inspection, n_valid: int) -> tuple[str, str]:

@@ -391,7 +391,9 @@ def test_size_network_and_epochs_are_those_of_train(tmp_path, width, height):
     assert (advice.size, advice.arch, advice.pretrained) == (want.size, want.arch, want.pretrained)
     assert advice.epochs == want.epochs and advice.size == (side or 224)
     assert advice.batch_size == 16 and f"size={want.size}, bs=16" in advice.code
-    in_memory = {"train": ImageSet([0, 0, 1, 1], images=np.zeros((4, height, width, 3), np.uint8))}
+    in_memory = {
+        "train": ImageSet(np.array([0, 0, 1, 1]), images=np.zeros((4, height, width, 3), np.uint8))
+    }
     assert inspect_images(in_memory, ["a", "b"], quick=True).advice.size == want.size
 
 
