@@ -71,18 +71,18 @@ def inspect(
 
         check_choice("--few", few, FEW_RULES)
         reading = reading_values(images, image_col, label_col, split_col, suffix, valid, test)
-        found = inspect_path(path, quick=quick, few=few, **reading)
-        command = advised_command(found.advice, path, reading) if found.advice else None
+        report = inspect_path(path, quick=quick, few=few, **reading)
+        command = advised_command(report.advice, path, reading) if report.advice else None
         if out is not None:
-            found.save(out.expanduser(), command)
+            report.save(out.expanduser(), command)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(command), indent=1))
+        typer.echo(json.dumps(report.to_dict(command), indent=1))
     else:
-        found.render(command=command)
+        report.render(command=command)
     if out is not None and not (quiet or as_json):
         print(f"written: {out / 'inspection.md'}", file=sys.stderr)  # noqa: T201
-    if found.problems:
-        exit_with(f"cannot train on {path}: {found.problems[0]}", EXIT_USER)
+    if report.problems:
+        exit_with(f"cannot train on {path}: {report.problems[0]}", EXIT_USER)
 
 
 def advised_command(advice: "Advice", source: Path, reading: Mapping[str, Any]) -> str:

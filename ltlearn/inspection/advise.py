@@ -17,23 +17,23 @@ _MANY_CLASSES = 100
 _VALID_PCT = 0.2  # default of `LTDataLoaders.from_folder`
 
 
-def advise(found: Inspection, train: ImageSet, source: str | None) -> Advice:
+def advise(inspection: Inspection, train: ImageSet, source: str | None) -> Advice:
     """Return advice on how to train.
 
     Args:
-        found: The inspection.
+        inspection: The inspection.
         train: The training images.
         source: The call of `LTDataLoaders` that reads the images, without its closing bracket; None
             if there is none.
     """
     defaults = choose_defaults(_side_of(train))
-    n_train, n_valid = len(train), sum(found.counts.get("valid", ()))
-    if "valid" not in found.counts:
+    n_train, n_valid = len(train), sum(inspection.counts.get("valid", ()))
+    if "valid" not in inspection.counts:
         n_train, n_valid = map(len, carve_validation(train.targets, _VALID_PCT))
     batches = (BATCH_SIZE, *_SMALL_BATCHES)
     batch = next((b for b in batches if n_train >= _MIN_STEPS * b), batches[-1])
-    method, reason = _choose_method(found, n_valid)
-    skip_bad = bool(found.unreadable)
+    method, reason = _choose_method(inspection, n_valid)
+    skip_bad = bool(inspection.unreadable)
     code = _write_code(defaults, batch, method, skip_bad, source)
     return Advice(
         size=defaults.size,
@@ -56,9 +56,9 @@ def _side_of(train: ImageSet) -> int | None:
     return width if width == height and width <= SMALL_SIDE else None
 
 
-def _choose_method(found: Inspection, n_valid: int) -> tuple[str, str]:
+def _choose_method(inspection: Inspection, n_valid: int) -> tuple[str, str]:
     """Choose a method by the README's results on five long-tailed datasets; return its reason."""
-    factor, n_classes = found.imbalance_factor, len(found.classes)
+    factor, n_classes = inspection.imbalance_factor, len(inspection.classes)
     if factor < _BALANCED:
         return "ce", f"an imbalance factor of {factor:.3g} needs no correction."
     if n_classes >= _MANY_CLASSES:

@@ -64,11 +64,11 @@ def inspect_path(
     constructor = {"folder": "from_folder", "json": "from_json"}.get(kind, "from_csv")
     arguments = "".join(f", {key}={value!r}" for key, value in given.items())
     source = f"LTDataLoaders.{constructor}({str(path)!r}{arguments}"
-    found = inspect_images(parts, classes, name=str(path), source=source, quick=quick, few=few)
+    inspection = inspect_images(parts, classes, name=str(path), source=source, quick=quick, few=few)
     if problems:
-        found.problems, found.advice = problems + found.problems, None
-    found.columns, found.ignored = columns, dict(ignored.most_common())
-    return found
+        inspection.problems, inspection.advice = problems + inspection.problems, None
+    inspection.columns, inspection.ignored = columns, dict(ignored.most_common())
+    return inspection
 
 
 def _list_folder(root: Path, ignored: Counter) -> tuple[dict[str, ImageSet], list[str]]:
@@ -125,39 +125,39 @@ def inspect_images(
         check_choice("part", part, PARTS)
     parts = {part: parts[part] for part in PARTS if part in parts}
     counts = {p: count_classes(d.targets, len(classes)).tolist() for p, d in parts.items()}
-    found = Inspection(name, list(classes), counts, few, quick)
+    inspection = Inspection(name, list(classes), counts, few, quick)
     scan = scan_images(parts, quick)
     images = _ScannedImages(parts, classes)
-    found.seconds = scan.seconds
-    found.sizes = _find_sizes(scan)
-    found.formats = dict(scan.formats.most_common())
+    inspection.seconds = scan.seconds
+    inspection.sizes = _find_sizes(scan)
+    inspection.formats = dict(scan.formats.most_common())
     in_kinds = {kind: int((scan.kinds >> i & 1).sum()) for i, kind in enumerate(KINDS)}
-    found.kinds = {kind: n for kind, n in in_kinds.items() if n}
-    found.unreadable = [
+    inspection.kinds = {kind: n for kind, n in in_kinds.items() if n}
+    inspection.unreadable = [
         UnreadableImage(*images.describe(i), reason=scan.bad[i]) for i in sorted(scan.bad)
     ]
     if not quick:
-        found.duplicates = _find_duplicates(scan, images)
-    found.problems = _find_problems(found, scan, parts)
-    if not found.problems:
-        found.advice = advise(found, parts["train"], source)
-    return found
+        inspection.duplicates = _find_duplicates(scan, images)
+    inspection.problems = _find_problems(inspection, scan, parts)
+    if not inspection.problems:
+        inspection.advice = advise(inspection, parts["train"], source)
+    return inspection
 
 
-def _find_problems(found: Inspection, scan: Scan, parts: Mapping[str, ImageSet]) -> list[str]:
+def _find_problems(inspection: Inspection, scan: Scan, parts: Mapping[str, ImageSet]) -> list[str]:
     """Return why the loaders cannot read the images, or why no model can learn from them."""
-    train = np.asarray(found.counts["train"])
+    train = np.asarray(inspection.counts["train"])
     problems = []
     if not train.any():
         problems.append("there is no training image.")
     elif (train > 0).sum() < 2:
-        only = clean(found.classes[int(train.argmax())])
+        only = clean(inspection.classes[int(train.argmax())])
         problems.append(f"only the class {only} has training images; a classifier needs two.")
     elif "valid" not in parts and train.max() < 2:
         problems.append("no class has two training images, so no validation split can be carved.")
     elif not scan.good[: len(parts["train"])].any():
         problems.append("no training image can be read.")
-    untrained = found.untrained()
+    untrained = inspection.untrained()
     if untrained:
         problems.append(
             f"classes to validate or test have no training image: {name_some(untrained)}."
@@ -216,20 +216,20 @@ def _equal_pixels(scan: Scan) -> list[np.ndarray]:
 
 
 def _find_duplicates(scan: Scan, images: _ScannedImages) -> Duplicates:
-    found = Duplicates(leaks={part: 0 for part in images.names if part != "train"})
+    duplicates = Duplicates(leaks={part: 0 for part in images.names if part != "train"})
     for group in _equal_pixels(scan):
         parts, targets = images.part_numbers(group), images.targets[group]
         in_classes = Counter(zip(parts.tolist(), targets.tolist(), strict=True))
-        found.copies_within += len(group) - len(in_classes)
+        duplicates.copies_within += len(group) - len(in_classes)
         if len(set(targets.tolist())) > 1:
-            found.conflicts += 1
-            found.conflict_images += len(group)
+            duplicates.conflicts += 1
+            duplicates.conflict_images += len(group)
         if len(set(parts.tolist())) > 1:
-            found.across_parts += 1
+            duplicates.across_parts += 1
             if parts[0] == 0:
                 for part, n in Counter(parts[parts > 0].tolist()).items():
-                    found.leaks[images.names[part]] += n
+                    duplicates.leaks[images.names[part]] += n
         paths, part_names, labels = zip(*(images.describe(int(i)) for i in group), strict=True)
         same_file = bool((scan.file_hash[group] == scan.file_hash[group[0]]).all())
-        found.groups.append(CopyGroup(list(paths), list(part_names), list(labels), same_file))
-    return found
+        duplicates.groups.append(CopyGroup(list(paths), list(part_names), list(labels), same_file))
+    return duplicates
