@@ -1,19 +1,17 @@
 """Images per second of the data pipeline alone against torchvision's usual one, in turns.
 
-    python benchmarks/data_pipeline.py [--quick] [--repeats 5] [--threads N] [--json]
+    python benchmarks/data_pipeline.py [--quick] [--repeats 5] [--json]
 
-Both give normalised float32 batches. "memory" is images of 32 pixels held in memory, with crop
-and flip: ours augments a batch at once, for which LTDataLoaders begins no process; torchvision's
-takes each PIL image through RandomCrop, RandomHorizontalFlip, ToTensor and Normalize. "files" is
-JPEG files of about 500 x 375 pixels, with RandomResizedCrop to 224 pixels and flip: `ImageFiles`
-against torchvision's `ImageFolder`; "in threads" is ours with threads=None, one thread a core where
-there are two or more. Processes of ours begin anew with each epoch, as fastai's loader has it, and
-torchvision's stay; "epoch start" is the seconds that takes.
+Both return normalised float32 batches. "memory" is images of 32 pixels held in memory, with crop
+and flip: ours augments a batch at once, without worker processes; torchvision's passes each PIL
+image through RandomCrop, RandomHorizontalFlip, ToTensor and Normalize. "files" is JPEG files of
+about 500 x 375 pixels, with RandomResizedCrop to 224 pixels and flip: `ImageFiles` against
+torchvision's `ImageFolder`. Our worker processes start anew with each epoch, as in fastai's loader;
+torchvision's stay. "epoch start" is the time in seconds that the start takes.
 """
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -26,12 +24,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
+from ltlearn.data.benchmarks.cifar import CIFAR_STATS
 from ltlearn.data.benchmarks.facts import IMAGENET_STATS
 from ltlearn.data.datasets import ImageFiles, ImagesInMemory, NormalizeUint8
 from ltlearn.data.images import ImageSet
 from ltlearn.data.loader import LTDataLoader
-from ltlearn.data.loaders import CIFAR_STATS
 from ltlearn.data.readers.folders import list_class_folders
+from ltlearn.utils.parallel import count_cores
 
 THEIRS = "torchvision"
 PROCESSES = ("no process", "1 process", "2 processes")
@@ -58,13 +57,12 @@ def usual(dataset: Dataset, batch: int, workers: int) -> DataLoader:
     )
 
 
-def ours(dataset, batch: int, workers: int, stats, threads: int | None = 0) -> LTDataLoader:
+def ours(dataset, batch: int, workers: int, stats) -> LTDataLoader:
     return LTDataLoader(
         dataset,
         batch,
         training=True,
         num_workers=workers,
-        threads=threads,
         after_batch=[NormalizeUint8(*stats)],
     )
 
@@ -137,7 +135,7 @@ def photograph(seed: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def from_files(images: int, batch: int, repeats: int, threads: int | None) -> dict:
+def from_files(images: int, batch: int, repeats: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         for i in range(images):
             path = Path(folder, f"class{i % 4}", f"{i}.jpg")
@@ -157,19 +155,18 @@ def from_files(images: int, batch: int, repeats: int, threads: int | None) -> di
         for workers in range(3):
             name = f"ltlearn, {PROCESSES[workers]}"
             loaders[name] = ours(mine, batch, workers, IMAGENET_STATS)
-        loaders["ltlearn, in threads"] = ours(mine, batch, 0, IMAGENET_STATS, threads)
         return compare(loaders, images, repeats)
 
 
 def epoch_start(repeats: int) -> dict:
-    """Seconds that an epoch of two batches takes longer with processes than without."""
+    """Return how many seconds longer an epoch of two batches takes with processes than without."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     whole = ImagesInMemory(ImageSet(np.arange(8) % 2, images=pixels), "crop_flip", 4)
     seconds = [[] for _ in PROCESSES]
     for _ in range(repeats):
-        for workers, found in enumerate(seconds):
-            found.append(seconds_of_a_pass(ours(whole, 4, workers, CIFAR_STATS)))
+        for workers, times in enumerate(seconds):
+            times.append(seconds_of_a_pass(ours(whole, 4, workers, CIFAR_STATS)))
     none, *medians = map(statistics.median, seconds)
     return dict(zip(PROCESSES[1:], (round(m - none, 4) for m in medians), strict=True))
 
@@ -180,16 +177,15 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=512)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="that read files; one a core if not given")
     parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it runs")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.quick:
         args.images, args.files, args.repeats = 1024, 128, 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = count_cores()
     result = {
         "memory": in_memory(args.images, args.batch, args.repeats),
-        "files": from_files(args.files, args.batch, args.repeats, args.threads),
+        "files": from_files(args.files, args.batch, args.repeats),
         "epoch_start_seconds": epoch_start(max(2, args.repeats)),
         "cores": cores,
     }
@@ -197,8 +193,8 @@ def main() -> None:
         print(json.dumps(result))
         return
     print(f"batches of {args.batch}, {cores} {'core' if cores == 1 else 'cores'}")
-    for part, said in (("memory", "32 pixels, in memory"), ("files", "JPEG files, 224 pixels")):
-        print(f"\n{said:27} {'images/s':>10}   / torchvision with 0, 1, 2 processes")
+    for part, label in (("memory", "32 pixels, in memory"), ("files", "JPEG files, 224 pixels")):
+        print(f"\n{label:27} {'images/s':>10}   / torchvision with 0, 1, 2 processes")
         for name, row in result[part].items():
             ratios = "" if name.startswith(THEIRS) else "".join(f"{r:8.2f}" for r in row["ratios"])
             print(f"  {name:25} {row['images_per_second']:10.1f}   {ratios}".rstrip())

@@ -1,38 +1,28 @@
 """Long-tailed data: counts, profiles, splits, samplers, transforms, and `LTDataLoaders`.
 
-The samplers load NumPy and torch alone; what needs fastai loads on first use.
+All names load on first use, so that the samplers need NumPy and torch alone, and the names of the
+benchmarks need no torch.
 """
 
 from importlib import import_module
 
-from ltlearn.data.counts import count_classes, imbalance_factor_of, long_tail_counts
-from ltlearn.data.samplers import (
-    ClassBalancedSampler,
-    InstanceSampler,
-    ProgressiveSampler,
-    SquareRootSampler,
-)
-from ltlearn.data.splits import carve_validation, select_long_tail
-
 _LAZY = {
-    "LTDataLoaders": "loaders",
+    "ClassBalancedSampler": "samplers",
+    "InstanceSampler": "samplers",
     "LTDataLoader": "loader",
+    "LTDataLoaders": "loaders",
+    "ProgressiveSampler": "samplers",
     "SplitInfo": "datasets",
+    "SquareRootSampler": "samplers",
+    "carve_validation": "splits",
+    "count_classes": "counts",
+    "imbalance_factor_of": "counts",
     "list_images": "readers.sources",
+    "long_tail_counts": "counts",
+    "select_long_tail": "splits",
 }
 
-__all__ = [
-    "ClassBalancedSampler",
-    "InstanceSampler",
-    "ProgressiveSampler",
-    "SquareRootSampler",
-    "carve_validation",
-    "count_classes",
-    "imbalance_factor_of",
-    "long_tail_counts",
-    "select_long_tail",
-    *_LAZY,
-]
+__all__ = list(_LAZY)
 
 
 def __getattr__(name: str):

@@ -15,33 +15,48 @@ from torch import Tensor
 
 from ltlearn.data.images import ImageSet, read_image
 from ltlearn.data.transforms import BatchCropFlip, ImageTransform
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, spell
 
 __all__ = [
     "BATCH_TRANSFORMS",
     "IN_MEMORY_BYTES",
     "IN_MEMORY_SIDE",
-    "SplitInfo",
-    "ImagesInMemory",
     "ImageFiles",
+    "ImagesInMemory",
+    "NormalizeUint8",
+    "SplitInfo",
     "common_side",
 ]
 
-BATCH_TRANSFORMS = ("crop_flip", "crop", "none")
-# Small images are kept decoded: at most this many bytes of them, and at most this side in pixels.
+BATCH_TRANSFORMS = ("crop_flip", "crop", "none")  # those that `BatchCropFlip` can do
+# Images are held decoded up to this many bytes in all, and up to this side in pixels.
 IN_MEMORY_BYTES = 1 << 30
 IN_MEMORY_SIDE = 96
 
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """Which images these are, in the words a table needs."""
+    """Which images a run uses. It goes into manifests and tables.
 
-    name: str  # "first_n", "shuffle_seed0", "folders", "one folder", "arrays"
-    train: str  # fingerprint of all training images, before any is carved off for validation
-    valid: str  # fingerprint of the validation images
+    Args:
+        name: How the images were chosen: "first_n", "shuffle_seed0", "published", "folders",
+            "one folder", "arrays" or the like.
+        train: Fingerprint of the training images before validation images are carved off.
+        valid: Fingerprint of the validation images.
+        test: Fingerprint of the test images; None without a test set.
+        valid_from: Source of the validation images: "training images", "validation set", or
+            "test set" (paper protocol).
+        dataset: Name of the data set.
+        profile: Profile of a cut set, "exponential" or "step".
+        imbalance_factor: Training images of the largest class divided by those of the smallest.
+        seed: Seed of the carved split.
+    """
+
+    name: str
+    train: str
+    valid: str
     test: str | None
-    valid_from: str  # "training images", "validation set", or "test set" (paper protocol)
+    valid_from: str
     dataset: str = ""
     profile: str | None = None
     imbalance_factor: float | None = None
@@ -52,7 +67,7 @@ class SplitInfo:
         return f"{self.dataset} split {self.name}{factor}, fingerprint {self.train}"
 
     def to_dict(self) -> dict:
-        """Return the fields, ready for JSON."""
+        """Return the fields as a dict, ready for JSON."""
         return asdict(self)
 
 
@@ -63,6 +78,9 @@ class ImagesInMemory:
         data: Images with their targets, in memory.
         transform: "crop_flip", "crop" or "none".
         pad: Black border of the crop in pixels; None takes an eighth of the side.
+
+    Raises:
+        UserError: If the transform is another one.
     """
 
     n_inp = 1
@@ -70,8 +88,8 @@ class ImagesInMemory:
     def __init__(self, data: ImageSet, transform: str = "none", pad: int | None = None):
         if transform not in BATCH_TRANSFORMS:
             raise UserError(
-                "images held in memory can be augmented with crop_flip, crop or none, got "
-                f"{transform!r}; pass in_memory=False for the others."
+                f"transform must be one of {', '.join(BATCH_TRANSFORMS)} for images in "
+                f"memory, got {transform!r}; pass {spell('in_memory', False)} for the others."
             )
         self.targets, self.transform = torch.from_numpy(data.targets), transform
         side = max(data.images.shape[1:3])
@@ -87,7 +105,7 @@ class ImagesInMemory:
         return len(self.targets)
 
     def new_empty(self) -> "ImagesInMemory":
-        """Return the same without images, as `learn.export()` stores it."""
+        """Return a copy without images, for `learn.export()`."""
         empty = copy.copy(self)
         none = torch.zeros(0, *self.shape, 3, dtype=torch.uint8)
         empty.augment = BatchCropFlip(none, self.augment.pad, self.augment.flip)
@@ -95,7 +113,12 @@ class ImagesInMemory:
         return empty
 
     def get_batch(self, index: Sequence[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return images (B, 3, H, W) uint8 and targets (B,); augmented where a seed is given."""
+        """Return images (B, 3, H, W) uint8 and targets (B,).
+
+        Args:
+            index: Indices of the images, (B,).
+            seed: Decides the augmentation; None returns the images unchanged.
+        """
         index = torch.as_tensor(index, dtype=torch.int64)
         generator = None
         if seed is not None and self.transform != "none":
@@ -112,7 +135,7 @@ class ImageFiles:
 
     Args:
         data: Images with their targets.
-        transform: A name of `ltlearn.data.transforms.TRANSFORMS`.
+        transform: A name of `ltlearn.names.TRANSFORM_NAMES`.
         size: Side of the result in pixels.
         pad: Black border of "crop" and "crop_flip" in pixels; None takes an eighth of `size`.
     """
@@ -130,7 +153,7 @@ class ImageFiles:
         return len(self.targets)
 
     def new_empty(self) -> "ImageFiles":
-        """Return the same without images, as `learn.export()` stores it."""
+        """Return a copy without images, for `learn.export()`."""
         empty = copy.copy(self)
         empty.data, empty.targets = self.data.take(np.zeros(0, int)), self.targets[:0].clone()
         vars(empty).pop("files_name", None)
@@ -138,10 +161,10 @@ class ImageFiles:
 
     @cached_property
     def files_name(self) -> str:
-        """Name the files by folder, path, size and time of writing; "" where there are none.
+        """A hash of the files' paths, sizes and modification times; "" if there are no files.
 
-        For caches on this machine. A split's fingerprint leaves folder and time out, so that it is
-        the same on another; that of images in memory or in rows is of their content.
+        It is for caches on this machine. The fingerprint of a split uses neither folder nor time,
+        so that it is the same on another machine.
         """
         if self.data.images is not None or not isinstance(self.data.root, Path):
             return ""
@@ -150,18 +173,28 @@ class ImageFiles:
         for path in self.data.paths:
             try:
                 stat = os.stat(root / path)
-                what = f"{stat.st_size}\0{stat.st_mtime_ns}"
+                state = f"{stat.st_size}\0{stat.st_mtime_ns}"
             except OSError:
-                what = "gone"  # whoever reads it says so
-            digest.update(os.fsencode(f"\0{path}\0{what}"))
+                state = "gone"  # reading the image will raise
+            digest.update(os.fsencode(f"\0{path}\0{state}"))
         return digest.hexdigest()[:16]
 
     def get(self, i: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return image i, (3, size, size) uint8, and its target; augmented if a seed is given."""
+        """Return image i, (3, size, size) uint8, and its target.
+
+        Args:
+            i: Index of the image.
+            seed: Decides the augmentation; None transforms as for evaluation.
+        """
         return self.get_views(i, [seed])[0], self.targets[i]
 
     def get_views(self, i: int, seeds: Sequence[int | None]) -> list[Tensor]:
-        """Read image i once and return a view of it for each seed, as `get` does for one."""
+        """Read image i once, and return a view for each seed.
+
+        Args:
+            i: Index of the image.
+            seeds: As for `get`, one for each view.
+        """
         if self.data.images is not None:
             image = self.data.images[i]
         else:
@@ -174,7 +207,12 @@ class ImageFiles:
 
 
 class NormalizeUint8(ItemTransform):
-    """Turn a uint8 batch into float32, channels last in memory: minus mean, over deviation."""
+    """Convert a uint8 batch to normalised float32, with channels last in memory.
+
+    Args:
+        mean: Mean per channel for pixels in [0, 1].
+        std: Standard deviation per channel for pixels in [0, 1].
+    """
 
     parameters = ("mean", "std")
 
@@ -182,12 +220,21 @@ class NormalizeUint8(ItemTransform):
         self.set(mean, std)
 
     def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Use these statistics, per channel and for pixels in [0, 1], from now on."""
+        """Replace the statistics.
+
+        Args:
+            mean: Mean per channel for pixels in [0, 1].
+            std: Standard deviation per channel for pixels in [0, 1].
+        """
         self.mean = torch.tensor(mean).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(std).view(1, 3, 1, 1) * 255
 
     def encodes(self, batch):
-        """Normalise the images of a batch; targets and float images pass."""
+        """Normalise the images of a batch; targets and float images pass unchanged.
+
+        Args:
+            batch: A tuple that starts with the images.
+        """
         x, *rest = batch
         if x.dtype == torch.uint8:
             x = x.to(torch.float32, memory_format=torch.channels_last)
@@ -196,7 +243,12 @@ class NormalizeUint8(ItemTransform):
 
 
 def common_side(data: ImageSet, looks: int = 32) -> int | None:
-    """Return the side of the images if they are small squares of one size, judged by some."""
+    """Return the side of the images in pixels if they are small squares of one size, else None.
+
+    Args:
+        data: The images.
+        looks: Number of images that are opened, evenly spread over the set.
+    """
     from PIL import Image
 
     sides = set()
@@ -204,7 +256,7 @@ def common_side(data: ImageSet, looks: int = 32) -> int | None:
         try:
             with Image.open(data.root / data.paths[i]) as image:
                 sides.add(image.size)
-        except Exception:  # unreadable: whoever reads all of it says so
+        except Exception:  # reading the image will raise
             continue
     if len(sides) != 1:
         return None

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,13 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from ltlearn.data.splits import fingerprint
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, spell
+from ltlearn.utils.parallel import count_threads
 from ltlearn.utils.progress import track
 
 __all__ = ["ImageSet", "read_image", "as_rgb", "unreadable_error", "natural_key"]
 
 _log = logging.getLogger("ltlearn")
-# Not what the installed Pillow can read: an image that it cannot is better named than left out.
+# A fixed list, not the formats of the installed Pillow: an image in a format that Pillow lacks is
+# reported instead of ignored.
 EXTENSIONS = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm",
     ".pgm", ".pbm", ".pnm", ".jp2", ".avif",
@@ -27,19 +28,34 @@ EXTENSIONS = {
 
 @dataclass
 class ImageSet:
-    """Labelled images, in memory (`images`) or on disk (`paths`, relative to `root`)."""
+    """Labelled images, in memory (`images`) or on disk (`paths`, relative to `root`).
+
+    Args:
+        targets: Class index per image.
+        images: Decoded images; None if they are on disk.
+        paths: Image paths relative to `root`; None if the images are in memory.
+        root: Folder of the paths.
+        skipped: Full paths of unreadable images that were left out.
+
+    Shape:
+        targets is (N,), int64. images is (N, H, W, 3), uint8.
+    """
 
     targets: np.ndarray
-    images: np.ndarray | None = None  # (N, H, W, 3) uint8
+    images: np.ndarray | None = None
     paths: list[str] | None = None
     root: Path | None = None
-    skipped: list[str] = field(default_factory=list)  # full paths of unreadable ones left out
+    skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, index: np.ndarray) -> "ImageSet":
-        """Return the images at `index`, in that order."""
+        """Return the images at `index`, in that order.
+
+        Args:
+            index: Indices into the images.
+        """
         return ImageSet(
             self.targets[index],
             None if self.images is None else self.images[index],
@@ -49,10 +65,10 @@ class ImageSet:
         )
 
     def fingerprint(self) -> str:
-        """Name the content: pixels in memory, or else relative paths and file sizes.
+        """Return the fingerprint of the pixels in memory, or of relative paths and file sizes.
 
         Raises:
-            UserError: If a file is gone.
+            UserError: If a file is missing.
         """
         if self.images is not None:
             contents = (image.tobytes() for image in self.images)
@@ -69,16 +85,16 @@ class ImageSet:
     def load(
         self, size: int | None, skip_bad: bool = False, description: str = "reading images"
     ) -> "ImageSet":
-        """Read all the images into memory.
+        """Read all images into memory.
 
         Args:
-            size: Side in pixels that each is resized to; None where all have one size already.
+            size: Side in pixels that each image is resized to; None if all have one size already.
             skip_bad: Leave unreadable images out, with a warning, and list them in `skipped`.
-            description: What stands before the progress bar.
+            description: Text before the progress bar.
 
         Raises:
-            UserError: If an image cannot be read (named; with `skip_bad`, if none can), or the
-                sizes differ and `size` is None.
+            UserError: If an image cannot be read (with `skip_bad`, if none can be read), or the
+                sizes differ and `size` is None. The message names the image.
         """
         if self.images is not None:
             return self
@@ -92,17 +108,17 @@ class ImageSet:
             (h, w), (first_h, first_w) = loaded[odd].shape[:2], loaded[0].shape[:2]
             raise UserError(
                 f"{self.root / self.paths[good[odd]]} is {w} x {h} pixels, others are "
-                f"{first_w} x {first_h}; give a size to resize all to."
+                f"{first_w} x {first_h}; give a size that all are resized to."
             )
         kept = self._keep(good)
         kept.images = np.stack(loaded)
         return kept
 
     def without_bad(self) -> "ImageSet":
-        """Leave out, with a warning, the images on disk that cannot be read.
+        """Return the images without those that cannot be read, and log a warning for each.
 
         Raises:
-            UserError: If none can.
+            UserError: If none can be read.
         """
         if self.images is not None:
             return self
@@ -122,16 +138,16 @@ class ImageSet:
             except UserError as e:
                 if not skip_bad:
                     raise
-                # What the message advises has been done.
+                # The second half of the message advises to skip the image, as happens here.
                 _log.warning("left out: %s.", str(e).partition(";")[0])
                 return None
 
-        with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:
-            found = list(track(pool.map(attempt, self.paths), len(self.paths), description))
-        good = np.array([i for i, x in enumerate(found) if x is not None], dtype=np.int64)
+        with ThreadPoolExecutor(count_threads()) as pool:
+            results = list(track(pool.map(attempt, self.paths), len(self.paths), description))
+        good = np.array([i for i, x in enumerate(results) if x is not None], dtype=np.int64)
         if self.paths and not len(good):
             raise UserError(f"no image under {self.root} can be read.")
-        return [x for x in found if x is not None], good
+        return [x for x in results if x is not None], good
 
     def _keep(self, good: np.ndarray) -> "ImageSet":
         kept = self.take(good)
@@ -143,24 +159,21 @@ class ImageSet:
 def read_image(path: Path, size: int | None = None) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB, upright.
 
-    Greyscale, palette and CMYK are converted, transparency is dropped, and of 16 bits a channel the
-    upper 8 are kept.
+    Greyscale, palette and CMYK images are converted. Transparency is dropped. Images with 16 bits
+    per channel keep the upper 8.
 
     Args:
         path: The file.
-        size: Side in pixels to resize to; None keeps the image's own.
+        size: Side in pixels that the image is resized to; None keeps its size.
 
     Raises:
-        UserError: If it is missing, truncated or no image; the message names it.
+        UserError: If the file is missing, truncated or no image. The message names it.
     """
     from PIL import Image, ImageOps
 
     try:
-        is_file = isinstance(path, str | os.PathLike)
-        if is_file and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-            raise OSError("it is no regular file")
         with Image.open(path) as image:
-            # Not a copy each, which costs a sixth of the time.
+            # In place, because a copy takes a sixth of the reading time.
             ImageOps.exif_transpose(image, in_place=True)
             image = as_rgb(image)
             if size is not None and image.size != (size, size):
@@ -176,32 +189,48 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
 
 
 def as_rgb(image):
-    """Convert a Pillow image of any mode to RGB."""
+    """Return a Pillow image of any mode as RGB.
+
+    Args:
+        image: The Pillow image.
+
+    Raises:
+        ValueError: If its pixels are floats, or have more than 16 bits.
+    """
     from PIL import Image
 
     if image.mode[0] == "I":
-        # Pillow's own conversion clips 16 bits at 255, which turns the image white.
+        # Pillow's conversion clips 16-bit pixels at 255, which turns the image white.
         pixels = np.asarray(image)
         if pixels.min() < 0 or pixels.max() > 0xFFFF:
-            raise ValueError("it has more than 16 bits a pixel")
+            raise ValueError("it has more than 16 bits per pixel")
         image = Image.fromarray((pixels >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns about the direct way
+        image = image.convert("RGBA")  # Pillow warns about a direct conversion to RGB
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def unreadable_error(path: Path, reason: str) -> UserError:
-    """Return the error that names unreadable images."""
+    """Return the error for an unreadable image.
+
+    Args:
+        path: The image.
+        reason: Why it cannot be read.
+    """
     return UserError(
         f"cannot read the image {path} ({reason}); repair or remove it, or leave such images "
-        "out with --skip-bad (skip_bad=True)."
+        f"out with {spell('skip_bad', True)}."
     )
 
 
 def natural_key(name: str) -> tuple:
-    """Sort key under which 2_cat.png stands before 10_cat.png."""
-    # Odd parts are the numbers. The name itself decides between 1.png and 01.png.
+    """Return a sort key that puts 2_cat.png before 10_cat.png.
+
+    Args:
+        name: A file name.
+    """
+    # The parts at odd positions are numbers. The name itself decides between 1.png and 01.png.
     parts = re.split(r"(\d+)", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name

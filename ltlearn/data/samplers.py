@@ -1,7 +1,6 @@
-"""Which images an epoch shows: torch samplers, usable in any `DataLoader` as well as in ours.
+"""Samplers: choose the images of an epoch. They work in any torch `DataLoader`.
 
-Each pass is the next epoch, with a draw of its own that (seed, epoch) alone decide; `set_epoch`
-goes to any other.
+Each pass is the next epoch. Seed and epoch alone decide its draw; `set_epoch` moves to any epoch.
 """
 
 import logging
@@ -26,14 +25,21 @@ _log = logging.getLogger("ltlearn")
 
 
 class InstanceSampler(Sampler[int]):
-    """Show every image once an epoch, shuffled: a class appears as often as it has images.
+    """Draw every image once per epoch, shuffled.
 
     Args:
         targets: Class index per image.
-        seed: With the epoch, decides the order; any integer.
+        seed: Decides the order, together with the epoch; any integer.
+
+    Raises:
+        UserError: If `targets` has another shape than (N,), is empty, or has a negative value.
 
     Source:
         Kang et al., ICLR 2020, arXiv:1910.09217, section 4.1 (q = 1).
+
+    Example:
+        >>> sorted(InstanceSampler([0, 0, 1]))
+        [0, 1, 2]
     """
 
     def __init__(self, targets: Sequence[int] | np.ndarray | Tensor, seed: int = 0):
@@ -50,18 +56,19 @@ class InstanceSampler(Sampler[int]):
         self.counts = np.bincount(self.targets)
 
     def set_epoch(self, epoch: int, epochs: int | None = None) -> None:
-        """Say which epoch comes next.
+        """Set the epoch of the next pass.
 
         Args:
-            epoch: From 0 up. With the seed it decides the draw, and nothing else does.
-            epochs: Of how many; only `ProgressiveSampler` asks. None leaves it as it was.
+            epoch: The epoch, from 0 up. Together with the seed it decides the draw.
+            epochs: Number of epochs of the training, which `ProgressiveSampler` needs. None keeps
+                the number that was set before.
         """
         self.epoch = epoch
         if epochs is not None:
             self.epochs = epochs
 
     def class_probabilities(self) -> np.ndarray:
-        """Return the share of each class in the draw of this epoch, (C,); an empty class has 0."""
+        """Return the share of each class in the draw of this epoch, (C,); 0 for an empty class."""
         return self.counts / self.counts.sum()
 
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -69,7 +76,7 @@ class InstanceSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = self._draw(np.random.default_rng([self.seed % 2**63, self.epoch]))
-        # In a plain torch DataLoader nobody calls set_epoch; the next pass must not repeat it.
+        # A plain torch DataLoader does not call set_epoch, and the next pass must draw anew.
         self.epoch += 1
         return iter(order.tolist())
 
@@ -80,34 +87,38 @@ class InstanceSampler(Sampler[int]):
 class _ClassProbabilitySampler(InstanceSampler):
     """Draw classes with replacement, then images of each class.
 
-    All images of a class come once, in random order, before any comes again.
+    All images of a class are drawn once, in random order, before one is drawn again.
     """
 
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
         drawn = rng.choice(len(self.counts), size=len(self), p=self.class_probabilities())
         index = np.empty(len(self), dtype=np.int64)
         for c in np.flatnonzero(np.bincount(drawn, minlength=len(self.counts))):
-            places = np.flatnonzero(drawn == c)
+            positions = np.flatnonzero(drawn == c)
             images = np.flatnonzero(self.targets == c)
-            rounds = -(-len(places) // len(images))
+            rounds = -(-len(positions) // len(images))
             order = np.concatenate([rng.permutation(images) for _ in range(rounds)])
-            index[places] = order[: len(places)]
+            index[positions] = order[: len(positions)]
         return index
 
 
 class ClassBalancedSampler(_ClassProbabilitySampler):
-    """Draw every class that has images equally often; an epoch is as long as the training set.
+    """Draw all classes that have images equally often. An epoch has N draws.
 
     Args:
         targets: Class index per image.
-        seed: With the epoch, decides the draw; any integer.
+        seed: Decides the draw, together with the epoch; any integer.
 
     Source:
         Kang et al., ICLR 2020, arXiv:1910.09217, section 4.1 (q = 0).
+
+    Example:
+        >>> ClassBalancedSampler([0, 0, 0, 1]).class_probabilities()
+        array([0.5, 0.5])
     """
 
     def class_probabilities(self) -> np.ndarray:
-        """Return the share of each class in the draw of this epoch, (C,); an empty class has 0."""
+        """Return the share of each class in the draw of this epoch, (C,); 0 for an empty class."""
         present = (self.counts > 0).astype(float)
         return present / present.sum()
 
@@ -117,46 +128,56 @@ class SquareRootSampler(_ClassProbabilitySampler):
 
     Args:
         targets: Class index per image.
-        seed: With the epoch, decides the draw; any integer.
+        seed: Decides the draw, together with the epoch; any integer.
 
     Source:
         Kang et al., ICLR 2020, arXiv:1910.09217, section 4.1 (q = 1/2).
+
+    Example:
+        >>> SquareRootSampler([0, 0, 0, 0, 1]).class_probabilities().round(2)
+        array([0.67, 0.33])
     """
 
     def class_probabilities(self) -> np.ndarray:
-        """Return the share of each class in the draw of this epoch, (C,); an empty class has 0."""
+        """Return the share of each class in the draw of this epoch, (C,); 0 for an empty class."""
         root = np.sqrt(self.counts)
         return root / root.sum()
 
 
 class ProgressiveSampler(_ClassProbabilitySampler):
-    """Move from instance-balanced in the first epoch towards class-balanced in the last.
+    """Move from instance-balanced draws in the first epoch towards class-balanced ones.
 
-    The class shares of both mix by t / T in epoch t of T. T comes with `set_epoch(t, T)`, which
-    `LTLearner` calls; elsewhere call it before each epoch.
+    Epoch t of T mixes the class shares of both with weights 1 - t / T and t / T. `LTLearner` calls
+    `set_epoch(t, T)`; other training loops must call it before each epoch.
 
     Args:
         targets: Class index per image.
-        seed: With the epoch, decides the draw; any integer.
+        seed: Decides the draw, together with the epoch; any integer.
 
     Source:
         Kang et al., ICLR 2020, arXiv:1910.09217, equation 2.
+
+    Example:
+        >>> sampler = ProgressiveSampler([0, 0, 0, 1])
+        >>> sampler.set_epoch(1, epochs=2)
+        >>> sampler.class_probabilities()
+        array([0.625, 0.375])
     """
 
     _warned = False
 
     def class_probabilities(self) -> np.ndarray:
-        """Return the share of each class in the draw of this epoch, (C,); an empty class has 0."""
+        """Return the share of each class in the draw of this epoch, (C,); 0 for an empty class."""
         if self.epochs is None:
             if self.epoch and not self._warned:
                 self._warned = True
                 _log.warning(
-                    "the progressive sampler was not told how many epochs there are, so it stays "
+                    "the progressive sampler does not know the number of epochs, so it stays "
                     "instance-balanced; call set_epoch(epoch, epochs) before each epoch"
                 )
             t = 0.0
         else:
-            # A pass after the last epoch draws as the end of the training.
+            # A pass after the last epoch draws like the end of the training.
             t = min(self.epoch / max(self.epochs, 1), 1.0)
         present = self.counts > 0
         return (1 - t) * self.counts / self.counts.sum() + t * present / present.sum()
@@ -171,10 +192,19 @@ SAMPLERS = {
 
 
 def make_sampler(sampler: str | Sampler, targets: np.ndarray, seed: int = 0) -> Sampler:
-    """Turn a name of `SAMPLERS` into a sampler over `targets`; a sampler is returned as it is.
+    """Return the sampler with this name over `targets`; a torch sampler is returned unchanged.
+
+    Args:
+        sampler: A name of `SAMPLERS` or a torch sampler.
+        targets: Class index per image.
+        seed: Seed of the sampler.
 
     Raises:
         UserError: If it is neither.
+
+    Example:
+        >>> len(make_sampler("class_balanced", np.array([0, 0, 1])))
+        3
     """
     if isinstance(sampler, Sampler):
         return sampler

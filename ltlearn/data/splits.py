@@ -1,21 +1,20 @@
-"""Which images are in: named long-tailed subsets, the carved validation split, fingerprints."""
+"""Choose images: named long-tailed subsets, the carved validation split, and fingerprints."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import UserError, check_choice, check_number
+from ltlearn.names import SPLITS
 
 __all__ = ["carve_validation", "fingerprint", "select_long_tail"]
-
-SPLITS = ("first_n", "shuffle_seed0")
 
 
 def select_long_tail(
     targets: np.ndarray, class_counts: Sequence[int], split: str = "first_n"
 ) -> np.ndarray:
-    """Choose which images of a balanced set a long-tailed one keeps.
+    """Choose the images of a balanced set that a long-tailed subset keeps.
 
     Args:
         targets: Class index per image, in file order.
@@ -26,7 +25,7 @@ def select_long_tail(
             BagofTricks).
 
     Shape:
-        targets is (N,). The result is (sum of class_counts,), indices into it, class by class.
+        targets is (N,). The result is (sum of class_counts,), indices into targets, class by class.
 
     Raises:
         UserError: If the split is unknown or a class has too few images.
@@ -38,7 +37,7 @@ def select_long_tail(
         index = np.flatnonzero(targets == c)
         if len(index) < n:
             raise UserError(
-                f"class {c} has {len(index)} images, but the long-tailed split wants {n} of them."
+                f"class {c} has {len(index)} images, but the long-tailed split needs {n}."
             )
         if split == "shuffle_seed0":
             rng.shuffle(index)
@@ -49,27 +48,28 @@ def select_long_tail(
 def carve_validation(
     targets: np.ndarray, fraction: float = 0.1, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split training images into training and validation, class by class, emptying no class.
+    """Split training images into training and validation images, class by class.
 
-    A class of n images gives round(n * fraction) of them, at least one and at most n - 1; a class
-    with a single image keeps it for training.
+    A class of n images gives round(n * fraction) images, at least one and at most n - 1. So no
+    class is emptied, and a class with a single image keeps it for training.
 
     Args:
         targets: Class index per image.
         fraction: Share of each class that goes to validation, in (0, 1).
-        seed: Of the choice.
+        seed: Decides the choice.
 
     Shape:
-        targets is (N,). The results are sorted indices into it: training, validation.
+        targets is (N,). The results are sorted indices into targets: training, validation.
 
     Raises:
         UserError: If `fraction` is outside (0, 1), or no class has two images.
+
+    Example:
+        >>> train, valid = carve_validation(np.array([0, 0, 0, 1]), fraction=0.3)
+        >>> len(train), len(valid)
+        (3, 1)
     """
-    if not isinstance(fraction, int | float | np.number) or not 0 < fraction < 1:
-        raise UserError(
-            "the share of images to carve for validation must be between 0 and 1, both excluded; "
-            f"got {fraction!r}."
-        )
+    check_number("fraction", fraction, 0, 1, above=True, below=True)
     rng = np.random.RandomState(seed)
     valid = []
     for c in np.unique(targets):
@@ -86,10 +86,10 @@ def carve_validation(
 
 
 def fingerprint(contents: Iterable[bytes], targets: Sequence[int]) -> str:
-    """Return 12 hexadecimal digits that name a set of labelled images, whatever their order.
+    """Return 12 hexadecimal digits that identify a set of labelled images, in any order.
 
     Args:
-        contents: Per image, its pixels (images in memory) or its relative path and size (on disk).
+        contents: For each image its pixels (in memory) or its relative path and size (on disk).
         targets: Class index per image.
     """
     digests = sorted(

@@ -1,7 +1,7 @@
-"""Augmentation: albumentations for single images, tensor code for a batch of small ones.
+"""Augmentation: albumentations for single images, tensor code for a batch of small images.
 
-The rest of the library knows only `ImageTransform` and `BatchCropFlip`, so another augmentation
-library can take albumentations' place here.
+The rest of the library uses only `ImageTransform` and `BatchCropFlip`, so that another library can
+replace albumentations here.
 """
 
 import os
@@ -11,24 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import check_choice, check_whole
+from ltlearn.names import TRANSFORM_NAMES
 
-__all__ = ["TRANSFORMS", "BatchCropFlip", "ImageTransform", "mix_seed"]
-
-TRANSFORMS = (
-    "crop_flip",
-    "crop",
-    "resized_crop_flip",
-    "resized_crop_flip_jitter",
-    "resized_crop_flip_strong",
-    "none",
-)
+__all__ = ["BatchCropFlip", "ImageTransform", "mix_seed"]
 
 
 def mix_seed(*parts: int) -> int:
     """Mix integers into one 32-bit seed (splitmix64).
 
-    Neighbouring epochs or positions then share nothing.
+    The seeds of neighbouring epochs or positions are then unrelated.
+
+    Args:
+        *parts: The integers, such as seed, epoch and position.
     """
     state = 0
     for part in parts:
@@ -39,48 +34,49 @@ def mix_seed(*parts: int) -> int:
     return state & 0xFFFFFFFF
 
 
-def check_pad(pad: int | None) -> None:
-    """Raise a `UserError` unless `pad` is None or a number of pixels."""
-    if pad is not None and (not isinstance(pad, int) or pad < 0):
-        raise UserError(f"pad must be a whole number of pixels, 0 or more, got {pad!r}.")
-
-
 class ImageTransform:
     """Transform one image with albumentations, repeatably.
 
-    albumentations 2.0.8 keeps a generator of its own that forked workers copy, so that each worker
-    and each epoch would repeat the same draws. Here every call is given its seed, and the result
-    depends on nothing else; its steps draw from one generator, one after the other. Threads may
-    call at once.
+    albumentations 2.0.8 has a generator of its own, which forked workers copy, so that each worker
+    and each epoch would repeat the same draws. Here every call gets a seed, and the result depends
+    on nothing else. The steps of a call draw from one generator in turn. Several threads may call
+    at the same time.
 
     Args:
         name: "crop_flip": pad with black, crop at random, flip (CIFAR). "crop": the same without
-            the flip. "resized_crop_flip": random resized crop and flip; "..._jitter" adds colour
-            jitter (.4, .4, .4, 0), the usual augmentation at 224 pixels; "..._strong" the jitter,
-            grey in one of five, and a blur (sigma .1 to 2) in one of two, as GLMC's code. "none":
-            resize the shorter side by 256 / 224 and crop the centre, as for evaluation.
+            the flip. "resized_crop_flip": random resized crop and flip. "resized_crop_flip_jitter":
+            the same with colour jitter (.4, .4, .4, 0), the usual augmentation at 224 pixels.
+            "resized_crop_flip_strong": also grey for one image in five and a blur (sigma .1 to 2)
+            for one in two, as in GLMC's code. "none": resize the shorter side by 256 / 224 and crop
+            the centre, as for evaluation.
         size: Side of the result in pixels, at least 1.
-        pad: Black border for "crop" and "crop_flip" in pixels; None takes an eighth of `size`.
+        pad: Black border for "crop" and "crop_flip" in pixels, at least 0; None takes an eighth of
+            `size`.
 
     Raises:
-        UserError: If the name is unknown, or `size` or `pad` is no such number.
+        UserError: If the name is unknown, or `size` or `pad` is outside its range.
+
+    Example:
+        >>> transform = ImageTransform("crop_flip", size=32)
+        >>> transform(np.zeros((32, 32, 3), np.uint8), seed=0).shape
+        (32, 32, 3)
     """
 
     def __init__(self, name: str, size: int, pad: int | None = None):
-        check_choice("transform", name, TRANSFORMS)
-        if not isinstance(size, int | np.integer) or size < 1:
-            raise UserError(f"size must be a whole number of pixels, at least 1, got {size!r}.")
-        check_pad(pad)
-        # albumentations asks the network for its newest version when it is imported.
+        check_choice("transform", name, TRANSFORM_NAMES)
+        check_whole("size", size, 1)
+        if pad is not None:
+            check_whole("pad", pad, 0)
+        # Otherwise albumentations looks for a new version on the network at import.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         self.name, self.size = name, size
         self.pad = max(1, size // 8) if pad is None else pad
-        # The steps of a call keep their state in themselves, so that calls at once need a set each;
-        # those are made as they are needed.
+        # The steps hold the state of a call, so calls in parallel need a set of steps each. More
+        # sets are made when they are needed.
         self._idle = [self._make_steps()]
 
     def _make_steps(self) -> tuple:
-        """Make the transform, and the resize that may come before it."""
+        """Return the transform, and the resize that may come before it."""
         import albumentations as A
         import cv2
 
@@ -112,7 +108,7 @@ class ImageTransform:
 
         Args:
             image: The image.
-            seed: Decides the draw; None leaves it to albumentations.
+            seed: Decides the draw; None lets albumentations draw.
         """
         try:
             steps = self._idle.pop()
@@ -125,36 +121,39 @@ class ImageTransform:
 
     def _apply(self, compose, resize, image: np.ndarray, seed: int | None) -> np.ndarray:
         if self.name in ("crop", "crop_flip") or (self.name == "none" and self.size < 96):
-            # These presets are for small images of one size: others are brought to it first.
+            # These transforms are for small images of one size, so others are resized first.
             if image.shape[:2] != (self.size, self.size):
                 image = resize(image=image)["image"]
             if self.name == "none":
                 return image
         if seed is not None:
-            # Not set_random_seed: it seeds each step alike, so the flip would follow from the crop.
+            # set_random_seed would seed each step alike, and the crop would decide the flip.
             compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return compose(image=image)["image"]
 
 
 class BatchCropFlip:
-    """Pad, crop and flip a batch of small images at once; the same distribution as "crop_flip".
+    """Pad, crop and flip a batch of small images at once, distributed as in "crop_flip".
 
     Args:
-        images: All the images.
-        pad: Black border on each side in pixels, 0 or more. The crop is equally likely at each of
-            its (2 * pad + 1) ** 2 places.
-        flip: Whether half of the images are mirrored.
+        images: All images of the set.
+        pad: Black border on each side in pixels, at least 0. Each of the (2 * pad + 1) ** 2
+            positions of the crop is equally likely.
+        flip: Whether each image is mirrored with probability one half.
 
     Shape:
-        images is (N, H, W, 3), uint8. A call gives (B, 3, H, W), uint8, in channels-last memory.
+        images is (N, H, W, 3), uint8. A call returns (B, 3, H, W), uint8, in channels-last memory.
+
+    Raises:
+        UserError: If `pad` is outside its range.
     """
 
     def __init__(self, images: Tensor, pad: int = 4, flip: bool = True):
-        check_pad(pad)
+        check_whole("pad", pad, 0)
         n, self.height, self.width, chans = images.shape
         self.pad, self.flip = pad, flip
         self._rows, self._cols = self.height + 2 * pad, self.width + 2 * pad
-        # Four bytes a pixel, so that a pixel is one gathered integer.
+        # A pixel takes four bytes, so that one integer is gathered per pixel.
         store = torch.zeros(n, self._rows, self._cols, 4, dtype=torch.uint8)
         store[:, pad : pad + self.height, pad : pad + self.width, :chans] = images
         self._pixels = store.view(torch.int32).view(-1)
@@ -165,13 +164,23 @@ class BatchCropFlip:
         return len(self._pixels) // (self._rows * self._cols)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw the top and left of n crops and whether each is mirrored."""
+        """Draw the top and the left of n crops, and whether each is mirrored.
+
+        Args:
+            n: Number of crops.
+            generator: The source of the draws.
+        """
         top, left = torch.randint(2 * self.pad + 1, (2, n), generator=generator)
         mirrored = torch.rand(n, generator=generator) < 0.5
         return top, left, mirrored if self.flip else torch.zeros_like(mirrored)
 
     def __call__(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the images at `index`, augmented with `generator`, as they are without one."""
+        """Return the images at `index`, augmented if a generator is given.
+
+        Args:
+            index: Indices into the images, (B,).
+            generator: The source of the draws; None returns the images unchanged.
+        """
         n = len(index)
         if generator is None:
             top = left = torch.full((n,), self.pad)
@@ -181,6 +190,6 @@ class BatchCropFlip:
         rows = (index * self._rows + top)[:, None] + self._row_index
         cols = torch.where(mirrored[:, None], self.width - 1 - self._col_index, self._col_index)
         cols = cols + left[:, None]
-        places = rows[:, :, None] * self._cols + cols[:, None, :]
-        out = self._pixels[places].view(torch.uint8).view(n, self.height, self.width, 4)
+        positions = rows[:, :, None] * self._cols + cols[:, None, :]
+        out = self._pixels[positions].view(torch.uint8).view(n, self.height, self.width, 4)
         return out[..., :3].permute(0, 3, 1, 2)

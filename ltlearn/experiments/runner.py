@@ -8,7 +8,7 @@ from typing import Any
 
 from fastai.torch_core import set_seed
 
-from ltlearn.data.benchmarks.facts import LISTED
+from ltlearn.data.benchmarks.registry import is_listed, listed_names
 from ltlearn.data.readers.tables import columns_text
 from ltlearn.errors import UserError, check_choice, log_once
 from ltlearn.experiments.build import (
@@ -94,9 +94,9 @@ def run_recipe(
     if tensorboard:
         check_tensorboard()
     recipe = recipe.settled()
-    if follow_links and recipe.data.dataset not in LISTED:
+    if follow_links and not is_listed(recipe.data.dataset):
         raise UserError(
-            f"follow_links (--follow-links) is for {', '.join(LISTED)}, not for "
+            f"follow_links (--follow-links) is for {', '.join(listed_names())}, not for "
             f"{recipe.data.dataset}; leave it out."
         )
     where = pick_device(device)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -508,9 +509,11 @@ def test_a_bad_value_is_said_by_the_flag_that_was_typed(tmp_path, words, said):
 
 def test_a_large_download_is_asked_for_or_confirmed(tmp_path, monkeypatch):
     from ltlearn.data.benchmarks import download
+    from ltlearn.data.benchmarks.registry import BENCHMARKS
 
     fetched = []
-    monkeypatch.setitem(download._FETCH, "places_lt", fetched.append)
+    row = replace(BENCHMARKS["places_lt"], fetch=fetched.append)
+    monkeypatch.setitem(BENCHMARKS, "places_lt", row)
     room = namedtuple("Room", "free")(10**15)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: room)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))

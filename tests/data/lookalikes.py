@@ -1,6 +1,6 @@
 """Look-alikes of the large benchmarks: their layouts and file formats, with tiny images.
 
-Each writer takes the training counts per class and gives back what a reader should find:
+Each writer takes the training counts per class, and returns the images that a reader should find:
 {part: [(path on disk, label), ...]} in the order of the list.
 """
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ltlearn.data.benchmarks.facts import BENCHMARKS, Benchmark, counts_name
+from ltlearn.data.benchmarks.facts import ListedSet, counts_name
+from ltlearn.data.benchmarks.registry import BENCHMARKS
 
 SYNSETS = [f"n{1440764 + 37 * c:08d}" for c in range(40)]
 # Plain names, names with a kind, and one whose kind has an underscore.
@@ -28,8 +29,8 @@ def save_image(path: Path, seed: int) -> None:
     Image.fromarray(pixels).save(path, "JPEG")
 
 
-def facts_of(name: str, counts, valid: int = 2, test: int = 3) -> Benchmark:
-    """Return what would be published of a benchmark, were these its counts."""
+def facts_of(name: str, counts, valid: int = 2, test: int = 3) -> ListedSet:
+    """Return the row of a benchmark with these counts as the published ones."""
     each = {"valid": valid, "test": test}
     each = {part: n for part, n in each.items() if part in BENCHMARKS[name].sizes}
     counts = np.asarray(counts)

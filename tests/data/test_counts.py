@@ -69,28 +69,27 @@ def test_factor_one_keeps_every_class_alike():
     assert long_tail_counts(7, 1, 5) == [7]
 
 
-@pytest.mark.parametrize("factor", [0.99, 0, -3, float("nan"), "100", None])
+@pytest.mark.parametrize("factor", [0.99, -3, float("nan"), float("inf"), "100", None])
 def test_a_factor_below_one_is_refused(factor):
-    with pytest.raises(UserError, match="imbalance_factor must be at least 1, got"):
+    with pytest.raises(UserError, match=rf"imbalance_factor.*1, got {factor!r}"):
         long_tail_counts(100, 10, factor)
 
 
 @pytest.mark.parametrize("profile", ["exponential", "step"])
-@pytest.mark.parametrize("factor", [101, float("inf")])
-def test_a_factor_that_empties_a_class_is_refused(profile, factor):
-    with pytest.raises(UserError, match="leaves the smallest class empty.*at most 100"):
-        long_tail_counts(100, 10, factor, profile)
+def test_a_factor_that_empties_a_class_is_refused(profile):
+    with pytest.raises(UserError, match=r"imbalance_factor 101 .*at most 100"):
+        long_tail_counts(100, 10, 101, profile)
     assert min(long_tail_counts(100, 10, 100, profile)) == 1
 
 
 def test_an_unknown_profile_is_refused():
-    with pytest.raises(UserError, match="profile must be one of exponential, step, got 'pareto'"):
+    with pytest.raises(UserError, match=r"profile.*exponential, step, got 'pareto'"):
         long_tail_counts(100, 10, 10, "pareto")
 
 
 @pytest.mark.parametrize("n_max", [0, -1, 2.5, True])
 def test_n_max_is_a_positive_whole_number(n_max):
-    with pytest.raises(UserError, match="n_max must be a whole number of at least 1"):
+    with pytest.raises(UserError, match=rf"n_max.*at least 1, got {n_max}"):
         long_tail_counts(n_max, 10, 1)
 
 
@@ -103,7 +102,7 @@ def test_counts_come_from_the_targets(kind):
 
 @pytest.mark.parametrize("targets", [[0, 3], [-1, 0]])
 def test_a_target_outside_the_classes_is_refused(targets):
-    with pytest.raises(UserError, match=r"targets must lie in 0 ... 2, as there are 3 classes"):
+    with pytest.raises(UserError, match=r"targets.* 0 \.\.\. 2, .*3 classes"):
         count_classes(targets, 3)
 
 

@@ -1,8 +1,7 @@
 import logging
 import multiprocessing
 import os
-import pickle
-import threading
+from dataclasses import replace
 
 import fastai.callback.progress  # noqa: F401  (gives a Learner no_bar)
 import numpy as np
@@ -17,13 +16,13 @@ from torch import nn
 from torch.utils.data import WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from ltlearn.data.benchmarks.registry import BENCHMARKS
 from ltlearn.data.datasets import ImageFiles, ImagesInMemory
 from ltlearn.data.images import ImageSet, read_image
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.data.readers.folders import list_class_folders
 from ltlearn.data.samplers import SAMPLERS, ClassBalancedSampler
-from ltlearn.data.transforms import TRANSFORMS
 from ltlearn.errors import UserError
 
 COUNTS = {"ant": 20, "bee": 10, "cat": 4}
@@ -60,7 +59,7 @@ def same(one, other) -> bool:
 
 
 def numbered(n: int, side: int = 4) -> ImageSet:
-    """Make images that say which they are: all pixels of image i are i + 1."""
+    """Make images that identify themselves: all pixels of image i are i + 1."""
     images = np.broadcast_to(
         np.arange(1, n + 1, dtype=np.uint8)[:, None, None, None], (n, side, side, 3)
     )
@@ -70,10 +69,6 @@ def numbered(n: int, side: int = 4) -> ImageSet:
 def numbers(dl) -> list[int]:
     """Return which images of `numbered` a pass shows, in order."""
     return [int(i) - 1 for x, _ in dl for i in x.amax((1, 2, 3))]
-
-
-def reading_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("ltlearn-read")]
 
 
 # ---------------------------------------------------------------- from_folder
@@ -188,18 +183,16 @@ def test_a_class_without_images_is_kept_and_harms_nothing(tmp_path, write_classe
 
 
 def test_folders_that_cannot_be_used(tmp_path, write_classes, folder):
-    for path, sentence in {
-        tmp_path / "gone": r"there is no folder .*gone; give the folder that holds a folder of",
-        folder / "ant": r"ant has no class folders: put the images of each class",
-        write_classes(tmp_path / "empty", {"a": 0, "b": 0}): r"empty hold no images \(",
-        write_classes(
-            tmp_path / "one", {"a": 3}
-        ): r"one has only the class 'a'; a classifier needs .*: add images of another\.$",
-        write_classes(tmp_path / "singles", {"a": 1, "b": 1}): r"no class has two training images",
-        write_classes(tmp_path / "parts" / "test", COUNTS).parent: r"parts has test/ but no train/",
-        write_classes(tmp_path / "bare", {"train": 3}): r"train has no class folders: put the",
+    for path, words in {
+        tmp_path / "gone": r"no folder .*gone",
+        folder / "ant": r"ant has no class folders",
+        write_classes(tmp_path / "empty", {"a": 0, "b": 0}): r"empty .*no images",
+        write_classes(tmp_path / "one", {"a": 3}): r"one has only the class 'a'",
+        write_classes(tmp_path / "singles", {"a": 1, "b": 1}): r"no class has two",
+        write_classes(tmp_path / "parts" / "test", COUNTS).parent: r"parts has test/.*no train/",
+        write_classes(tmp_path / "bare", {"train": 3}): r"train has no class folders",
     }.items():
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=words):
             from_folder(path)
 
 
@@ -207,66 +200,63 @@ def test_folders_that_cannot_be_used(tmp_path, write_classes, folder):
 def test_a_class_that_training_lacks_is_refused(tmp_path, write_classes, part):
     write_classes(tmp_path / "train", COUNTS)
     write_classes(tmp_path / part, {"ant": 1, "emu": 1})
-    with pytest.raises(
-        UserError, match=rf"{part} has a class 'emu' that is not among the training"
-    ):
+    with pytest.raises(UserError, match=rf"{part} .*'emu'.*training"):
         from_folder(tmp_path)
 
 
 def test_the_paper_protocol_needs_a_test_set(folder, arrays):
-    with pytest.raises(
-        UserError, match="paper protocol chooses epochs on the test set, but there is"
-    ):
+    with pytest.raises(UserError, match=r"paper protocol.*test set"):
         from_folder(folder, protocol="paper")
-    with pytest.raises(
-        UserError, match="paper protocol chooses epochs on the test set, but there is"
-    ):
+    with pytest.raises(UserError, match=r"paper protocol.*test set"):
         from_arrays(*arrays([4, 4]), protocol="paper")
 
 
 COMMON = [
-    ({"bs": 0}, r"bs must be a whole number of at least 1, got 0"),
-    ({"bs": -4}, r"bs must be a whole number of at least 1, got -4"),
-    ({"bs": 2.0}, r"bs must be a whole number of at least 1, got 2\.0"),
-    ({"bs": True}, r"bs must be a whole number of at least 1, got True"),
-    ({"bs": None}, r"bs must be a whole number of at least 1, got None"),
-    ({"valid_pct": 0}, r"valid_pct must be between 0 and 1, both excluded, got 0"),
-    ({"valid_pct": 1.0}, r"valid_pct must be between 0 and 1, both excluded, got 1\.0"),
-    ({"valid_pct": 20}, r"valid_pct must be between 0 and 1, both excluded, got 20"),
-    ({"valid_pct": "0.2"}, r"valid_pct must be between 0 and 1, both excluded, got '0\.2'"),
-    ({"protocol": "dirty"}, r"protocol must be one of clean, paper, got 'dirty'"),
-    ({"seed": -1}, r"seed must be a whole number of at least 0, got -1"),
-    ({"seed": 2**32}, r"seed must be below 2\*\*32"),
+    ({"bs": -4}, r"bs.*at least 1, got -4"),
+    ({"bs": 2.0}, r"bs.*at least 1, got 2\.0"),
+    ({"bs": True}, r"bs.*at least 1, got True"),
+    ({"bs": None}, r"bs.*at least 1, got None"),
+    ({"valid_pct": 0}, r"valid_pct.*above 0 and below 1, got 0"),
+    ({"valid_pct": 1.0}, r"valid_pct.*above 0 and below 1, got 1\.0"),
+    ({"valid_pct": "0.2"}, r"valid_pct.*above 0 and below 1, got '0\.2'"),
+    ({"protocol": "dirty"}, r"protocol.*clean, paper, got 'dirty'"),
+    ({"seed": -1}, r"seed.*at least 0, got -1"),
+    ({"seed": 2**32}, r"seed.*below 2\*\*32, got 4294967296"),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "sentence"), COMMON)
-def test_values_out_of_range(folder, arrays, wrong, sentence):
+@pytest.mark.parametrize(("wrong", "words"), COMMON)
+def test_values_out_of_range(folder, arrays, wrong, words):
     for make in (
         lambda: from_folder(folder, **wrong),
         lambda: from_arrays(*arrays([4, 4]), **wrong),
         lambda: LTDataLoaders.from_dataset("digits_lt", imbalance_factor=10, **wrong),
     ):
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=words):
             make()
 
 
 @pytest.mark.parametrize(
-    ("wrong", "sentence"),
+    ("wrong", "words"),
     [
-        ({"transform": "cutout"}, r"transform must be one of crop_flip, .*, got 'cutout'"),
-        ({"size": 0}, r"size must be a whole number of at least 1, got 0"),
-        ({"size": "224"}, r"size must be a whole number of at least 1, got '224'"),
-        ({"num_workers": -1}, r"num_workers must be a whole number of at least 0, got -1"),
+        ({"transform": "cutout"}, r"transform.*crop_flip, .*, got 'cutout'"),
+        ({"size": 0}, r"size.*at least 1, got 0"),
+        ({"size": "224"}, r"size.*at least 1, got '224'"),
+        ({"num_workers": -1}, r"num_workers.*at least 0, got -1"),
         (
             {"in_memory": True, "transform": "resized_crop_flip"},
-            r"held in memory can be augmented with crop_flip, crop or none, got 'resized_crop",
+            r"transform.*crop_flip, crop, none.*got 'resized_crop_flip'.*in_memory=False",
         ),
     ],
 )
-def test_values_of_folders_out_of_range(folder, wrong, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_values_of_folders_out_of_range(folder, wrong, words):
+    with pytest.raises(UserError, match=words):
         from_folder(folder, **wrong)
+
+
+def test_options_of_a_wrong_name_are_refused(folder):
+    with pytest.raises(TypeError, match="batch"):
+        LTDataLoaders.from_path(folder, batch=4)
 
 
 # ---------------------------------------------------------------- unreadable images
@@ -284,10 +274,9 @@ def test_an_unreadable_image_is_named_at_once_in_memory(spoilt):
         from_folder(spoilt, size=8)
 
 
-@pytest.mark.parametrize(("num_workers", "threads"), [(0, 0), (0, 3), (2, None)])
-def test_an_unreadable_image_on_disk_ends_in_one_sentence(spoilt, num_workers, threads):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_unreadable_image_on_disk_ends_in_one_sentence(spoilt, num_workers):
     dls = from_folder(spoilt, size=8, in_memory=False, num_workers=num_workers, bs=4)
-    dls.train.threads = threads
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     learn = Learner(dls, model, loss_func=nn.CrossEntropyLoss())
     for use in (lambda: batches(dls.train), lambda: learn.fit(1)):
@@ -295,11 +284,10 @@ def test_an_unreadable_image_on_disk_ends_in_one_sentence(spoilt, num_workers, t
             use()
         for text in (str(e.value), e.value.message):
             assert text.startswith(f"cannot read the image {spoilt / 'bee'}{os.sep}")
-            assert text.endswith("(skip_bad=True).") and "\n" not in text
+            assert text.endswith("skip_bad=True.") and "\n" not in text
             assert "Traceback" not in text and "worker" not in text
-        # Workers left to the garbage collector take five seconds each to end.
+        # A worker that the garbage collector ends takes five seconds.
         assert e.value.__context__ is None and not multiprocessing.active_children()
-        assert not reading_threads()
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -349,56 +337,32 @@ def test_a_validation_label_that_training_lacks_counts_none(arrays, caplog):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "words"),
     [
-        (lambda x, y: {"images": x / 255}, r"training images must be uint8 .* got float64"),
-        (
-            lambda x, y: {"images": x.transpose(0, 3, 1, 2)},
-            r"training images must be uint8 of shape",
-        ),
-        (
-            lambda x, y: {"images": x[..., :2]},
-            r"training images must be uint8 of shape \(N, H, W, 3",
-        ),
-        (lambda x, y: {"images": x[0, 0]}, r"training images must be uint8 of shape"),
-        (
-            lambda x, y: {"images": x[:0], "targets": y[:0]},
-            r"training images must be uint8 of shape",
-        ),
-        (lambda x, y: {"images": [x[0], x[1, :2]]}, r"training images and targets must be arrays"),
-        (
-            lambda x, y: {"targets": y[:-1]},
-            r"training targets must be 8 integers, got int64 \(7,\)",
-        ),
-        (lambda x, y: {"targets": y[:, None]}, r"training targets must be 8 integers"),
-        (lambda x, y: {"targets": y + 0.5}, r"training targets must be 8 integers, got float64"),
-        (lambda x, y: {"targets": y == 1}, r"training targets must be 8 integers, got bool"),
-        (
-            lambda x, y: {"targets": y - 1},
-            r"training targets must be class indices from 0 up, got -1",
-        ),
-        (lambda x, y: {"targets": y * 0}, r"training set has only the class '0'; a classifier"),
-        (lambda x, y: {"classes": ["a"]}, r"train targets go up to 1, but there are 1 classes"),
-        (
-            lambda x, y: {"valid": (x, y + 9), "classes": ["a", "b"]},
-            r"valid targets go up to 10, but",
-        ),
-        (
-            lambda x, y: {"valid": (x[:, :4], y)},
-            r"valid images are 4 x 8 pixels, training images 8 x 8",
-        ),
-        (lambda x, y: {"test": (x, y - 1)}, r"test targets must be class indices from 0 up"),
-        (lambda x, y: {"test": x}, r"test must be a pair \(images, targets\), got ndarray"),
-        (
-            lambda x, y: {"transform": "resized_crop_flip"},
-            r"transform must be one of crop_flip, crop",
-        ),
-        (lambda x, y: {"pad": -1}, r"pad must be a whole number of pixels, 0 or more, got -1"),
+        (lambda x, y: {"images": x / 255}, r"training images.*uint8.*got float64"),
+        (lambda x, y: {"images": x.transpose(0, 3, 1, 2)}, r"training images.*\(8, 3, 8, 8\)"),
+        (lambda x, y: {"images": x[..., :2]}, r"training images.*\(8, 8, 8, 2\)"),
+        (lambda x, y: {"images": x[0, 0]}, r"training images.*\(8, 3\)"),
+        (lambda x, y: {"images": x[:0], "targets": y[:0]}, r"training images.*\(0, 8, 8, 3\)"),
+        (lambda x, y: {"images": [x[0], x[1, :2]]}, r"training images and targets.*arrays"),
+        (lambda x, y: {"targets": y[:-1]}, r"training targets.* 8 integers, got int64 \(7,\)"),
+        (lambda x, y: {"targets": y[:, None]}, r"training targets.* 8 integers.*\(8, 1\)"),
+        (lambda x, y: {"targets": y + 0.5}, r"training targets.* 8 integers, got float64"),
+        (lambda x, y: {"targets": y == 1}, r"training targets.* 8 integers, got bool"),
+        (lambda x, y: {"targets": y - 1}, r"training targets.*from 0.*got -1"),
+        (lambda x, y: {"targets": y * 0}, r"training set has only the class '0'"),
+        (lambda x, y: {"classes": ["a"]}, r"train targets.* 1, .* 1 classes"),
+        (lambda x, y: {"valid": (x, y + 9), "classes": ["a", "b"]}, r"valid targets.* 10, "),
+        (lambda x, y: {"valid": (x[:, :4], y)}, r"valid images.* 4 x 8 .*8 x 8"),
+        (lambda x, y: {"test": (x, y - 1)}, r"test targets.*from 0.*got -1"),
+        (lambda x, y: {"test": x}, r"test .*\(images, targets\), got ndarray"),
+        (lambda x, y: {"transform": "resized_crop_flip"}, r"transform.*crop_flip, crop"),
+        (lambda x, y: {"pad": -1}, r"pad.*at least 0, got -1"),
     ],
 )
-def test_arrays_that_do_not_fit(arrays, change, sentence):
+def test_arrays_that_do_not_fit(arrays, change, words):
     images, targets = arrays([4, 4])
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=words):
         from_arrays(**{"images": images, "targets": targets, **change(images, targets)})
 
 
@@ -430,18 +394,18 @@ def test_digits():
 )
 def test_cifar_has_the_published_counts(monkeypatch, name, factor, total):
     classes = 100 if name == "cifar100_lt" else 10
-    asked = []
+    calls = []
 
-    def load(num_classes, data_path, part):
-        asked.append((num_classes, str(data_path), part))
+    def load(data_path, part):
+        calls.append((str(data_path), part))
         n = (50_000 if part == "train" else 1_000) // classes
         targets = np.random.default_rng(0).permutation(np.repeat(np.arange(classes), n))
         images = np.zeros((len(targets), 1, 1, 3), dtype=np.uint8)
         return ImageSet(targets, images=images), [str(c) for c in range(classes)]
 
-    monkeypatch.setattr("ltlearn.data.loaders.load_cifar", load)
+    monkeypatch.setitem(BENCHMARKS, name, replace(BENCHMARKS[name], load=load))
     dls = LTDataLoaders.from_dataset(name, "/somewhere", factor, protocol="paper", device="cpu")
-    assert asked == [(classes, "/somewhere", "train"), (classes, "/somewhere", "test")]
+    assert calls == [("/somewhere", "train"), ("/somewhere", "test")]
     assert dls.shot_counts.sum() == dls.train.n == total
     assert dls.train.dataset.augment.pad == 4 and dls.train.dataset.transform == "crop_flip"
     clean = LTDataLoaders.from_dataset(name, "/somewhere", factor, device="cpu")
@@ -473,34 +437,27 @@ def test_cifar_is_the_same_from_folders_and_from_pickles(tmp_path, write_cifar_p
 
 
 @pytest.mark.parametrize(
-    ("wrong", "sentence"),
+    ("wrong", "words"),
     [
-        (
-            {"name": "imagenet"},
-            r"dataset must be one of digits_lt, cifar10_lt, .*, inat2018, got 'imagenet'",
-        ),
-        ({"imbalance_factor": 0.5}, r"imbalance_factor must be at least 1, got 0\.5"),
-        ({"imbalance_factor": 500}, r"imbalance_factor 500 leaves the smallest class empty"),
-        ({"split": "random"}, r"split must be one of first_n, shuffle_seed0, got 'random'"),
-        ({"profile": "pareto"}, r"profile must be one of exponential, step, got 'pareto'"),
-        ({"n_max": 0}, r"n_max must be a whole number of at least 1, got 0"),
-        ({"n_max": 1000}, r"class 0 has \d+ images, but the long-tailed split wants 1000"),
-        ({"size": 32}, r"the size of digits_lt must be 8 pixels, got 32"),
-        ({"size": 0}, r"size must be a whole number of at least 1, got 0"),
-        (
-            {"name": "cifar10_lt", "size": 64},
-            r"the size of cifar10_lt must be 32 pixels, got 64",
-        ),
-        (
-            {"name": "tiny_imagenet_lt", "size": 48},
-            r"the size of tiny_imagenet_lt must be 64 or 32 pixels, got 48",
-        ),
-        ({"test_per_class": 0}, r"test_per_class must be a whole number of at least 1, got 0"),
-        ({"test_per_class": 51}, r"class 0 has 50 images, but the long-tailed split wants 51"),
+        ({"name": "imagenet"}, r"dataset.*digits_lt, cifar10_lt, .*, inat2018, got 'imagenet'"),
+        ({"imbalance_factor": 0.5}, r"imbalance_factor.*at least 1, got 0\.5"),
+        ({"imbalance_factor": 500}, r"imbalance_factor 500 "),
+        ({"split": "random"}, r"split.*first_n, shuffle_seed0, got 'random'"),
+        ({"profile": "pareto"}, r"profile.*exponential, step, got 'pareto'"),
+        ({"n_max": 0}, r"n_max.*at least 1, got 0"),
+        ({"n_max": 1000}, r"class 0 has \d+ images.* 1000"),
+        ({"size": 32}, r"size.* 8 for digits_lt, got 32"),
+        ({"size": 0}, r"size.*at least 1, got 0"),
+        ({"name": "cifar10_lt", "size": 64}, r"size.* 32 for cifar10_lt, got 64"),
+        ({"name": "tiny_imagenet_lt", "size": 48}, r"size.*64 or 32.*tiny_imagenet_lt, got 48"),
+        ({"test_per_class": 0}, r"test_per_class.*at least 1, got 0"),
+        ({"test_per_class": 51}, r"class 0 has 50 images.* 51"),
+        ({"max_classes": 3}, r"max_classes.*digits_lt"),
+        ({"num_workers": 0}, r"num_workers.*digits_lt"),
     ],
 )
-def test_datasets_that_cannot_be(wrong, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_datasets_that_cannot_be(wrong, words):
+    with pytest.raises(UserError, match=words):
         LTDataLoaders.from_dataset(**{"name": "digits_lt", "imbalance_factor": 10, **wrong})
 
 
@@ -526,7 +483,8 @@ def test_tiny_imagenet_has_its_counts_and_statistics(monkeypatch):
         images = np.zeros((len(targets), 1, 1, 3), dtype=np.uint8)
         return ImageSet(targets, images=images), [f"n{c:03d}" for c in range(200)]
 
-    monkeypatch.setattr("ltlearn.data.loaders.load_tiny_imagenet", load)
+    row = replace(BENCHMARKS["tiny_imagenet_lt"], load=load)
+    monkeypatch.setitem(BENCHMARKS, "tiny_imagenet_lt", row)
     whole = tiny("/somewhere", 100)
     assert whole.shot_counts.tolist() == [int(500 * 100 ** (-c / 199) + 1e-9) for c in range(200)]
     assert whole.shot_counts.sum() == 21_549 and whole.test.n == 10_000
@@ -537,25 +495,21 @@ def test_tiny_imagenet_has_its_counts_and_statistics(monkeypatch):
     have = tailed
     assert tiny("/somewhere", 100).split == whole.split
     assert tiny("/somewhere", 10, protocol="paper").train.n == 39_072
-    for wrong, sentence in (
+    for wrong, words in (
         (
             {"factor": 5},
-            r"class n\d+ has 164 training images, but exponential imbalance factor 5 wants 230 of "
-            r"them; these images allow an imbalance factor of 10 or more, and the full set has "
-            r"500 of each\.",
+            r"class n\d+ has 164 .*imbalance factor 5 needs 230; .* factor of 10 .* 500 per class",
         ),
         (
             {"factor": 100, "profile": "step"},
-            r"n099 has 159 training images, but step imbalance factor 100 wants 500 of them; no "
-            r"imbalance factor does with 500 images of the largest class \(lower n_max\)",
+            r"n099 has 159 .*step imbalance factor 100 needs 500; .*n_max=500",
         ),
         (
             {"factor": 100, "split": "shuffle_seed0"},
-            r"shuffle_seed0 draws from the balanced set, but here class n000 has 500 training "
-            r"images and n198 has 50; take first_n, or give the full set\.",
+            r"shuffle_seed0.* n000 has 500 .* n198 has 50; .*first_n",
         ),
     ):
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=words):
             tiny("/somewhere", **wrong)
     assert tiny("/somewhere", 1, n_max=50).shot_counts.tolist() == [50] * 200
 
@@ -677,109 +631,6 @@ def test_evaluation_is_in_order_and_not_augmented(folder):
     assert (x.permute(1, 2, 0).numpy() == data.images[3]).all() and y == data.targets[3]
 
 
-# ---------------------------------------------------------------- threads
-
-
-def photographs(folder, n: int = 30) -> ImageSet:
-    """Write JPEG files of many sizes, large enough for threads to be at work at once."""
-    rng = np.random.default_rng(0)
-    for i in range(n):
-        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 256, (60 + 7 * i, 300 - 5 * i, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "ab"[i % 2] / f"{i}.jpg")
-    return list_class_folders(folder)[0]
-
-
-@pytest.mark.parametrize("transform", TRANSFORMS)
-def test_threads_change_nothing(tmp_path, transform):
-    data = ImageFiles(photographs(tmp_path), transform, 48)
-
-    def passes(training=True, **how):
-        dl = LTDataLoader(data, 4, training, seed=3, **how)
-        return batches(dl) + batches(dl)
-
-    here = passes(threads=0)
-    assert all(same(passes(threads=n), here) for n in (1, 2, 7))
-    assert same(passes(num_workers=2), here)
-    assert same(passes(training=False, threads=5), passes(training=False, threads=0))
-    assert not reading_threads()
-
-
-def test_threads_take_part_where_they_can(folder, monkeypatch):
-    data = list_class_folders(folder)[0]
-    dl = LTDataLoader(ImageFiles(data, size=8), 4, threads=None)
-    for cores, threads in {1: 0, 2: 2, 64: 8}.items():
-        monkeypatch.setattr("ltlearn.data.loader.count_cores", lambda n=cores: n)
-        assert dl._threads_now() == threads
-    batch = iter(dl)
-    next(batch)
-    assert len(reading_threads()) > 0
-    batch.close()
-    for other in (ImageFiles(data.load(8), size=8), ImagesInMemory(data.load(8))):
-        assert LTDataLoader(other, 4, threads=3)._threads_now() == 0
-        assert len(batches(LTDataLoader(other, 4, threads=3))) == 9
-    assert LTDataLoader(ImageFiles(data, size=8), 4)._threads_now() == 0
-    assert LTDataLoader(ImageFiles(data, size=8), 4, threads=3).new()._threads_now() == 3
-    # A user's own function may not stand threads.
-    own = ImageFiles(data, size=8)
-    own = LTDataLoader(own, 4, threads=3, create_item=lambda s: data.targets[s])
-    assert own._threads_now() == 0 and batches_of_numbers(own) == data.targets.tolist()
-    with pytest.raises(UserError, match="threads must be a whole number of at least 0, got -1"):
-        LTDataLoader(ImageFiles(data, size=8), 4, threads=-1)
-
-
-def batches_of_numbers(dl) -> list[int]:
-    return [int(y) for b in dl for y in b]
-
-
-def test_threads_read_no_more_than_a_batch_ahead(folder, monkeypatch):
-    read = []
-    monkeypatch.setattr(
-        "ltlearn.data.datasets.read_image", lambda *a: read.append(a) or read_image(*a)
-    )
-    dl = files(folder, threads=2)
-    for i, _ in enumerate(dl, 1):
-        assert min(5 * i, dl.n) <= len(read) <= min(5 * i + dl.bs, dl.n)
-    assert len(read) == dl.n == 34
-
-
-def test_a_loop_that_is_left_leaves_no_thread(folder):
-    dl = files(folder, threads=3)
-    for _ in dl:
-        break
-    assert not reading_threads()
-    dl.one_batch()
-    assert not reading_threads()
-    with pytest.raises(KeyError):
-        for _ in dl:
-            assert reading_threads()
-            raise KeyError
-    assert len(batches(dl)) == 7
-    dl.after_item = lambda b: 1 / 0
-    with pytest.raises(ZeroDivisionError) as e:
-        batches(dl)
-    assert not reading_threads() and e.value is not None
-
-
-def test_processes_may_begin_while_threads_read(folder):
-    want = batches(files(folder, threads=0))
-    outer = iter(files(folder, threads=3))
-    first = next(outer)
-    assert reading_threads()
-    assert same(batches(files(folder, num_workers=2)), want)
-    assert same([first, *outer], want)
-
-
-def test_a_loader_that_reads_in_threads_is_pickled(folder):
-    dl = files(folder, threads=3)
-    want = batches(dl)
-    again = pickle.loads(pickle.dumps(dl))
-    again.set_epoch(0)
-    assert again.threads == 3 and same(batches(again), want)
-    empty = pickle.loads(pickle.dumps(from_folder(folder, in_memory=False, size=8).new_empty()))
-    assert len(empty.train.dataset) == 0
-
-
 # ---------------------------------------------------------------- samplers in the loader
 
 
@@ -822,17 +673,17 @@ def test_torch_samplers_of_another_length():
 
 def test_wrong_samplers_are_refused():
     data = ImagesInMemory(numbered(20))
-    with pytest.raises(UserError, match="sampler must be one of instance, .*, got 'balanced'"):
+    with pytest.raises(UserError, match=r"sampler.*instance, .*got 'balanced'"):
         LTDataLoader(data, 4, True, "balanced")
-    with pytest.raises(UserError, match="made for 3 images, but there are 20"):
+    with pytest.raises(UserError, match=r"sampler.* 3 images.* 20"):
         LTDataLoader(data, 4, True, ClassBalancedSampler([0, 1, 2]))
 
 
-@pytest.mark.parametrize("bs", [0, -1, 1.5, True, "8"])
+@pytest.mark.parametrize("bs", [-1, 1.5, True, "8"])
 def test_a_wrong_batch_size_is_refused(bs):
-    with pytest.raises(UserError, match="bs must be a whole number of at least 1, got"):
+    with pytest.raises(UserError, match=r"bs.*at least 1, got"):
         LTDataLoader(ImagesInMemory(numbered(4)), bs)
-    with pytest.raises(UserError, match="num_workers must be a whole number of at least 0, got"):
+    with pytest.raises(UserError, match=r"num_workers.*at least 0, got"):
         LTDataLoader(ImagesInMemory(numbered(4)), 2, num_workers=bs or -1)
 
 
@@ -1029,7 +880,7 @@ def test_a_folder_above_the_data_is_pointed_out(tmp_path):
         (tmp_path / "set" / "train" / c).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "set" / "train" / c / "1.png")
     (tmp_path / "set" / "val" / "a").mkdir(parents=True)
-    with pytest.raises(UserError, match="did you mean .*set\\?"):
+    with pytest.raises(UserError, match=r"mean .*set\?"):
         LTDataLoaders.from_folder(tmp_path)
 
 

@@ -13,6 +13,7 @@ from ltlearn.data.samplers import (
     make_sampler,
 )
 from ltlearn.errors import UserError
+from ltlearn.names import SAMPLER_NAMES
 
 # Class 2 has no image, class 4 a single one.
 COUNTS = np.array([400, 90, 0, 10, 1])
@@ -72,11 +73,11 @@ def test_instance_shows_each_image_once():
 )
 def test_classes_are_drawn_as_often_as_their_law_says(sampler, share, total):
     seen = drawn_counts(sampler, 1 if total else 40, total)
-    there = share > 0
-    assert (seen[~there] == 0).all()
-    assert chisquare(seen[there], share[there] * seen.sum()).pvalue > 1e-3
+    present = share > 0
+    assert (seen[~present] == 0).all()
+    assert chisquare(seen[present], share[present] * seen.sum()).pvalue > 1e-3
     wrong = COUNTS / COUNTS.sum()
-    assert chisquare(seen[there], wrong[there] * seen.sum()).pvalue < 1e-6
+    assert chisquare(seen[present], wrong[present] * seen.sum()).pvalue < 1e-6
 
 
 def test_progressive_moves_from_instance_to_class_balanced():
@@ -89,7 +90,7 @@ def test_progressive_moves_from_instance_to_class_balanced():
 
 
 def test_progressive_past_its_last_epoch_stays_class_balanced():
-    # Whoever read the loader once more after the training got negative probabilities.
+    # A pass after the training once got negative probabilities.
     sampler = ProgressiveSampler(TARGETS)
     sampler.set_epoch(7, 3)
     np.testing.assert_allclose(sampler.class_probabilities(), (COUNTS > 0) / 4)
@@ -129,6 +130,10 @@ def test_in_a_plain_torch_loader_each_epoch_has_a_draw_of_its_own(name):
     assert epochs() == [first, second]
 
 
+def test_the_samplers_have_the_names_of_the_options():
+    assert tuple(SAMPLERS) == SAMPLER_NAMES
+
+
 def test_torch_targets_and_lists_are_taken():
     orders = [
         list(ClassBalancedSampler(t)) for t in (TARGETS, TARGETS.tolist(), torch.tensor(TARGETS))
@@ -138,10 +143,7 @@ def test_torch_targets_and_lists_are_taken():
 
 @pytest.mark.parametrize("sampler", ["balanced", ["instance"], None, 3, InstanceSampler])
 def test_an_unknown_sampler_is_refused(sampler):
-    with pytest.raises(
-        UserError,
-        match="sampler must be one of instance, class_balanced, square_root, progressive or a",
-    ):
+    with pytest.raises(UserError, match=r"sampler.*instance, .*progressive.*got"):
         make_sampler(sampler, TARGETS)
 
 
@@ -152,10 +154,10 @@ def test_a_torch_sampler_goes_through():
 
 @pytest.mark.parametrize("targets", [[], [[0, 1]], 3])
 def test_a_sampler_needs_a_target_per_image(targets):
-    with pytest.raises(UserError, match="ClassBalancedSampler needs a target per image, got shape"):
+    with pytest.raises(UserError, match=r"ClassBalancedSampler.*target.*got shape"):
         ClassBalancedSampler(targets)
 
 
 def test_negative_targets_are_refused():
-    with pytest.raises(UserError, match="needs class indices from 0 up, got -1"):
+    with pytest.raises(UserError, match=r"class indices.*got -1"):
         InstanceSampler([0, -1])

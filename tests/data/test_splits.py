@@ -44,11 +44,9 @@ def test_the_global_generator_changes_nothing(targets):
 
 
 def test_an_unknown_split_and_a_short_class_are_refused(targets):
-    with pytest.raises(
-        UserError, match="split must be one of first_n, shuffle_seed0, got 'random'"
-    ):
+    with pytest.raises(UserError, match=r"split.*first_n, shuffle_seed0, got 'random'"):
         select_long_tail(targets, COUNTS, "random")
-    with pytest.raises(UserError, match="class 1 has 50 images, but .* wants 51"):
+    with pytest.raises(UserError, match=r"class 1 has 50 images.*51"):
         select_long_tail(targets, [50, 51, 1])
 
 
@@ -80,12 +78,12 @@ def test_carving_follows_the_seed(targets):
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan"), "0.2"])
 def test_a_fraction_outside_zero_to_one_is_refused(targets, fraction):
-    with pytest.raises(UserError, match="between 0 and 1, both excluded; got"):
+    with pytest.raises(UserError, match=rf"fraction.*above 0 and below 1, got {fraction!r}"):
         carve_validation(targets, fraction)
 
 
 def test_nothing_to_carve_from_is_refused():
-    with pytest.raises(UserError, match="no class has two training images"):
+    with pytest.raises(UserError, match=r"no class has two"):
         carve_validation(np.array([0, 1, 2]))
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ltlearn.cli.app import app
 from ltlearn.data import LTDataLoaders
-from ltlearn.data.benchmarks import facts as benchmarks
+from ltlearn.data.benchmarks import registry as benchmarks
 from ltlearn.errors import UserError
 from ltlearn.experiments.compare_run import compare_run
 from ltlearn.experiments.read_recipe import load_recipe, recipe_names

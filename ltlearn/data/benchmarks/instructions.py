@@ -2,29 +2,26 @@
 
 from pathlib import Path
 
-from ltlearn.data.benchmarks.facts import BENCHMARKS, check_benchmark_name
+from ltlearn.data.benchmarks.registry import get_benchmark
 
 __all__ = ["how_to_get"]
 
 
 def how_to_get(name: str, root: str | Path) -> str:
-    """Say what to fetch for a benchmark, line by line.
+    """Return a text that lists the files to fetch for a benchmark, one per line.
 
     Args:
-        name: A name of `BENCHMARKS`.
-        root: Where it is to lie.
+        name: One of `benchmark_names()`.
+        root: The folder that the files go to.
 
     Raises:
-        UserError: If the name is unknown, or of a set that needs no files.
+        UserError: If the name is unknown, or the set needs no files.
+
+    Example:
+        >>> print(how_to_get("tiny_imagenet_lt", "/data").splitlines()[0])
+        How to get Tiny-ImageNet into /data:
     """
-    check_benchmark_name(name)
-    facts = BENCHMARKS[name]
+    facts = get_benchmark(name)
     lines = [f"How to get {facts.title} into {root}:"]
     lines += [f"  {source}".replace("{root}", str(root)) for source in facts.sources]
     return "\n".join(lines)
-
-
-BY_HAND = {
-    "imagenet_lt": "its images are for those who are registered at image-net.org",
-    "tiny_imagenet_lt": "neither torchvision nor fastai has it",
-}

@@ -214,13 +214,11 @@ def listed(root) -> ImageSet:
     return list_class_folders(root)[0]
 
 
-def test_loading_resizes_only_when_told(tmp_path, write_classes):
+def test_loading_resizes_only_if_a_size_is_given(tmp_path, write_classes):
     root = write_classes(tmp_path, {"a": 2, "b": 1})
     assert listed(root).load(5).images.shape == (3, 5, 5, 3)
     save(root / "b" / "9.png", RGB)
-    with pytest.raises(
-        UserError, match=r"b/9\.png is 5 x 6 pixels, others are 8 x 8; give a size to resize all to"
-    ):
+    with pytest.raises(UserError, match=r"b/9\.png is 5 x 6 pixels, others are 8 x 8"):
         listed(root).load(None)
     assert listed(root).load(8).images.shape == (4, 8, 8, 3)
 

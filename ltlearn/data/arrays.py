@@ -1,0 +1,79 @@
+"""Check images that are in memory already."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ltlearn.data.build import ImageParts
+from ltlearn.data.images import ImageSet
+from ltlearn.errors import UserError
+
+__all__ = ["list_arrays"]
+
+
+def list_arrays(
+    images, targets, valid: tuple | None, test: tuple | None, classes: Sequence[str] | None
+) -> ImageParts:
+    """Return arrays as images by part.
+
+    Args:
+        images: The training images.
+        targets: Their class indices.
+        valid: Validation (images, targets); None without a validation set.
+        test: Test (images, targets); None without a test set.
+        classes: Class names; None numbers the classes.
+
+    Shape:
+        images is (N, H, W, 3) or (N, H, W), uint8. targets is (N,), integers from 0 up.
+
+    Raises:
+        UserError: If shapes, types or labels do not fit.
+    """
+    parts = {"train": _array_set("training", images, targets)}
+    for part, given in (("valid", valid), ("test", test)):
+        if given is not None:
+            parts[part] = _later_set(part, given, parts["train"])
+    highest = {part: int(data.targets.max()) for part, data in parts.items()}
+    if classes is None:
+        classes = [str(c) for c in range(max(highest.values()) + 1)]
+    for part, target in highest.items():
+        if target >= len(classes):
+            raise UserError(
+                f"{part} targets go up to {target}, but there are {len(classes)} classes."
+            )
+    return ImageParts(parts, list(classes), split_name="arrays", dataset="arrays")
+
+
+def _later_set(part: str, given: object, train: ImageSet) -> ImageSet:
+    """Return validation or test images, which must have the size of the training images."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise UserError(f"{part} must be a pair (images, targets), got {type(given).__name__}.")
+    data = _array_set(part, *given)
+    (h, w), (train_h, train_w) = data.images.shape[1:3], train.images.shape[1:3]
+    if (h, w) != (train_h, train_w):
+        raise UserError(
+            f"{part} images are {h} x {w} pixels, training images {train_h} x {train_w}; resize "
+            "them to one size."
+        )
+    return data
+
+
+def _array_set(part: str, images, targets) -> ImageSet:
+    try:
+        images, targets = np.asarray(images), np.asarray(targets)
+    except (ValueError, TypeError, RuntimeError) as e:  # ragged lists, tensors on another device
+        raise UserError(f"{part} images and targets must be arrays or CPU tensors ({e}).") from None
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, axis=3)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+        raise UserError(
+            f"{part} images must be uint8 of shape (N, H, W, 3) or (N, H, W), got {images.dtype} "
+            f"{images.shape}."
+        )
+    if targets.shape != images.shape[:1] or not np.issubdtype(targets.dtype, np.integer):
+        raise UserError(
+            f"{part} targets must be {len(images)} integers, got {targets.dtype} {targets.shape}."
+        )
+    if targets.min() < 0:
+        raise UserError(f"{part} targets must be class indices from 0 up, got {targets.min()}.")
+    return ImageSet(targets.astype(np.int64), images=np.ascontiguousarray(images))

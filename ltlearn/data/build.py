@@ -1,0 +1,222 @@
+"""From images by part to loaders: carve validation images, take fingerprints, build."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from fastai.data.core import DataLoaders
+from fastai.torch_core import default_device
+from torch import Tensor
+
+from ltlearn.data.benchmarks.facts import IMAGENET_STATS
+from ltlearn.data.counts import count_classes, imbalance_factor_of
+from ltlearn.data.datasets import (
+    BATCH_TRANSFORMS,
+    IN_MEMORY_BYTES,
+    IN_MEMORY_SIDE,
+    ImageFiles,
+    ImagesInMemory,
+    NormalizeUint8,
+    SplitInfo,
+    common_side,
+)
+from ltlearn.data.images import ImageSet
+from ltlearn.data.loader import LTDataLoader
+from ltlearn.data.options import LoadOptions
+from ltlearn.data.readers.folders import find_class_folders
+from ltlearn.data.readers.parts import ListedImages
+from ltlearn.data.splits import carve_validation
+from ltlearn.errors import UserError
+from ltlearn.names import PARTS
+
+__all__ = ["DEFAULT_SIZE", "ImageParts", "build_loaders", "check_parts", "load_listed"]
+
+_log = logging.getLogger("ltlearn")
+_Loaders = TypeVar("_Loaders", bound=DataLoaders)
+DEFAULT_SIZE = 224  # side in pixels of images that are not small
+_EVALUATION_BS = 256  # smallest evaluation batch of images in memory
+_MAX_NAMED_CLASSES = 5  # classes that a message names
+
+
+@dataclass
+class ImageParts:
+    """Images by part, and the facts that identify them.
+
+    Args:
+        parts: Images of "train" and any of "valid" and "test".
+        classes: Class names.
+        split_name: How the images were chosen, for `SplitInfo`.
+        dataset: Name of the data set.
+        profile: Profile of a cut set.
+        imbalance_factor: Imbalance factor of a cut set; None measures it.
+        columns: For a table, the column that each kind of value was read from.
+    """
+
+    parts: dict[str, ImageSet]
+    classes: list[str]
+    split_name: str
+    dataset: str
+    profile: str | None = None
+    imbalance_factor: float | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+def check_parts(
+    parts: dict[str, ImageSet], classes: list[str], protocol: str, where: Path | str
+) -> None:
+    """Raise a `UserError` if there is a single class, or no test set for the paper protocol.
+
+    Args:
+        parts: Images by part.
+        classes: Class names.
+        protocol: "clean" or "paper".
+        where: Where the images come from, for the message.
+    """
+    if len(classes) < 2:
+        hint = "a classifier needs two or more: add images of another"
+        inside = where / classes[0] if isinstance(where, Path) else None
+        if inside is not None and inside.is_dir() and len(find_class_folders(inside)) > 1:
+            hint += f", or did you mean {inside}?"
+        end = "" if hint.endswith("?") else "."
+        raise UserError(f"{where} has only the class {classes[0]!r}; {hint}{end}")
+    if protocol == "paper" and "test" not in parts:
+        raise UserError(
+            "the paper protocol chooses epochs on the test set, but there is no test folder or set."
+        )
+
+
+def load_listed(
+    listed: ListedImages, options: LoadOptions, skip_bad: bool
+) -> tuple[ImageParts, LoadOptions]:
+    """Decide where listed images are held, and read them if that is in memory.
+
+    Args:
+        listed: The images.
+        options: How to load them.
+        skip_bad: Leave out unreadable images instead of raising.
+
+    Returns:
+        The images, and the options with `size`, `in_memory` and `transform` decided.
+
+    Raises:
+        UserError: If there is a single class, no test set for the paper protocol, or an image
+            cannot be read.
+    """
+    check_parts(listed.parts, listed.classes, options.protocol, listed.where)
+    size = options.size or common_side(listed.parts["train"]) or DEFAULT_SIZE
+    in_memory = options.in_memory
+    if in_memory is None:
+        total = sum(len(data) for data in listed.parts.values())
+        in_memory = size <= IN_MEMORY_SIDE and total * size * size * 4 <= IN_MEMORY_BYTES
+        in_memory &= options.transform in (None, *BATCH_TRANSFORMS)
+    parts = listed.parts
+    if in_memory:
+        parts = {part: data.load(size, skip_bad) for part, data in parts.items()}
+    elif skip_bad:
+        parts = {part: data.without_bad() for part, data in parts.items()}
+    images = ImageParts(
+        parts, listed.classes, listed.split_name, listed.dataset, columns=listed.columns
+    )
+    transform = options.transform or ("crop_flip" if in_memory else "resized_crop_flip")
+    return images, replace(options, size=size, in_memory=in_memory, transform=transform)
+
+
+def build_loaders(cls: type[_Loaders], images: ImageParts, options: LoadOptions) -> _Loaders:
+    """Build the loaders of images by part.
+
+    Args:
+        cls: The class to build, `LTDataLoaders`.
+        images: The images.
+        options: How to load them, with `transform` and `in_memory` decided. `size` and
+            `num_workers` matter for images on disk only.
+    """
+    classes = images.classes
+    shot_counts = count_classes(images.parts["train"].targets, len(classes))
+    parts, split = _choose_validation(images, options, shot_counts)
+    normalize = NormalizeUint8(*(options.stats or IMAGENET_STATS))
+    loaders = [
+        _make_loader(part, parts[part], options, normalize) for part in PARTS if part in parts
+    ]
+    device = default_device() if options.device is None else torch.device(options.device)
+    # Not the folder of the images: a learner would save there, and the next call would find a
+    # class.
+    dls = cls(*loaders, path=Path("."), device=device)
+    dls.vocab, dls.c = list(classes), len(classes)
+    dls.class_counts = count_classes(parts["train"].targets, len(classes))
+    dls.shot_counts, dls.split = shot_counts, split
+    dls.size, dls.normalize = loaders[0].dataset.shape, normalize
+    dls.stats_given = options.stats is not None
+    dls.columns = images.columns
+    # Parts that were carved from one set share its list.
+    dls.skipped = list(dict.fromkeys(p for data in parts.values() for p in data.skipped))
+    _warn_about_counts(dls.class_counts, classes)
+    n_train, n_valid = len(parts["train"]), len(parts["valid"])
+    _log.info("%s: %d training, %d validation images", split, n_train, n_valid)
+    return dls
+
+
+def _choose_validation(
+    images: ImageParts, options: LoadOptions, shot_counts: Tensor
+) -> tuple[dict[str, ImageSet], SplitInfo]:
+    """Decide which images validate, carve them off if needed, and take the fingerprints."""
+    parts = images.parts
+    whole = parts["train"].fingerprint()
+    if options.protocol == "paper":
+        # Published code trains on all training images and evaluates on the test set each epoch.
+        parts = {"train": parts["train"], "valid": parts["test"], "test": parts["test"]}
+        valid_from = "test set"
+    elif "valid" in parts:
+        valid_from = "validation set"
+    else:
+        train, valid = carve_validation(parts["train"].targets, options.valid_pct, options.seed)
+        carved = {"train": parts["train"].take(train), "valid": parts["train"].take(valid)}
+        parts, valid_from = {**parts, **carved}, "training images"
+    return parts, SplitInfo(
+        name=images.split_name,
+        train=whole,
+        valid=parts["valid"].fingerprint(),
+        test=parts["test"].fingerprint() if "test" in parts else None,
+        valid_from=valid_from,
+        dataset=images.dataset,
+        profile=images.profile,
+        imbalance_factor=images.imbalance_factor or imbalance_factor_of(shot_counts),
+        seed=options.seed,
+    )
+
+
+def _make_loader(
+    part: str, data: ImageSet, options: LoadOptions, normalize: NormalizeUint8
+) -> LTDataLoader:
+    training = part == "train"
+    transform = options.transform if training else "none"
+    bs, workers = options.bs, options.num_workers
+    if options.in_memory:
+        dataset, workers = ImagesInMemory(data, transform, options.pad), 0
+        bs = bs if training else max(bs, _EVALUATION_BS)
+    else:
+        dataset = ImageFiles(data, transform, options.size, options.pad)
+    return LTDataLoader(
+        dataset,
+        bs=bs,
+        training=training,
+        seed=options.seed,
+        num_workers=workers,
+        after_batch=[normalize],
+    )
+
+
+def _warn_about_counts(class_counts: Tensor, classes: Sequence[str]) -> None:
+    for few, mask in (
+        ("no training image", class_counts == 0),
+        ("a single training image", class_counts == 1),
+    ):
+        names = [classes[c] for c in mask.nonzero().flatten().tolist()]
+        if names:
+            _log.warning(
+                "%d class%s %s: %s%s", len(names), " has" if len(names) == 1 else "es have", few,
+                ", ".join(names[:_MAX_NAMED_CLASSES]),
+                " ..." if len(names) > _MAX_NAMED_CLASSES else "",
+            )  # fmt: skip
