@@ -63,7 +63,7 @@ class Spelling:
         """
         return name if value is None else f"{name}={value!r}"
 
-    def call(self, name: str, **arguments: object) -> str:
+    def call(self, name: str, /, **arguments: object) -> str:
         """Spell a call of a public function.
 
         Args:
@@ -90,7 +90,7 @@ def spell(name: str, value: object = None) -> str:
     return _spelling.get().parameter(name, value)
 
 
-def spell_call(name: str, **arguments: object) -> str:
+def spell_call(name: str, /, **arguments: object) -> str:
     """Spell a call of a public function for a message; a command on the command line.
 
     Args:
