@@ -1,6 +1,7 @@
 import logging
 import os
 import pickle
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -361,9 +362,7 @@ def test_a_malicious_pickle_runs_no_code(tmp_path, write_cifar_pickles, protocol
     write_cifar_pickles(tmp_path, 10, CIFAR10, 1)
     marker, file = tmp_path / "owned", tmp_path / "cifar-10-batches-py" / "data_batch_2"
     file.write_bytes(pickle.dumps({"data": _Attack(marker), "labels": []}, protocol=protocol))
-    with pytest.raises(
-        UserError, match=r"cannot read .*data_batch_2 as a CIFAR file \(.*system has"
-    ):
+    with pytest.raises(UserError, match=r"cannot read .*data_batch_2 as a CIFAR file \(.*system"):
         load_cifar(10, tmp_path, "train")
     assert not marker.exists()
 
@@ -374,7 +373,9 @@ def test_other_parts_of_numpy_are_refused_too(tmp_path, write_cifar_pickles, nam
     module, _, attribute = f"numpy.{name}".rpartition(".")
     attack = b"\x80\x04c" + f"{module}\n{attribute}\n".encode() + b"."
     (tmp_path / "cifar-10-batches-py" / "batches.meta").write_bytes(attack)
-    with pytest.raises(UserError, match="has no place in a CIFAR file"):
+    with pytest.raises(
+        UserError, match=rf"batches\.meta as a CIFAR file \(numpy\.{re.escape(name)} "
+    ):
         load_cifar(10, tmp_path, "train")
 
 

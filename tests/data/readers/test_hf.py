@@ -12,7 +12,6 @@ import torch
 from PIL import Image as Pillow
 
 from ltlearn.callbacks.glmc import _InversePowerSampler, _PairLoader
-from ltlearn.data import loader
 from ltlearn.data.datasets import ImageFiles, ImagesInMemory
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import UserError
@@ -124,8 +123,7 @@ def test_the_same_images_in_a_folder_have_the_same_name(tmp_path):
         assert torch.equal(x, u) and torch.equal(y, v)
 
 
-def test_large_images_are_read_when_they_are_needed(monkeypatch):
-    monkeypatch.setattr(loader, "count_cores", lambda: 1)
+def test_large_images_are_read_when_they_are_needed():
     data = fake(side=100)
     dls = from_hf(data, bs=4, size=32, in_memory=False)
     rows = dls.train.dataset.data.root.data

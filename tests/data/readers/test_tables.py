@@ -12,7 +12,7 @@ from PIL import Image
 from ltlearn.data import list_images
 from ltlearn.data.datasets import ImageFiles, ImagesInMemory
 from ltlearn.data.loaders import LTDataLoaders
-from ltlearn.data.options import ReadOptions
+from ltlearn.data.options import LoadOptions, ReadOptions
 from ltlearn.data.readers.annotations import list_json
 from ltlearn.data.readers.folders import find_split_folders, list_folder
 from ltlearn.data.readers.sources import source_kind
@@ -86,10 +86,9 @@ def test_a_table_of_a_folder_is_the_folder(photos, in_memory):
 
 def test_the_defaults_are_those_of_from_folder():
     folder = inspect.signature(LTDataLoaders.from_folder).parameters
-    listing = inspect.signature(LTDataLoaders._from_listing).parameters
-    assert {n: p.default for n, p in listing.items() if n != "list_images"} == {
-        n: p.default for n, p in folder.items() if n != "path"
-    }
+    defaults = {n: p.default for n, p in folder.items() if n not in ("path", "skip_bad")}
+    options = LoadOptions()
+    assert defaults == {name: getattr(options, name) for name in defaults}
 
 
 def test_an_option_that_no_source_has_is_named(photos):
@@ -195,7 +194,7 @@ def test_files_that_are_no_table(tmp_path, content, reason):
 def test_files_that_are_not_there(tmp_path):
     assert "cannot read" in sentence(lambda: from_csv(tmp_path / "gone.csv"))
     assert "cannot read" in sentence(lambda: from_csv(tmp_path))
-    assert "read it by from_csv" in sentence(lambda: from_df("t.csv"))
+    assert "from_csv" in sentence(lambda: from_df("t.csv"))
     assert "must be a pandas DataFrame" in sentence(lambda: from_df([1]))
 
 
