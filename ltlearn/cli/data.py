@@ -1,16 +1,17 @@
 """`ltlearn inspect` and `ltlearn data`."""
 
 import json
-import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ltlearn.cli.console import EXIT_USER, configured_log, exit_with, report_interrupt
 from ltlearn.cli.options import (
+    DATA_SOURCE,
+    FEW,
+    FOLLOW_LINKS,
     IMAGE_COL,
     IMAGES,
     JSON,
@@ -20,25 +21,19 @@ from ltlearn.cli.options import (
     SUFFIX,
     TEST,
     VALID,
-    reading_values,
 )
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import UserError, check_choice, spell, spell_call
+from ltlearn.names import FEW_RULES
 
 if TYPE_CHECKING:
+    from ltlearn.cli.running import ReadOptions
     from ltlearn.inspection.result import Advice
 
-__all__ = []
+__all__ = ["advised_command", "data", "inspect"]
 
 
 def inspect(
-    path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA",
-            help="A folder per class, or train/, valid/, test/ with those; a CSV, TSV or JSON.",
-            show_default=False,
-        ),
-    ],
+    path: DATA_SOURCE,
     quick: Annotated[
         bool,
         typer.Option("--quick", help="Read only the headers of images, and search no duplicates."),
@@ -47,7 +42,7 @@ def inspect(
         Path | None,
         typer.Option(help="Folder for inspection.md, inspection.json and class_counts.png."),
     ] = None,
-    few: Annotated[str, typer.Option(help="Which classes are few-shot: <20 or <=20.")] = "<20",
+    few: FEW = FEW_RULES[0],
     images: IMAGES = None,
     image_col: IMAGE_COL = None,
     label_col: LABEL_COL = None,
@@ -59,19 +54,20 @@ def inspect(
     as_json: JSON = False,
 ) -> None:
     """Describe your images: counts, damage, duplicates, and how to train on them."""
+    from ltlearn.cli.running import read_options
+
     path = path.expanduser()
     if out is not None and out.expanduser().resolve().is_relative_to(path.resolve()):
         raise UserError(
-            f"--out {out} is inside {path}, where it would be taken for a class; give a folder "
-            "elsewhere."
+            f"{spell('out', out)} is inside {path}, where it would be read as a class; give a "
+            "folder elsewhere."
         )
+    check_choice(spell("few"), few, FEW_RULES)
+    reading = read_options(images, image_col, label_col, split_col, suffix, valid, test)
     with report_interrupt(), configured_log(quiet or as_json):
         from ltlearn.inspection.inspect import inspect_path
-        from ltlearn.metrics.shots import FEW_RULES
 
-        check_choice("--few", few, FEW_RULES)
-        reading = reading_values(images, image_col, label_col, split_col, suffix, valid, test)
-        report = inspect_path(path, quick=quick, few=few, **reading)
+        report = inspect_path(path, quick=quick, few=few, **reading.given())
         command = advised_command(report.advice, path, reading) if report.advice else None
         if out is not None:
             report.save(out.expanduser(), command)
@@ -85,46 +81,43 @@ def inspect(
         exit_with(f"cannot train on {path}: {report.problems[0]}", EXIT_USER)
 
 
-def advised_command(advice: "Advice", source: Path, reading: Mapping[str, Any]) -> str:
+def advised_command(advice: "Advice", source: Path, reading: "ReadOptions") -> str:
     """Return the command that trains as advised.
 
     Args:
         advice: The advice of an inspection.
         source: The folder or file.
-        reading: How a list is read, by parameter; None where not given.
+        reading: How a list is read.
     """
-    options = {
-        **reading,
-        "arch": advice.arch,
-        "size": advice.size,
-        "epochs": advice.epochs,
-        "method": advice.method,
-        "batch_size": advice.batch_size,
-    }
-    words = ["ltlearn", "train", str(source)]
-    for name, value in options.items():
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", "none" if value is False else str(value)]
-    return shlex.join(words + ["--skip-bad"] * advice.skip_bad)
+    command = spell_call(
+        "own_recipe",
+        source=source,
+        **reading.given(),
+        arch=advice.arch,
+        size=advice.size,
+        epochs=advice.epochs,
+        method=advice.method,
+        batch_size=advice.batch_size,
+        skip_bad=advice.skip_bad or None,
+    )
+    return command.strip("`")
 
 
 def data(
     name: Annotated[str, typer.Argument(help="A benchmark, such as inat2018.", show_default=False)],
     root: Annotated[
-        Path | None, typer.Option(help="Folder of the images; data_path if not given.")
+        Path | None, typer.Option(help="Folder of the images; by default, data_path.")
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch it first, where a program may.")
+        bool, typer.Option("--download", help="First download the images, if that is possible.")
     ] = False,
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Links may lead out of the folder.")
-    ] = False,
+    follow_links: FOLLOW_LINKS = False,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Fetch large sets without being asked.")
+        bool, typer.Option("--yes", "-y", help="Download large benchmarks without asking.")
     ] = False,
     as_json: JSON = False,
 ) -> None:
-    """Check a copy of a benchmark against what is published, or say how to get one."""
+    """Check a copy of a benchmark, or explain how to get one."""
     from ltlearn.utils.settings import load_settings
 
     root = load_settings(data_path=root).data_path.expanduser()
@@ -133,9 +126,8 @@ def data(
         from ltlearn.data.benchmarks.download import download_benchmark
 
         if download:
-            report = download_benchmark(
-                name, root, confirm=(lambda question: True) if yes else _ask
-            )
+            confirm = (lambda question: True) if yes else _ask
+            report = download_benchmark(name, root, confirm=confirm)
         else:
             report = check_benchmark(name, root, follow_links)
     typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
@@ -150,5 +142,6 @@ def _ask(question: str) -> bool:
         if isinstance(e.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise UserError(
-            "nothing was fetched: it is to be confirmed, and there is nobody to ask; give --yes."
+            "nothing was downloaded: a large download needs a confirmation, and standard input "
+            f"gives no answer; give {spell('yes', True)}."
         ) from None

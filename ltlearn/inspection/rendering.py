@@ -216,7 +216,7 @@ def _unreadable_text(inspection: "Inspection") -> str:
     checked = "only headers were read" if inspection.quick else "every image was decoded"
     if not inspection.unreadable:
         return f"none; {checked}"
-    remedy = f"leave them out with {spell('skip_bad', True)}"
+    remedy = f"to train without them, give {spell('skip_bad', True)}"
     lines = [f"{len(inspection.unreadable):,}; {remedy}; {checked}"]
     for image in inspection.unreadable[:MAX_NAMED]:
         lines.append(f"  {_short_path(inspection, image.path)}: {clean(image.reason)}")

@@ -1,4 +1,4 @@
-"""Names that come from files, as text that can be shown."""
+"""Convert names from files to printable text."""
 
 from typing import Any
 
@@ -6,7 +6,15 @@ __all__ = ["clean", "escape_markdown"]
 
 
 def clean(text: Any) -> str:
-    """Write control characters and undecodable bytes of a file name as escapes."""
+    r"""Replace control characters and undecodable bytes of a file name by escapes.
+
+    Args:
+        text: Anything `str` takes.
+
+    Example:
+        >>> print(clean("two\nlines"))
+        two\nlines
+    """
     text = str(text)
     if text.isprintable():
         return text

@@ -4,35 +4,18 @@ import os
 import random
 import shlex
 import stat
-import sys
-from collections import namedtuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ltlearn.cli.app import main
 from ltlearn.data.images import ImageSet, read_image
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.defaults import choose_defaults
 from ltlearn.errors import UserError
 from ltlearn.inspection import Sizes, inspect_images, inspect_path
 from ltlearn.methods import METHODS
-
-Done = namedtuple("Done", "returncode stdout stderr")
-
-
-def ltlearn(*words):
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ltlearn", *map(str, words)])
-        patch.setattr(sys, "stdout", out)
-        patch.setattr(sys, "stderr", err)
-        try:
-            main()
-        except SystemExit as e:
-            code = e.code or 0
-    return Done(code, out.getvalue(), err.getvalue())
+from tests.helpers import ltlearn
 
 
 def noise(seed, side=8, channels=3):
