@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from numbers import Integral, Real
 
 __all__ = [
@@ -73,7 +72,8 @@ class Spelling:
         return f"{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
 
 
-_spelling: ContextVar[Spelling] = ContextVar("spelling", default=Spelling())  # noqa: B039
+# One for the whole process, because threads that read images build messages too.
+_spelling = Spelling()
 
 
 def spell(name: str, value: object = None) -> str:
@@ -87,7 +87,7 @@ def spell(name: str, value: object = None) -> str:
         >>> spell("skip_bad", True)
         'skip_bad=True'
     """
-    return _spelling.get().parameter(name, value)
+    return _spelling.parameter(name, value)
 
 
 def spell_call(name: str, /, **arguments: object) -> str:
@@ -101,21 +101,22 @@ def spell_call(name: str, /, **arguments: object) -> str:
         >>> spell_call("check_benchmark", name="inat2018", root="/data")
         "check_benchmark(name='inat2018', root='/data')"
     """
-    return _spelling.get().call(name, **arguments)
+    return _spelling.call(name, **arguments)
 
 
 @contextmanager
 def spelled_by(spelling: Spelling) -> Iterator[None]:
-    """Use another spelling inside the block.
+    """Use another spelling inside the block, in all threads of the process.
 
     Args:
         spelling: The spelling.
     """
-    token = _spelling.set(spelling)
+    global _spelling
+    before, _spelling = _spelling, spelling
     try:
         yield
     finally:
-        _spelling.reset(token)
+        _spelling = before
 
 
 def check_choice(name: str, value: object, allowed: Collection[str]) -> None:

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ltlearn.cli.console import EXIT_INTERRUPTED, EXIT_OURS, EXIT_USER, exit_with
+from ltlearn.cli.console import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USER, exit_with
 from ltlearn.cli.data import data, inspect
+from ltlearn.cli.flags import SpelledCommand
 from ltlearn.cli.lists import methods, recipes, settings
 from ltlearn.cli.predict import predict
 from ltlearn.cli.recipe import recipe
@@ -20,8 +21,8 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="ltlearn",
-    help="Long-tailed image recognition: train, retrain the classifier, and tell many, medium and "
-    "few apart.",
+    help="Long-tailed image recognition: train a model, retrain its classifier, and report "
+    "accuracy on many-shot, medium-shot and few-shot classes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -29,9 +30,9 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; exit with 0, 2 (a user's mistake), 1 (our own) or 130 (Ctrl-C)."""
+    """Run the command line; exit with 0, 1 (internal error), 2 (user error) or 130 (Ctrl-C)."""
     keep_freed_memory()
-    # Names of files and classes may be undecodable, or beyond what a terminal can show.
+    # Names of files and classes may hold characters that the terminal cannot encode.
     if getattr(sys.stdout, "errors", "") == "strict" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -44,13 +45,13 @@ def main() -> None:
         if os.environ.get("LTLEARN_DEBUG"):
             raise
         exit_with(
-            f"a mistake of ours: {type(e).__name__}: {e}. LTLEARN_DEBUG=1 shows where it happened.",
-            EXIT_OURS,
+            f"internal error: {type(e).__name__}: {e}. LTLEARN_DEBUG=1 shows the traceback.",
+            EXIT_INTERNAL,
         )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         import ltlearn
 
         typer.echo(f"ltlearn {ltlearn.__version__}")
@@ -60,7 +61,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -79,4 +83,4 @@ for _command in (
     retrain,
     predict,
 ):
-    app.command()(_command)
+    app.command(cls=SpelledCommand)(_command)

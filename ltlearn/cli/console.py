@@ -1,4 +1,4 @@
-"""Log, exit codes and messages of the command line."""
+"""The log, the exit codes and the messages of the command line."""
 
 import logging
 import os
@@ -11,6 +11,9 @@ from pathlib import Path
 from ltlearn.errors import UserError
 
 __all__ = [
+    "EXIT_INTERNAL",
+    "EXIT_INTERRUPTED",
+    "EXIT_USER",
     "exit_with",
     "StderrHandler",
     "configured_log",
@@ -20,7 +23,7 @@ __all__ = [
     "existing_run",
 ]
 
-EXIT_OURS, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_INTERNAL, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def exit_with(sentence: str, code: int) -> None:
@@ -30,18 +33,24 @@ def exit_with(sentence: str, code: int) -> None:
 
 
 class StderrHandler(logging.Handler):
-    """Standard error as it is when a line is said: a progress bar puts the line above itself."""
+    """Print log records to the current standard error.
+
+    The stream is looked up for each record, because a progress bar replaces it while it is shown.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say a line."""
+        """Print a record.
+
+        Args:
+            record: The record.
+        """
         print(self.format(record), file=sys.stderr)  # noqa: T201
 
 
 @contextmanager
 def configured_log(quiet: bool) -> Iterator[None]:
-    """Send the library's warnings to standard error, a line each, and hide third parties' ones."""
-    from ltlearn.utils.progress import plain_lines
-    from ltlearn.utils.progress import quiet as silence
+    """Print the library's warnings to standard error, one line each; hide other libraries' ones."""
+    from ltlearn.utils.progress import hide_progress, plain_lines
 
     log = logging.getLogger("ltlearn")
     handler = StderrHandler()
@@ -51,7 +60,7 @@ def configured_log(quiet: bool) -> Iterator[None]:
     log.addHandler(handler)
     log.setLevel(level if level in ("DEBUG", "INFO", "WARNING", "ERROR") else "WARNING")
     try:
-        with silence(quiet), plain_lines(printer(quiet)), warnings.catch_warnings():
+        with hide_progress(quiet), plain_lines(printer(quiet)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -60,27 +69,27 @@ def configured_log(quiet: bool) -> Iterator[None]:
 
 
 def split_names(flag: str, text: str | None) -> list[str] | None:
-    """Return the names between the commas of an option; None where it was not given."""
+    """Return the names in an option, separated by commas; None if it was not given."""
     if text is None:
         return None
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
-        raise UserError(f"{flag} {text!r} names nothing; give a name or more, or leave it out.")
+        raise UserError(f"{flag} {text!r} names nothing; give at least one name, or leave it out.")
     return names
 
 
 def printer(quiet: bool):
-    """Return the function that prints progress lines; one that prints nothing if quiet."""
+    """Return a function that prints a line of progress, or nothing if `quiet`."""
     return (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))  # noqa: T201
 
 
 @contextmanager
-def report_interrupt(then: str = "") -> Iterator[None]:
-    """Say on Ctrl-C that the command has stopped: typer ends without a word."""
+def report_interrupt(remedy: str = "") -> Iterator[None]:
+    """Report on Ctrl-C that the command has stopped. typer itself prints nothing."""
     try:
         yield
     except KeyboardInterrupt:
-        exit_with(f"stopped{then}.", EXIT_INTERRUPTED)
+        exit_with(f"stopped{remedy}.", EXIT_INTERRUPTED)
 
 
 def existing_run(path: Path):
@@ -89,6 +98,6 @@ def existing_run(path: Path):
 
     if not path.is_dir():
         raise UserError(
-            f"there is no run {path}; give the folder that `ltlearn recipe` or `train` wrote."
+            f"there is no run {path}; give a folder that `ltlearn recipe` or `ltlearn train` wrote."
         )
     return Run(path)

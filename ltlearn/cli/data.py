@@ -3,13 +3,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ltlearn.cli.console import EXIT_USER, configured_log, exit_with, report_interrupt
 from ltlearn.cli.options import (
-    DEVICE,
+    DATA_SOURCE,
+    FEW,
+    FOLLOW_LINKS,
     IMAGE_COL,
     IMAGES,
     JSON,
@@ -19,30 +21,28 @@ from ltlearn.cli.options import (
     SUFFIX,
     TEST,
     VALID,
-    reading_values,
 )
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import UserError, check_choice, spell, spell_call
+from ltlearn.names import FEW_RULES
 
-__all__ = []
+if TYPE_CHECKING:
+    from ltlearn.cli.running import ReadOptions
+    from ltlearn.inspection.result import Advice
+
+__all__ = ["advised_command", "data", "inspect"]
 
 
 def inspect(
-    path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA",
-            help="A folder per class, or train/, valid/, test/ with those; a CSV, TSV or JSON.",
-            show_default=False,
-        ),
-    ],
+    path: DATA_SOURCE,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Read headers alone, look for no copies, time nothing.")
+        bool,
+        typer.Option("--quick", help="Read only the headers of images, and search no duplicates."),
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for inspection.md, inspection.json and class_counts.png."),
     ] = None,
-    few: Annotated[str, typer.Option(help="Which classes are few-shot: <20 or <=20.")] = "<20",
+    few: FEW = FEW_RULES[0],
     images: IMAGES = None,
     image_col: IMAGE_COL = None,
     label_col: LABEL_COL = None,
@@ -50,57 +50,74 @@ def inspect(
     suffix: SUFFIX = None,
     valid: VALID = None,
     test: TEST = None,
-    device: DEVICE = None,
     quiet: QUIET = False,
     as_json: JSON = False,
 ) -> None:
-    """Tell what your images are like: counts, damage, copies, and how to begin."""
-    from ltlearn.utils.settings import load_settings
+    """Describe your images: counts, damage, duplicates, and how to train on them."""
+    from ltlearn.cli.running import read_options
 
-    path, device = path.expanduser(), load_settings(device=device).device
+    path = path.expanduser()
     if out is not None and out.expanduser().resolve().is_relative_to(path.resolve()):
         raise UserError(
-            f"--out {out} is inside {path}, where it would be taken for a class; give a folder "
-            "elsewhere."
+            f"{spell('out', out)} is inside {path}, where it would be read as a class; give a "
+            "folder elsewhere."
         )
+    check_choice(spell("few"), few, FEW_RULES)
+    reading = read_options(images, image_col, label_col, split_col, suffix, valid, test)
     with report_interrupt(), configured_log(quiet or as_json):
         from ltlearn.inspection.inspect import inspect_path
-        from ltlearn.metrics.shots import FEW_RULES
 
-        check_choice("--few", few, FEW_RULES)
-        found = inspect_path(
-            path, quick=quick, few=few, device=device, timing_s=0.0 if quick else 3.0,
-            **reading_values(images, image_col, label_col, split_col, suffix, valid, test),
-        )  # fmt: skip
+        report = inspect_path(path, quick=quick, few=few, **reading.given())
+        command = advised_command(report.advice, path, reading) if report.advice else None
         if out is not None:
-            found.save(out.expanduser())
+            report.save(out.expanduser(), command)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
+        typer.echo(json.dumps(report.to_dict(command), indent=1))
     else:
-        found.render()
+        report.render(command=command)
     if out is not None and not (quiet or as_json):
         print(f"written: {out / 'inspection.md'}", file=sys.stderr)  # noqa: T201
-    if found.stops:
-        exit_with(f"cannot train on {path}: {found.stops[0]}", EXIT_USER)
+    if report.problems:
+        exit_with(f"cannot train on {path}: {report.problems[0]}", EXIT_USER)
+
+
+def advised_command(advice: "Advice", source: Path, reading: "ReadOptions") -> str:
+    """Return the command that trains as advised.
+
+    Args:
+        advice: The advice of an inspection.
+        source: The folder or file.
+        reading: How a list is read.
+    """
+    command = spell_call(
+        "own_recipe",
+        source=source,
+        **reading.given(),
+        arch=advice.arch,
+        size=advice.size,
+        epochs=advice.epochs,
+        method=advice.method,
+        batch_size=advice.batch_size,
+        skip_bad=advice.skip_bad or None,
+    )
+    return command.strip("`")
 
 
 def data(
     name: Annotated[str, typer.Argument(help="A benchmark, such as inat2018.", show_default=False)],
     root: Annotated[
-        Path | None, typer.Option(help="Folder of the images; data_path if not given.")
+        Path | None, typer.Option(help="Folder of the images; by default, data_path.")
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch it first, where a program may.")
+        bool, typer.Option("--download", help="First download the images, if that is possible.")
     ] = False,
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Links may lead out of the folder.")
-    ] = False,
+    follow_links: FOLLOW_LINKS = False,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Fetch large sets without being asked.")
+        bool, typer.Option("--yes", "-y", help="Download large benchmarks without asking.")
     ] = False,
     as_json: JSON = False,
 ) -> None:
-    """Check a copy of a benchmark against what is published, or say how to get one."""
+    """Check a copy of a benchmark, or explain how to get one."""
     from ltlearn.utils.settings import load_settings
 
     root = load_settings(data_path=root).data_path.expanduser()
@@ -109,9 +126,8 @@ def data(
         from ltlearn.data.benchmarks.download import download_benchmark
 
         if download:
-            report = download_benchmark(
-                name, root, confirm=(lambda question: True) if yes else _ask
-            )
+            confirm = (lambda question: True) if yes else _ask
+            report = download_benchmark(name, root, confirm=confirm)
         else:
             report = check_benchmark(name, root, follow_links)
     typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
@@ -126,5 +142,6 @@ def _ask(question: str) -> bool:
         if isinstance(e.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise UserError(
-            "nothing was fetched: it is to be confirmed, and there is nobody to ask; give --yes."
+            "nothing was downloaded: a large download needs a confirmation, and standard input "
+            f"gives no answer; give {spell('yes', True)}."
         ) from None

@@ -1,124 +1,156 @@
-"""The options that several commands share."""
+"""The options of the commands. Each is defined once."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from ltlearn.names import FEW_RULES, ON_NAN, PRECISIONS, PRIORS, PROTOCOLS, SELECTS
+
 __all__ = [
-    "RUN",
+    "ARCH",
+    "COMPILE",
     "DATA",
+    "DATA_SOURCE",
     "DEVICE",
-    "QUIET",
-    "JSON",
-    "SELECTS",
-    "SELECT",
+    "FEW",
+    "FOLLOW_LINKS",
     "IMAGES",
     "IMAGE_COL",
+    "JSON",
+    "KEEP_ALL",
     "LABEL_COL",
+    "METHOD",
+    "ON_NAN_OPTION",
+    "OUT",
+    "PRECISION",
+    "PRIOR_NAMES",
+    "PROTOCOL",
+    "QUIET",
+    "RESUME",
+    "RUN",
+    "SEEDS",
+    "SELECT",
+    "SET",
+    "SIZE",
+    "SKIP_BAD",
     "SPLIT_COL",
     "SUFFIX",
-    "VALID",
-    "TEST",
-    "reading_values",
-    "SET",
-    "METHOD",
-    "SIZE",
-    "SEEDS",
-    "PROTOCOL",
-    "OUT",
-    "RESUME",
-    "PRECISION",
-    "WORKERS",
-    "SKIP_BAD",
-    "ON_NAN",
-    "KEEP_ALL",
     "TENSORBOARD",
+    "TEST",
+    "VALID",
+    "WORKERS",
 ]
+
+
+def _choices(names) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}"
+
+
+PRIOR_NAMES = _choices(PRIORS)
 
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 DATA = Annotated[
-    Path | None, typer.Option(help="Folder of the images; the run's own if not given.")
+    Path | None,
+    typer.Option(help="Folder of the images; by default, the folder that the run used."),
+]
+DATA_SOURCE = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="A folder per class; or train/, and optionally valid/ and test/, each with a folder "
+        "per class; or a CSV, TSV or JSON file that lists images.",
+        show_default=False,
+    ),
 ]
 DEVICE = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print the results alone.")]
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the results.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
-SELECTS = ("best", "last")
 SELECT = Annotated[
-    str, typer.Option(help="Which epoch of stage 2 is kept: best (on validation) or last.")
+    str,
+    typer.Option(
+        help=f"Epoch of stage 2 whose weights are kept, {_choices(SELECTS)}: the best on the "
+        "validation images, or the last."
+    ),
 ]
+FEW = Annotated[str, typer.Option(help=f"Which classes are few-shot: {_choices(FEW_RULES)}.")]
+
+# How a source of images is read.
 IMAGES = Annotated[
     Path | None,
-    typer.Option(help="Folder that listed paths start from; that of the list if not given."),
+    typer.Option(
+        help="Folder that relative paths of a list start from; by default, the folder of the list."
+    ),
 ]
 IMAGE_COL = Annotated[
     str | None,
     typer.Option(
-        help="Column of a table with the paths, by name or number from 0; found by its name if not "
-        "given."
+        help="Column of a table with the image paths: its name, or its number from 0. By default, "
+        "it is recognised by its name."
     ),
 ]
 LABEL_COL = Annotated[str | None, typer.Option(help="Column of a table with the labels.")]
 SPLIT_COL = Annotated[
     str | None,
-    typer.Option(help="Column of a table that says train, valid or test; none takes none."),
+    typer.Option(help="Column of a table with train, valid or test; none ignores such a column."),
 ]
-SUFFIX = Annotated[
-    str | None, typer.Option(help="What listed paths lack at their end, such as .jpg.")
-]
+SUFFIX = Annotated[str | None, typer.Option(help="Ending to append to listed paths, such as .jpg.")]
 VALID = Annotated[
     Path | None, typer.Option(help="A table or annotations of the validation images.")
 ]
 TEST = Annotated[Path | None, typer.Option(help="A table or annotations of the test images.")]
 
-
-def reading_values(images, image_col, label_col, split_col, suffix, valid, test) -> dict[str, Any]:
-    """Return how a list is read, by the names that a recipe has for it; None is not given."""
-
-    def column(name: str | None) -> str | int | None:
-        return int(name) if name is not None and name.isdecimal() else name
-
-    return {
-        "images": None if images is None else str(images),
-        "image_col": column(image_col),
-        "label_col": column(label_col),
-        "split_col": False if split_col == "none" else column(split_col),
-        "suffix": suffix,
-        "valid": None if valid is None else str(valid),
-        "test": None if test is None else str(test),
-    }
-
-
+# How a recipe is run.
 SET = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as stage2.epochs=10."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value of the recipe, such as stage2.epochs=10."
+    ),
 ]
 METHOD = Annotated[
-    str, typer.Option(help="Of `ltlearn methods`, between commas: how the classifier is retrained.")
+    str,
+    typer.Option(
+        help="How to retrain the classifier: names of `ltlearn methods`, separated by commas."
+    ),
 ]
+ARCH = Annotated[str, typer.Option(help="Architecture of the model in timm.", show_default=False)]
 SIZE = Annotated[
     int | None,
     typer.Option(
-        help="Side in pixels that images are brought to; that of small images of one size, "
-        "else 224, if not given."
+        help="Side in pixels that images are resized to. By default, small images of one size keep "
+        "it, and others get 224."
     ),
 ]
-SEEDS = Annotated[int | None, typer.Option(help="How many seeds to run.")]
+SEEDS = Annotated[int | None, typer.Option(help="Number of seeds to run.")]
 PROTOCOL = Annotated[
     str | None,
-    typer.Option(help="clean: choose on validation images. paper: on the test folder."),
+    typer.Option(
+        help=f"{PROTOCOLS[0]}: select on validation images. {PROTOCOLS[1]}: select on the test "
+        "set, as published results often do."
+    ),
 ]
 OUT = Annotated[
-    Path | None, typer.Option(help="Folder of the run; made under runs_path if not given.")
+    Path | None, typer.Option(help="Folder of the run; by default, a new folder in runs_path.")
 ]
-RESUME = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
-PRECISION = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
+RESUME = Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")]
+PRECISION = Annotated[str | None, typer.Option(help=f"{_choices(PRECISIONS)}.")]
 WORKERS = Annotated[int | None, typer.Option(help="Processes that read images from disk.", min=0)]
-SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out.")]
-ON_NAN = Annotated[
-    str, typer.Option(help="A step whose loss is not finite: stop there, or skip it.")
+SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable images.")]
+FOLLOW_LINKS = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links", help="Allow links in the folder of a listed benchmark to lead out of it."
+    ),
+]
+ON_NAN_OPTION = Annotated[
+    str,
+    typer.Option(help=f"What to do when a step's loss is not finite: {_choices(ON_NAN)}."),
 ]
 KEEP_ALL = Annotated[bool, typer.Option("--keep-all", help="Keep the checkpoint of every epoch.")]
+COMPILE = Annotated[
+    bool, typer.Option("--compile", help="Compile the backbone for stage 1 (torch.compile).")
+]
 TENSORBOARD = Annotated[
-    bool, typer.Option("--tensorboard", help="Write TensorBoard's event files, too.")
+    bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")
 ]

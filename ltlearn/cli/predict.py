@@ -11,17 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from ltlearn.cli.console import configured_log, report_interrupt
-from ltlearn.cli.options import DEVICE, JSON
-from ltlearn.errors import UserError, check_choice
+from ltlearn.cli.options import DEVICE, JSON, PRIOR_NAMES
+from ltlearn.errors import UserError, check_choice, spell
+from ltlearn.names import PRIORS
 
-__all__ = []
+__all__ = ["predict"]
 
 
 def predict(
     model: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="Folder of a run, or a .safetensors file of its checkpoints."
+            metavar="RUN", help="Folder of a run, or one of its checkpoints (.safetensors)."
         ),
     ],
     images: Annotated[
@@ -29,17 +30,18 @@ def predict(
         typer.Argument(metavar="IMAGE...", help="Images, or folders of them at any depth."),
     ],
     method: Annotated[
-        str | None, typer.Option(help="Whose classifier of the run; the last, if not given.")
+        str | None,
+        typer.Option(help="Method whose classifier predicts; by default, the run's last."),
     ] = None,
-    top: Annotated[int, typer.Option(help="How many classes to tell an image.", min=1)] = 5,
+    top: Annotated[int, typer.Option(help="Number of classes to print for each image.", min=1)] = 5,
     csv: Annotated[
-        Path | None, typer.Option(help="Write a row an image here, and print no table.")
+        Path | None, typer.Option(help="CSV file to write, one row per image, instead of a table.")
     ] = None,
     target_prior: Annotated[
         str | None,
         typer.Option(
-            help="How often the classes occur where the images are from: uniform, train or "
-            "reversed."
+            help=f"Class prior of the images: {PRIOR_NAMES}. train is the prior of the training "
+            "images."
         ),
     ] = None,
     device: DEVICE = None,
@@ -47,58 +49,61 @@ def predict(
 ) -> None:
     """Classify images with a trained model.
 
-    Images that cannot be read are named on standard error, and the exit code is 1 then.
+    Unreadable images are reported on standard error, and the exit code is then 1.
     """
     from ltlearn.utils.settings import load_settings
 
-    settings = load_settings(device=device)
+    device = load_settings(device=device).device
+    if target_prior is not None:
+        check_choice(spell("target_prior"), target_prior, PRIORS)
     with report_interrupt(), configured_log(False):
         from ltlearn.experiments.build import pick_device
         from ltlearn.experiments.predictor import Predictor, find_images
-        from ltlearn.metrics.priors import PRIORS
         from ltlearn.utils.progress import track
-        from ltlearn.utils.terminal import render_rows
 
-        if target_prior is not None:
-            check_choice("--target-prior", target_prior, PRIORS)
-        predictor = Predictor(model, method, pick_device(settings.device), target_prior)
-        # Their names alone: images are read a batch at a time.
+        predictor = Predictor(model, method, pick_device(device), target_prior)
+        # Only the paths. Images are read one batch at a time.
         paths = list(find_images(images))
-        found, bad = [], 0
         top = min(top, len(predictor.classes))
-        head = ["file", *(f"{what} {k}" for k in range(1, top + 1) for what in ("class", "p"))]
+        head = ["file", *(f"{name} {k}" for k in range(1, top + 1) for name in ("class", "p"))]
+        rows, unreadable = [], 0
         with _csv_writer(csv, head) as write:
             for one in track(predictor.predict(paths, top), len(paths), "classifying"):
-                pairs = list(zip(one.classes, one.probabilities, strict=True))
                 if one.error:
-                    bad += 1
+                    unreadable += 1
                     print(f"ltlearn: {one.error}", file=sys.stderr)  # noqa: T201
                     continue
+                pairs = list(zip(one.classes, one.probabilities, strict=True))
                 write([one.path, *(cell for c, p in pairs for cell in (c, f"{p:.6f}"))])
                 if as_json or csv is None:
-                    found.append((one.path, pairs))
+                    rows.append((one.path, pairs))
     if as_json:
-        rows = [
+        classified = [
             {"file": path, "top": [{"class": c, "probability": p} for c, p in pairs]}
-            for path, pairs in found
+            for path, pairs in rows
         ]
-        told = {
-            "model": str(model),
-            "method": predictor.method,
-            "images": rows,
-            "unreadable": bad,
-        }
-        typer.echo(json.dumps(told, indent=1))
-    elif found:
-        rows = [[path, *(f"{c} {100 * p:.1f} %" for c, p in pairs)] for path, pairs in found]
-        render_rows(["file", *(str(k) for k in range(1, top + 1))], rows)
-    if bad:
+        result = {
+            "model": str(model), "method": predictor.method, "images": classified,
+            "unreadable": unreadable,
+        }  # fmt: skip
+        typer.echo(json.dumps(result, indent=1))
+    elif rows:
+        _print_table(rows, top)
+    if unreadable:
         raise typer.Exit(1)
+
+
+def _print_table(rows: list, top: int) -> None:
+    """Print the classes of each image, most probable first."""
+    from ltlearn.utils.terminal import render_rows
+
+    cells = [[path, *(f"{c} {100 * p:.1f} %" for c, p in pairs)] for path, pairs in rows]
+    render_rows(["file", *(str(k) for k in range(1, top + 1))], cells)
 
 
 @contextmanager
 def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
-    """Give a function that writes a row; the file takes its name when all are written, if any."""
+    """Yield a function that writes a row. The file appears once all rows are written, if any."""
     if path is None:
         yield lambda row: None
         return
@@ -106,13 +111,15 @@ def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
 
     path = path.expanduser()
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give the path of a file as --csv.")
+        raise UserError(f"{spell('csv', path)} is a folder; give the path of a file.")
     temporary, rows = path.with_name(f".tmp-{os.getpid()}-{path.name}"), 0
     try:
         try:
             file = open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace")
         except OSError as e:
-            raise UserError(f"{path} cannot be written ({e.strerror}); give another --csv.") from e
+            raise UserError(
+                f"{path} cannot be written ({e.strerror}); give another {spell('csv')}."
+            ) from e
         with file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(head)

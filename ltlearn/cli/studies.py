@@ -7,21 +7,25 @@ from typing import Annotated
 import typer
 
 from ltlearn.cli.console import configured_log, existing_run, printer, report_interrupt, split_names
-from ltlearn.cli.options import DATA, DEVICE, JSON, QUIET, RUN, SELECT, SELECTS
-from ltlearn.errors import check_choice, check_whole
+from ltlearn.cli.options import DATA, DEVICE, JSON, PRIOR_NAMES, QUIET, RUN, SELECT
+from ltlearn.errors import check_choice, check_whole, spell
+from ltlearn.names import PRIORS, SELECTS
 
-__all__ = []
+__all__ = ["compare", "sensitivity"]
 
 
 def compare(
     run: RUN,
     methods: Annotated[
         str | None,
-        typer.Option(help="Names between commas; all of `ltlearn methods` if not given."),
+        typer.Option(
+            help="Names separated by commas; by default, all classifiers of `ltlearn methods`."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each method that draws at random.")] = 1,
     priors: Annotated[
-        str | None, typer.Option(help="Class priors to test under, of uniform,train,reversed.")
+        str | None,
+        typer.Option(help=f"Class priors to test under: {PRIOR_NAMES}, separated by commas."),
     ] = None,
     select: SELECT = "best",
     data: DATA = None,
@@ -29,31 +33,30 @@ def compare(
     quiet: QUIET = False,
     as_json: JSON = False,
 ) -> None:
-    """Compare every way to correct the classifier of a run, on the same features."""
+    """Compare all ways to correct the classifier of a run.
+
+    All methods get the same features of the backbone.
+    """
     from ltlearn.methods import find_methods
     from ltlearn.utils.settings import load_settings
 
-    folder, names, tested = (
-        existing_run(run),
-        split_names("--methods", methods),
-        split_names("--priors", priors),
-    )
+    folder, names = existing_run(run), split_names(spell("methods"), methods)
+    prior_names = split_names(spell("priors"), priors) or ()
     names = None if names is None else find_methods(names)
-    check_choice("--select", select, SELECTS)
-    check_whole("--seeds", seeds, 1)
+    check_choice(spell("select"), select, SELECTS)
+    check_whole(spell("seeds"), seeds, 1)
+    for prior in prior_names:
+        check_choice(spell("priors"), prior, PRIORS)
     settings = load_settings(device=device)
     quiet = quiet or as_json
-    kept = f"; what is trained is in {run / 'compare'}, and the same command goes on from there"
-    with report_interrupt(kept), configured_log(quiet):
+    remedy = f"; the finished methods are in {run / 'compare'}, and the same command continues"
+    with report_interrupt(remedy), configured_log(quiet):
         from ltlearn.experiments.compare_run import compare_run
-        from ltlearn.metrics.priors import PRIORS
         from ltlearn.utils.terminal import render_rows
 
-        for prior in tested or ():
-            check_choice("--priors", prior, PRIORS)
         result = compare_run(
             folder, names, seeds,
-            priors=tested or (), select=select, data_path=data,
+            priors=prior_names, select=select, data_path=data,
             cache_path=settings.cache_path / "features", device=settings.device,
             notify=printer(quiet),
         )  # fmt: skip
@@ -72,7 +75,10 @@ def sensitivity(
     run: RUN,
     methods: Annotated[
         str | None,
-        typer.Option(help="Names between commas; max_norm,label_aware_smoothing,samn if not given"),
+        typer.Option(
+            help="Names separated by commas; by default, the methods whose hyper-parameter has a "
+            "published range."
+        ),
     ] = None,
     select: SELECT = "best",
     data: DATA = None,
@@ -80,13 +86,13 @@ def sensitivity(
     quiet: QUIET = False,
     as_json: JSON = False,
 ) -> None:
-    """Show how much each method's accuracy depends on its own hyper-parameter."""
+    """Measure how accuracy depends on the hyper-parameter of a method."""
     from ltlearn.methods import find_methods
     from ltlearn.utils.settings import load_settings
 
     folder, settings = existing_run(run), load_settings(device=device)
-    names = None if methods is None else find_methods(split_names("--methods", methods))
-    check_choice("--select", select, SELECTS)
+    names = None if methods is None else find_methods(split_names(spell("methods"), methods))
+    check_choice(spell("select"), select, SELECTS)
     quiet = quiet or as_json
     with report_interrupt(), configured_log(quiet):
         from ltlearn.experiments.sensitivity import SENSITIVITY_METHODS, sensitivity_run

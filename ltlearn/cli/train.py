@@ -1,12 +1,13 @@
 """`ltlearn train` and `ltlearn retrain`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ltlearn.cli.console import configured_log, report_interrupt, split_names
 from ltlearn.cli.options import (
+    ARCH,
+    DATA_SOURCE,
     DEVICE,
     IMAGE_COL,
     IMAGES,
@@ -14,7 +15,7 @@ from ltlearn.cli.options import (
     KEEP_ALL,
     LABEL_COL,
     METHOD,
-    ON_NAN,
+    ON_NAN_OPTION,
     OUT,
     PRECISION,
     PROTOCOL,
@@ -30,54 +31,56 @@ from ltlearn.cli.options import (
     TEST,
     VALID,
     WORKERS,
-    reading_values,
 )
-from ltlearn.cli.running import run_and_print
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import UserError, spell
 
-__all__ = []
+__all__ = ["retrain", "train"]
 
 
 def train(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA",
-            help="A folder per class; or train/ and any of valid/, test/, each with those; or a "
-            "CSV, TSV or JSON file that lists images.",
-            show_default=False,
-        ),
-    ],
+    data: DATA_SOURCE,
     arch: Annotated[
         str | None,
-        typer.Option(help="Any timm name; resnet50, or resnet32_cifar up to 96 pixels."),
+        typer.Option(
+            help="Architecture: any timm name. By default, resnet50, or resnet32_cifar for images "
+            "of up to 96 pixels."
+        ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Of stage 1; 30 from pre-trained weights, else 90.")
+        int | None,
+        typer.Option(
+            help="Epochs of stage 1. By default, 30 from pre-trained weights, 90 from random ones."
+        ),
     ] = None,
     method: METHOD = "samn",
     stage1: Annotated[
-        str | None, typer.Option(help="How the backbone is trained: ce, mixup, cutmix or glmc.")
+        str | None,
+        typer.Option(
+            help="How to train the backbone: a stage-1 method of `ltlearn methods`; ce by default."
+        ),
     ] = None,
     size: SIZE = None,
     pretrained: Annotated[
         bool | None,
         typer.Option(
             "--pretrained/--no-pretrained",
-            help="Start from timm's weights; it does where there are any, if not given.",
+            help="Start from timm's weights, which is the default if timm has weights of the "
+            "architecture.",
         ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Start from this .safetensors or .pth file instead.")
+        Path | None, typer.Option(help="Start from the weights in a .safetensors or .pth file.")
     ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Of stage 1; 0.1 a 256 images of a batch (of 1024 at most), a tenth of it from "
-            "pre-trained weights."
+            help="Learning rate of stage 1. By default, 0.1 per 256 images in a batch (0.01 if "
+            "pre-trained), capped at batch size 1024."
         ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Of stage 1; 64.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Batch size of stage 1; 64 by default.")
+    ] = None,
     images: IMAGES = None,
     image_col: IMAGE_COL = None,
     label_col: LABEL_COL = None,
@@ -94,54 +97,61 @@ def train(
     precision: PRECISION = None,
     num_workers: WORKERS = None,
     skip_bad: SKIP_BAD = False,
-    on_nan: ON_NAN = "stop",
+    on_nan: ON_NAN_OPTION = "stop",
     keep_all: KEEP_ALL = False,
     tensorboard: TENSORBOARD = False,
     quiet: QUIET = False,
     as_json: JSON = False,
 ) -> None:
-    """Train on your own images: stage 1, stage 2, report."""
+    """Train a model on your own images: stage 1, stage 2, report."""
+    from ltlearn.cli.running import OwnRun, RunFlags, read_options, run_own_and_print
+    from ltlearn.utils.settings import load_settings
+
+    flags = RunFlags(
+        load_settings(device=device, precision=precision),
+        out=out, resume=resume, quiet=quiet, as_json=as_json, on_nan=on_nan, skip_bad=skip_bad,
+        keep_all=keep_all, tensorboard=tensorboard, num_workers=num_workers,
+    )  # fmt: skip
     if weights is not None and pretrained is not None:
-        flag = "--pretrained" if pretrained else "--no-pretrained"
-        raise UserError(f"--weights and {flag} exclude each other; leave one out.")
-    options = {
+        raise UserError(
+            f"{spell('weights')} and {spell('pretrained', pretrained)} exclude each other; leave "
+            "one out."
+        )
+    values = {
         "model.arch": arch, "stage1.epochs": epochs, "stage1.method": stage1, "data.size": size,
         "model.pretrained": pretrained if weights is None else str(weights), "stage1.lr": lr,
-        "stage1.batch_size": batch_size,
-        **_of_data(reading_values(images, image_col, label_col, split_col, suffix, valid, test)),
+        "stage1.batch_size": batch_size, "seeds": seeds, "protocol": protocol,
     }  # fmt: skip
-    _run_own(
-        data, method, options, set_, seeds, protocol, out, resume, device, precision, quiet,
-        as_json, num_workers=num_workers, skip_bad=skip_bad, on_nan=on_nan, keep_all=keep_all,
-        tensorboard=tensorboard,
-    )  # fmt: skip
+    reading = read_options(images, image_col, label_col, split_col, suffix, valid, test)
+    run_own_and_print(OwnRun(data, method, values, reading, set_ or []), flags)
 
 
 def retrain(
     checkpoint: Annotated[
         Path,
         typer.Option(
-            help="Your trained model: a state dict of timm's, .safetensors, .pth or .bin.",
+            help="State dict of your trained timm model: a .safetensors, .pth or .bin file.",
             show_default=False,
         ),
     ],
     data: Annotated[
         Path,
         typer.Option(
-            help="Images of the same classes, as for `ltlearn train`; the classifier's outputs "
-            "are in the order of their sorted names.",
+            help="Images of the same classes, as for `ltlearn train`. The classifier's outputs "
+            "must follow the sorted class names.",
             show_default=False,
         ),
     ],
-    arch: Annotated[str, typer.Option(help="Its name in timm.", show_default=False)],
+    arch: ARCH,
     method: Annotated[
         str | None,
         typer.Option(
-            help="Of `ltlearn methods`, between commas; samn, or crt with --reset, if not given."
+            help="How to retrain the classifier: names of `ltlearn methods`, separated by commas. "
+            "By default, samn, or crt with --reset."
         ),
     ] = None,
     reset: Annotated[
-        bool, typer.Option("--reset", help="Leave the model's classifier out and make a new one.")
+        bool, typer.Option("--reset", help="Replace the model's classifier by a new one.")
     ] = False,
     size: SIZE = None,
     images: IMAGES = None,
@@ -160,53 +170,22 @@ def retrain(
     precision: PRECISION = None,
     num_workers: WORKERS = None,
     skip_bad: SKIP_BAD = False,
-    on_nan: ON_NAN = "stop",
+    on_nan: ON_NAN_OPTION = "stop",
     quiet: QUIET = False,
     as_json: JSON = False,
 ) -> None:
-    """Retrain the classifier of a model that you have trained: features, stage 2, report."""
-    if method is None:
-        method = "crt" if reset else "samn"
-    options = {
-        "model.arch": arch, "data.size": size,
-        **_of_data(reading_values(images, image_col, label_col, split_col, suffix, valid, test)),
-    }  # fmt: skip
-    _run_own(
-        data, method, options, set_, seeds, protocol, out, resume,
-        device, precision, quiet, as_json, checkpoint=checkpoint, reset=reset,
-        num_workers=num_workers, skip_bad=skip_bad, on_nan=on_nan,
-    )  # fmt: skip
-
-
-def _of_data(reading: dict[str, Any]) -> dict[str, Any]:
-    return {f"data.{key}": value for key, value in reading.items()}
-
-
-def _run_own(
-    data: Path, method: str, options: dict, set_, seeds, protocol, out, resume, device, precision,
-    quiet: bool, as_json: bool, *, checkpoint: Path | None = None, reset: bool = False,
-    on_nan: str, skip_bad: bool, **more: Any,
-) -> None:  # fmt: skip
-    """Make a recipe of somebody's own images, and run it."""
+    """Retrain the classifier of a trained model: stage 2, report."""
+    from ltlearn.cli.running import OwnRun, RunFlags, read_options, run_own_and_print
     from ltlearn.utils.settings import load_settings
 
-    check_choice("--on-nan", on_nan, ("stop", "skip"))
-    methods = split_names("--method", method)
-    settings = load_settings(device=device, precision=precision)
-    where = settings.runs_path if out is None else out
-    if where.expanduser().resolve().is_relative_to(data.expanduser().resolve()):
-        what = f"--out {out}" if out is not None else f"the folder of runs, {where},"
-        raise UserError(
-            f"{what} is inside {data}, where it would be taken for a class; give "
-            f"{'a' if out is not None else '--out with a'} folder elsewhere."
-        )
-    with report_interrupt(), configured_log(quiet or as_json):
-        from ltlearn.experiments.own_data import own_recipe
-
-        wanted = own_recipe(
-            data, methods, {**options, "seeds": seeds, "protocol": protocol},
-            set_ or [], checkpoint=checkpoint, reset=reset, skip_bad=skip_bad,
-        )  # fmt: skip
-    run_and_print(
-        wanted, settings, out, resume, quiet, as_json, on_nan=on_nan, skip_bad=skip_bad, **more
-    )
+    flags = RunFlags(
+        load_settings(device=device, precision=precision),
+        out=out, resume=resume, quiet=quiet, as_json=as_json, on_nan=on_nan, skip_bad=skip_bad,
+        num_workers=num_workers,
+    )  # fmt: skip
+    if method is None:
+        method = "crt" if reset else "samn"
+    values = {"model.arch": arch, "data.size": size, "seeds": seeds, "protocol": protocol}
+    reading = read_options(images, image_col, label_col, split_col, suffix, valid, test)
+    own = OwnRun(data, method, values, reading, set_ or [], checkpoint, reset)
+    run_own_and_print(own, flags)

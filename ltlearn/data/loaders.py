@@ -274,11 +274,11 @@ class LTDataLoaders(DataLoaders):
                 the training labels (the message names row, column or label); or as for
                 `from_folder`.
         """
-        read = ReadOptions(
+        reading = ReadOptions(
             skip_bad=skip_bad, images=path, image_col=image_col, label_col=label_col,
             split_col=split_col, suffix=suffix, valid=valid, test=test,
         )  # fmt: skip
-        listing = partial(list_table, Path(csv), read)
+        listing = partial(list_table, Path(csv), reading)
         return cls._from_listing(listing, LoadOptions(**options), skip_bad)
 
     @classmethod
@@ -310,11 +310,11 @@ class LTDataLoaders(DataLoaders):
         """
         if isinstance(df, str | Path):
             raise UserError(f"df must be a pandas DataFrame, got {str(df)!r}; use from_csv for it.")
-        read = ReadOptions(
+        reading = ReadOptions(
             skip_bad=skip_bad, images=path, image_col=image_col, label_col=label_col,
             split_col=split_col, suffix=suffix,
         )  # fmt: skip
-        listing = partial(list_table, df, read)
+        listing = partial(list_table, df, reading)
         return cls._from_listing(listing, LoadOptions(**options), skip_bad)
 
     @classmethod
@@ -348,10 +348,10 @@ class LTDataLoaders(DataLoaders):
                 or is in two files, a validation or test label is not among the training labels; or
                 as for `from_folder`.
         """
-        read = ReadOptions(
+        reading = ReadOptions(
             skip_bad=skip_bad, follow_links=follow_links, images=path, valid=valid, test=test
         )
-        listing = partial(list_json, json, read)
+        listing = partial(list_json, json, reading)
         return cls._from_listing(listing, LoadOptions(**options), skip_bad)
 
     @classmethod
@@ -378,8 +378,8 @@ class LTDataLoaders(DataLoaders):
                 test label is not among the training labels; or as for `from_folder`.
         """
         skip_bad = options.pop("skip_bad", False)
-        read = ReadOptions(image_col=image_col, label_col=label_col)
-        listing = partial(list_dataset, dataset, read)
+        reading = ReadOptions(skip_bad=skip_bad, image_col=image_col, label_col=label_col)
+        listing = partial(list_dataset, dataset, reading)
         return cls._from_listing(listing, LoadOptions(**options), skip_bad)
 
     @classmethod

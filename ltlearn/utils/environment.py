@@ -1,4 +1,4 @@
-"""The versions and the hardware that a run records."""
+"""Describe the software and the hardware of a run."""
 
 import os
 import platform
@@ -25,9 +25,9 @@ _PACKAGES = (
 
 
 def environment_info() -> dict[str, Any]:
-    """Describe software and hardware: versions, platform, processors, threads, device.
+    """Return versions, platform, processors, threads and device.
 
-    Imports nothing heavy: only where torch is loaded already are its threads and its GPU known.
+    This imports nothing heavy. Threads and GPU are known only if torch is loaded already.
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -52,7 +52,7 @@ def environment_info() -> dict[str, Any]:
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+            model = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        model = None
+    return model[1] if model else platform.processor() or platform.machine()

@@ -10,12 +10,13 @@ __all__ = ["deferred_interrupt"]
 
 @contextmanager
 def deferred_interrupt() -> Iterator[None]:
-    """Hold a SIGINT that arrives in the block until its end, then let it act as it would have.
+    """Delay a SIGINT that arrives in the block until the end of the block.
 
-    It nests. Outside the main thread it does nothing: Python runs signal handlers in the main one.
+    Blocks can be nested. Outside the main thread this does nothing, because Python runs signal
+    handlers in the main thread.
     """
     previous = signal.getsignal(signal.SIGINT)
-    # None: a handler that was not installed from Python, which cannot be put back.
+    # None is a handler that was not installed from Python. It could not be restored.
     if threading.current_thread() is not threading.main_thread() or previous is None:
         yield
         return

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 
 __all__ = ["keep_freed_memory"]
 
@@ -11,36 +12,28 @@ _LARGE, _NEVER = 1 << 30, (1 << 31) - 1  # bytes
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep memory that it frees, up to a GiB a piece, until it ends.
+    """Let the process keep freed memory blocks of up to 1 GiB for later use.
 
-    A step of training frees what the next one asks for again. glibc gives large pieces back to the
-    system at once, which then has to find and clear each page anew: a tenth of the time of a step
-    on a CPU, for a ResNet-50 and images of 224 pixels. What the process holds does not shrink
-    between two peaks any more, and the peaks themselves grow a little.
+    A training step frees memory that the next step requests again. glibc returns large blocks to
+    the system at once, and the system must clear each page anew. Keeping them makes a training
+    step on a CPU 5 to 18 % faster (ResNet-50, 224 pixels). The process does not shrink between two
+    peaks of memory, and the peaks grow a little.
 
-    For a program of its own, before it trains: it changes the whole process, and those that it
-    forks. Nothing is done outside Linux with glibc, or where the environment sets these thresholds
-    (`MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES` and such).
+    Only a program should call this, before it trains: it affects the whole process and its forks.
+    It does nothing outside Linux with glibc, or if the environment sets these thresholds
+    (`MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES` and others).
 
     Returns:
-        Whether the process keeps its memory now because of this call.
+        Whether this call changed the process.
     """
-    if not _is_glibc() or any(name in os.environ for name in _VARIABLES):
+    configured = any(name in os.environ for name in _VARIABLES)
+    if configured or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
-    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    # Other C libraries have no mallopt.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
         return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    # The first alone would do: setting one ends the adjustment of both. But then memory at the end
-    # of the heap would go back at each 128 KiB.
+    # Either setting ends glibc's own adjustment of both, so both are set: otherwise memory at the
+    # end of the heap would go back to the system from 128 KiB on.
     kept = mallopt(_M_TRIM_THRESHOLD, _NEVER)
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE) and kept)
-
-
-def _is_glibc() -> bool:
-    try:
-        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
-    except (AttributeError, ValueError, OSError):
-        return False

@@ -1,4 +1,4 @@
-"""Read what earlier versions wrote: the keys of their files under the names of today."""
+"""Read the files of earlier versions, whose keys had other names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ _RENAMED = {"pictures": "images", "skipped_pictures": "skipped_images"}
 
 
 def with_todays_keys(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record of a run with today's keys.
+    """Return a record with today's keys.
 
     Args:
         record: A manifest, the record of a stage, or the facts of a checkpoint.

@@ -1,6 +1,6 @@
-"""Progress on standard error: a bar on a terminal, and lines elsewhere if a program asks for them.
+"""Progress on standard error: a bar on a terminal; elsewhere lines, if a program takes them.
 
-Both wait two seconds, and are silent where told so.
+A bar appears after two seconds, a line after half a minute.
 """
 
 import os
@@ -10,31 +10,39 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["quiet", "plain_lines", "duration", "ProgressLine", "track"]
+__all__ = ["ProgressLine", "duration", "hide_progress", "plain_lines", "track"]
 
 _T = TypeVar("_T")
-_DELAY_S = 2.0  # before the first sign of a bar
-_SHOW_S = 0.5  # between two looks at what a bar shows, which may wait for a device
-_LINE_S = 30.0  # between two lines where there is no terminal
-_LEAST_BAR, _MOST_BAR = 6, 40  # columns
-_quiet = False
+_DELAY_S = 2.0  # before a bar appears
+_SHOW_S = 0.5  # between two updates of a bar, which may wait for a device
+_LINE_S = 30.0  # between two lines
+_MIN_BAR, _MAX_BAR = 6, 40  # width in characters
+_hidden = False
 _notify: Callable[[str], None] | None = None
 
 
 @contextmanager
-def quiet(on: bool = True) -> Iterator[None]:
-    """Show no progress inside the block."""
-    global _quiet
-    before, _quiet = _quiet, on
+def hide_progress(hide: bool = True) -> Iterator[None]:
+    """Show no progress inside the block.
+
+    Args:
+        hide: False shows it.
+    """
+    global _hidden
+    before, _hidden = _hidden, hide
     try:
         yield
     finally:
-        _quiet = before
+        _hidden = before
 
 
 @contextmanager
 def plain_lines(notify: Callable[[str], None] | None) -> Iterator[None]:
-    """Inside the block, give progress to `notify` as lines where standard error is no terminal."""
+    """Pass progress to `notify` as lines inside the block, if standard error is no terminal.
+
+    Args:
+        notify: Called with each line; None passes nothing.
+    """
     global _notify
     before, _notify = _notify, notify
     try:
@@ -44,7 +52,15 @@ def plain_lines(notify: Callable[[str], None] | None) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """Say a time in its two largest units."""
+    """Format a time in its one or two largest units.
+
+    Args:
+        seconds: The time. A negative time counts as 0.
+
+    Example:
+        >>> duration(4320)
+        '1 h 12 min'
+    """
     seconds = max(0, round(seconds))
     if seconds < 60:
         return f"{seconds} s"
@@ -55,30 +71,31 @@ def duration(seconds: float) -> str:
 
 
 class ProgressLine:
-    """One bar on a terminal that appears after two seconds; or a line every half minute.
+    """A bar on a terminal, or a line every half minute.
 
-    Nothing but `advance`, or `due` and `show`, draws: there is no thread, which a loader's workers
-    would inherit.
+    Only `advance` and `show` draw. There is no thread, because the workers of a loader would
+    inherit it.
 
-    Attributes: `on` (whether anybody looks), `notify` (takes a line; None on a terminal).
+    Attributes: `on` (whether progress is shown at all), `notify` (takes a line; None on a
+    terminal).
 
     Args:
-        description: What is being done.
-        total: Steps there are.
+        description: Name of the work.
+        total: Number of steps.
     """
 
     def __init__(self, description: str, total: int):
         self.description, self.total, self.done = description, total, 0
         terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self.notify = None if _quiet or terminal else _notify
-        self.on = not _quiet and (terminal or self.notify is not None)
+        self.notify = None if _hidden or terminal else _notify
+        self.on = not _hidden and (terminal or self.notify is not None)
         self._start = time.perf_counter()
         self._next = self._start + (_DELAY_S if self.notify is None else _LINE_S)
         self._first: tuple[float, int] | None = None
         self._live = None
 
     def due(self) -> bool:
-        """Tell whether it is time to show, or say, how things are."""
+        """Return whether it is time for the next update."""
         if not self.on:
             return False
         now = time.perf_counter()
@@ -88,13 +105,18 @@ class ProgressLine:
         return True
 
     def last(self) -> bool:
-        """Tell whether what is done now is worth a last line: it took long enough."""
+        """Return whether the work took long enough for a final line."""
         return self.notify is not None and time.perf_counter() - self._start >= _DELAY_S
 
     def advance(self, steps: int = 1) -> None:
-        """Count steps as done."""
+        """Count steps as done, and show it if it is time.
+
+        Args:
+            steps: Number of steps.
+        """
         self.done += steps
-        if self._first is None:  # may be what was done before this process, so no rate is its
+        # The first steps may have been done before this process, so they do not count as speed.
+        if self._first is None:
             self._first = (time.perf_counter(), self.done)
         if not self.due():
             return
@@ -107,12 +129,12 @@ class ProgressLine:
             self.show(self.description, [tail])
 
     def show(self, head: str, tails: Sequence[str], notes: Sequence[str] = ()) -> None:
-        """Draw the bar between `head` and a tail, with a note below.
+        """Draw the bar, with a text on each side and a note below.
 
         Args:
-            head: What stands before the bar.
-            tails: What stands behind it, from long to short: the first that fits is taken.
-            notes: The second line, likewise.
+            head: The text on the left.
+            tails: Texts for the right, from long to short. The first that fits is shown.
+            notes: Texts for the line below, likewise.
         """
         if self._live is None:
             self._open()
@@ -126,14 +148,14 @@ class ProgressLine:
         self._live.start()
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
+        """Remove the bar from the terminal."""
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()
 
 
 class _Bar:
-    """A bar between two texts, and a line below; each at most as wide as the terminal."""
+    """A bar between two texts, and a line below. Neither is wider than the terminal."""
 
     def __init__(self, done, total, head, tails, notes):
         self.done, self.total, self.head, self.tails, self.notes = done, total, head, tails, notes
@@ -143,12 +165,12 @@ class _Bar:
         from rich.table import Table
         from rich.text import Text
 
-        # The last column stays free: some terminals wrap when it is written.
+        # Some terminals wrap when the last column is written, so it stays free.
         width = options.max_width - 1
         room = width - len(self.head) - 2
-        tail = _fitting(self.tails, room - _LEAST_BAR)
-        bar = min(_MOST_BAR, room - len(tail))
-        if bar >= _LEAST_BAR:
+        tail = _fitting(self.tails, room - _MIN_BAR)
+        bar = min(_MAX_BAR, room - len(tail))
+        if bar >= _MIN_BAR:
             line = Table.grid(padding=(0, 1), pad_edge=False)
             for _ in range(3):
                 line.add_column(no_wrap=True)
@@ -162,7 +184,7 @@ class _Bar:
 
 
 def _fitting(texts: Sequence[str], width: int) -> str:
-    """Return the first text that is not wider, or the last."""
+    """Return the first text that fits the width, or the last text."""
     return next((text for text in texts if len(text) <= width), texts[-1])
 
 
@@ -173,7 +195,13 @@ def _cut(text, width: int):
 
 
 def track(items: Iterable[_T], total: int, description: str) -> Iterator[_T]:
-    """Yield the items and show how many of `total` are done."""
+    """Yield the items, and show how many of `total` are done.
+
+    Args:
+        items: The items.
+        total: Number of items.
+        description: Name of the work.
+    """
     line = ProgressLine(description, total)
     try:
         for item in items:

@@ -9,31 +9,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, spell
+from ltlearn.names import PRECISIONS
 
 __all__ = ["Settings", "load_settings"]
 
 _logger = logging.getLogger("ltlearn")
 _FILE = "settings.ini"
-_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-# `nbs_path`, which other projects have, is 0.82 alike to `runs_path`; a letter too few in ours
-# leaves it above 0.9.
-_NEAR_MISS = 0.85
+# A misspelt key is above 0.9 similar to the right one. `nbs_path`, a key of other projects, is 0.82
+# similar to `runs_path`.
+_SIMILAR = 0.85
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults in force, and where each came from.
+    """The settings in force, and the source of each.
 
     Args:
         data_path: Folder of the datasets.
-        runs_path: Folder in which each run gets a folder.
-        cache_path: Folder of what can be computed again, such as cached features.
+        runs_path: Folder in which each run gets its own folder.
+        cache_path: Folder of files that can be computed again, such as cached features.
         num_workers: Processes that load images; 0 loads them in the training process.
-        precision: Number format of training: "auto", "fp32", "bf16" or "fp16".
+        precision: Number format of training, a name of `ltlearn.names.PRECISIONS`.
         device: "auto", "cpu", "cuda", "cuda:<index>" or "mps".
-        sources: Key to where its value came from, in words.
+        sources: Key to a description of the source of its value.
     """
 
     data_path: Path
@@ -51,25 +51,28 @@ class Settings:
         ]
 
 
-_FLAGS = {"data_path": "data"}  # what a flag is called where it is not called like its key
 _KEYS = tuple(name for name in Settings.__dataclass_fields__ if name != "sources")
 
 
-def load_settings(**flags) -> Settings:
-    """Find each default: flag, then environment variable, then `settings.ini`, then built-in value.
+def load_settings(**arguments) -> Settings:
+    """Find each setting: argument, environment variable, `settings.ini`, built-in value.
 
-    The file is the nearest `settings.ini` from the working directory upwards, section [DEFAULT];
-    its relative paths are relative to its folder. The environment variable of `data_path` is
-    `LTLEARN_DATA_PATH`, and so on; an empty one counts as not set.
+    The file is the nearest `settings.ini` from the working directory upwards, section [DEFAULT].
+    Its relative paths are relative to its folder. The environment variable of `data_path` is
+    `LTLEARN_DATA_PATH`, and so on. An empty variable counts as not set.
 
     Args:
-        **flags: Any field of `Settings` but `sources`; None stands for a flag that was not given.
+        **arguments: Any field of `Settings` except `sources`. None counts as not given.
 
     Raises:
-        UserError: If a value is not allowed, or the `settings.ini` found cannot be read.
-        TypeError: If a flag is not a field of `Settings`.
+        UserError: If a value is not allowed, or `settings.ini` cannot be read.
+        TypeError: If an argument is not a field of `Settings`.
+
+    Example:
+        >>> load_settings(device="cpu").device
+        'cpu'
     """
-    unknown = sorted(set(flags) - set(_KEYS))
+    unknown = sorted(set(arguments) - set(_KEYS))
     if unknown:
         raise TypeError(f"{unknown[0]!r} is not a setting; there are {', '.join(_KEYS)}")
     in_file, file = _read_file()
@@ -77,8 +80,8 @@ def load_settings(**flags) -> Settings:
     for key in _KEYS:
         variable = f"LTLEARN_{key.upper()}"
         folder = None
-        if flags.get(key) is not None:
-            raw, source = flags[key], f"flag --{_FLAGS.get(key, key.replace('_', '-'))}"
+        if arguments.get(key) is not None:
+            raw, source = arguments[key], f"argument {spell(key)}"
         elif os.environ.get(variable):
             raw, source = os.environ[variable], f"environment variable {variable}"
         elif key in in_file:
@@ -91,7 +94,7 @@ def load_settings(**flags) -> Settings:
 
 def _built_in(key: str) -> str | int:
     if key == "cache_path":
-        # The XDG specification wants a relative path ignored.
+        # The XDG specification requires that a relative path is ignored.
         base = os.environ.get("XDG_CACHE_HOME", "")
         return os.path.join(base if os.path.isabs(base) else "~/.cache", "ltlearn")
     return {"data_path": "data", "runs_path": "runs", "num_workers": 0}.get(key, "auto")
@@ -112,47 +115,33 @@ def _parse(key: str, raw: object, source: str, folder: Path | None) -> Path | in
         return path if folder is None else folder / path
     if key == "num_workers":
         if isinstance(raw, bool) or not re.fullmatch(r"[0-9]+", text):
-            raise refuse("a whole number from 0 upwards")
+            raise refuse("a whole number of at least 0")
         return int(text)
     text = text.lower()
-    if key == "precision" and text not in _PRECISIONS:
-        raise refuse("one of " + ", ".join(_PRECISIONS))
+    if key == "precision" and text not in PRECISIONS:
+        raise refuse("one of " + ", ".join(PRECISIONS))
     if key == "device" and not _DEVICE.fullmatch(text):
         raise refuse("one of auto, cpu, cuda, cuda:<index>, mps")
     return text
 
 
 def _read_file() -> tuple[dict[str, str], Path | None]:
-    """Return the [DEFAULT] keys that are ours, and the file; warn of a key that is nearly ours."""
-    from fastcore.xtras import Config
-
+    """Return our keys of [DEFAULT], and the file; warn about a key that is misspelt."""
     # `%` is an ordinary character of a path, so no interpolation.
+    parser, file = configparser.ConfigParser(interpolation=None), Path(_FILE)
     try:
-        config = Config.find(_FILE, interpolation=None)
-        if config is None:
+        folder = Path.cwd()
+        file = next((f for d in (folder, *folder.parents) if (f := d / _FILE).exists()), None)
+        if file is None:
             return {}, None
-        # Config skips a file that it cannot open, and would leave the user with built-in values.
-        with open(config.config_file, "rb"):
-            pass
-    except UnicodeDecodeError:
-        raise UserError(f"The {_FILE} found from {_here()} upwards is not UTF-8 text.") from None
-    except configparser.Error as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"A {_FILE} is not a valid INI file: {reason}.") from None
-    except OSError as error:
-        raise UserError(
-            f"The {_FILE} found from {_here()} upwards cannot be read: {error.strerror}."
-        ) from None
-    file = config.config_file
-    for key in config.d:
-        near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=_NEAR_MISS)
-        if key not in _KEYS and near:
-            _logger.warning("%s: %r is not a setting; is %r meant?", file, key, near[0])
-    return {key: config.d[key] for key in _KEYS if key in config.d}, file
-
-
-def _here() -> str:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return "the working directory (which no longer exists)"
+        with open(file, encoding="utf-8") as text:
+            parser.read_file(text)
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{file} cannot be read as an INI file: {reason}.") from None
+    keys = parser.defaults()
+    for key in keys:
+        similar = difflib.get_close_matches(key, _KEYS, n=1, cutoff=_SIMILAR)
+        if key not in _KEYS and similar:
+            _logger.warning("%s: %r is not a setting; is %r meant?", file, key, similar[0])
+    return {key: keys[key] for key in _KEYS if key in keys}, file

@@ -1,4 +1,4 @@
-"""Rows under headings, for a terminal of any width and for a pipe. Nothing here imports torch."""
+"""Tables for a terminal of any width and for a pipe. Nothing here imports torch."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,29 @@ __all__ = [
     "one_line",
 ]
 
-# Of a table, in characters: what its frame takes at its sides and between columns, and the least
-# that a sentence gets.
-_EDGES, _BETWEEN, _PROSE = 2, 3, 40
+# Characters of a table's frame at its sides and between two columns.
+_EDGES, _BETWEEN = 2, 3
+_PROSE = 40  # the least width of a column of sentences, in characters
 
 
 def render_rows(
     head: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None, title: str = ""
 ) -> None:
-    """Write rows under headings: for the eye on a terminal, tab-separated lines elsewhere.
+    """Write a table: formatted on a terminal, tab-separated lines elsewhere.
 
-    On a terminal that is too narrow, columns go below each other with the first repeated; rows of
-    sentences become a paragraph each.
+    If the terminal is too narrow, the columns are split into several tables that repeat the first
+    column. A row of long sentences becomes a paragraph instead.
 
     Args:
-        head: One heading a column; the first names a row.
-        rows: The cells; anything `str` takes.
+        head: One heading per column. The first column names the row.
+        rows: The cells, anything `str` takes.
         file: Where to write; standard output if None.
-        title: Printed above.
+        title: Printed above the table.
+
+    Example:
+        >>> render_rows(["key", "value"], [["device", "cpu"]])
+        key     value
+        device  cpu
     """
     file = sys.stdout if file is None else file
     cells = [[one_line(cell) for cell in row] for row in rows]
@@ -57,11 +62,14 @@ def render_rows(
 
 
 def fitting_blocks(widths: Sequence[int], room: int) -> list[list[int]] | None:
-    """Share columns out to tables that fit, each with the first; None if one does not fit so.
+    """Split columns into groups that fit the terminal, repeating column 0 in each.
 
     Args:
-        widths: Of each column, in characters.
-        room: Of the terminal.
+        widths: Width of each column, in characters.
+        room: Width of the terminal.
+
+    Returns:
+        The numbers of the columns in each group; None if a column does not fit beside column 0.
     """
     blocks: list[list[int]] = [[0]]
     left = room - widths[0] - _EDGES
@@ -83,11 +91,11 @@ def print_block(
     """Print some columns of a table.
 
     Args:
-        console: Of rich.
+        console: The rich console.
         head: The headings of all columns.
         lines: The cells of each row.
-        block: Which columns, by number.
-        right: Whether all but the first are numbers, which are not folded.
+        block: The numbers of the columns to print.
+        right: Whether all columns except the first hold numbers, which are never folded.
     """
     from rich import box
     from rich.table import Table
@@ -100,7 +108,7 @@ def print_block(
         else:
             table.add_column(head[i], overflow="fold")
     for line in lines:
-        # Text, not str: rich would read a label such as "[x]" as markup.
+        # rich would read a str such as "[x]" as markup.
         table.add_row(*(Text(line[i]) for i in block))
     console.print(table)
 
@@ -119,10 +127,10 @@ def _print_record(console, head: Sequence[str], row: Sequence[str]) -> None:
 
 
 def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
-    """Write what each stage trained, in which mode, with which sampler; once where seeds agree.
+    """Write how each stage was trained. Seeds with equal stages share a row.
 
     Args:
-        stages: The manifest's "stages".
+        stages: The "stages" of the manifest.
         file: Where to write; standard output if None.
     """
     keys = ("method", "stage", "trained", "bn", "on", "batch", "sampler", "loss", "epochs", "lr")
@@ -133,7 +141,7 @@ def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = Non
 
 
 def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
-    """Write the list of recipes: methods, what was published, whether it was run.
+    """Write the list of recipes with methods, published figures and status.
 
     Args:
         recipes: `Recipe` objects.
@@ -151,11 +159,11 @@ def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
                 recipe.status,
             )
         )
-    render_rows(("recipe", "what it is", "methods", "published top-1 in %", "status"), rows, file)
+    render_rows(("recipe", "title", "methods", "published top-1 in %", "status"), rows, file)
 
 
 def one_line(text: Any) -> str:
-    """Return a text without line breaks or double spaces.
+    """Return a text without line breaks and double spaces.
 
     Args:
         text: Anything `str` takes.

@@ -42,6 +42,21 @@ def make_lt_learner(dls=None, seed=0, arch="resnet20_cifar", **kwargs):
     return lt_learner(dls or make_dls(), arch, **kwargs)
 
 
+class Stop(Callback):
+    """Stop a training before one of its steps."""
+
+    order = 95
+
+    def __init__(self, error, steps):
+        self.error, self.left = error, steps
+
+    def before_batch(self):
+        if self.learn.training:
+            self.left -= 1
+            if self.left < 0:
+                raise self.error
+
+
 class Points(Dataset):
     """Three clouds of 40, 12 and 4 points; `targets` only where asked for."""
 

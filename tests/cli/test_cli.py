@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,35 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltlearn.cli.app import main
-
-ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1"}
-COMMAND = [sys.executable, "-c", "from ltlearn.cli.app import main; main()"]
-TINY = [
-    "recipe", "digits_lt", "--seeds", "1", "--set", "model.width=4", "--set", "stage1.epochs=2",
-    "--set", "stage2.epochs=2", "--device", "cpu",
-]  # fmt: skip
-
-
-Done = namedtuple("Done", "returncode stdout stderr")
-
-
-def ltlearn(*words, cwd=None, env=None):
-    """Run the command line in this process, as if typed; importing fastai anew takes seconds."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ltlearn", *map(str, words)])
-        patch.setattr(sys, "stdout", out)
-        patch.setattr(sys, "stderr", err)
-        for key, value in (env or {}).items():
-            patch.setenv(key, value)
-        if cwd is not None:
-            patch.chdir(cwd)
-        try:
-            main()
-        except SystemExit as e:
-            code = e.code or 0
-    return Done(code, out.getvalue(), err.getvalue())
+from tests.helpers import COMMAND, ENV, TINY, ltlearn
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +36,7 @@ def test_version_and_help():
     assert done.stdout.startswith("ltlearn 0.")
     done = ltlearn("recipe", "--help")
     assert done.returncode == 0
-    for word in (
-        "--data",
-        "--set",
-        "--seeds",
-        "--smoke",
-        "--out",
-        "--device",
-        "--json",
-        "--resume",
-    ):
+    for word in ("--data", "--set", "--seeds", "--smoke", "--out", "--json", "--resume"):
         assert word in done.stdout
 
 
@@ -122,8 +86,7 @@ def test_the_table_is_what_the_predictions_say(finished):
     saved = np.load(run / "predictions.npz")
     for row in manifest["results"]["rows"]:
         right = (saved[f"seed0/{row['method']}"].argmax(1) == saved["targets"]).mean()
-        reported = row["mean"]["all"] if "mean" in row else row["reports"][0]["all"]
-        assert right == pytest.approx(reported)
+        assert right == pytest.approx(row["reports"][0]["all"])
 
 
 def test_stage2_in_the_csv_begins_before_the_first_step(finished):
@@ -192,7 +155,7 @@ def test_quiet_is_over_when_the_command_is(finished):
     assert (log.level, list(log.handlers)) == before
 
 
-def test_paper_protocol_says_so_in_the_table(tmp_path):
+def test_the_table_names_the_paper_protocol(tmp_path):
     done = ltlearn(*TINY, "--protocol", "paper", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "selected on test" in done.stdout
@@ -204,7 +167,7 @@ def test_paper_protocol_says_so_in_the_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["recipe", "digit_lt"], "did you mean digits_lt"),
         (["recipe", "digits_lt", "--set", "stage1.epoch=2"], "did you mean epochs"),
@@ -217,32 +180,29 @@ def test_paper_protocol_says_so_in_the_table(tmp_path):
         (["recipe", "digits_lt", "--precision", "fp16", "--device", "cpu"], "fp16"),
         (["recipe", "digits_lt", "--protocol", "best"], "clean"),
         (["recipe", "cifar10_lt", "--data", "nowhere"], "untar_data(URLs.CIFAR)"),
-        (["recipe", "digits_lt", "--out", "/proc/1/run"], "--out"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_exit_2(words, said, tmp_path):
+def test_a_user_error_is_one_line_and_exit_2(words, expected, tmp_path):
     done = ltlearn(*words, cwd=tmp_path)
     assert done.returncode == 2
-    assert said in done.stderr
     assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert said in last
-    # Nothing is left behind by a run that could not begin.
+    assert expected in done.stderr.strip().splitlines()[-1]
+    # A run that could not start leaves nothing behind.
     assert not list((tmp_path / "runs").glob("*")) if (tmp_path / "runs").exists() else True
 
 
-def test_our_own_mistake_is_exit_1(tmp_path, monkeypatch):
+def test_an_internal_error_is_exit_1(tmp_path, monkeypatch):
     def broken(*args):
         raise RuntimeError("boom")
 
     monkeypatch.setattr("ltlearn.experiments.read_recipe.load_recipe", broken)
     done = ltlearn("recipe", "digits_lt", cwd=tmp_path)
     assert done.returncode == 1
-    assert "a mistake of ours: RuntimeError: boom" in done.stderr
+    assert "internal error: RuntimeError: boom" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path, monkeypatch):
     real = os.replace
 
     def full(source, target):
@@ -280,21 +240,20 @@ def test_bad_images_are_named_or_skipped(tmp_path):
     assert manifest["skipped_images"] == [str(bad)]
 
 
-def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path):
+def test_ctrl_c_prints_the_command_that_continues(tmp_path):
     words = [*TINY, "--set", "stage1.epochs=500", "--out", str(tmp_path / "run"), "--seeds", "2"]
     process = subprocess.Popen(
         [*COMMAND, *words], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    for line in process.stderr:
-        if "stage 1" in line or time.monotonic() > deadline:
-            break
-    time.sleep(1)
+    log, deadline = tmp_path / "run/logs/seed0-stage1.csv", time.monotonic() + 120
+    while not log.exists():  # it is written after the first epoch
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in rest
-    assert "Go on with: ltlearn recipe digits_lt" in rest
+    assert "Continue with: ltlearn recipe digits_lt" in rest
     assert "--resume" in rest
     assert not list((tmp_path / "run").rglob(".tmp-*"))
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "running"
@@ -344,7 +303,7 @@ def test_resume_refuses_other_images_and_another_precision(tmp_path):
     assert ltlearn(*words, "--data", first, "--resume").returncode == 0
 
 
-def test_what_cannot_be_is_refused_before_stage_1(tmp_path):
+def test_values_that_exclude_each_other_are_refused_before_stage_1(tmp_path):
     for words in (
         ["--protocol", "paper", "--set", "stage2.views=1"],
         ["--set", "stage2.bn=train", "--set", "stage2.views=1"],
@@ -365,11 +324,11 @@ def test_a_users_own_folder_and_files_stay(tmp_path):
     (own / ".tmp-precious").write_text("mine")
     done = ltlearn(*TINY, "--out", own, "--resume")
     assert done.returncode == 2
-    assert "no run of ltlearn" in done.stderr
+    assert "manifest.json" in done.stderr and "--out" in done.stderr
     assert [p.name for p in own.iterdir()] == [".tmp-precious"]
 
 
-def test_the_go_on_command_names_the_program_that_was_called(monkeypatch, tmp_path):
+def test_the_recorded_command_names_the_program_that_was_called(monkeypatch, tmp_path):
     monkeypatch.setenv("LTLEARN_PROGRAM", "scripts/ltlearn")
     done = ltlearn(*TINY, "--out", tmp_path / "run", "--quiet")
     assert done.returncode == 0, done.stderr
@@ -441,14 +400,14 @@ def test_a_run_logs_each_epoch(finished):
     assert not (run / "tensorboard").exists()
 
 
-def test_epochs_are_said_where_there_is_no_terminal(finished, tmp_path, monkeypatch):
+def test_epochs_are_printed_where_there_is_no_terminal(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("ltlearn.utils.progress._DELAY_S", 0.0)
-    for words, said in (([], True), (["--quiet"], False), (["--json"], False)):
+    for words, printed in (([], True), (["--quiet"], False), (["--json"], False)):
         done = ltlearn(*TINY, "--out", tmp_path / "-".join(["run", *words]), *words)
         assert done.returncode == 0, done.stderr
-        assert ("stage 1: epoch 2/2, loss " in done.stderr) is said
-        assert ("stage 2: epoch 2/2, loss " in done.stderr) is said
-        # The first is less than half a minute after the beginning.
+        assert ("stage 1: epoch 2/2, loss " in done.stderr) is printed
+        assert ("stage 2: epoch 2/2, loss " in done.stderr) is printed
+        # The first epoch ends less than half a minute after the start.
         assert "epoch 1/2, loss" not in done.stderr
         assert "images/s" not in done.stdout
 
@@ -476,38 +435,37 @@ def test_keep_all_and_on_nan(tmp_path):
     assert done.returncode == 0, done.stderr
     for folder in ("seed0-stage1", "seed0-samn"):
         assert len(list((tmp_path / "run/checkpoints" / folder).iterdir())) == 4
-    done = ltlearn(*TINY, "--out", tmp_path / "other", "--on-nan", "go")
-    assert done.returncode == 2
-    assert "--on-nan must be one of stop, skip, got 'go'" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
-        (("compare", "RUN", "--methods", ""), "--methods '' names nothing; give a name or more"),
-        (("compare", "RUN", "--priors", ","), "--priors ',' names nothing"),
-        (("compare", "RUN", "--priors", "train,flat"), "--priors must be one of uniform, train,"),
-        (
-            ("compare", "RUN", "--select", "first"),
-            "--select must be one of best, last, got 'first'",
-        ),
-        (("compare", "RUN", "--seeds", "0"), "--seeds must be a whole number of at least 1, got 0"),
-        (("sensitivity", "RUN", "--methods", " "), "--methods ' ' names nothing"),
-        (("sensitivity", "RUN", "--select", "first"), "--select must be one of best, last"),
-        (("inspect", ".", "--few", "<9"), "--few must be one of <20, <=20, got '<9'"),
-        (("recipe", "digits_lt", "--seeds", "0"), "--seeds 0 is not possible; it must be greater"),
-        (("recipe", "cifar10_lt", "--protocol", "x"), "--protocol x is not possible; it must be"),
-        (("recipe", "digits_lt", "--check", "."), "give the folder that `ltlearn recipe`, `train`"),
+        (("compare", "RUN", "--methods", ""), "--methods ''"),
+        (("compare", "RUN", "--priors", ","), "--priors ','"),
+        (("compare", "RUN", "--priors", "train,flat"), "--priors .*uniform, train.* 'flat'"),
+        (("compare", "RUN", "--select", "first"), "--select .*best, last.* 'first'"),
+        (("compare", "RUN", "--seeds", "0"), "--seeds .* 0"),
+        (("sensitivity", "RUN", "--methods", " "), "--methods ' '"),
+        (("sensitivity", "RUN", "--select", "first"), "--select .*best, last.* 'first'"),
+        (("inspect", ".", "--few", "<9"), "--few .*<20, <=20.* '<9'"),
+        (("predict", "RUN", "x.png", "--target-prior", "flat"), "--target-prior .* 'flat'"),
+        (("recipe", "digits_lt", "--on-nan", "go"), "--on-nan .*stop, skip.* 'go'"),
+        (("recipe", "digits_lt", "--out", "/proc/1/run"), "/proc/1/run .*--out"),
+        (("train", ".", "--out", "runs"), "--out runs .*class"),
+        (("train", ".", "--weights", "x.pth", "--no-pretrained"), "--weights and --no-pretrained"),
+        (("recipe", "digits_lt", "--seeds", "0"), "--seeds 0"),
+        (("recipe", "cifar10_lt", "--protocol", "x"), "--protocol x"),
+        (("recipe", "digits_lt", "--check", "."), "manifest.json"),
     ],
 )
-def test_a_bad_value_is_said_by_the_flag_that_was_typed(tmp_path, words, said):
+def test_a_bad_value_is_named_by_its_flag(tmp_path, words, expected):
     words = [tmp_path if word == "RUN" else word for word in words]
     done = ltlearn(*words, cwd=tmp_path)
-    assert done.returncode == 2 and said in done.stderr
+    assert done.returncode == 2 and re.search(expected, done.stderr), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
 
 
-def test_a_large_download_is_asked_for_or_confirmed(tmp_path, monkeypatch):
+def test_a_large_download_needs_a_confirmation(tmp_path, monkeypatch):
     from ltlearn.data.benchmarks import download
     from ltlearn.data.benchmarks.registry import BENCHMARKS
 
@@ -520,8 +478,8 @@ def test_a_large_download_is_asked_for_or_confirmed(tmp_path, monkeypatch):
     words = ("data", "places_lt", "--root", tmp_path, "--download")
     done = ltlearn(*words)
     assert done.returncode == 2 and not fetched
-    assert done.stderr.splitlines()[-1].endswith("there is nobody to ask; give --yes.")
+    assert done.stderr.splitlines()[-1].endswith("give --yes.")
     done = ltlearn(*words, "--yes")
     assert fetched == [tmp_path] and "Fetch it" not in done.stdout + done.stderr
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
-    assert "nobody confirmed it" in ltlearn(*words).stderr and len(fetched) == 1
+    assert ltlearn(*words).returncode == 2 and len(fetched) == 1

@@ -18,7 +18,7 @@ from ltlearn.experiments.predictor import Predictor
 from ltlearn.experiments.read_recipe import load_recipe
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.models.pretrained import create_lt_model
-from tests.cli.test_cli import COMMAND, ENV, ltlearn
+from tests.helpers import COMMAND, ENV, ltlearn
 
 CLASSES = {"ant": 24, "bee": 10, "cow": 5}
 FAST = (
@@ -225,8 +225,10 @@ def test_a_table_whose_columns_have_to_be_named(photos, tmp_path):
     assert done.returncode == 0, done.stderr
     words = words[:3] + ("dy",) + words[4:]
     message = refused("train", tmp_path / "train.csv", *words, *FAST)
-    assert "no column 'dy' (label_col, --label-col); its columns are id, age, dx" in message
-    assert "label_col (--label-col) is for" in refused("train", photos, "--label-col", "dx", *FAST)
+    assert "no column 'dy' (" in message and "; its columns are id, age, dx" in message
+    assert " is for a saved dataset or a CSV or TSV table" in refused(
+        "train", photos, "--label-col", "dx", *FAST
+    )
 
 
 @pytest.mark.parametrize(
@@ -303,7 +305,7 @@ def test_what_train_refuses(photos, tmp_path):
     assert "did you mean" in refused("train", photos, "--arch", "resnet5O")
     for nothing in ("", ",", " , "):
         message = refused("train", photos, *FAST, "--method", nothing)
-        assert f"--method {nothing!r} names nothing; give a name or more" in message
+        assert f"--method {nothing!r}" in message
     assert "no method 'samm'" in refused("train", photos, *FAST, "--method", "samm")
     assert "is inside" in refused("train", photos, *FAST, "--out", photos / "run")
     assert "not for --set" in refused("train", photos, *FAST, "--set", "data.dataset=digits_lt")
@@ -471,7 +473,7 @@ def test_what_predict_refuses(trained, photos, tmp_path):
     run, _ = trained
     image = photos / "test/ant/0.png"
     assert "no run" in refused("predict", tmp_path / "nothing", image)
-    assert "holds no run of ltlearn" in refused("predict", tmp_path, image)
+    assert "manifest.json" in refused("predict", tmp_path, image)
     assert "has no method 'lws'; it has ce, samn, crt" in refused(
         "predict", run, image, "--method", "lws"
     )
@@ -482,7 +484,7 @@ def test_what_predict_refuses(trained, photos, tmp_path):
         "predict", run, image, "--csv", tmp_path / "no" / "such.csv"
     )
     message = refused("predict", run, image, "--csv", tmp_path)
-    assert "is a folder; give the path of a file as --csv" in message
+    assert f"--csv {tmp_path} is a folder" in message
     for name in ("mine.pth", "mine.pt", "mine.bin"):
         (tmp_path / name).touch()
         message = refused("predict", tmp_path / name, image)
@@ -490,7 +492,7 @@ def test_what_predict_refuses(trained, photos, tmp_path):
     message = refused("predict", tmp_path / "gone.safetensors", image)
     assert "give one of a run's checkpoints, or its folder" in message
     message = refused("predict", tmp_path, image)
-    assert "holds no run of ltlearn (no manifest.json); give the folder that" in message
+    assert "holds no run (no manifest.json)" in message
 
 
 # ---------------------------------------------------------------- retrain

@@ -13,7 +13,7 @@ from ltlearn.experiments.compare_run import compare_run
 from ltlearn.experiments.sensitivity import Sensitivity, sensitivity_run
 from ltlearn.methods import METHODS
 from ltlearn.utils.run_folder import Run
-from tests.cli.test_cli import TINY, ltlearn
+from tests.helpers import TINY, ltlearn
 
 FEW = "ce,tau_norm,crt,samn_start"
 
@@ -180,7 +180,7 @@ def test_ctrl_c_is_one_line(run, command, monkeypatch, capsys):
         main()
     said = capsys.readouterr().err
     assert left.value.code == 130 and said.startswith("ltlearn: stopped")
-    assert ("the same command goes on from there" in said) == (command == "compare")
+    assert ("the same command continues" in said) == (command == "compare")
 
 
 def test_a_manifest_of_something_else(run, tmp_path):

@@ -7,14 +7,16 @@ from rich.console import Console
 
 from ltlearn.training.history import Trajectory
 from ltlearn.utils import progress
-from ltlearn.utils.progress import ProgressLine, _Bar, duration, plain_lines, quiet, track
-from tests.callbacks.helpers import make_lt_learner
-from tests.training.test_history import Stop
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+from ltlearn.utils.progress import (
+    ProgressLine,
+    _Bar,
+    duration,
+    hide_progress,
+    plain_lines,
+    track,
+)
+from tests.callbacks.helpers import Stop, make_lt_learner
+from tests.helpers import Terminal
 
 
 @pytest.fixture
@@ -37,14 +39,14 @@ def terminal(monkeypatch):
 
 
 @pytest.fixture
-def said(monkeypatch):
-    """The lines that are said where there is no terminal, each one that could be."""
+def lines(monkeypatch):
+    """The lines that are printed where there is no terminal, without a delay."""
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(progress, "_DELAY_S", 0.0)
     monkeypatch.setattr(progress, "_LINE_S", 0.0)
-    lines = []
-    with plain_lines(lines.append):
-        yield lines
+    printed = []
+    with plain_lines(printed.append):
+        yield printed
 
 
 def frames(out):
@@ -131,9 +133,9 @@ def test_what_is_short_shows_nothing(terminal, monkeypatch):
     assert out.getvalue() == ""
 
 
-def test_silent_where_told_so_or_nobody_asked(terminal, monkeypatch):
+def test_nothing_is_shown_when_hidden_or_without_a_reader(terminal, monkeypatch):
     out = terminal()
-    with quiet():
+    with hide_progress():
         list(track(range(5), 5, "counting"))
     monkeypatch.setenv("TERM", "dumb")
     list(track(range(5), 5, "counting"))
@@ -141,22 +143,22 @@ def test_silent_where_told_so_or_nobody_asked(terminal, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert not ProgressLine("counting", 5).on
     lines = []
-    with quiet(), plain_lines(lines.append):
+    with hide_progress(), plain_lines(lines.append):
         list(track(range(5), 5, "counting"))
     assert lines == [] and sys.stderr.getvalue() == ""
 
 
-def test_lines_without_a_terminal(said):
+def test_lines_without_a_terminal(lines):
     line = ProgressLine("features", 100)
     line.advance(60)  # done before this process, so no speed of its own
     line.advance(20)
-    assert said == ["features: 60/100", "features: 80/100, 0 s left"]
+    assert lines == ["features: 60/100", "features: 80/100, 0 s left"]
 
 
-def test_lines_are_half_a_minute_apart(said, monkeypatch):
+def test_lines_are_half_a_minute_apart(lines, monkeypatch):
     monkeypatch.setattr(progress, "_LINE_S", 30.0)
     list(track(range(5), 5, "counting"))
-    assert said == []
+    assert lines == []
 
 
 # ------------------------------------------------ of a training
@@ -183,11 +185,11 @@ def test_a_training_on_a_terminal(terminal, stage, error):
     assert left_clean(out)
 
 
-def test_the_loss_is_read_only_where_somebody_looks(terminal, monkeypatch):
+def test_the_loss_is_read_only_when_it_is_shown(terminal, monkeypatch):
     terminal()
     calls, read = [], Trajectory.running_loss
     monkeypatch.setattr(Trajectory, "running_loss", lambda self: calls.append(1) or read(self))
-    with quiet():
+    with hide_progress():
         make_lt_learner().fit_stage1(2, 0.05)
     assert len(calls) == 2  # what an epoch's record takes
     monkeypatch.setattr(progress, "_DELAY_S", 60.0)
@@ -199,38 +201,37 @@ def test_the_loss_is_read_only_where_somebody_looks(terminal, monkeypatch):
     assert len(calls) == 7
 
 
-def test_a_training_in_lines(said):
+def test_a_training_in_lines(lines):
     learn = make_lt_learner()
     record = learn.fit_stage1(2, 0.05)
-    assert len(said) == 2
+    assert len(lines) == 2
     assert re.fullmatch(
         r"stage 1: epoch 1/2, loss \d\.\d{3}, \d+ images/s, validation balanced [\d.]+ % "
-        r"\(medium [\d.]+, few [\d.]+\), \d+ s left", said[0],
+        r"\(medium [\d.]+, few [\d.]+\), \d+ s left", lines[0],
     )  # fmt: skip
-    assert f"loss {record['loss'][1]:.3f}" in said[1]
-    assert f"balanced {100 * record['balanced'][1]:.1f} %" in said[1]
-    assert said[1].endswith(")")  # nothing is left
+    assert f"loss {record['loss'][1]:.3f}" in lines[1]
+    assert f"balanced {100 * record['balanced'][1]:.1f} %" in lines[1]
+    assert lines[1].endswith(")")  # nothing is left
     learn.retrain_classifier(2, 0.05)
-    told = [line.split(",")[0] for line in said[2:] if line.startswith("stage")]
-    assert told == ["stage 2: epoch 1/2", "stage 2: epoch 2/2"]
+    heads = [line.split(",")[0] for line in lines[2:] if line.startswith("stage")]
+    assert heads == ["stage 2: epoch 1/2", "stage 2: epoch 2/2"]
 
 
-def test_the_last_epoch_is_always_said(said, monkeypatch):
+def test_the_last_epoch_is_always_printed(lines, monkeypatch):
     monkeypatch.setattr(progress, "_LINE_S", 60.0)
     make_lt_learner().fit_stage1(3, 0.05)
-    assert len(said) == 1 and said[0].startswith("stage 1: epoch 3/3, ")
+    assert len(lines) == 1 and lines[0].startswith("stage 1: epoch 3/3, ")
 
 
-def test_a_test_set_is_called_one(said, monkeypatch):
+def test_a_test_set_is_called_one(lines, monkeypatch):
     learn = make_lt_learner()
     monkeypatch.setattr(type(learn), "_select_on", "test")
     learn.fit_stage1(1, 0.05)
-    assert "test balanced" in said[0] and "validation" not in said[0]
+    assert "test balanced" in lines[0] and "validation" not in lines[0]
 
 
-def test_the_time_left_is_reckoned_by_what_this_process_did(said, monkeypatch, tmp_path):
+def test_the_time_left_follows_the_speed_of_this_process(lines, monkeypatch, tmp_path):
     from ltlearn import Checkpoint
-    from ltlearn.training import history
 
     # A clock of our own: each look at it is a second.
     class Clock:
@@ -247,10 +248,10 @@ def test_the_time_left_is_reckoned_by_what_this_process_did(said, monkeypatch, t
 
     with pytest.raises(KeyboardInterrupt):
         fit(4 * 7)
-    del said[:]
-    monkeypatch.setattr(history, "time", Clock)
+    del lines[:]
+    monkeypatch.setattr("ltlearn.training.progress.time", Clock)
     fit(100)
-    assert [line.split(",")[0] for line in said] == ["stage 1: epoch 5/6", "stage 1: epoch 6/6"]
+    assert [line.split(",")[0] for line in lines] == ["stage 1: epoch 5/6", "stage 1: epoch 6/6"]
     # One epoch is left after the first of this process: as long as that, not a fifth of it.
-    left = int(re.search(r"(\d+) s left", said[0])[1])
+    left = int(re.search(r"(\d+) s left", lines[0])[1])
     assert 2 <= left <= 4

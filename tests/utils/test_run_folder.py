@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from ltlearn.errors import UserError
-from ltlearn.utils import environment
+from ltlearn.utils import atomic
 from ltlearn.utils import run_folder as run_module
-from ltlearn.utils.environment import environment_info
-from ltlearn.utils.interrupts import deferred_interrupt
 from ltlearn.utils.run_folder import Run
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +43,6 @@ WRITERS = {
     "write_text": lambda run, name: run.write_text(name, "new"),
     "write_json": lambda run, name: run.write_json(name, {"a": 1}),
     "write_csv": lambda run, name: run.write_csv(name, [{"a": 1}]),
-    "append_csv": lambda run, name: run.append_csv(name, {"a": 1}),
     "save_npz": lambda run, name: run.save_npz(name, a=np.zeros(100_000)),
     "save_tensors": lambda run, name: run.save_tensors(name, {"a": torch.zeros(100_000)}),
     "save_figure": lambda run, name: run.save_figure(name, figure()),
@@ -72,36 +70,36 @@ def test_create_names_by_time_and_never_twice(tmp_path, monkeypatch):
     assert all(path.is_dir() and not any(path.iterdir()) for path in made)
 
 
-def test_out_is_taken_as_it_is(tmp_path):
+def test_out_is_the_folder_itself(tmp_path):
     assert Run.create(tmp_path / "unused", "r", out=tmp_path / "a/b").path == tmp_path / "a/b"
     assert not (tmp_path / "unused").exists()
     Run.create(tmp_path, "r", out=tmp_path / "a/b")  # it is there, and empty
 
 
-def test_out_that_holds_something(tmp_path):
+def test_out_that_is_not_empty(tmp_path):
     (tmp_path / "metrics.csv").write_text("a\n")
-    with pytest.raises(UserError, match="already holds files: give --resume .* or another --out"):
+    with pytest.raises(UserError, match=rf"{tmp_path} .*resume=True.* out\."):
         Run.create(tmp_path, "r", out=tmp_path)
-    with pytest.raises(UserError, match="no run of ltlearn to go on with"):
+    with pytest.raises(UserError, match=rf"{tmp_path} .*manifest.json.* out\."):
         Run.create(tmp_path, "r", out=tmp_path, resume=True)
     (tmp_path / "manifest.json").write_text("{}")
     assert Run.create(tmp_path, "r", out=tmp_path, resume=True).path == tmp_path
     assert (tmp_path / "metrics.csv").read_text() == "a\n"
 
 
-def test_only_what_was_begun_is_taken_away(tmp_path):
+def test_remove_if_empty_removes_only_what_create_made(tmp_path):
     made = Run.create(tmp_path, "r", out=tmp_path / "new")
     made.write_json("manifest.json", {})
     made.remove_if_empty()
     assert not made.path.exists()
     (tmp_path / "own").mkdir()
-    found = Run.create(tmp_path, "r", out=tmp_path / "own")
-    found.write_json("manifest.json", {})
-    found.remove_if_empty()
+    own = Run.create(tmp_path, "r", out=tmp_path / "own")
+    own.write_json("manifest.json", {})
+    own.remove_if_empty()
     assert list((tmp_path / "own").iterdir()) == []
-    found.write_json("manifest.json", {})
+    own.write_json("manifest.json", {})
     Run.create(tmp_path, "r", out=tmp_path / "own", resume=True).remove_if_empty()
-    assert files(found) == ["manifest.json"]
+    assert files(own) == ["manifest.json"]
 
 
 def test_resume_goes_on_in_the_newest_run_of_that_name(tmp_path, caplog):
@@ -137,23 +135,23 @@ def test_a_file_where_the_folder_should_be(tmp_path, inside):
     file = tmp_path / "taken"
     file.write_text("")
     for arguments in ({"out": file / inside}, {"runs_path": file / inside}):
-        with pytest.raises(UserError, match="is, or lies under, a file") as caught:
+        with pytest.raises(UserError, match="file.* out") as caught:
             Run.create(**{"runs_path": tmp_path, "name": "r", **arguments})
         assert str(file) in str(caught.value)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
-def test_a_place_where_not_even_root_can_make_a_folder():
-    with pytest.raises(UserError, match=r"^/proc/ltlearn/run cannot hold a run \(No such file"):
+def test_a_folder_that_not_even_root_can_make():
+    with pytest.raises(UserError, match=r"/proc/ltlearn/run .*No such file"):
         Run.create("runs", "r", out="/proc/ltlearn/run")
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_a_folder_that_cannot_be_written_to_is_found_at_once(tmp_path, monkeypatch, code):
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path, monkeypatch, code):
     def refuse(path, *args, **kwargs):
         raise OSError(code, os.strerror(code), str(path))
 
-    monkeypatch.setattr(run_module, "open", refuse, raising=False)
+    monkeypatch.setattr(atomic, "open", refuse, raising=False)
     with pytest.raises(UserError) as caught:
         Run.create(tmp_path, "r", out=tmp_path / "run")
     assert os.strerror(code) in str(caught.value)
@@ -162,13 +160,13 @@ def test_a_folder_that_cannot_be_written_to_is_found_at_once(tmp_path, monkeypat
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\0"])
 def test_a_name_that_is_no_file_name(tmp_path, name):
-    with pytest.raises(ValueError, match="plain file name"):
+    with pytest.raises(ValueError, match="name"):
         Run.create(tmp_path, name)
 
 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "", "."])
 def test_nothing_is_written_outside_the_folder(run, name):
-    with pytest.raises(ValueError, match="inside the run's folder"):
+    with pytest.raises(ValueError, match="name"):
         run.write_text(name, "x")
 
 
@@ -205,7 +203,7 @@ def test_a_file_is_on_disk_before_it_takes_the_name(run, write, monkeypatch):
 @needs_dev_full
 @each_writer
 def test_a_full_disk_leaves_the_old_file_and_one_sentence(run, write, monkeypatch):
-    (run.path / "file").write_text("a\n0\n")  # also a table, for append_csv
+    (run.path / "file").write_text("old")
     opened = []
 
     def full(path, mode="r", *args, **kwargs):
@@ -215,25 +213,24 @@ def test_a_full_disk_leaves_the_old_file_and_one_sentence(run, write, monkeypatc
         opened[-1].close()
         return open("/dev/full", "wb")
 
-    monkeypatch.setattr(run_module, "open", full, raising=False)
+    monkeypatch.setattr(atomic, "open", full, raising=False)
     with pytest.raises(UserError) as caught:
         write(run, "file")
-    assert str(caught.value) == (
-        f"The disk that holds {run.path / 'file'} is full: free space and go on with --resume."
-    )
+    for part in (str(run.path / "file"), "full", "resume=True"):
+        assert part in str(caught.value)
     assert opened
     assert files(run) == ["file"]
-    assert (run.path / "file").read_text() == "a\n0\n"
+    assert (run.path / "file").read_text() == "old"
 
 
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (errno.ENOSPC, "The disk that holds {} is full"),
-        (errno.EDQUOT, "The disk quota for {} is used up"),
-        (errno.EROFS, "{} is on a disk that can only be read"),
-        (errno.EACCES, "There is no permission to write {}"),
-        (errno.EPERM, "There is no permission to write {}"),
+        (errno.ENOSPC, ("full", "resume=True")),
+        (errno.EDQUOT, ("quota", "resume=True")),
+        (errno.EROFS, ("read-only", "another out")),
+        (errno.EACCES, ("permission", "another out")),
+        (errno.EPERM, ("permission", "another out")),
     ],
 )
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -245,12 +242,12 @@ def test_causes_of_a_failed_write(run, monkeypatch, code, words, call):
     monkeypatch.setattr(os, call, fail)
     with pytest.raises(UserError) as caught:
         run.write_text("file", "new")
-    assert str(caught.value).startswith(words.format(run.path / "file"))
+    assert all(word in str(caught.value) for word in (str(run.path / "file"), *words))
     assert files(run) == ["file"]
     assert (run.path / "file").read_text() == "old"
 
 
-def test_another_error_is_left_as_it_is(run, monkeypatch):
+def test_another_error_passes_unchanged(run, monkeypatch):
     def fail(fd):
         raise OSError(errno.EIO, "broken")
 
@@ -264,7 +261,7 @@ def test_another_error_is_left_as_it_is(run, monkeypatch):
 def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path):
     code = """if True:
         import sys
-        from ltlearn.run import Run
+        from ltlearn.utils.run_folder import Run
         run = Run(sys.argv[1])
         print("ready", flush=True)
         for i in range(10**9):
@@ -305,37 +302,6 @@ def test_an_interrupt_waits_for_the_end_of_a_write(run, monkeypatch):
     assert (run.path / "file").read_text() == "new"
 
 
-def test_deferred_interrupt_nests_and_puts_the_handler_back():
-    before = signal.getsignal(signal.SIGINT)
-    reached = []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
-        with deferred_interrupt():
-            interrupt()
-            reached.append("inner")
-        reached.append("outer")
-    assert reached == ["inner", "outer"]
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_without_an_interrupt_nothing_is_raised_and_errors_pass():
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ZeroDivisionError), deferred_interrupt():
-        _ = 1 / 0
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_handler_of_the_users_own_is_called_at_the_end():
-    seen = []
-    before = signal.signal(signal.SIGINT, lambda *args: seen.append("handled"))
-    try:
-        with deferred_interrupt():
-            interrupt()
-            assert seen == []
-        assert seen == ["handled"]
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def test_deferred_interrupt_does_nothing_in_another_thread(run):
     errors = []
 
@@ -352,7 +318,7 @@ def test_deferred_interrupt_does_nothing_in_another_thread(run):
     assert files(run) == ["file"]
 
 
-# what is written
+# the content of files
 
 
 class Colour(enum.Enum):
@@ -417,50 +383,49 @@ def test_json_refuses_the_rest_and_keeps_the_old_file(run):
 
 def test_reading_what_is_not_there_or_damaged(run):
     (run.path / "bad").write_text('{"a": 1')
-    for read in (run.read_json, run.load_npz, run.load_tensors, run.load_metadata):
-        with pytest.raises(UserError, match="nothing is not there"):
+    for read in (run.read_json, run.load_tensors):
+        with pytest.raises(UserError, match="nothing is missing"):
             read("nothing")
         with pytest.raises(UserError, match="bad is damaged"):
             read("bad")
 
 
-def test_csv_grows_by_rows(run):
+def test_csv_round_trip(run):
     assert run.read_csv("metrics.csv") == []
-    run.append_csv("metrics.csv", {"epoch": 0, "loss": torch.tensor(0.5), "note": 'a, "b"\nc'})
-    run.append_csv("metrics.csv", {"note": None, "epoch": np.int64(1), "loss": float("nan")})
-    assert (run.path / "metrics.csv").read_bytes() == (
+    rows = [
+        {"epoch": 0, "loss": torch.tensor(0.5), "note": 'a, "b"\nc'},
+        {"note": None, "epoch": np.int64(1), "loss": float("nan")},
+    ]
+    assert run.write_csv("metrics.csv", rows).read_bytes() == (
         b'epoch,loss,note\n0,0.5,"a, ""b""\nc"\n1,nan,\n'
     )
     assert run.read_csv("metrics.csv") == [
         {"epoch": "0", "loss": "0.5", "note": 'a, "b"\nc'},
         {"epoch": "1", "loss": "nan", "note": ""},
     ]
-    run.write_csv("metrics.csv", run.read_csv("metrics.csv")[:1])
-    assert len(run.read_csv("metrics.csv")) == 1
 
 
 @pytest.mark.parametrize("row", [{"a": 1}, {"a": 1, "b": 2, "c": 3}, {"a": 1, "c": 2}])
-def test_csv_refuses_other_columns(run, row):
-    run.append_csv("t.csv", {"a": 0, "b": 0})
-    with pytest.raises(ValueError, match=r"t.csv has the columns \['a', 'b'\]"):
-        run.append_csv("t.csv", row)
-    assert run.read_csv("t.csv") == [{"a": "0", "b": "0"}]
+def test_csv_refuses_rows_with_other_columns(run, row):
+    with pytest.raises(ValueError, match=r"t.csv .*\['a', 'b'\]"):
+        run.write_csv("t.csv", [{"a": 0, "b": 0}, row])
+    assert files(run) == []
 
 
 def test_npz_round_trip(run):
-    run.save_npz(
+    path = run.save_npz(
         "p.npz",
         logits=torch.arange(6.0, requires_grad=True).reshape(2, 3),
         half=torch.ones(2, dtype=torch.bfloat16),
         names=np.array(["a", "é"]),
         scalar=3,
     )
-    found = run.load_npz("p.npz")
-    assert list(found) == ["logits", "half", "names", "scalar"]
-    np.testing.assert_array_equal(found["logits"], [[0, 1, 2], [3, 4, 5]])
-    assert found["half"].dtype == np.float32
-    assert found["names"].tolist() == ["a", "é"]
-    assert found["scalar"] == 3
+    with np.load(path, allow_pickle=False) as arrays:
+        assert list(arrays) == ["logits", "half", "names", "scalar"]
+        np.testing.assert_array_equal(arrays["logits"], [[0, 1, 2], [3, 4, 5]])
+        assert arrays["half"].dtype == np.float32
+        assert arrays["names"].tolist() == ["a", "é"]
+        assert arrays["scalar"] == 3
 
 
 def test_npz_refuses_objects(run):
@@ -483,14 +448,13 @@ def test_tensors_round_trip(run):
         "empty too": torch.empty(0),
     }
     run.save_tensors("c/w.safetensors", tensors, {"epoch": "3"})
-    found = run.load_tensors("c/w.safetensors")
-    assert set(found) == set(tensors)
+    loaded = run.load_tensors("c/w.safetensors")
+    assert set(loaded) == set(tensors)
     for key, value in tensors.items():
-        assert found[key].dtype == value.dtype
-        assert torch.equal(found[key], value), key
-    assert run.load_metadata("c/w.safetensors") == {"epoch": "3"}
-    run.save_tensors("c/none.safetensors", {"a": base})
-    assert run.load_metadata("c/none.safetensors") == {}
+        assert loaded[key].dtype == value.dtype
+        assert torch.equal(loaded[key], value), key
+    with safe_open(run.path / "c/w.safetensors", "pt") as file:
+        assert file.metadata() == {"epoch": "3"}
 
 
 def test_tensors_refuse_what_safetensors_cannot_hold(run):
@@ -505,32 +469,3 @@ def test_tensors_refuse_what_safetensors_cannot_hold(run):
 def test_figures_have_the_format_of_their_name(run):
     assert run.save_figure("a.png", figure()).read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in run.save_figure("a.svg", figure()).read_bytes()
-
-
-# the environment
-
-
-def test_environment_info_can_be_written(run):
-    info = environment_info()
-    run.write_json("e.json", info)
-    assert run.read_json("e.json") == info
-    assert info["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert info["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert info["threads"] == torch.get_num_threads()
-    assert info["cpu_count"] >= 1 and info["device"] and info["platform"]
-
-
-def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
-    monkeypatch.setattr(environment, "_PACKAGES", ("no-such-package-here",))
-    assert environment_info()["versions"]["no-such-package-here"] is None
-
-
-def test_import_and_environment_info_load_nothing_heavy():
-    code = (
-        "import sys, ltlearn.utils.run_folder as r; r.environment_info(); "
-        "print({'torch', 'numpy', 'fastai', 'matplotlib'} & set(sys.modules))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "set()\n"

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 from ltlearn.utils.terminal import render_rows
-from tests.reporting.test_report import Terminal, without_colour
+from tests.helpers import Terminal, without_colour
 
 
 def rows_on_a_terminal(head, rows, width, monkeypatch, **options):
@@ -42,7 +42,7 @@ def test_rows_of_sentences_are_paragraphs_where_no_table_fits(monkeypatch):
 
 def test_listing_recipes_imports_no_torch():
     code = (
-        "import sys; from ltlearn.experiments.recipe import load_recipe, recipe_names; "
+        "import sys; from ltlearn.experiments.read_recipe import load_recipe, recipe_names; "
         "from ltlearn.utils.terminal import render_recipes; "
         "render_recipes([load_recipe(n) for n in recipe_names()]); "
         "sys.exit('torch' in sys.modules)"

@@ -215,11 +215,11 @@ def listed(root) -> ImageSet:
     return list_class_folders(root)[0]
 
 
-def test_loading_resizes_only_when_told(tmp_path, write_classes):
+def test_loading_resizes_only_if_a_size_is_given(tmp_path, write_classes):
     root = write_classes(tmp_path, {"a": 2, "b": 1})
     assert listed(root).load(5).images.shape == (3, 5, 5, 3)
     save(root / "b" / "9.png", RGB)
-    with pytest.raises(UserError, match=r"b/9\.png is 5 x 6 pixels.* 8 x 8.*size"):
+    with pytest.raises(UserError, match=r"b/9\.png is 5 x 6 pixels, others are 8 x 8"):
         listed(root).load(None)
     assert listed(root).load(8).images.shape == (4, 8, 8, 3)
 
@@ -362,7 +362,7 @@ def test_a_malicious_pickle_runs_no_code(tmp_path, write_cifar_pickles, protocol
     write_cifar_pickles(tmp_path, 10, CIFAR10, 1)
     marker, file = tmp_path / "owned", tmp_path / "cifar-10-batches-py" / "data_batch_2"
     file.write_bytes(pickle.dumps({"data": _Attack(marker), "labels": []}, protocol=protocol))
-    with pytest.raises(UserError, match=r"data_batch_2.*\(.*system must not"):
+    with pytest.raises(UserError, match=r"cannot read .*data_batch_2 as a CIFAR file \(.*system"):
         load_cifar(10, tmp_path, "train")
     assert not marker.exists()
 
@@ -374,7 +374,7 @@ def test_other_parts_of_numpy_are_refused_too(tmp_path, write_cifar_pickles, nam
     attack = b"\x80\x04c" + f"{module}\n{attribute}\n".encode() + b"."
     (tmp_path / "cifar-10-batches-py" / "batches.meta").write_bytes(attack)
     with pytest.raises(
-        UserError, match=rf"batches\.meta.*\({re.escape(module)}\.{attribute} must not"
+        UserError, match=rf"batches\.meta as a CIFAR file \(numpy\.{re.escape(name)} "
     ):
         load_cifar(10, tmp_path, "train")
 

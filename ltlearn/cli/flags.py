@@ -1,0 +1,149 @@
+"""How the command line spells parameters: the one table from the library's names to flags."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from typer.core import TyperArgument, TyperCommand, TyperOption
+
+from ltlearn.errors import Spelling, spelled_by
+
+__all__ = ["FlagSpelling", "SpelledCommand"]
+
+# Parameter of the library -> key of a recipe.
+_KEYS = {
+    "bs": "stage1.batch_size",
+    "batch_size": "stage1.batch_size",
+    "arch": "model.arch",
+    "width": "model.width",
+    "pretrained": "model.pretrained",
+    "keep_head": "model.keep_head",
+    "size": "data.size",
+    "transform": "data.transform",
+    "valid_pct": "data.valid_pct",
+    "imbalance_factor": "data.imbalance_factor",
+    "path": "data.images",  # of `from_csv`: the folder that listed paths start from
+    "images": "data.images",
+    "image_col": "data.image_col",
+    "label_col": "data.label_col",
+    "split_col": "data.split_col",
+    "suffix": "data.suffix",
+    "valid": "data.valid",
+    "test": "data.test",
+}
+# Parameter of the library -> names that commands have for it, where they differ.
+_ALIASES = {
+    "data_path": ("data", "root"),
+    "source": ("data",),
+    "methods": ("methods", "method"),
+    "overrides": ("set_",),
+}
+# Function of the library -> command.
+_COMMANDS = {
+    "check_benchmark": "data",
+    "inspect_path": "inspect",
+    "run_recipe": "recipe",
+    "load_recipe": "recipe",
+    "own_recipe": "train",
+    "compare_run": "compare",
+    "sensitivity_run": "sensitivity",
+}
+
+
+class FlagSpelling(Spelling):
+    """Spell a parameter as a flag of the running command, and a call as a command.
+
+    Args:
+        command: The command that runs.
+        commands: All commands by name, for the flags in a call.
+    """
+
+    def __init__(self, command: TyperCommand, commands: Mapping[str, TyperCommand] | None = None):
+        self.command, self.commands = command, commands or {}
+
+    def parameter(self, name: str, value: object = None) -> str:
+        """Spell a parameter as a flag, or as `--set` if only a recipe has it.
+
+        Args:
+            name: The parameter, such as "skip_bad", or a recipe key, such as "stage1.lr".
+            value: Its value. None spells the flag alone.
+        """
+        return _spell(self.command, name, value)
+
+    def call(self, name: str, /, **arguments: object) -> str:
+        """Spell a call as a command between backquotes.
+
+        Args:
+            name: The function, such as "check_benchmark", or the command, such as "retrain".
+            **arguments: Its arguments by name. None leaves one out. An argument that the command
+                has no flag for takes the command's next position.
+        """
+        word = _COMMANDS.get(name, name)
+        command = self.commands.get(word, self.command)
+        positions = [p.name for p in command.params if isinstance(p, TyperArgument)]
+        placed, flags = [], []
+        for key, value in arguments.items():
+            if value is None:
+                continue
+            is_option = key not in positions and isinstance(_find(command, key), TyperOption)
+            if len(placed) < len(positions) and not is_option:
+                placed.append(shlex.quote(str(value)))
+            else:
+                flags.append(_spell(command, key, value))
+        return f"`{' '.join(['ltlearn', word, *placed, *flags])}`"
+
+
+class SpelledCommand(TyperCommand):
+    """A command whose messages spell parameters as its flags."""
+
+    def invoke(self, ctx) -> Any:
+        """Run the command.
+
+        Args:
+            ctx: The context of the call.
+        """
+        commands = getattr(ctx.find_root().command, "commands", {})
+        with spelled_by(FlagSpelling(self, commands)):
+            return super().invoke(ctx)
+
+
+def _find(command: TyperCommand, name: str) -> TyperArgument | TyperOption | None:
+    """Return the parameter of a command for a parameter of the library or a recipe key."""
+    section, _, word = _KEYS.get(name, name).rpartition(".")
+    if not section:
+        names = _ALIASES.get(name, (name,))
+    elif section in ("data", "model", "stage1"):
+        names = ("stage1",) if (section, word) == ("stage1", "method") else (word,)
+    else:
+        return None  # the other sections have no flags
+    params = {p.name: p for p in command.params}
+    return next((params[n] for n in names if n in params), None)
+
+
+def _spell(command: TyperCommand, name: str, value: object) -> str:
+    key = _KEYS.get(name, name)
+    if key == "model.keep_head" and value is not None and _find(command, "reset"):
+        return _spell(command, "reset", not value)
+    if key == "model.pretrained" and isinstance(value, str) and _find(command, "weights"):
+        return _spell(command, "weights", value)
+    param = _find(command, name)
+    if isinstance(param, TyperArgument):
+        return (param.metavar or param.name).upper() if value is None else shlex.quote(str(value))
+    if param is not None:
+        return _with_value(param, value)
+    if "." in name or ("." in key and _find(command, "set_")):
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        return f"--set {key}" if value is None else f"--set {shlex.quote(f'{key}={text}')}"
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is None or value is True else f"{flag} {shlex.quote(str(value))}"
+
+
+def _with_value(option: TyperOption, value: object) -> str:
+    flag = max(option.opts, key=len)
+    if value is None or value is True:
+        return flag
+    if value is False and option.is_flag:
+        return option.secondary_opts[0] if option.secondary_opts else f"no {flag}"
+    # A column that is False is not used.
+    return f"{flag} {'none' if value is False else shlex.quote(str(value))}"

@@ -1,0 +1,39 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from ltlearn.utils import environment
+from ltlearn.utils.environment import environment_info
+from ltlearn.utils.run_folder import Run
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_environment_info_can_be_written(tmp_path):
+    run = Run(tmp_path)
+    info = environment_info()
+    run.write_json("e.json", info)
+    assert run.read_json("e.json") == info
+    assert info["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert info["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert info["threads"] == torch.get_num_threads()
+    assert info["cpu_count"] >= 1 and info["device"] and info["platform"]
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(environment, "_PACKAGES", ("no-such-package-here",))
+    assert environment_info()["versions"]["no-such-package-here"] is None
+
+
+def test_import_and_environment_info_load_nothing_heavy():
+    code = (
+        "import sys, ltlearn.utils.run_folder; "
+        "from ltlearn.utils.environment import environment_info; environment_info(); "
+        "print({'torch', 'numpy', 'fastai', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
