@@ -3,14 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ltlearn.cli.console import EXIT_USER, configured_log, exit_with, report_interrupt
 from ltlearn.cli.options import (
     DATA_SOURCE,
-    DEVICE,
     FEW,
     FOLLOW_LINKS,
     IMAGE_COL,
@@ -23,21 +22,21 @@ from ltlearn.cli.options import (
     TEST,
     VALID,
 )
-from ltlearn.errors import UserError, check_choice, spell
+from ltlearn.errors import UserError, check_choice, spell, spell_call
 from ltlearn.names import FEW_RULES
 
-__all__ = []
+if TYPE_CHECKING:
+    from ltlearn.cli.running import ReadOptions
+    from ltlearn.inspection.result import Advice
 
-_TIMING_S = 3.0  # seconds of training steps that estimate the time of a training
+__all__ = ["advised_command", "data", "inspect"]
 
 
 def inspect(
     path: DATA_SOURCE,
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick", help="Read only the headers of images; skip the duplicates and the timing."
-        ),
+        typer.Option("--quick", help="Read only the headers of images, and search no duplicates."),
     ] = False,
     out: Annotated[
         Path | None,
@@ -51,15 +50,13 @@ def inspect(
     suffix: SUFFIX = None,
     valid: VALID = None,
     test: TEST = None,
-    device: DEVICE = None,
     quiet: QUIET = False,
     as_json: JSON = False,
 ) -> None:
-    """Describe your images: counts, damage, duplicates, advice."""
+    """Describe your images: counts, damage, duplicates, and how to train on them."""
     from ltlearn.cli.running import read_options
-    from ltlearn.utils.settings import load_settings
 
-    path, device = path.expanduser(), load_settings(device=device).device
+    path = path.expanduser()
     if out is not None and out.expanduser().resolve().is_relative_to(path.resolve()):
         raise UserError(
             f"{spell('out', out)} is inside {path}, where it would be read as a class; give a "
@@ -70,20 +67,40 @@ def inspect(
     with report_interrupt(), configured_log(quiet or as_json):
         from ltlearn.inspection.inspect import inspect_path
 
-        report = inspect_path(
-            path, quick=quick, few=few, device=device, timing_s=0.0 if quick else _TIMING_S,
-            **reading.given(),
-        )  # fmt: skip
+        report = inspect_path(path, quick=quick, few=few, **reading.given())
+        command = advised_command(report.advice, path, reading) if report.advice else None
         if out is not None:
-            report.save(out.expanduser())
+            report.save(out.expanduser(), command)
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=1))
+        typer.echo(json.dumps(report.to_dict(command), indent=1))
     else:
-        report.render()
+        report.render(command=command)
     if out is not None and not (quiet or as_json):
         print(f"written: {out / 'inspection.md'}", file=sys.stderr)  # noqa: T201
-    if report.stops:
-        exit_with(f"cannot train on {path}: {report.stops[0]}", EXIT_USER)
+    if report.problems:
+        exit_with(f"cannot train on {path}: {report.problems[0]}", EXIT_USER)
+
+
+def advised_command(advice: "Advice", source: Path, reading: "ReadOptions") -> str:
+    """Return the command that trains as advised.
+
+    Args:
+        advice: The advice of an inspection.
+        source: The folder or file.
+        reading: How a list is read.
+    """
+    command = spell_call(
+        "own_recipe",
+        source=source,
+        **reading.given(),
+        arch=advice.arch,
+        size=advice.size,
+        epochs=advice.epochs,
+        method=advice.method,
+        batch_size=advice.batch_size,
+        skip_bad=advice.skip_bad or None,
+    )
+    return command.strip("`")
 
 
 def data(

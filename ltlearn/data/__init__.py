@@ -17,7 +17,7 @@ _LAZY = {
     "carve_validation": "splits",
     "count_classes": "counts",
     "imbalance_factor_of": "counts",
-    "list_images": "readers.any",
+    "list_images": "readers.sources",
     "long_tail_counts": "counts",
     "select_long_tail": "splits",
 }

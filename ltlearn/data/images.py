@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -173,9 +172,6 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        is_file = isinstance(path, str | os.PathLike)
-        if is_file and not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-            raise OSError("it is no regular file")
         with Image.open(path) as image:
             # In place, because a copy takes a sixth of the reading time.
             ImageOps.exif_transpose(image, in_place=True)

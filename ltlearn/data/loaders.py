@@ -16,10 +16,10 @@ from ltlearn.data.datasets import BATCH_TRANSFORMS
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.options import LoadOptions, ReadOptions
 from ltlearn.data.readers.annotations import list_json
+from ltlearn.data.readers.folders import list_folder
 from ltlearn.data.readers.hf import list_dataset
-from ltlearn.data.readers.kinds import reading_options, source_kind
-from ltlearn.data.readers.listed import ListedImages
-from ltlearn.data.readers.split_folders import list_folder
+from ltlearn.data.readers.parts import ListedImages
+from ltlearn.data.readers.sources import reading_options, source_kind
 from ltlearn.data.readers.tables import list_table
 from ltlearn.errors import UserError, check_choice
 
@@ -274,10 +274,11 @@ class LTDataLoaders(DataLoaders):
                 the training labels (the message names row, column or label); or as for
                 `from_folder`.
         """
-        listing = partial(
-            list_table, Path(csv), path, image_col, label_col, split_col, skip_bad, suffix, valid,
-            test,
+        reading = ReadOptions(
+            skip_bad=skip_bad, images=path, image_col=image_col, label_col=label_col,
+            split_col=split_col, suffix=suffix, valid=valid, test=test,
         )  # fmt: skip
+        listing = partial(list_table, Path(csv), reading)
         return cls._from_listing(listing, LoadOptions(**options), skip_bad)
 
     @classmethod
@@ -309,7 +310,11 @@ class LTDataLoaders(DataLoaders):
         """
         if isinstance(df, str | Path):
             raise UserError(f"df must be a pandas DataFrame, got {str(df)!r}; use from_csv for it.")
-        listing = partial(list_table, df, path, image_col, label_col, split_col, skip_bad, suffix)
+        reading = ReadOptions(
+            skip_bad=skip_bad, images=path, image_col=image_col, label_col=label_col,
+            split_col=split_col, suffix=suffix,
+        )  # fmt: skip
+        listing = partial(list_table, df, reading)
         return cls._from_listing(listing, LoadOptions(**options), skip_bad)
 
     @classmethod
@@ -343,7 +348,10 @@ class LTDataLoaders(DataLoaders):
                 or is in two files, a validation or test label is not among the training labels; or
                 as for `from_folder`.
         """
-        listing = partial(list_json, json, path, valid, test, skip_bad, follow_links)
+        reading = ReadOptions(
+            skip_bad=skip_bad, follow_links=follow_links, images=path, valid=valid, test=test
+        )
+        listing = partial(list_json, json, reading)
         return cls._from_listing(listing, LoadOptions(**options), skip_bad)
 
     @classmethod
@@ -370,7 +378,8 @@ class LTDataLoaders(DataLoaders):
                 test label is not among the training labels; or as for `from_folder`.
         """
         skip_bad = options.pop("skip_bad", False)
-        listing = partial(list_dataset, dataset, image_col, label_col)
+        reading = ReadOptions(skip_bad=skip_bad, image_col=image_col, label_col=label_col)
+        listing = partial(list_dataset, dataset, reading)
         return cls._from_listing(listing, LoadOptions(**options), skip_bad)
 
     @classmethod

@@ -137,8 +137,7 @@ def _choose_size(draft: _Draft, source: Path, skip_bad: bool) -> None:
 def _common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int | None:
     """Return the side of the images if all are small squares of one size."""
     from ltlearn.data.datasets import common_side
-    from ltlearn.data.readers.any import list_images
-    from ltlearn.data.readers.kinds import reading_options, source_kind
+    from ltlearn.data.readers.sources import list_images, reading_options, source_kind
 
     if source_kind(source) == "hf":  # has no files
         reading_options(source, reading)

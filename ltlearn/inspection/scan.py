@@ -1,8 +1,7 @@
-"""Read every image once: size, damage, format, hash of the pixels."""
+"""Read every image once: its size, damage, format and the hash of its pixels."""
 
 import hashlib
 import os
-import stat
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,18 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ltlearn.data.images import ImageSet, as_rgb
-from ltlearn.inspection.report import KINDS
 from ltlearn.utils.progress import ProgressLine
 
-__all__ = ["HASH_BYTES", "Scan", "scan_images", "count_threads"]
+__all__ = ["HASH_BYTES", "KINDS", "Scan", "scan_images"]
 
-_CHUNK = 64  # images a task: a future each would take more memory than what is found
+# How an image may be stored.
+KINDS = ("greyscale", "palette", "alpha", "CMYK", "16 bit", "animated", "EXIF-rotated")
 HASH_BYTES = 16
-_MOST_THREADS = 8
+_CHUNK = 64  # images per task; one future per image would take more memory than its result
+_MAX_THREADS = 8
 
 
 class Scan:
-    """What is kept of each image: 48 bytes, whatever its size."""
+    """The results for each image, in 48 bytes.
+
+    Args:
+        n: Number of images.
+    """
 
     def __init__(self, n: int):
         self.good = np.zeros(n, dtype=bool)
@@ -35,18 +39,35 @@ class Scan:
         self.seconds = 0.0
 
     def put(self, i: int, size: tuple[int, int], kinds: int = 0) -> None:
-        """Record the size of an image."""
+        """Record the size of an image, and a bit per kind in `KINDS`.
+
+        Args:
+            i: Index of the image.
+            size: (width, height) in pixels.
+            kinds: The bits of its kinds.
+        """
         self.good[i], self.kinds[i] = True, kinds
         self.width[i], self.height[i] = size
 
     def put_hash(self, i: int, file_hash: bytes, pixel_hash: bytes) -> None:
-        """Record the hashes of an image."""
+        """Record the hashes of an image.
+
+        Args:
+            i: Index of the image.
+            file_hash: Hash of the file.
+            pixel_hash: Hash of the decoded pixels.
+        """
         self.file_hash[i] = np.frombuffer(file_hash, dtype=np.uint8)
         self.pixel_hash[i] = np.frombuffer(pixel_hash, dtype=np.uint8)
 
 
 def scan_images(parts: Mapping[str, ImageSet], quick: bool) -> Scan:
-    """Read every image once."""
+    """Read every image once, in threads.
+
+    Args:
+        parts: The images by part; their order decides the index of each image.
+        quick: Read only the headers, and no hashes.
+    """
     total = sum(len(data) for data in parts.values())
     scan, first, chunks = Scan(total), 0, []
     for data in parts.values():
@@ -56,25 +77,25 @@ def scan_images(parts: Mapping[str, ImageSet], quick: bool) -> Scan:
         ]
         first += len(data)
 
-    def look(chunk) -> tuple[int, Counter]:
+    def read_chunk(chunk) -> tuple[int, Counter]:
         data, start, first, n = chunk
         formats = Counter()
         for k in range(n):
             if data.images is not None:
-                _look_at_array(scan, first + k, data.images[start + k], quick)
+                _read_array(scan, first + k, data.images[start + k], quick)
                 continue
             try:
                 path = os.path.join(data.root, data.paths[start + k])
-                formats[_look_at_file(scan, first + k, path, quick)] += 1
-            except Exception as e:  # what Pillow raises has no end; one dict entry is atomic
+                formats[_read_file(scan, first + k, path, quick)] += 1
+            except Exception as e:  # Pillow raises many types of exception
                 scan.bad[first + k] = _reason(e)
         return n, formats
 
     began = time.perf_counter()
     line = ProgressLine("reading headers" if quick else "reading images", total)
     try:
-        with ThreadPoolExecutor(count_threads(), "ltlearn-inspect") as pool:
-            for n, formats in pool.map(look, chunks):
+        with ThreadPoolExecutor(_count_threads(), "ltlearn-inspect") as pool:
+            for n, formats in pool.map(read_chunk, chunks):
                 scan.formats.update(formats)
                 line.advance(n)
     finally:
@@ -83,32 +104,28 @@ def scan_images(parts: Mapping[str, ImageSet], quick: bool) -> Scan:
     return scan
 
 
-def count_threads() -> int:
-    """Count the threads that read."""
+def _count_threads() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_MOST_THREADS, cores or 1)
+    return min(_MAX_THREADS, cores or 1)
 
 
-def _look_at_array(scan: Scan, i: int, pixels: np.ndarray, quick: bool) -> None:
+def _read_array(scan: Scan, i: int, pixels: np.ndarray, quick: bool) -> None:
     scan.put(i, (pixels.shape[1], pixels.shape[0]))
     if not quick:
         digest = _hash_pixels(pixels.shape[1::-1], np.ascontiguousarray(pixels))
         scan.put_hash(i, digest, digest)
 
 
-def _look_at_file(scan: Scan, i: int, path: str, quick: bool) -> str:
-    """Read an image, put what it is like at `i`, and return its format."""
+def _read_file(scan: Scan, i: int, path: str, quick: bool) -> str:
+    """Read an image, record the results at `i`, and return its format."""
     from PIL import Image, ImageOps
 
-    # To open a pipe would wait for ever.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("not a regular file")
     with open(path, "rb") as file:
         if not quick:
             file_hash = hashlib.file_digest(file, _hasher).digest()
             file.seek(0)
         with Image.open(file) as image:
-            # All of this before decoding, which forgets some of it.
+            # Decoding removes some of these attributes.
             kinds, file_format = _kinds_of(image, quick), image.format or "unknown"
             if quick:
                 size = image.size
@@ -138,7 +155,7 @@ _ROTATED = 1 << KINDS.index("EXIF-rotated")
 
 
 def _kinds_of(image, quick: bool) -> int:
-    """Return a bit per kind that the image is of, in the order of `KINDS`."""
+    """Return a bit for each kind in `KINDS` that fits the image."""
     mode = image.mode
     is_16_bit = mode[0] == "I" or any(";16" in str(tile[3]) for tile in image.tile)
     kinds = (
@@ -155,7 +172,7 @@ def _kinds_of(image, quick: bool) -> int:
 
 def _orientation(image, quick: bool) -> int:
     """Return the EXIF orientation, 1 to 8; 1 is upright."""
-    # Pillow decodes a PNG to find EXIF behind the pixels, which is not quick.
+    # Pillow would decode the whole PNG to find EXIF data after the pixels.
     if quick and image.format == "PNG" and "exif" not in image.info:
         return 1
     value = image.getexif().get(0x0112, 1)

@@ -11,12 +11,12 @@ from ltlearn.reporting.table import ResultTable
 from ltlearn.reporting.text import (
     DASH,
     as_sentence,
-    escape_html,
     markdown_list,
     markdown_table,
     percent_text,
 )
 from ltlearn.utils.terminal import one_line
+from ltlearn.utils.text import escape_markdown
 
 __all__ = ["render_report_md", "protocol_paragraph", "counts_paragraph"]
 
@@ -81,7 +81,7 @@ def render_report_md(
         parts.append("## Plots")
         for name, path in plots:
             url = quote(str(path).replace("\\", "/"))
-            parts += [f"### {one_line(name)}", f"![{escape_html(name)}]({url})"]
+            parts += [f"### {one_line(name)}", f"![{escape_markdown(name)}]({url})"]
     facts = [f"{name}: {version}" for name, version in manifest.get("versions", {}).items()]
     facts += [f"{title}: {manifest[key]}" for key, title in _HARDWARE.items() if manifest.get(key)]
     if facts:

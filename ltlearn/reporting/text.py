@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from ltlearn.utils.terminal import one_line
 
-__all__ = ["DASH", "percent_text", "as_sentence", "escape_html", "markdown_table", "markdown_list"]
+__all__ = ["DASH", "percent_text", "as_sentence", "markdown_table", "markdown_list"]
 
 DASH = "–"
 
@@ -19,14 +18,6 @@ def percent_text(value: float | None) -> str:
 def as_sentence(text: str) -> str:
     """Return a text with a capital and a full stop."""
     return text[0].upper() + text[1:] + "."
-
-
-def escape_html(text: Any) -> str:
-    """Keep Markdown from reading a name as a table border, a link or an emphasis."""
-    text = one_line(text).replace("\\", "\\\\")
-    for mark in "|*_`[]<>":
-        text = text.replace(mark, "\\" + mark)
-    return text
 
 
 def markdown_table(head: list[str], align: list[str], lines: list[list[str]]) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["clean"]
+__all__ = ["clean", "escape_markdown"]
 
 
 def clean(text: Any) -> str:
@@ -19,3 +19,15 @@ def clean(text: Any) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def escape_markdown(text: Any) -> str:
+    """Return a text in one line in which Markdown reads no table border, link or emphasis.
+
+    Args:
+        text: Anything `str` takes.
+    """
+    text = " ".join(str(text).split()).replace("\\", "\\\\")
+    for mark in "|*_`[]<>":
+        text = text.replace(mark, "\\" + mark)
+    return text

@@ -109,7 +109,7 @@ def test_links_out_of_the_folder_are_followed_where_that_is_asked_for(copy, tmp_
         "model.arch=resnet10t", "model.pretrained=false", "methods=['ce']", "data.size=32",
     ]  # fmt: skip
     recipe = load_recipe("imagenet_lt", overrides).smoke()
-    with pytest.raises(UserError, match="follow.links"):
+    with pytest.raises(UserError, match="follow_links=True"):
         run_recipe(recipe, Run(tmp_path / "refused"), data_path=root, device="cpu")
     words = ["--data", str(root), "--smoke", "--quiet", "--out", str(tmp_path / "run")]
     for value in overrides:

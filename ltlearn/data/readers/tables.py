@@ -1,6 +1,6 @@
-"""Read a CSV or TSV table of images."""
+"""Read a CSV or TSV table of images, or a pandas `DataFrame`."""
 
-import csv as csv_cells
+import csv as csv_format
 import logging
 import os
 import warnings
@@ -12,152 +12,173 @@ from pathlib import Path
 import numpy as np
 
 from ltlearn.data.images import EXTENSIONS
-from ltlearn.data.readers.kinds import flag_of
-from ltlearn.data.readers.listed import (
-    MAX_NAMED_COLUMNS,
-    PART_LABELS,
-    PARTS,
-    ListedImages,
-    check_trained,
-    encode_labels,
-    find_listed_images,
-    is_empty,
-    parts_of_rows,
-    plural,
-)
-from ltlearn.data.readers.listing import Listing
-from ltlearn.errors import UserError
+from ltlearn.data.options import ReadOptions
+from ltlearn.data.readers.labels import check_trained, encode_labels, is_empty
+from ltlearn.data.readers.listing import Listing, require_images
+from ltlearn.data.readers.parts import ListedImages, parts_of_rows
+from ltlearn.errors import UserError, spell
+from ltlearn.names import PART_LABELS, PARTS
 from ltlearn.utils.text import clean
 
-__all__ = ["columns_text", "list_table", "read_table"]
+__all__ = [
+    "IMAGE_COLUMNS",
+    "LABEL_COLUMNS",
+    "columns_text",
+    "guess_column",
+    "list_table",
+    "name_columns",
+    "read_table",
+]
 
 _log = logging.getLogger("ltlearn")
-# Names that a column is found by, in any case, the likeliest first.
+# Names that identify a column, in any case, the most likely first.
 IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "image_path", "img")
 LABEL_COLUMNS = ("label", "class", "target", "category", "labels")
-SPLIT_COLUMNS = ("split", "subset", "partition")
+_SPLIT_COLUMNS = ("split", "subset", "partition")
+_MAX_NAMED = 20  # columns in a message
 
 
 def columns_text(columns: Mapping[str, str]) -> str:
-    """Say what was read from which column.
+    """Return a sentence part that names the column of the paths, the labels and the parts.
 
     Args:
-        columns: Those of `ListedImages`.
+        columns: The columns of a `ListedImages`.
     """
-    return ", ".join(f"{what} from {clean(column)!r}" for what, column in columns.items())
+    return ", ".join(f"{role} from {clean(column)!r}" for role, column in columns.items())
+
+
+def name_columns(names: Sequence) -> str:
+    """Return the first column names, for a message.
+
+    Args:
+        names: The names of all columns.
+    """
+    more = ", ..." if len(names) > _MAX_NAMED else ""
+    return ", ".join(map(str, names[:_MAX_NAMED])) + more
+
+
+def guess_column(names: Sequence, likely: Sequence[str]) -> int | None:
+    """Return the position of the first column with a likely name; None if there is none.
+
+    Args:
+        names: The names of all columns.
+        likely: Lower-case names, the most likely first.
+    """
+    lower = [str(name).strip().lower() for name in names]
+    return next((lower.index(name) for name in likely if name in lower), None)
 
 
 def list_table(
-    table,
-    path: str | Path | None = None,
-    image_col: str | int | None = None,
-    label_col: str | int | None = None,
-    split_col: str | int | bool | None = None,
-    skip_bad: bool = False,
-    suffix: str = "",
-    valid: str | Path | None = None,
-    test: str | Path | None = None,
-    stops: list[str] | None = None,
+    table, options: ReadOptions | None = None, problems: list[str] | None = None
 ) -> ListedImages:
-    """List the images of a table: a row each, with its path and its label.
+    """List the images of a table with a path and a label in each row.
 
-    Class names are in natural order (2_cat before 10_cat), integers by value. Rows that are there
-    twice count once, with a warning. Two rows are the same image if their paths are, however they
-    are spelt; links and copies under another name are not looked through.
+    Class names are in natural order (2_cat before 10_cat), integers by value. Repeated rows count
+    once, with a warning. Two rows are the same image if their paths lead to the same file name in
+    the same folder, however they are written; links and copies are not compared.
 
     Args:
-        table: A pandas `DataFrame`, or a CSV or TSV file as `read_table` takes it. In messages,
-            rows of a `DataFrame` count from 0, and those of a file from 1, its header included.
-        path: Folder that relative paths start from; None takes the one of the file, or the current
-            one.
-        image_col: Column of the paths, by name or by number from 0. None takes the first that is
-            called image, path, file, filename, file_name, image_path or img, in any case, or else
-            the first.
-        label_col: Column of the labels (text or integers), likewise: label, class, target, category
-            or labels, or else the second.
-        split_col: Column that says train, training, valid, val, validation, dev, test or testing,
-            in any case. None takes one that is called split, subset or partition, if any; False
-            takes none.
-        skip_bad: Leave out images that are not there, with a warning, instead of stopping.
-        suffix: What every path ends in and the table leaves out, such as ".jpg".
-        valid: A file that lists the validation images likewise; its relative paths start from the
-            same folder.
-        test: Of the test images, likewise.
-        stops: Takes a sentence for each kind of rows that contradict each other, instead of an
-            error, to look at what cannot be trained on: of two labels the first counts, and a
-            image in two parts is in both. Images that are not there, and labels that training
-            lacks, are then listed like others. None stops at all of these.
+        table: A pandas `DataFrame`, or a CSV or TSV file as `read_table` takes it. Messages count
+            the rows of a `DataFrame` from 0, and those of a file from 1, header included.
+        options: Uses `images`, the folder that relative paths start from (None takes the folder of
+            the file, or the current one); `image_col`, `label_col` and `split_col`, by name or by
+            number from 0; `suffix`; `valid` and `test`, tables of those parts, whose paths start
+            from the same folder; and `skip_bad`. A column that is None is found by its usual names,
+            such as "image", "label" and "split", or else the first two are taken. None takes the
+            defaults.
+        problems: Collects a sentence about each kind of contradiction, so that a table can be
+            inspected that cannot be trained on. Of two labels the first counts, and an image in two
+            parts is in both. Missing images, and labels that training lacks, are then listed like
+            all others. None raises an error instead.
 
     Raises:
-        UserError: If the table is empty or lacks a column, a cell is empty, an image is not there,
-            has two labels or is in two parts, or a validation or test label is not in training; the
-            message names row, column or label.
+        UserError: If the table is empty or lacks a column, a cell is empty, an image is missing,
+            has two labels or is in two parts, or a validation or test label is not in training.
     """
     import pandas as pd
 
-    if isinstance(table, str | Path):
-        file = Path(table).expanduser()
-        dataset, root = file.stem, file.parent if path is None else Path(path).expanduser()
-    else:
-        dataset, root = "table", Path(path or ".").expanduser()
-    if valid is not None or test is not None:
-        if split_col not in (None, False):
-            raise UserError(
-                "a split column (split_col, --split-col) and files of their own for validation or "
-                "test exclude each other; leave one of them out."
-            )
-        split_col = False
-    given = [(n, t) for n, t in enumerate((table, valid, test)) if t is not None]
-    read = [_read_columns(t, image_col, label_col, split_col, root, suffix) for _, t in given]
-    columns, splits = read[0].columns, read[0].splits
-    table_of = np.repeat(np.arange(len(read)), [len(r.rows) for r in read])
-    rows = np.concatenate([r.rows for r in read])
+    options = options or ReadOptions()
+    root = Path(options.images or ".").expanduser()
+    if is_file := isinstance(table, str | Path):
+        table = Path(table).expanduser()
+        root = table.parent if options.images is None else root
+    part_numbers, tables = _read_tables(table, options, root)
+    first = tables[0]
+    table_of = np.repeat(np.arange(len(tables)), [len(t.rows) for t in tables])
+    rows = np.concatenate([t.rows for t in tables])
 
-    def place(i: int) -> str:
-        return f"{read[table_of[i]].where}, row {rows[i]}"
+    def locate(i: int) -> str:
+        return f"{tables[table_of[i]].where}, row {rows[i]}"
 
-    cells = pd.concat([r.images for r in read], ignore_index=True)
-    paths = _Files(root, cells, place, suffix)
-    targets, classes = encode_labels(pd.concat([r.labels for r in read], ignore_index=True), place)
-    part_of = np.array([number for number, _ in given], dtype=np.int8)[table_of]
-    if splits is not None:
-        part_of = parts_of_rows(splits, place, columns["split"])
-    if stops is None:
-        check_trained(targets, part_of, classes, place)
-    where = read[0].where
-    keep = _distinct_rows(paths, targets, classes, part_of, place, where, stops)
+    cells = pd.concat([t.images for t in tables], ignore_index=True)
+    paths = _TablePaths(root, cells, locate, options.suffix)
+    labels = pd.concat([t.labels for t in tables], ignore_index=True)
+    targets, classes = encode_labels(labels, locate)
+    part_of = np.array(part_numbers, dtype=np.int8)[table_of]
+    if first.splits is not None:
+        part_of = parts_of_rows(first.splits, locate, first.columns["split"])
+    if problems is None:
+        check_trained(targets, part_of, classes, locate)
+    contradictions = _Contradictions(paths, locate, problems)
+    contradictions.check_labels(targets, classes)
+    contradictions.check_parts(part_of)
+    keep = _first_rows(contradictions.first, part_of, first.where)
     parts = {}
     for number, part in enumerate(PARTS):
         index = keep[part_of[keep] == number]
         if len(index):
             listing = Listing(
-                Path(read[table_of[index[0]]].where), paths.folders, paths.folder_of[index],
+                Path(tables[table_of[index[0]]].where), paths.folders, paths.folder_of[index],
                 [paths.names[i] for i in index], targets[index], rows[index], "row",
             )  # fmt: skip
-            # The table is the user's own: its paths may lead anywhere.
-            parts[part] = find_listed_images(
-                listing, paths.root, True, skip_bad, "path", stops is not None
+            # The user wrote the table: its paths may lead anywhere.
+            parts[part] = require_images(
+                listing,
+                paths.root,
+                follow_links=True,
+                skip_bad=options.skip_bad,
+                keep_missing=problems is not None,
             )
-    name = "one table" if len(read) == 1 else "tables"
-    return ListedImages(
-        parts, classes, name if splits is None else "split column", dataset, where, columns
-    )
+    name = "one table" if len(tables) == 1 else "tables"
+    name = name if first.splits is None else "split column"
+    dataset = table.stem if is_file else "table"
+    return ListedImages(parts, classes, name, dataset, first.where, first.columns)
 
 
 @dataclass
 class _Columns:
-    """The columns of a table that count."""
+    """The columns of a table that are used."""
 
-    where: str  # for messages
-    rows: np.ndarray  # their numbers, for messages
+    where: str  # the table, for messages
+    rows: np.ndarray  # row numbers, for messages
     images: Sequence
     labels: Sequence
     splits: Sequence | None
-    columns: dict[str, str]  # what was read from which
+    columns: dict[str, str]  # "path", "label" and "split" to the name of the column
 
 
-def _read_columns(table, image_col, label_col, split_col, root: Path, suffix: str) -> _Columns:
-    """Read the columns that count of a `DataFrame` or a file."""
+def _read_tables(table, options: ReadOptions, root: Path) -> tuple[list[int], list[_Columns]]:
+    """Read the table, and those of other parts; return their parts' numbers and their columns."""
+    split_col = options.split_col
+    if options.valid is not None or options.test is not None:
+        if split_col not in (None, False):
+            raise UserError(
+                f"{spell('split_col', split_col)} and separate files for validation or test "
+                "exclude each other; leave one of them out."
+            )
+        split_col = False
+    given = [
+        (number, source)
+        for number, source in enumerate((table, options.valid, options.test))
+        if source is not None
+    ]
+    columns = (options.image_col, options.label_col, split_col)
+    tables = [_read_columns(source, columns, root, options.suffix) for _, source in given]
+    return [number for number, _ in given], tables
+
+
+def _read_columns(table, columns: tuple, root: Path, suffix: str) -> _Columns:
+    """Read the columns of a `DataFrame` or a file that are used."""
     if isinstance(table, str | Path):
         where = str(Path(table).expanduser())
         df, rows = read_table(Path(table).expanduser(), root, suffix)
@@ -168,35 +189,36 @@ def _read_columns(table, image_col, label_col, split_col, root: Path, suffix: st
     else:
         where, df, rows = "the table", table, np.arange(len(table))
     if not len(df):
-        raise UserError(f"{where} has no rows; give one an image, with its path and its label.")
-    found = _find_columns(df, where, image_col, label_col, split_col)
-    found = {what: c for what, c in zip(("path", "label", "split"), found, strict=True)
-             if c is not None}  # fmt: skip
+        raise UserError(f"{where} has no rows; give one row per image, with its path and label.")
+    positions = dict(
+        zip(("path", "label", "split"), _find_columns(df, where, *columns), strict=True)
+    )
+    positions = {role: column for role, column in positions.items() if column is not None}
     cells = {
-        what: _column(df, column, what, lambda i: f"{where}, row {rows[i]}")
-        for what, column in found.items()
+        role: _filled_cells(df, column, role, lambda i: f"{where}, row {rows[i]}")
+        for role, column in positions.items()
     }
-    columns = {what: str(df.columns[column]) for what, column in found.items()}
-    return _Columns(where, rows, cells["path"], cells["label"], cells.get("split"), columns)
+    names = {role: str(df.columns[column]) for role, column in positions.items()}
+    return _Columns(where, rows, cells["path"], cells["label"], cells.get("split"), names)
 
 
 def read_table(file: Path, root: Path | None = None, suffix: str = ""):
-    """Read a CSV or TSV as text, cell by cell: no label is taken for a number or for missing.
+    """Read a CSV or TSV file as text, so that a label such as "NA" or "01" is kept.
 
     The delimiter is a tab for .tsv and .tab, or else the most frequent of comma, tab, semicolon and
-    bar in the first line. If that line names an image, by its extension or because it is there, it
-    is no header. Empty lines are skipped.
+    bar in the first line. A first line that names an image, by extension or because the file
+    exists, is no header. Empty lines are skipped.
 
     Args:
-        file: In UTF-8.
-        root: Folder that relative paths start from; None takes the one of the file.
-        suffix: What every path ends in and the table leaves out.
+        file: The file, in UTF-8.
+        root: Folder that relative paths start from; None takes the folder of the file.
+        suffix: Ending that is appended to every path.
 
     Returns:
-        A `DataFrame`, and the number of each row in the file, from 1 up, the header included.
+        A `DataFrame`, and the number of each row in the file, counted from 1, header included.
 
     Raises:
-        UserError: If it cannot be read, or a row has more cells than the header.
+        UserError: If the file cannot be read, or a row has more cells than the header.
     """
     import pandas as pd
 
@@ -204,13 +226,13 @@ def read_table(file: Path, root: Path | None = None, suffix: str = ""):
         with open(file, encoding="utf-8-sig", newline="") as text:
             blank, first = next(((i, s) for i, s in enumerate(text) if s.strip()), (0, ""))
         if not first:
-            raise UserError(f"{file} is empty; give it a row for each image.")
+            raise UserError(f"{file} is empty; give one row per image.")
         tabs = file.suffix.lower() in (".tsv", ".tab")
         sep = "\t" if tabs else max(",\t;|", key=first.count)
-        cells = next(csv_cells.reader([first], delimiter=sep))
+        cells = next(csv_format.reader([first], delimiter=sep))
         bare = any(_is_image(c.strip(), root or file.parent, suffix) for c in cells)
         with warnings.catch_warnings():
-            # Pandas would cut off what goes beyond the header.
+            # Pandas would drop cells beyond the header.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             df = pd.read_csv(
                 file, sep=sep, header=None if bare else blank,
@@ -223,55 +245,48 @@ def read_table(file: Path, root: Path | None = None, suffix: str = ""):
     except OSError as e:
         raise UserError(f"cannot read {file} ({e.strerror}); give a CSV or TSV file.") from None
     except pd.errors.ParserWarning:
-        raise UserError(f"{file} has more cells in a row than in its header; mend it.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv_cells.Error) as e:
+        raise UserError(f"{file} has more cells in a row than in its header; correct it.") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv_format.Error) as e:
         reason = str(e).strip().removeprefix("Error tokenizing data. C error: ")
-        raise UserError(f"{file} is no table ({reason}); mend it.") from None
+        raise UserError(f"{file} is no table ({reason}); correct it.") from None
     rows = np.arange(len(df)) + (1 if bare else blank + 2)
     filled = ~(df.isna() | (df == "")).all(axis=1).to_numpy()
     return df[filled], rows[filled]
 
 
 def _is_image(cell: str, root: Path, suffix: str) -> bool:
-    """Tell whether a cell of the first line names an image."""
+    """Return whether a cell of the first line names an image."""
     if os.path.splitext(cell)[1].lower() in EXTENSIONS:
         return True
-    # With a suffix, an image image.jpg must not make a row of the header "image".
-    named = cell.lower() not in (*IMAGE_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS)
-    return bool(cell) and named and os.path.isfile(os.path.join(root, cell + suffix))
+    # With the suffix ".jpg", a file image.jpg must not turn the header "image" into a row.
+    is_header = cell.lower() in (*IMAGE_COLUMNS, *LABEL_COLUMNS, *_SPLIT_COLUMNS)
+    return bool(cell) and not is_header and os.path.isfile(os.path.join(root, cell + suffix))
 
 
 def _find_columns(df, where: str, image_col, label_col, split_col) -> tuple[int, int, int | None]:
     """Return the positions of the columns of paths, labels and parts."""
     names = list(df.columns)
-    shown = ", ".join(map(str, names[:MAX_NAMED_COLUMNS])) + (
-        ", ..." if len(names) > MAX_NAMED_COLUMNS else ""
-    )
-    lower = [str(name).strip().lower() for name in names]
-
-    def guess(likely: Sequence[str]) -> int | None:
-        return next((lower.index(name) for name in likely if name in lower), None)
+    shown = name_columns(names)
 
     def find(parameter: str, column, likely: Sequence[str]) -> int | None:
         if column is None:
-            return guess(likely)
+            return guess_column(names, likely)
+        is_number = isinstance(column, Integral) and not isinstance(column, bool)
         if column in names and not isinstance(column, bool):
             return names.index(column)
-        number = isinstance(column, Integral) and not isinstance(column, bool)
-        if number and 0 <= column < len(names):
+        if is_number and 0 <= column < len(names):
             return int(column)
         raise UserError(
-            f"{where} has no column {column!r} ({parameter}, {flag_of(parameter)}); its columns "
-            f"are {shown}."
+            f"{where} has no column {column!r} ({spell(parameter)}); its columns are {shown}."
         )
 
     image = find("image_col", image_col, IMAGE_COLUMNS)
     label = find("label_col", label_col, LABEL_COLUMNS)
-    split = None if split_col is False else find("split_col", split_col, SPLIT_COLUMNS)
+    split = None if split_col is False else find("split_col", split_col, _SPLIT_COLUMNS)
     if len(names) < 2:
         raise UserError(
-            f"{where} has the column {shown} alone; give it one for paths and one for labels, with "
-            "a comma or a tab between."
+            f"{where} has the column {shown} alone; give it one column for paths and one for "
+            "labels, separated by a comma or a tab."
         )
     if image is None:
         image = next(i for i in range(len(names)) if i != label)
@@ -279,65 +294,66 @@ def _find_columns(df, where: str, image_col, label_col, split_col) -> tuple[int,
         label = next((i for i in (1, 0, 2) if i not in (image, split) and i < len(names)), image)
         if len(names) > 2 + (split is not None):
             _log.warning(
-                "%s: labels are taken from %r, as no column has a common name for them; if they "
-                "are in another of %s, name it with label_col (--label-col)",
-                where, names[label], shown,
+                "%s: labels are read from the column %r, because no column has a usual name such "
+                "as 'label'; to read another of %s, give %s.",
+                where, names[label], shown, spell("label_col"),
             )  # fmt: skip
     if len({image, label, split}) < 3:
         raise UserError(
             f"{where}: paths, labels and split must be different columns of {shown}; name them "
-            "with image_col, label_col and split_col (--image-col and so on)."
+            f"with {spell('image_col')}, {spell('label_col')} and {spell('split_col')}."
         )
     return image, label, split
 
 
-def _column(df, column: int, what: str, place: Callable[[int], str]):
-    """Return a column, of which no cell is empty."""
+def _filled_cells(df, column: int, role: str, locate: Callable[[int], str]):
+    """Return the cells of a column; an empty one is an error."""
     cells = df.iloc[:, column].reset_index(drop=True)
     empty = is_empty(cells)
     if empty.any():
         more = int(empty.sum()) - 1
         raise UserError(
-            f"{place(int(empty.argmax()))}: the {what} is empty (column {df.columns[column]!r})"
+            f"{locate(int(empty.argmax()))}: the {role} is empty (column {df.columns[column]!r})"
             f"{f', and so are {more:,} more' if more else ''}; fill it in or remove the row."
         )
     return cells
 
 
-class _Files:
-    """Paths of a table as folder and name: relative to one root, each file in one spelling."""
+class _TablePaths:
+    """The paths of a table as folder and name, relative to one root, each file written one way."""
 
-    def __init__(self, root: Path, cells, place: Callable[[int], str], suffix: str = ""):
+    def __init__(self, root: Path, cells, locate: Callable[[int], str], suffix: str = ""):
         self.root = os.path.abspath(root)
         self._real = os.path.realpath(self.root)
-        places: dict[str, str] = {}  # a folder as it is spelt, to where it is
-        self.names, spelt = [], []
+        normal: dict[str, str] = {}  # a folder as the table writes it, to its normal form
+        self.names, written = [], []
         for i, cell in enumerate(cells):
             path = os.fspath(cell) if isinstance(cell, str | os.PathLike) else None
             folder, name = os.path.split(path) if isinstance(path, str) else ("", "")
             if name in ("", ".", "..") or "\0" in path:
                 raise UserError(
-                    f"{place(i)}: {cell!r} is no path of an image; name the column of the paths "
-                    "with image_col (--image-col), or mend the row."
+                    f"{locate(i)}: {cell!r} is no path of an image; name the column of the paths "
+                    f"with {spell('image_col')}, or correct the row."
                 )
-            if folder not in places:
-                places[folder] = self._place(folder)
-            spelt.append(folder)
+            if folder not in normal:
+                normal[folder] = self._normal_form(folder)
+            written.append(folder)
             self.names.append(name + suffix)
-        if any(map(os.path.isabs, places.values())):
-            # From their common folder on, so that a fingerprint is the same on another machine.
-            full = {spelling: os.path.join(self.root, at) for spelling, at in places.items()}
+        if any(map(os.path.isabs, normal.values())):
+            # Relative to their common folder, so that another machine has the same fingerprint.
+            full = {folder: os.path.join(self.root, at) for folder, at in normal.items()}
             self.root = os.path.commonpath(full.values())
-            places = {s: _relative(at, self.root) for s, at in full.items()}
+            normal = {folder: _relative(at, self.root) for folder, at in full.items()}
         index: dict[str, int] = {}
-        number = {s: index.setdefault(at, len(index)) for s, at in places.items()}
+        number = {folder: index.setdefault(at, len(index)) for folder, at in normal.items()}
         self.folders = list(index)
-        self.folder_of = np.fromiter((number[s] for s in spelt), np.int32, len(spelt))
+        self.folder_of = np.fromiter((number[f] for f in written), np.int32, len(written))
 
-    def _place(self, folder: str) -> str:
+    def _normal_form(self, folder: str) -> str:
+        """Return a folder relative to the root if it lies inside, else its absolute path."""
         full = os.path.join(self.root, folder)
         if ".." in folder.split(os.sep):
-            full = os.path.realpath(full)  # what lies above a link is not where its name says
+            full = os.path.realpath(full)  # ".." behind a link leaves the link's target
         full = os.path.normpath(full)
         for base in (self.root, self._real):
             if full == base or full.startswith(os.path.join(base, "")):
@@ -352,47 +368,58 @@ def _relative(path: str, base: str) -> str:
     return "" if path == base else os.path.relpath(path, base)
 
 
-def _distinct_rows(
-    paths: _Files,
-    targets,
-    classes,
-    part_of,
-    place: Callable[[int], str],
-    where: str,
-    stops: list[str] | None = None,
-) -> np.ndarray:
-    """Return the rows without those that are there twice; a contradiction is an error or a stop."""
-    first: dict[tuple, int] = {}
-    pairs = zip(paths.folder_of.tolist(), paths.names, strict=True)
-    before = np.fromiter((first.setdefault(k, i) for i, k in enumerate(pairs)), np.int64)
+class _Contradictions:
+    """Compares each row with the first row of the same image."""
 
-    def refuse(bad: np.ndarray, what: Callable[[int], str], why: str) -> None:
-        if bad.any():
-            i = int(bad.argmax())
-            j, more = int(before[i]), int(bad.sum()) - 1
-            same = f"{place(i).rpartition(', ')[0]}, "  # where both are of one table
-            also = f", and {plural(more, 'more row is', 'more rows are')} like it" if more else ""
-            sentence = (
-                f"{place(i)}: {paths.path(i)!r} is {what(i)} here and {what(j)} in "
-                f"{place(j).removeprefix(same)}{also}; {why}."
-            )
-            if stops is None:
-                raise UserError(sentence)
-            stops.append(sentence)
+    def __init__(
+        self, paths: _TablePaths, locate: Callable[[int], str], problems: list[str] | None
+    ):
+        self.paths, self.locate, self.problems = paths, locate, problems
+        seen: dict[tuple, int] = {}
+        files = zip(paths.folder_of.tolist(), paths.names, strict=True)
+        self.first = np.fromiter((seen.setdefault(k, i) for i, k in enumerate(files)), np.int64)
 
-    refuse(
-        targets != targets[before],
-        lambda i: f"labelled {classes[targets[i]]!r}",
-        "an image has one label: remove the wrong row",
-    )
-    refuse(
-        part_of != part_of[before],
-        lambda i: f"a {PART_LABELS[PARTS[part_of[i]]]} image",
-        "figures would be of images that training has seen: remove one of the rows",
-    )
-    # The first of each image in each part.
-    keep = np.sort(np.unique(before * len(PARTS) + part_of, return_index=True)[1])
-    if twice := len(before) - len(keep):
-        said = plural(twice, "row is there twice", "rows are there twice")
-        _log.warning("%s: %s; each image counts once.", where, said)
+    def check_labels(self, targets: np.ndarray, classes: Sequence[str]) -> None:
+        """Report an image with two labels."""
+        self._report(
+            targets != targets[self.first],
+            lambda i: f"labelled {classes[targets[i]]!r}",
+            "an image has one label: remove the wrong row",
+        )
+
+    def check_parts(self, part_of: np.ndarray) -> None:
+        """Report an image in two parts."""
+        self._report(
+            part_of != part_of[self.first],
+            lambda i: f"a {PART_LABELS[PARTS[part_of[i]]]} image",
+            "results would include images seen in training: remove one of the rows",
+        )
+
+    def _report(self, bad: np.ndarray, describe: Callable[[int], str], remedy: str) -> None:
+        """Raise or collect an error that names the first bad row and counts the others."""
+        if not bad.any():
+            return
+        i = int(bad.argmax())
+        j, more = int(self.first[i]), int(bad.sum()) - 1
+        same_table = f"{self.locate(i).rpartition(', ')[0]}, "
+        also = f", and {_count(more, 'more row is', 'more rows are')} like it" if more else ""
+        sentence = (
+            f"{self.locate(i)}: {self.paths.path(i)!r} is {describe(i)} here and {describe(j)} in "
+            f"{self.locate(j).removeprefix(same_table)}{also}; {remedy}."
+        )
+        if self.problems is None:
+            raise UserError(sentence)
+        self.problems.append(sentence)
+
+
+def _first_rows(first: np.ndarray, part_of: np.ndarray, where: str) -> np.ndarray:
+    """Return the first row of each image in each part; log how many others there are."""
+    keep = np.sort(np.unique(first * len(PARTS) + part_of, return_index=True)[1])
+    if repeated := len(first) - len(keep):
+        rows = _count(repeated, "row is there twice", "rows are there twice")
+        _log.warning("%s: %s; each image counts once.", where, rows)
     return keep
+
+
+def _count(n: int, one: str, several: str) -> str:
+    return f"{n:,} {one if n == 1 else several}"

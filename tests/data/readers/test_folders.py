@@ -1,6 +1,7 @@
 import logging
 import os
 import pickle
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -147,26 +148,23 @@ def test_listing_is_in_natural_order_and_leaves_other_files_out(tmp_path):
     assert found.targets.tolist() == [1] * 6 + [2]
 
 
-def test_what_may_be_images_is_left_out_aloud(tmp_path, write_classes, caplog):
+def test_a_warning_counts_files_that_may_be_images(tmp_path, write_classes, caplog):
     root = write_classes(tmp_path, {"ant": 2, "bee": 1})
     for name in ("a.HEIC", "b.heic", "bare", "notes.txt", "Thumbs.db", ".hidden.heic"):
         (root / "ant" / name).touch()
     assert len(list_class_folders(root)[0]) == 3
     (message,) = caplog.messages
-    assert message == (
-        f"{root}: left out 2 .heic, 1 without an extension; if those are images, convert them to "
-        "PNG or JPEG."
-    )
+    assert message.startswith(f"{root}: left out 2 .heic, 1 without an extension; ")
     others = Counter()
     list_class_folders(root, others=others)
     assert others == {".heic": 2, "": 1, ".txt": 1, ".db": 1} and len(caplog.messages) == 1
 
 
-def test_without_images_what_is_there_instead_is_said(tmp_path):
+def test_an_error_counts_the_files_that_are_no_images(tmp_path):
     (tmp_path / "ant").mkdir()
     for i in range(8):
         (tmp_path / "ant" / f"{i}.x{i}").touch()
-    with pytest.raises(UserError, match=r"hold no images \(.*\), but 1 .x\d, .* 3 others; conv"):
+    with pytest.raises(UserError, match=r"hold no images \(.*\), but 1 .x\d, .* 3 others;"):
         list_class_folders(tmp_path)
 
 
@@ -187,17 +185,6 @@ def test_a_name_that_is_no_utf8(tmp_path):
     assert found.load(None).images.shape == (1, 6, 5, 3)
 
 
-def test_a_loop_of_links_is_not_followed(tmp_path, write_classes):
-    root = write_classes(tmp_path / "root", {"cat": 2, "dog": 1})
-    (root / "loop").symlink_to(root)
-    (root / "up").symlink_to(tmp_path)
-    (root / "self").symlink_to(root / "self")
-    (root / "cat" / "loop").symlink_to(root)
-    found, classes = list_class_folders(root)
-    assert classes == ["cat", "dog"]
-    assert len(found) == 3
-
-
 def test_a_class_may_be_a_link_to_a_folder_elsewhere(tmp_path, write_classes):
     write_classes(tmp_path / "store", {"birds": 2})
     root = write_classes(tmp_path / "root", {"cat": 1})
@@ -208,16 +195,16 @@ def test_a_class_may_be_a_link_to_a_folder_elsewhere(tmp_path, write_classes):
 
 
 def test_folders_that_cannot_be_used(tmp_path, write_classes):
-    with pytest.raises(UserError, match=r"there is no folder .*gone; give the folder that holds"):
+    with pytest.raises(UserError, match="there is no folder .*gone"):
         list_class_folders(tmp_path / "gone")
     save(tmp_path / "flat" / "a.png", RGB)
-    with pytest.raises(UserError, match=r"flat has no class folders: put the images of each"):
+    with pytest.raises(UserError, match="flat has no class folders"):
         list_class_folders(tmp_path / "flat")
     (tmp_path / "empty" / "cat").mkdir(parents=True)
     with pytest.raises(UserError, match=r"the class folders of .*empty hold no images \(.*\.png"):
         list_class_folders(tmp_path / "empty")
     root = write_classes(tmp_path / "more", {"cat": 1, "emu": 1})
-    with pytest.raises(UserError, match=r"more has a class 'emu' that is not among the training"):
+    with pytest.raises(UserError, match="more has a class 'emu'"):
         list_class_folders(root, ["cat", "dog"])
 
 
@@ -228,13 +215,11 @@ def listed(root) -> ImageSet:
     return list_class_folders(root)[0]
 
 
-def test_loading_resizes_only_when_told(tmp_path, write_classes):
+def test_loading_resizes_only_if_a_size_is_given(tmp_path, write_classes):
     root = write_classes(tmp_path, {"a": 2, "b": 1})
     assert listed(root).load(5).images.shape == (3, 5, 5, 3)
     save(root / "b" / "9.png", RGB)
-    with pytest.raises(
-        UserError, match=r"b/9\.png is 5 x 6 pixels, others are 8 x 8; give a size to resize all to"
-    ):
+    with pytest.raises(UserError, match=r"b/9\.png is 5 x 6 pixels, others are 8 x 8"):
         listed(root).load(None)
     assert listed(root).load(8).images.shape == (4, 8, 8, 3)
 
@@ -353,7 +338,7 @@ def test_missing_cifar_says_which_command_fetches_it(tmp_path, num_classes, url,
     message = str(e.value)
     assert f"CIFAR-{num_classes} is not under {tmp_path / 'no where'}" in message
     assert f"untar_data({url}))" in message
-    assert "--data of `ltlearn recipe`, --root of `ltlearn data`" in message
+    assert "data_path" in message
     assert f"torchvision.datasets.{torchvision_name}('{tmp_path / 'no where'}'" in message
     assert hasattr(URLs, url.split(".")[1]) and hasattr(torchvision.datasets, torchvision_name)
 
@@ -377,9 +362,7 @@ def test_a_malicious_pickle_runs_no_code(tmp_path, write_cifar_pickles, protocol
     write_cifar_pickles(tmp_path, 10, CIFAR10, 1)
     marker, file = tmp_path / "owned", tmp_path / "cifar-10-batches-py" / "data_batch_2"
     file.write_bytes(pickle.dumps({"data": _Attack(marker), "labels": []}, protocol=protocol))
-    with pytest.raises(
-        UserError, match=r"cannot read .*data_batch_2 as a CIFAR file \(.*system has"
-    ):
+    with pytest.raises(UserError, match=r"cannot read .*data_batch_2 as a CIFAR file \(.*system"):
         load_cifar(10, tmp_path, "train")
     assert not marker.exists()
 
@@ -390,7 +373,9 @@ def test_other_parts_of_numpy_are_refused_too(tmp_path, write_cifar_pickles, nam
     module, _, attribute = f"numpy.{name}".rpartition(".")
     attack = b"\x80\x04c" + f"{module}\n{attribute}\n".encode() + b"."
     (tmp_path / "cifar-10-batches-py" / "batches.meta").write_bytes(attack)
-    with pytest.raises(UserError, match="has no place in a CIFAR file"):
+    with pytest.raises(
+        UserError, match=rf"batches\.meta as a CIFAR file \(numpy\.{re.escape(name)} "
+    ):
         load_cifar(10, tmp_path, "train")
 
 
@@ -443,7 +428,7 @@ def test_missing_tiny_imagenet_says_what_to_fetch_and_where_it_was_sought(tmp_pa
     message = str(e.value)
     assert f"Tiny-ImageNet is not under {tmp_path} (looked for train/ and val/ there" in message
     for words in (
-        "tiny-imagenet-200/", "tiny-imagenet-200-lt10/", "--data", "--root",
+        "tiny-imagenet-200/", "tiny-imagenet-200-lt10/", "data_path",
         "Fetch http://cs231n.stanford.edu/tiny-imagenet-200.zip",
     ):  # fmt: skip
         assert words in message
@@ -492,9 +477,3 @@ def test_digits():
 @pytest.fixture(autouse=True)
 def _log_level(caplog):
     caplog.set_level(logging.WARNING, "ltlearn")
-
-
-def test_a_pipe_is_no_image(tmp_path):
-    os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(UserError, match="no regular file"):
-        read_image(tmp_path / "pipe.jpg")
