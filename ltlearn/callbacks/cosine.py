@@ -6,7 +6,8 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from ltlearn.callbacks.install import install_head
-from ltlearn.heads.cosine import CosineLinear, check_scale
+from ltlearn.errors import check_number
+from ltlearn.heads.cosine import CosineLinear
 
 __all__ = ["CosineHead"]
 
@@ -40,7 +41,7 @@ class CosineHead(Callback):
     head_type = CosineLinear
 
     def __init__(self, scale: float = 30.0):
-        check_scale(scale)
+        check_number("scale", scale, 0, above=True)
         self.scale = float(scale)
 
     def install(self, learn) -> CosineLinear:

@@ -1,8 +1,13 @@
-"""Names that come from files, as text that can be shown."""
+"""Names from files and lists of classes, as text for messages and plots."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["clean"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["clean", "name_classes"]
+
+_MAX_NAMED = 10
 
 
 def clean(text: Any) -> str:
@@ -11,3 +16,14 @@ def clean(text: Any) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def name_classes(mask: "Tensor") -> str:
+    """List the classes that a mask marks, at most ten of them, for a message.
+
+    Args:
+        mask: Marks the classes; (C,), bool.
+    """
+    classes = mask.nonzero().flatten().tolist()
+    more = " ..." if len(classes) > _MAX_NAMED else ""
+    return ", ".join(map(str, classes[:_MAX_NAMED])) + more

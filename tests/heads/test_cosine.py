@@ -112,7 +112,7 @@ def test_the_linear_layer_is_left_as_it_is():
 
 @pytest.mark.parametrize("scale", [0, -1, math.inf, math.nan, "30", True])
 def test_scales_that_are_not_allowed(scale):
-    with pytest.raises(UserError, match="scale must be a number above 0 and finite, got"):
+    with pytest.raises(UserError, match="scale must be .* above 0, got"):
         CosineLinear(3, 2, scale)
 
 

@@ -614,14 +614,14 @@ def test_the_linear_layer_is_left_as_it_is():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"project": "epoch"}, "project must be 'step' or 'forward', got 'epoch'"),
+        ({"project": "epoch"}, "project must be .*step, forward.* got 'epoch'"),
         ({"on": "weight"}, "on must hold 'weight', 'bias' or both, got 'weight'"),
         ({"on": ()}, r"on must hold 'weight', 'bias' or both, got \(\)"),
         ({"on": ("norm",)}, "on must hold 'weight', 'bias' or both"),
         ({"order": "rank"}, "order must be 'frequency' or a vector of 3 numbers .* got 'rank'"),
         ({"order": [1, 2]}, "order has 2 numbers for 3 classes"),
         ({"order": [1, 2, math.nan]}, r"order\[2\] is nan; it must be finite and not negative"),
-        ({"class_counts": [3, -1, 2]}, r"class_counts\[1\] is -1.0; it must be finite"),
+        ({"class_counts": [3, -1, 2]}, r"class_counts\[1\] is -1; it must be finite"),
         ({"class_counts": [[1, 2]]}, r"class_counts must be a vector .* got shape \(1, 2\)"),
         ({"class_counts": []}, "class_counts must be a vector"),
     ],
@@ -647,5 +647,5 @@ def test_errors_of_from_linear():
 
 @pytest.mark.parametrize("counts", [["a", "b"], [[1], [2, 3]], None])
 def test_class_counts_that_are_no_numbers(counts):
-    with pytest.raises(UserError, match="class_counts must be a vector with a number per class"):
+    with pytest.raises(UserError, match="class_counts must be a vector of numbers, got"):
         SAMNLinear(4, counts)
