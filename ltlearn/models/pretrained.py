@@ -237,7 +237,7 @@ def _head_from_file(
     head = head_from_state(parts)
     if head is None:
         raise UserError(
-            f"{path} has no classifier to keep (no {name}.weight); give the file of the whole "
+            f"{path} has no classifier (no {name}.weight) to keep; give the file of the whole "
             f"model, or {new}."
         )
     if head.out_features != num_classes:
