@@ -1,4 +1,4 @@
-"""Markdown and number formatting of reports."""
+"""Tables, lists and numbers as plain text and Markdown."""
 
 import re
 from collections.abc import Sequence
@@ -6,40 +6,64 @@ from typing import Any
 
 from ltlearn.utils.terminal import one_line
 
-__all__ = ["DASH", "percent_text", "as_sentence", "escape_html", "markdown_table", "markdown_list"]
+__all__ = [
+    "DASH",
+    "aligned_lines",
+    "as_sentence",
+    "escape_markdown",
+    "markdown_list",
+    "markdown_table",
+    "percent_text",
+]
 
 DASH = "–"
 
 
 def percent_text(value: float | None) -> str:
-    """Format a share in percent."""
+    """Format a fraction in percent; a dash for None."""
     return DASH if value is None else f"{100 * value:.1f}"
 
 
 def as_sentence(text: str) -> str:
-    """Return a text with a capital and a full stop."""
+    """Return a text with a capital letter and a full stop."""
     return text[0].upper() + text[1:] + "."
 
 
-def escape_html(text: Any) -> str:
-    """Keep Markdown from reading a name as a table border, a link or an emphasis."""
+def aligned_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format rows under headings as plain lines; all columns but the first are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for first, *rest in [head, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return lines
+
+
+def escape_markdown(text: Any) -> str:
+    """Escape a name, so that Markdown does not read it as a table border, link or emphasis."""
     text = one_line(text).replace("\\", "\\\\")
     for mark in "|*_`[]<>":
         text = text.replace(mark, "\\" + mark)
     return text
 
 
-def markdown_table(head: list[str], align: list[str], lines: list[list[str]]) -> str:
-    """Format rows as a Markdown table."""
-    rows = [head, align, *([_escape_cell(cell) for cell in line] for line in lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def markdown_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[str] | None = None
+) -> str:
+    """Format rows under headings as a Markdown table.
 
-
-def _escape_cell(cell: str) -> str:
-    return one_line(cell).replace("|", "\\|")
+    Args:
+        head: The headings.
+        rows: The cells of each row.
+        align: "---" or "---:" for each column. None right-aligns all columns but the first.
+    """
+    if align is None:
+        align = ["---", *["---:"] * (len(head) - 1)]
+    cells = [[one_line(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, align, *cells])
 
 
 def markdown_list(lines: Sequence[str]) -> str:
     """Format lines as a Markdown list."""
-    # "<" before a letter would open an HTML tag; "<20" stays as it is.
+    # "<" before a letter would open an HTML tag; "<20" stays unchanged.
     return "\n".join(f"- {re.sub('<(?=[A-Za-z/!?])', '&lt;', one_line(line))}" for line in lines)
