@@ -144,7 +144,7 @@ def _trajectory_table(trajectory: Mapping[str, Any]) -> str:
             cells = [f"**{cell}**" for cell in cells]
             cells[0] += f" (chosen on {where})"
         lines.append(cells)
-    return markdown_table(head, lines)
+    return markdown_table(head, ["---", *["---:"] * (len(head) - 1)], lines)
 
 
 def _facts(title: str, facts: Any) -> list[str]:

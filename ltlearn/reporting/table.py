@@ -165,7 +165,7 @@ class ResultTable:
             for row, line in zip(self.rows, lines, strict=True):
                 line.append(DASH if row.seconds is None else _seconds(row.seconds))
         about = [self._title(), *self._about()]
-        return markdown_table(head, lines, align) + "\n\n" + markdown_list(about)
+        return markdown_table(head, align, lines) + "\n\n" + markdown_list(about)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain numbers, lists and None, for a JSON file."""

@@ -47,18 +47,14 @@ def escape_markdown(text: Any) -> str:
     return text
 
 
-def markdown_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[str] | None = None
-) -> str:
+def markdown_table(head: Sequence[str], align: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format rows under headings as a Markdown table.
 
     Args:
         head: The headings.
+        align: "---" (left) or "---:" (right) for each column.
         rows: The cells of each row.
-        align: "---" or "---:" for each column. None right-aligns all columns but the first.
     """
-    if align is None:
-        align = ["---", *["---:"] * (len(head) - 1)]
     cells = [[one_line(cell).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, align, *cells])
 
