@@ -46,7 +46,7 @@ class SAMNLinear(Foldable):
         order: The order of the norms. "frequency" uses `class_counts`. A vector of C numbers
             replaces them, both for the order and for the starting norms. ("stage1_norm" needs a
             trained classifier: see `from_linear`.)
-        on: The rescaled parts, any of "weight" and "bias". The other part is that of a plain
+        on: The rescaled parts, any of "weight" and "bias". The other part works as in a plain
             linear layer.
         project: "step" keeps the raw vectors monotone: `project_()` projects them after each
             optimiser step. "forward" leaves them free and projects them, differentiably, in each

@@ -280,8 +280,8 @@ def _create_from_file(arch: str, path: Path, state: dict[str, Tensor], kwargs: d
 def _filter_of(backbone: nn.Module) -> Callable[[dict, nn.Module], dict]:
     """Return timm's filter, which converts published files to the layout of a model.
 
-    It also resizes position embeddings to another image size. A model without a filter takes a
-    file as it is.
+    It also resizes position embeddings to another image size. A model without a filter takes the
+    tensors of a file unchanged.
     """
     name = backbone.pretrained_cfg.get("architecture")
     module = sys.modules[timm.models.model_entrypoint(name).__module__]

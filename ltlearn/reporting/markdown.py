@@ -1,6 +1,5 @@
 """The Markdown report of a run."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -31,8 +30,8 @@ def render_report_md(
 
     Args:
         table: The results.
-        manifest: The manifest of the run. The report reads title, command (a list of words, or
-            None), class_counts, training_images, validation_images, versions and hardware.
+        manifest: The manifest of the run. The report reads title, command, class_counts,
+            training_images, validation_images, versions and hardware.
         plots: Title and path of each plot; the path is relative to the report.
         trajectories: The trajectory of stage 2 for each seed, as for
             `ltlearn.plots.plot_trajectory`. None if no method was trained in stage 2.
@@ -42,7 +41,7 @@ def render_report_md(
     """
     parts = [f"# {one_line(manifest['title'])}"]
     if manifest["command"]:
-        parts += ["Produced by:", f"```\n{shlex.join(manifest['command'])}\n```"]
+        parts += ["Produced by:", f"```\n{manifest['command']}\n```"]
     parts += ["## Results", table.to_markdown()]
     parts += ["## Protocol", protocol_paragraph(table)]
     paragraph = counts_paragraph(manifest["class_counts"], table.few_rule)

@@ -264,7 +264,7 @@ class ResultTable:
             f"{'seed' if len(self.seeds) == 1 else 'seeds'}: {seeds}",
         ]
         if len(counts) > 1:
-            # Name the number of runs, because some rows are no mean over all seeds.
+            # Some rows are not a mean over all seeds, so list the number of runs.
             runs = ", ".join(f"{_label(row)} {len(row.reports)}" for row in self.rows)
             lines.append(f"runs: {runs}")
         if self.note:
@@ -272,13 +272,13 @@ class ResultTable:
         return lines
 
     def _footer(self) -> list[str]:
-        chosen: dict[str, list[str]] = {}
+        labels_of: dict[str, list[str]] = {}  # tested weights -> methods
         for row in self.rows:
-            chosen.setdefault(row.selected, []).append(_label(row))
-        if len(chosen) == 1:
-            tested = [f"tested: {next(iter(chosen))}"]
+            labels_of.setdefault(row.selected, []).append(_label(row))
+        if len(labels_of) == 1:
+            tested = [f"tested: {next(iter(labels_of))}"]
         else:
-            tested = [f"tested: {which} ({', '.join(who)})" for which, who in chosen.items()]
+            tested = [f"tested: {name} ({', '.join(ls)})" for name, ls in labels_of.items()]
         times = [
             f"{_label(row)} {_seconds(row.seconds)} s"
             for row in self.rows

@@ -100,7 +100,7 @@ def test_state_dict_batch_dimensions_and_meta():
     assert torch.equal(empty(x), head(x))
 
 
-def test_the_linear_layer_is_left_as_it_is():
+def test_the_linear_layer_is_not_changed():
     linear = make_linear().eval()
     before = copy.deepcopy(linear.state_dict())
     head = CosineLinear.from_linear(linear)

@@ -355,6 +355,6 @@ INFINITE[3, 0] = float("inf")
         ),
     ],
 )
-def test_errors_say_what_is_wrong(call, message):
+def test_errors_name_the_parameter_and_its_value(call, message):
     with pytest.raises(UserError, match=message):
         call()

@@ -154,6 +154,6 @@ A, B, Y = data(n=20)
         (lambda: paired_difference(A, B, Y, 0), "num_classes must be a whole number"),
     ],
 )
-def test_errors_say_what_is_wrong(call, message):
+def test_errors_name_the_parameter_and_its_value(call, message):
     with pytest.raises(UserError, match=message):
         call()

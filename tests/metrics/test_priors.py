@@ -223,6 +223,6 @@ Y = torch.arange(8) % 3
         (lambda: prior_report(LOGITS[:0], Y[:0], COUNTS), "logits is empty: there is no image"),
     ],
 )
-def test_errors_say_what_is_wrong(call, message):
+def test_errors_name_the_parameter_and_its_value(call, message):
     with pytest.raises(UserError, match=message):
         call()

@@ -467,7 +467,7 @@ def test_import_leaves_matplotlib_alone():
         (lambda: plot_sensitivity([make_curve(values=[0, 1, 2, 3])]), "a value of 0 or less"),
     ],
 )
-def test_errors_say_what_is_wrong(call, message):
+def test_errors_name_the_parameter_and_its_value(call, message):
     with pytest.raises(UserError, match=message):
         call()
 

@@ -118,7 +118,7 @@ def test_the_protocol_describes_the_origin_of_validation_images():
     assert "carved" not in report and "validation images are those of the data set" in report
 
 
-def test_paper_protocol_says_selected_on_test():
+def test_paper_protocol_is_described_as_selected_on_test():
     table = make_table(protocol="paper")
     for text in (rendered(table), table.to_markdown(), rendered(table, file=Terminal())):
         assert "selected on test" in " ".join(text.split())
@@ -251,7 +251,7 @@ def test_table_errors(changes, message):
 
 MANIFEST = {
     "title": "digits_lt",
-    "command": ["ltlearn", "recipe", "digits lt"],
+    "command": "ltlearn recipe 'digits lt'",
     "class_counts": COUNTS,
     "training_images": 500,
     "validation_images": 43,
@@ -290,7 +290,7 @@ def test_trajectory_table():
     assert cells[4][1] == "**42.0**"
 
 
-def test_trajectory_selected_on_test_says_so():
+def test_trajectory_selected_on_test():
     text = render_report_md(
         make_table(protocol="paper"), MANIFEST, [], [make_trajectory(select_on="test")]
     )
@@ -307,7 +307,7 @@ def test_trajectory_of_each_seed():
 
 
 def test_report_of_a_run_from_python_without_stage_2():
-    text = render_report_md(make_table(), {**MANIFEST, "command": None}, [], None)
+    text = render_report_md(make_table(), {**MANIFEST, "command": ""}, [], None)
     assert text.startswith("# digits_lt\n") and "Produced by" not in text
     assert "epoch by epoch" not in text
 
