@@ -5,7 +5,8 @@ import logging
 from torch import nn
 
 from ltlearn.callbacks.install import install_head
-from ltlearn.heads.cosine import CosineLinear, check_scale
+from ltlearn.errors import check_number
+from ltlearn.heads.cosine import CosineLinear
 from ltlearn.training.fit_callback import FitCallback
 
 __all__ = ["CosineHead"]
@@ -43,7 +44,7 @@ class CosineHead(FitCallback):
     head_type = CosineLinear
 
     def __init__(self, scale: float = 30.0):
-        check_scale(scale)
+        check_number("scale", scale, 0, above=True)
         self.scale = float(scale)
 
     def install(self, learn) -> CosineLinear:

@@ -1,4 +1,4 @@
-"""What heads have in common that stand for a linear layer. Torch alone."""
+"""Base class of the heads that equal a linear layer. Torch alone."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ __all__ = ["Foldable"]
 
 
 class Foldable(nn.Module):
-    """A head with an effective weight and bias.
+    """Base of a head that can be folded into an `nn.Linear`.
 
-    Its class has `in_features`, `out_features`, `weight` (whose dtype the layer gets) and
-    `effective()`, which returns weight (C, D) and bias (C,), or None for the bias.
+    A subclass has `in_features`, `out_features`, `weight` and a method `effective()`, which returns
+    the weight (C, D) and the bias (C,) or None of the equal linear layer.
     """
 
     @torch.no_grad()
@@ -20,7 +20,7 @@ class Foldable(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> nn.Linear:
-        """Return the plain `nn.Linear` with the same logits, in the same dtype, without ltlearn."""
+        """Return the plain `nn.Linear` with the same logits and the dtype of `weight`."""
         weight, bias = self.effective()
         linear = nn.Linear(
             self.in_features,

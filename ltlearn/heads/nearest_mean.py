@@ -10,28 +10,28 @@ from ltlearn.errors import UserError, check_whole
 
 __all__ = ["NearestClassMean"]
 
-_MIN_LENGTH = 1e-12  # a feature at the centre itself has no direction, and stays zeros
-_FAR = 1e4  # how far beyond the farthest mean a class without images is put
+_MIN_LENGTH = 1e-12  # a feature at the centre has no direction; this keeps it zeros
+_FAR = 1e4  # the margin between the lowest logit and the logit of a class without images
 
 
 class NearestClassMean(nn.Module):
     """Classifier whose logits are minus the squared distances to the mean of each class.
 
-    z_c = -||phi(x) - m_c||^2 with phi(x) = (x - mu) / ||x - mu||, so that the largest logit is the
-    nearest mean's. As logits they are good for that alone: all lie within 4 of one another, and
-    their softmax is no calibrated probability (a temperature helps). A class without images is
-    never nearest: its logit is finite, and lies more than 10,000 below the lowest of the others.
+    z_c = -||phi(x) - m_c||^2 with phi(x) = (x - mu) / ||x - mu||, so the nearest mean has the
+    largest logit. The logits differ by at most 4, and their softmax is not calibrated (a
+    temperature helps). A class without images is never predicted: its logit is finite and more
+    than 10,000 below all others.
 
-    It has buffers and no parameter. A new one is empty; `ltlearn.posthoc.nearest_class_mean` makes
-    one of features, and the state dict of any other with the same sizes can be loaded.
+    The head has buffers and no parameters. A new head is empty: fill it by
+    `ltlearn.posthoc.nearest_class_mean`, or load the state dict of a head with the same sizes.
 
     Args:
-        in_features: D, features an image has, at least 1.
+        in_features: D, features per image, at least 1.
         num_classes: C, at least 1.
 
     Shape:
-        Input (..., D), any floating dtype. Output (..., C) logits, in float32 or float64, also
-        below autocast: the distances lie close together.
+        Input (..., D), any floating dtype. Output (..., C) logits, float32 or float64, also inside
+        autocast, because the distances differ by little.
 
     Raises:
         UserError: If a size is not a whole number of at least 1.
@@ -39,6 +39,11 @@ class NearestClassMean(nn.Module):
     Source:
         Kang et al., ICLR 2020, arXiv:1910.09217; centred features of unit length are
         the default of the authors' code.
+
+    Example:
+        >>> head = NearestClassMean(in_features=64, num_classes=10)
+        >>> head(torch.randn(8, 64)).shape
+        torch.Size([8, 10])
     """
 
     def __init__(self, in_features: int, num_classes: int):
@@ -49,11 +54,11 @@ class NearestClassMean(nn.Module):
         self.register_buffer("means", torch.zeros(self.out_features, self.in_features))
         self.register_buffer("centre", torch.zeros(self.in_features))
         self.register_buffer("has_images", torch.zeros(self.out_features, dtype=torch.bool))
-        # As a buffer, so that a state dict says all. No centring is a centre of zeros.
+        # A buffer, so that the state dict is complete. Without centring, the centre is zeros.
         self.register_buffer("normalize", torch.tensor(True))
 
     def transform(self, x: Tensor) -> Tensor:
-        """Return phi(x), (..., D), what the means are means of; float32 or float64."""
+        """Return phi(x), the centred and normalised features, (..., D), float32 or float64."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         x = x - self.centre.to(x.dtype)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=_MIN_LENGTH)
@@ -70,7 +75,7 @@ class NearestClassMean(nn.Module):
         with exact:
             phi = self.transform(x)
             means = self.means.to(phi.dtype)
-            # -||phi - m||^2 = 2 phi . m - ||m||^2 - ||phi||^2: no (N, C, D) differences
+            # -||phi - m||^2 = 2 phi . m - ||m||^2 - ||phi||^2 avoids an (N, C, D) tensor.
             near = F.linear(phi, 2 * means, -means.square().sum(-1))
             logits = near - phi.square().sum(-1, keepdim=True)
             lowest = logits.amin(-1, keepdim=True)
@@ -82,22 +87,22 @@ class NearestClassMean(nn.Module):
         return self.means.float().norm(dim=1)
 
     def fold(self) -> nn.Linear:
-        """Refuse: what comes before the distances is not linear.
+        """Raise: the normalisation of the features is not linear.
 
         Raises:
             UserError: Always.
         """
         raise UserError(
             "a NearestClassMean head cannot be folded into an nn.Linear: it divides each feature "
-            "by its length; keep the head as it is, or take a linear classifier."
+            "by its length; keep the head, or use a linear classifier."
         )
 
     def extra_repr(self) -> str:
-        """Say what the head is, for `repr`."""
+        """Describe the head for `repr`."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
     def _apply(self, fn, recurse=True):
-        # `.half()` and the like move the buffers but do not round them: the means lie close.
+        # `.half()` and similar calls must not round the buffers: the distances differ by little.
         def move(buffer: Tensor) -> Tensor:
             moved = fn(buffer)
             return moved if moved.dtype == buffer.dtype else buffer.to(moved.device)

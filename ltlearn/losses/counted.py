@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltlearn.errors import UserError, check_choice
+from ltlearn.utils.vectors import check_vector, exact_counts
 
 __all__ = ["CountedLoss", "check_vector"]
 
@@ -81,9 +82,7 @@ class CountedLoss(nn.Module):
             self._same_length(counts, self.weights)
         for buffer, values in self._derive(counts).items():
             setattr(self, buffer, values.float())
-        # Whole numbers stay exact as integers.
-        whole = bool((counts == counts.round()).all()) and counts.max() < 2**53
-        self.class_counts = counts.long() if whole else counts.float()
+        self.class_counts = exact_counts(counts)
         empty = (counts == 0).nonzero().flatten().tolist()
         if empty and self.needs_counts:
             listed = ", ".join(map(str, empty[:_MAX_NAMED]))
@@ -193,35 +192,6 @@ class CountedLoss(nn.Module):
             return moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
 
         return super()._apply(move, recurse)
-
-
-def check_vector(name: str, values: Tensor | Sequence[float]) -> Tensor:
-    """Check a vector with one number per class, and return a copy in float64 on the CPU.
-
-    Args:
-        name: The parameter.
-        values: At least two finite numbers, at least 0, not all 0.
-
-    Raises:
-        UserError: If the values are not such a vector.
-    """
-    try:
-        vector = _plain(torch.as_tensor(values)).detach().cpu().double().clone()
-    except (ValueError, TypeError, RuntimeError):
-        raise UserError(f"{name} must be a vector of numbers, got {values!r}.") from None
-    if vector.ndim != 1 or len(vector) < 2:
-        raise UserError(
-            f"{name} must be a vector with a number for each of at least 2 classes, got shape "
-            f"{tuple(vector.shape)}."
-        )
-    bad = (~torch.isfinite(vector) | (vector < 0)).nonzero().flatten().tolist()
-    if bad:
-        raise UserError(
-            f"{name}[{bad[0]}] is {vector[bad[0]].item():g}; it must be finite and not negative."
-        )
-    if not vector.any():
-        raise UserError(f"{name} must not be 0 for all {len(vector)} classes.")
-    return vector
 
 
 def _plain(values: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from ltlearn.metrics.accuracy import mean_class_accuracy, per_class_accuracy
 from ltlearn.metrics.calibration import expected_calibration_error, negative_log_likelihood
 from ltlearn.metrics.report import ShotReport, mean_and_sd, shot_report
-from ltlearn.metrics.shots import FEW_RULES, SHOTS, shot_groups, shot_thresholds_text
+from ltlearn.metrics.shots import SHOTS, shot_groups, shot_thresholds_text
+from ltlearn.names import FEW_RULES
 
 __all__ = [
     "FEW_RULES",

@@ -3,33 +3,33 @@
 import torch
 from torch import Tensor
 
-from ltlearn.errors import UserError
+from ltlearn.errors import check_whole
 from ltlearn.metrics.rows import read_rows
 
 __all__ = ["expected_calibration_error", "negative_log_likelihood", "calibration_error_of"]
 
 
 def expected_calibration_error(probs: Tensor, target: Tensor, n_bins: int = 15) -> float:
-    """Measure how far confidence is from accuracy, averaged over bins of equal width.
+    """Compute the gap between confidence and accuracy, averaged over bins of equal width.
 
     Args:
         probs: Probabilities, not logits.
         target: The true classes.
-        n_bins: Bins between confidence 0 and 1, at least 1. A bin includes its upper edge.
+        n_bins: Number of bins between confidence 0 and 1, at least 1. A bin includes its upper
+            edge.
 
     Shape:
         probs is (N, C), target (N,), integer. The result is a fraction in [0, 1]: the gaps
         |accuracy - mean confidence| of the bins, each weighted by its share of the N images.
 
     Raises:
-        UserError: If the shapes disagree, there is no image, a label is out of range, a row is no
-            probability distribution, or `n_bins` is not allowed.
+        UserError: If the shapes differ, there is no image, a label is out of range, a row is no
+            probability distribution, or `n_bins` is below 1.
 
     Source:
         Guo et al., ICML 2017, arXiv:1706.04599, eq. 3.
     """
-    if isinstance(n_bins, bool) or not isinstance(n_bins, int) or n_bins < 1:
-        raise UserError(f"`n_bins` is {n_bins!r}; it must be a whole number, at least 1.")
+    check_whole("n_bins", n_bins, 1)
     _, confidence, _, correct = read_rows(probs, target, probabilities=True, name="probs")
     return calibration_error_of(confidence, correct, n_bins)
 
@@ -38,16 +38,16 @@ def negative_log_likelihood(probs: Tensor, target: Tensor) -> float:
     """Average -log p of the true class over the images, in nats.
 
     Args:
-        probs: Probabilities, not logits. A zero counts as the smallest normal float64 number (708
-            nats), so that one confident mistake does not make the mean infinite.
+        probs: Probabilities, not logits. A zero is replaced by the smallest normal float64 number
+            (708 nats), so that one confident mistake does not make the mean infinite.
         target: The true classes.
 
     Shape:
         probs is (N, C), target (N,), integer. The sum is divided by N.
 
     Raises:
-        UserError: If the shapes disagree, there is no image, a label is out of range, or a row is
-            no probability distribution.
+        UserError: If the shapes differ, there is no image, a label is out of range, or a row is no
+            probability distribution.
     """
     _, _, nll, _ = read_rows(probs, target, probabilities=True, name="probs")
     return float(nll.mean())
@@ -56,7 +56,14 @@ def negative_log_likelihood(probs: Tensor, target: Tensor) -> float:
 def calibration_error_of(
     confidence: Tensor, correct: Tensor, n_bins: int, weights: Tensor | None = None
 ) -> float:
-    """Return the calibration error of binned confidences."""
+    """Compute the calibration error from the confidence and correctness of each image.
+
+    Args:
+        confidence: Probability of the predicted class, (N,), float64.
+        correct: Whether the prediction is correct, (N,), bool.
+        n_bins: Number of bins.
+        weights: Weight of each image, (N,). None weights all images alike.
+    """
     inner_edges = torch.arange(1, n_bins, dtype=torch.float64) / n_bins
     bins = torch.bucketize(confidence, inner_edges)  # a bin is (lower, upper]
     gap = confidence - correct.double()

@@ -1,34 +1,35 @@
-"""Is one classifier better than another? The paired bootstrap over the test images."""
+"""The difference in accuracy of two classifiers, by a paired bootstrap over the test images."""
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ltlearn.errors import UserError, check_whole
+from ltlearn.errors import UserError, check_number, check_whole
 from ltlearn.metrics.rows import check_lengths, read_labels, unwrap
 
 __all__ = ["PairedDifference", "paired_difference"]
 
-# An interval's end this near to 0 is 0: sums over classes of unlike sizes are rounded.
+# An end of the interval this close to 0 is set to 0, because sums over classes of different sizes
+# have rounding errors.
 _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Hold the difference in accuracy of two classifiers, a - b, as fractions in [-1, 1].
+    """The difference in accuracy of two classifiers, a - b, as fractions in [-1, 1].
 
     Args:
-        estimate: The difference on the test images as they are.
+        estimate: The difference on the test set.
         low: Lower end of the interval.
-        high: Upper end.
-        level: Share of the resamples that the interval holds.
-        balanced: Whether accuracy is the mean of the per-class accuracies, or that over images.
-        n_images: Test images.
-        n_seeds: Training seeds that were averaged.
-        n_resamples: Bootstrap resamples.
+        high: Upper end of the interval.
+        level: Share of the resamples within the interval.
+        balanced: Whether accuracy is the mean of the per-class accuracies; else the mean over
+            images.
+        n_images: Number of test images.
+        n_seeds: Number of training seeds averaged.
+        n_resamples: Number of bootstrap resamples.
     """
 
     estimate: float
@@ -42,7 +43,7 @@ class PairedDifference:
 
     @property
     def excludes_zero(self) -> bool:
-        """Return whether the interval lies on one side of 0 (an end at 0 does not exclude it)."""
+        """Return whether the interval lies on one side of 0; an end at 0 does not exclude 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -58,52 +59,60 @@ def paired_difference(
 ) -> PairedDifference:
     """Estimate how much more accurate a is than b, with a percentile interval.
 
-    Both classify the same images, so what is resampled is the difference of each image; what makes
-    an image hard for both drops out. With several training seeds the difference of an image is
-    first averaged over the seeds: the interval then says what another test set of the same kind
-    would do to the result, not what other seeds would; for that, look at the spread over seeds.
+    Both classify the same images, so the bootstrap resamples the difference of each image. This
+    removes the part of the variance that images hard for both would cause. With several training
+    seeds, the difference of an image is first averaged over the seeds. The interval then covers
+    the choice of the test images, not the choice of the seeds; for the latter, look at the spread
+    over seeds.
 
     The balanced difference is resampled within each class; a class without test images is left
-    out. Images of a class that have the same difference are alike, so a resample is drawn as how
-    many there are of each kind, which has the same distribution as drawing image by image.
+    out. Images of one class with equal differences are interchangeable, so a resample draws the
+    number of images of each kind; this has the same distribution as drawing image by image.
 
     Args:
-        correct_a: Whether a was right, for each image.
+        correct_a: Whether a is correct, for each image.
         correct_b: The same for b.
         targets: The true classes.
         num_classes: C, at least 1.
-        n_resamples: Bootstrap resamples, at least 1.
-        seed: Of the resamples, at least 0.
+        n_resamples: Number of bootstrap resamples, at least 1.
+        seed: Seed of the resamples, at least 0.
         level: Share of the resamples within the interval, in (0, 1).
-        balanced: Whether every class counts alike (the mean of the per-class accuracies), or every
-            image.
+        balanced: Whether all classes have equal weight (the mean of the per-class accuracies); else
+            all images have.
 
     Shape:
-        correct_a and correct_b are (N,), or (S, N) for S training seeds on the same images, bool or
-        0 and 1; targets is (N,), integer.
+        correct_a and correct_b are (N,), or (S, N) for S training seeds, bool or 0 and 1; targets
+        is (N,), integer.
 
     Raises:
-        UserError: If the shapes disagree, there is no image, a value is neither 0 nor 1, a label is
+        UserError: If the shapes differ, there is no image, a value is neither 0 nor 1, a label is
             out of range, or an option is not allowed.
 
     Source:
         Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentiles).
+
+    Example:
+        >>> targets = torch.tensor([0, 0, 1, 1])
+        >>> correct_a = torch.tensor([True, True, True, True])
+        >>> correct_b = torch.tensor([True, False, False, False])
+        >>> difference = paired_difference(correct_a, correct_b, targets, num_classes=2)
+        >>> difference.estimate, difference.excludes_zero
+        (0.75, True)
     """
     check_whole("num_classes", num_classes, 1)
     check_whole("n_resamples", n_resamples, 1)
     check_whole("seed", seed, 0)
-    if not isinstance(level, Real) or isinstance(level, bool) or not 0 < level < 1:
-        raise UserError(f"level must be a number between 0 and 1, got {level!r}.")
+    check_number("level", level, 0, 1, above=True, below=True)
     hits_a, hits_b = _hits(correct_a, "correct_a"), _hits(correct_b, "correct_b")
     if hits_a.shape != hits_b.shape:
         raise UserError(
             f"correct_a has shape {hits_a.shape} and correct_b {hits_b.shape}, as (seeds, images); "
-            "both must be of the same images and as many seeds."
+            "both must have the same images and the same number of seeds."
         )
     seeds, images = hits_a.shape
     target = read_labels(targets, num_classes, "targets").numpy()
     check_lengths(images, len(target), "correct_a", "targets")
-    # In units of 1 / seeds: whole numbers from -seeds to seeds, so that sums are exact.
+    # The unit is 1 / seeds: whole numbers from -seeds to seeds, so that sums are exact.
     difference = hits_a.sum(0) - hits_b.sum(0)
     group = target if balanced else np.zeros_like(target)
     kinds = np.zeros((num_classes, 2 * seeds + 1), dtype=np.int64)
@@ -132,14 +141,14 @@ def _resample(
     """Return the sum over classes of the resampled mean value, (B,).
 
     Args:
-        kinds: Images of each class by value, (C, V).
+        kinds: Number of images of each class by value, (C, V).
         value: The values, (V,).
         n_resamples: B.
-        rng: Where chance is from.
+        rng: The random generator.
     """
     total = np.zeros(n_resamples)
-    # k classes with the same counts draw, taken together, a multinomial of k times as many images:
-    # of thousands of classes with a few images each, a few dozen draws are left.
+    # The sum over k classes with equal counts is one multinomial draw of k times as many images.
+    # For thousands of classes with a few images each, this leaves a few dozen draws.
     for counts, k in zip(*np.unique(kinds, axis=0, return_counts=True), strict=True):
         n, present = counts.sum(), counts > 0
         drawn = rng.multinomial(k * n, counts[present] / n, size=n_resamples)
@@ -148,7 +157,7 @@ def _resample(
 
 
 def _hits(correct: Any, name: str) -> np.ndarray:
-    """Read which images were right as whole numbers, (S, N)."""
+    """Read the correctness of the images as whole numbers, (S, N)."""
     hits = unwrap(correct)
     hits = hits.cpu().numpy() if isinstance(hits, Tensor) else hits
     if hits.ndim not in (1, 2) or not hits.size:

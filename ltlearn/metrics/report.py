@@ -1,4 +1,4 @@
-"""`ShotReport`: accuracy of many, medium and few, per class, and calibration."""
+"""`ShotReport`: accuracy per shot group and class, and calibration."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_choice
 from ltlearn.metrics.accuracy import per_class_accuracy
 from ltlearn.metrics.calibration import calibration_error_of
 from ltlearn.metrics.rows import check_lengths, is_float, read_labels, read_rows, unwrap
 from ltlearn.metrics.shots import (
     SHOTS,
-    check_few,
     read_class_counts,
     shot_groups,
     shot_thresholds_text,
 )
+from ltlearn.names import FEW_RULES
 
 __all__ = ["ShotReport", "shot_report", "mean_and_sd"]
 
@@ -29,7 +29,7 @@ _SUMMARY = ("all", "balanced", *SHOTS, "ece", "nll")
 
 @dataclass(frozen=True, eq=False)
 class ShotReport:
-    """Hold what was measured on one test set; accuracies are fractions in [0, 1].
+    """The result on one test set; accuracies are fractions in [0, 1].
 
     Args:
         all: Top-1 accuracy over images.
@@ -37,14 +37,14 @@ class ShotReport:
         many: The same mean over the many-shot classes; None if none of them has a test image.
         medium: The same for the medium-shot classes.
         few: The same for the few-shot classes.
-        group_sizes: Classes in each group, whether or not they have test images.
+        group_sizes: Number of classes in each group, with or without test images.
         per_class: Accuracy of each class; NaN for a class with no test image.
         per_class_total: Test images of each class.
-        ece: Expected calibration error (15 bins), a fraction; None if only predictions were given.
-        nll: Mean negative log-likelihood in nats; None if only predictions were given.
+        ece: Expected calibration error (15 bins), a fraction; None for a report from predictions.
+        nll: Mean negative log-likelihood in nats; None for a report from predictions.
         class_counts: Training images of each class.
         classes: Class names, or None.
-        few_rule: The few-shot convention, "<20" or "<=20".
+        few_rule: The few-shot rule, "<20" or "<=20".
         n_images: Number of test images.
 
     Shape:
@@ -89,7 +89,7 @@ class ShotReport:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain numbers, lists and None, as `json.dump` wants them."""
+        """Convert to plain numbers, lists and None, for a JSON file."""
         return {
             **{name: _json_number(getattr(self, name)) for name in _SUMMARY},
             "n_images": self.n_images,
@@ -131,11 +131,11 @@ def shot_report(
     """Evaluate a classifier: accuracy over all images, per class and shot group, and calibration.
 
     Args:
-        output: Logits, or predicted classes. A tensor of any float type and device, or an array.
+        output: Logits, or predicted classes; a tensor on any device, or an array.
         target: The true classes.
-        class_counts: Training images per class; they decide which class is many- or few-shot.
+        class_counts: Training images per class, which define the shot groups.
         classes: Class names in label order.
-        few: The few-shot convention, "<20" or "<=20" (see `shot_groups`).
+        few: The few-shot rule, "<20" or "<=20" (see `shot_groups`).
         probabilities: Whether output holds probabilities instead of logits.
 
     Shape:
@@ -143,22 +143,28 @@ def shot_report(
         integer; class_counts is (C,). A group's accuracy is the mean of its per-class accuracies.
 
     Raises:
-        UserError: If there is no image, the shapes disagree, a label or a prediction is outside
+        UserError: If there is no image, the shapes differ, a label or a prediction is outside
             0..C-1, a row is not finite (or, with `probabilities`, no distribution), or `few` is not
             allowed.
+
+    Example:
+        >>> logits, target = torch.eye(3), torch.tensor([0, 1, 1])
+        >>> report = shot_report(logits, target, class_counts=[500, 50, 5])
+        >>> report.many, report.medium, report.few
+        (1.0, 0.5, None)
     """
-    check_few(few)
+    check_choice("few", few, FEW_RULES)
     counts = read_class_counts(class_counts)
     num_classes = len(counts)
     if classes is not None and len(classes) != num_classes:
         raise UserError(
-            f"`classes` has {len(classes)} names but `class_counts` has {num_classes} classes."
+            f"classes has {len(classes)} names but class_counts has {num_classes} classes."
         )
     output = unwrap(output)
     if output.ndim == 1:
         if len(output) and is_float(output):
             raise UserError(
-                "`output` is a vector of floats; it must be (N, C) logits or (N,) integer classes."
+                "output is a vector of floats; it must be (N, C) logits or (N,) integer classes."
             )
         target = read_labels(target, num_classes, "target")
         pred = read_labels(output, num_classes, "output")
@@ -167,8 +173,7 @@ def shot_report(
     else:
         if output.ndim == 2 and output.shape[1] != num_classes:
             raise UserError(
-                f"`output` has {output.shape[1]} columns but `class_counts` has {num_classes} "
-                "classes."
+                f"output has {output.shape[1]} columns but class_counts has {num_classes} classes."
             )
         pred, confidence, row_nll, correct = read_rows(
             output, target, probabilities=probabilities, name="output"
@@ -200,22 +205,21 @@ def mean_and_sd(
     """Average the reports of several seeds.
 
     Args:
-        reports: One report per seed, at least one, all with the same few-shot convention.
+        reports: One report per seed, at least one, all with the same few-shot rule.
 
     Shape:
         The result maps all, balanced, many, medium, few, ece and nll to (mean, standard deviation).
-        The deviation is that of a sample (divided by seeds - 1), None for a single seed. A value
-        that some report does not have is None as a whole: a mean over the others would stand for
-        other classes or other runs.
+        The deviation is the sample's (divided by seeds - 1), None for a single seed. A value that
+        one report lacks is None: a mean over the other reports would not be comparable.
 
     Raises:
-        UserError: If there is no report, or they use different conventions.
+        UserError: If there is no report, or they use different few-shot rules.
     """
     if not reports:
-        raise UserError("`reports` is empty; the mean over seeds needs at least one report.")
+        raise UserError("reports is empty; the mean over seeds needs at least one report.")
     rules = sorted({r.few_rule for r in reports})
     if len(rules) > 1:
-        raise UserError(f"`reports` mix the few-shot rules {' and '.join(rules)}; use one of them.")
+        raise UserError(f"reports mix the few-shot rules {' and '.join(rules)}; use one of them.")
     result = {}
     for name in _SUMMARY:
         values = [getattr(r, name) for r in reports]

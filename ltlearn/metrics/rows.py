@@ -20,17 +20,28 @@ __all__ = [
     "check_finite",
 ]
 
-# Rows are read in float64 blocks of this many numbers (128 MiB), whatever the size of the test set.
+# Numbers per float64 block (128 MiB), so that memory does not grow with the test set.
 _BLOCK_NUMBERS = 2**24
 
 
 def read_rows(
     output: Any, target: Any, probabilities: bool, name: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return per image: predicted class, its probability, -log p of the true class, correctness."""
+    """Evaluate each row of logits or probabilities.
+
+    Args:
+        output: Logits or probabilities, (N, C).
+        target: The true classes, (N,).
+        probabilities: Whether output holds probabilities.
+        name: The name of output in errors.
+
+    Shape:
+        The result is four (N,) tensors: the predicted class, its probability, -log p of the true
+        class, and whether the prediction is correct.
+    """
     output = unwrap(output)
     if output.ndim != 2:
-        raise UserError(f"`{name}` has shape {tuple(output.shape)}; it must be (N, C).")
+        raise UserError(f"{name} has shape {tuple(output.shape)}; it must be (N, C).")
     target = read_labels(target, output.shape[1], "target")
     check_lengths(len(output), len(target), name)
     tiny = torch.finfo(torch.float64).tiny
@@ -43,12 +54,12 @@ def read_rows(
             p = block
             nll = -p.gather(1, true).clamp(tiny, 1).log()
         else:
-            # The largest logit is taken off first: the rest is at most 0 and exp cannot overflow.
+            # Subtract the largest logit first, so that exp cannot overflow.
             shifted = block - block.amax(1, keepdim=True)
             log_p = shifted - shifted.exp().sum(1, keepdim=True).log()
             p = log_p.exp()
             nll = -log_p.gather(1, true)
-        # argmax of the numbers as given: rounding in softmax must not make a tie.
+        # argmax of the input: rounding in softmax could make a tie.
         pred = block.argmax(1)
         confidence = p.gather(1, pred[:, None]).clamp(max=1)
         kept.append((pred, confidence[:, 0], nll[:, 0]))
@@ -61,21 +72,21 @@ def _float64_blocks(output: Tensor | np.ndarray) -> Iterator[tuple[int, Tensor]]
     for start in range(0, len(output), step):
         block = output[start : start + step]
         if isinstance(block, np.ndarray):
-            # A copy in any case: torch warns about the read-only pages of a memory-mapped file.
+            # Always copy: torch warns about the read-only pages of a memory-mapped file.
             yield start, torch.from_numpy(np.array(block, dtype=np.float64))
         else:
             yield start, block.cpu().double()
 
 
 def unwrap(values: Any) -> Tensor | np.ndarray:
-    """Strip tensor subclasses (fastai's) and gradients; turn lists into arrays."""
+    """Remove tensor subclasses (fastai's) and gradients; convert lists to arrays."""
     if isinstance(values, Tensor):
         return values.detach().as_subclass(Tensor)
     return np.asarray(values)
 
 
 def is_float(values: Tensor | np.ndarray) -> bool:
-    """Report whether the values are floating-point numbers."""
+    """Return whether the values are floating-point numbers."""
     if isinstance(values, Tensor):
         return values.is_floating_point()
     return values.dtype.kind not in "iub"
@@ -92,48 +103,48 @@ def read_whole_numbers(values: Any, name: str) -> Tensor:
         values = values.cpu()
         values = values.double().numpy() if values.is_floating_point() else values.numpy()
     if values.ndim != 1:
-        raise UserError(f"`{name}` has shape {tuple(values.shape)}; it must be a vector.")
+        raise UserError(f"{name} has shape {tuple(values.shape)}; it must be a vector.")
     if values.dtype.kind not in "iubf" and len(values):
-        raise UserError(f"`{name}` holds {values.dtype}; it must hold whole numbers.")
+        raise UserError(f"{name} holds {values.dtype}; it must hold whole numbers.")
     if values.dtype.kind == "f" and len(values):
         bad = np.flatnonzero(~(np.isfinite(values) & (values == np.floor(values))))
         if len(bad):
             raise UserError(
-                f"`{name}` is {values[bad[0]]} at index {bad[0]}; it must hold whole numbers."
+                f"{name} is {values[bad[0]]} at index {bad[0]}; it must hold whole numbers."
             )
     return torch.from_numpy(values.astype(np.int64))
 
 
 def read_labels(values: Any, num_classes: int, name: str) -> Tensor:
-    """Read labels as int64; raise a `UserError` for one outside the classes."""
+    """Read labels as int64; raise a `UserError` for a label outside 0..C-1."""
     labels = read_whole_numbers(values, name)
     outside = (labels < 0) | (labels >= num_classes)
     if outside.any():
         row = int(outside.nonzero()[0])
         raise UserError(
-            f"`{name}` is {int(labels[row])} in row {row}; with {num_classes} classes it must be "
+            f"{name} is {int(labels[row])} in row {row}; with {num_classes} classes it must be "
             f"0 to {num_classes - 1}."
         )
     return labels
 
 
 def check_lengths(rows: int, labels: int, name: str, target: str = "target") -> None:
-    """Raise a `UserError` if two arrays differ in length."""
+    """Raise a `UserError` if two arrays differ in length or are empty."""
     if rows != labels:
-        raise UserError(f"`{name}` has {rows} rows but `{target}` has {labels}.")
+        raise UserError(f"{name} has {rows} rows but {target} has {labels}.")
     if rows == 0:
-        raise UserError(f"`{name}` is empty: there is no image to evaluate.")
+        raise UserError(f"{name} is empty: there is no image to evaluate.")
 
 
 def check_finite(block: Tensor, start: int, name: str) -> None:
     """Raise a `UserError` if a value is not finite."""
-    # One sum tells whether all is well; which row is at fault matters only if it is not.
+    # One sum is enough to check; the row is searched only for the message.
     if not math.isfinite(float(block.sum())):
         bad = (~block.isfinite()).nonzero()
         if len(bad):
             row, column = bad[0].tolist()
             raise UserError(
-                f"`{name}` is {float(block[row, column])} in row {start + row}, column {column}; "
+                f"{name} is {float(block[row, column])} in row {start + row}, column {column}; "
                 "every number must be finite."
             )
 
@@ -144,6 +155,6 @@ def _check_distribution(block: Tensor, start: int, name: str, half: bool) -> Non
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise UserError(
-            f"`{name}` row {start + row} sums to {float(total[row]):.4g} with smallest number "
+            f"{name} row {start + row} sums to {float(total[row]):.4g} with smallest number "
             f"{float(block[row].min()):.4g}; probabilities must be at least 0 and sum to 1."
         )

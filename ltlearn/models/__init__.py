@@ -1,6 +1,6 @@
-"""Classifier heads, CIFAR ResNets registered with timm, and how a timm model is cut in two.
+"""Models: a timm backbone with a classifier head, and the CIFAR ResNets.
 
-Only the heads load at once (torch alone); the rest loads on first use, because it needs timm.
+The heads load at once, because they need torch alone. The rest needs timm and loads on first use.
 """
 
 from importlib import import_module

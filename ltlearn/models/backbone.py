@@ -10,22 +10,27 @@ from ltlearn.heads.registry import head_from_state, is_head, is_trainable
 
 __all__ = ["HEAD_NAMES", "LTModel", "evaluating", "find_head", "set_head"]
 
-# What files end in, beside the classifier that timm names.
+# Names of classifiers in weights files, besides those that timm knows.
 HEAD_NAMES = ("head", "head_dist", "fc", "classifier", "last_linear", "pre_logits")
 
 
 class LTModel(nn.Module):
-    """A timm backbone that gives pooled features, and one linear layer.
+    """A backbone that gives pooled features, and a classifier head.
 
-    A state dict with another kind of head (one of `ltlearn.heads.registry`) loads too: the head
-    is exchanged.
+    The model also loads a state dict with another kind of head from `ltlearn.heads`; it then
+    replaces its head.
 
     Args:
-        backbone: Gives (N, D) features.
-        head: Takes them to (N, C) logits.
+        backbone: Maps images to (N, D) features.
+        head: Maps features to (N, C) logits.
 
     Shape:
         Input (N, 3, H, W) float. Output (N, C) logits.
+
+    Example:
+        >>> model = LTModel(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(3, 10))
+        >>> model(torch.randn(8, 3, 32, 32)).shape
+        torch.Size([8, 10])
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module):
@@ -39,14 +44,14 @@ class LTModel(nn.Module):
 
 
 def _fit_head_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:
-    """Exchange the head where the state dict holds one of another kind."""
+    """Replace the head if the state dict holds another kind of head."""
     start = f"{prefix}head."
-    parts = {k[len(start) :]: v for k, v in state.items() if k.startswith(start)}
+    parts = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
     head = module.head
     if not is_head(head) or parts.keys() == head.state_dict().keys():
         return
     new = head_from_state(parts)
-    # What is no head, and another number of classes or features, is for torch to refuse.
+    # Torch raises an error for an unknown head and for another number of classes or features.
     if new is None or _size(new) != _size(head):
         return
     new.requires_grad_(is_trainable(head))
@@ -60,7 +65,11 @@ def _size(head: nn.Module) -> tuple[int, int]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode for a while; each module is left in the mode it had."""
+    """Set a model to evaluation mode inside the block; then restore the mode of each module.
+
+    Args:
+        model: The model.
+    """
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
@@ -73,20 +82,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def find_head(model: nn.Module, num_classes: int | None = None) -> tuple[str, nn.Module]:
     """Find the classifier at the end of a model, and its dotted name ("" for the model itself).
 
-    Asks `get_classifier` (timm) where there is one; else takes the last layer that has parameters,
-    or a head of ours.
+    The classifier is the result of `get_classifier` (timm) if the model has this method, else the
+    last layer with parameters or the last head from `ltlearn.heads`.
+
+    Args:
+        model: The model.
+        num_classes: The number of classes that the classifier must have. None: any number.
 
     Raises:
-        UserError: If that is no `nn.Linear` (nor a head of ours, see `ltlearn.heads.registry`),
-            or does not give `num_classes` logits.
+        UserError: If the last layer is neither an `nn.Linear` nor a head from `ltlearn.heads`, or
+            does not give `num_classes` logits.
+
+    Example:
+        >>> find_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), num_classes=3)
+        ('1', Linear(in_features=4, out_features=3, bias=True))
     """
-    wanted = None
-    if hasattr(model, "get_classifier"):
-        wanted = model.get_classifier()
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
     name, head = "", None
     for n, module in model.named_modules():
-        if wanted is not None:
-            if module is wanted:
+        if classifier is not None:
+            if module is classifier:
                 name, head = n, module
         elif is_head(module) or (
             not any(True for _ in module.children())
@@ -107,7 +122,16 @@ def find_head(model: nn.Module, num_classes: int | None = None) -> tuple[str, nn
 
 
 def set_head(model: nn.Module, name: str, head: nn.Module) -> nn.Module:
-    """Put `head` where `find_head` found one; return the model, or the head where it is all."""
+    """Replace the classifier of a model.
+
+    Args:
+        model: The model.
+        name: The dotted name of the classifier, as `find_head` returns it.
+        head: The new classifier.
+
+    Returns:
+        The model; the new classifier if the model itself is a classifier (name "").
+    """
     if not name:
         return head
     parent, _, last = name.rpartition(".")

@@ -1,7 +1,7 @@
-"""The ResNets for 32-pixel images that every CIFAR-LT table uses, registered with timm.
+"""The ResNets for 32-pixel images of the CIFAR-LT literature, registered with timm.
 
 Importing this module registers `resnet20_cifar`, `resnet32_cifar`, `resnet44_cifar` and
-`resnet56_cifar`; `import ltlearn` does it as soon as timm itself is imported.
+`resnet56_cifar`.
 """
 
 import torch
@@ -28,7 +28,7 @@ class _BasicBlock(nn.Module):
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         if self.extra_chs or self.stride != 1:
-            # Option A: every second pixel, new channels zero, half of them on either side.
+            # Option A: every second pixel; the new channels are zero, half of them on each side.
             low = self.extra_chs // 2
             x = F.pad(
                 x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, low, self.extra_chs - low)
@@ -40,11 +40,11 @@ class CifarResNet(nn.Module):
     """ResNet of He et al. section 4.2: three stages of basic blocks, option-A shortcuts.
 
     Args:
-        depth: 6n + 2 layers for n blocks a stage: 20, 32, 44, 56.
-        width: Channels of the first stage; the others have 2 and 4 times as many. 16 in the paper
-            and in LDAM, MiSLAS and BOT; 64 in GLMC and SAMN (accuracies do not compare across the
-            two).
-        num_classes: 0 gives pooled features.
+        depth: Number of layers, 6n + 2 for n blocks per stage: 20, 32, 44, 56.
+        width: Channels of the first stage; the others have 2 and 4 times as many. The paper, LDAM,
+            MiSLAS and BOT use 16; GLMC and SAMN use 64. Accuracies are not comparable between
+            widths.
+        num_classes: Number of classes; 0 gives pooled features.
         in_chans: Channels of the input.
         global_pool: "avg", or "" for the feature map.
         drop_rate: Dropout before the classifier, in [0, 1).
@@ -59,6 +59,10 @@ class CifarResNet(nn.Module):
     Source:
         He et al., CVPR 2016, arXiv:1512.03385, section 4.2; Kaiming-normal initialisation as in
         LDAM-DRW.
+
+    Example:
+        >>> CifarResNet(depth=32, num_classes=100)(torch.randn(8, 3, 32, 32)).shape
+        torch.Size([8, 100])
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class CifarResNet(nn.Module):
         self.num_classes, self.drop_rate, self.global_pool = num_classes, drop_rate, global_pool
         self.conv1 = nn.Conv2d(in_chans, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        # A module, because timm's `features_only` runs the network child by child.
+        # A module, because timm's `features_only` runs the modules one by one.
         self.act1 = nn.ReLU(inplace=True)
         blocks = (depth - 2) // 6
         chs = width
@@ -102,7 +106,7 @@ class CifarResNet(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in place (timm's protocol)."""
+        """Replace the classifier (timm's protocol)."""
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = global_pool
@@ -118,7 +122,7 @@ class CifarResNet(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refuse checkpointing: the network is too small to gain from it."""
+        """Raise an error: the network is too small to gain from checkpointing."""
         if enable:
             raise ValueError("CifarResNet does not support gradient checkpointing.")
 
@@ -128,7 +132,7 @@ class CifarResNet(nn.Module):
         return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify; stop at the pooled features with `pre_logits`."""
+        """Pool and classify; return the pooled features with `pre_logits`."""
         if not self.global_pool:
             return x
         x = x.mean((2, 3))

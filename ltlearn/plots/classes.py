@@ -25,6 +25,7 @@ from ltlearn.plots.style import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["plot_class_counts", "plot_per_class_accuracy"]
@@ -38,60 +39,67 @@ def plot_class_counts(
     Args:
         class_counts: Training images per class.
         classes: Class names in label order; shown for up to 20 classes.
-        few: The few-shot convention, "<20" or "<=20".
+        few: The few-shot rule, "<20" or "<=20".
 
     Shape:
         class_counts is (C,), integer.
 
     Raises:
-        UserError: If the counts or the names are not usable, or `few` is not allowed.
+        UserError: If the counts or the names are invalid, or `few` is not allowed.
+
+    Example:
+        >>> figure = plot_class_counts([500, 50, 5], ["cat", "dog", "lynx"])
+        >>> figure.savefig("class_counts.png")
     """
     counts, groups, order = sort_classes(class_counts, classes, few)
-    ordered = counts[order]
-    shown = [name for name in SHOTS if groups[name].any()]
+    rows_of = {name: np.flatnonzero(groups[name][order]) for name in SHOTS if groups[name].any()}
     if len(counts) <= MAX_NAMED_CLASSES:
         figure, axes = named_rows(order, classes, counts)
-        for name in shown:
-            rows = np.flatnonzero(groups[name][order])
-            axes.barh(rows, ordered[rows], color=SHOT_COLOURS[name], height=0.75, label=name)
-        for row, count in enumerate(ordered):
-            axes.annotate(
-                f"{count:,}",
-                (max(count, log_floor(counts)), row),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color=INK,
-            )
-        count_axis(axes, "x", counts)
-        # Room for the number at the end of the longest bar.
-        axes.set_xlim(
-            right=counts.max(initial=1) * (counts.max(initial=1) / log_floor(counts)) ** 0.12
-        )
+        _draw_count_bars(axes, counts[order], rows_of)
     else:
         figure, axes = new_figure(6.4, 3.6)
-        edges = np.arange(len(counts) + 1)
-        for name in shown:
-            rows = np.flatnonzero(groups[name][order])
-            first, last = rows[0], rows[-1]
-            axes.stairs(
-                ordered[first : last + 1],
-                edges[first : last + 2],
-                baseline=log_floor(counts),
-                fill=True,
-                color=SHOT_COLOURS[name],
-                label=name,
-            )
-        axes.set_xlim(0, len(counts))
-        axes.set_xlabel("class, by rank (most frequent first)")
-        thousands(axes.xaxis)
-        count_axis(axes, "y", counts)
+        _draw_count_steps(axes, counts[order], rows_of)
     axes.set_title(
         f"{counts.sum():,} training images, {len(counts):,} classes", fontsize=10, loc="left"
     )
     add_legend(figure, axes, few=few, groups=groups)
     return figure
+
+
+def _draw_count_bars(axes: "Axes", counts: np.ndarray, rows_of: dict[str, np.ndarray]) -> None:
+    for name, rows in rows_of.items():
+        axes.barh(rows, counts[rows], color=SHOT_COLOURS[name], height=0.75, label=name)
+    for row, count in enumerate(counts):
+        axes.annotate(
+            f"{count:,}",
+            (max(count, log_floor(counts)), row),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=INK,
+        )
+    count_axis(axes, "x", counts)
+    most = counts.max(initial=1)
+    axes.set_xlim(right=most * (most / log_floor(counts)) ** 0.12)  # room for the largest number
+
+
+def _draw_count_steps(axes: "Axes", counts: np.ndarray, rows_of: dict[str, np.ndarray]) -> None:
+    edges = np.arange(len(counts) + 1)
+    for name, rows in rows_of.items():
+        first, last = rows[0], rows[-1]
+        axes.stairs(
+            counts[first : last + 1],
+            edges[first : last + 2],
+            baseline=log_floor(counts),
+            fill=True,
+            color=SHOT_COLOURS[name],
+            label=name,
+        )
+    axes.set_xlim(0, len(counts))
+    axes.set_xlabel("class, by rank (most frequent first)")
+    thousands(axes.xaxis)
+    count_axis(axes, "y", counts)
 
 
 def plot_per_class_accuracy(
@@ -104,23 +112,27 @@ def plot_per_class_accuracy(
 ) -> "Figure":
     """Compare the accuracy of every class under two classifiers, most frequent class first.
 
-    Up to 20 classes get a row each, a dot per classifier and their names. More are drawn as thin
-    lines over the class rank, with a moving average (1/20 of the classes wide) on top; above 1,000
-    classes the thin lines are averages too (1/500 wide), or they would fill the axes.
+    Up to 20 classes have one row each, with the name and one mark per classifier. More classes are
+    thin lines over the class rank, with a moving average (1/20 of the classes wide) on top. Above
+    1,000 classes the thin lines are averages too (1/500 wide), because they would fill the axes.
 
     Args:
         before: Accuracy per class, a fraction in [0, 1]; NaN for a class with no test image.
         after: The same for the second classifier.
-        class_counts: Training images per class; they decide the order and the shot groups.
+        class_counts: Training images per class, which define the order and the shot groups.
         classes: Class names in label order.
-        labels: What the two are called.
-        few: The few-shot convention, "<20" or "<=20".
+        labels: The names of the two classifiers.
+        few: The few-shot rule, "<20" or "<=20".
 
     Shape:
         before, after and class_counts are (C,).
 
     Raises:
-        UserError: If the lengths disagree, or `few` is not allowed.
+        UserError: If the lengths differ, or `few` is not allowed.
+
+    Example:
+        >>> figure = plot_per_class_accuracy([0.9, 0.2], [0.8, 0.6], class_counts=[500, 5])
+        >>> figure.savefig("per_class_accuracy.png")
     """
     counts, groups, order = sort_classes(class_counts, classes, few)
     pair = [
@@ -129,40 +141,41 @@ def plot_per_class_accuracy(
     ]
     if len(counts) <= MAX_NAMED_CLASSES:
         figure, axes = named_rows(order, classes, counts, with_counts=True)
-        rows = np.arange(len(counts))
         shade_groups(axes, groups, order, vertical=False)
-        axes.hlines(rows, pair[0], pair[1], color="#BBBBBB", linewidth=2, zorder=2)
-        # A ring and a smaller diamond: both are seen where the accuracies are equal.
-        axes.plot(
-            pair[0],
-            rows,
-            "o",
-            color=BEFORE_COLOUR,
-            mfc="none",
-            mew=2,
-            ms=9,
-            label=labels[0],
-            zorder=3,
-        )
-        axes.plot(pair[1], rows, "D", color=AFTER_COLOUR, ms=5, label=labels[1], zorder=4)
-        for row in np.flatnonzero(np.isnan(pair[0]) & np.isnan(pair[1])):
-            axes.text(0, row, "no test image", va="center", fontsize=8, color=INK)
-        axes.set_xlim(-3, 103)
-        axes.set_xlabel("accuracy (%)")
-        axes.grid(axis="x", color="#EEEEEE", zorder=0)
+        _draw_accuracy_rows(axes, pair, labels)
     else:
         figure, axes = new_figure(6.4, 3.8)
         shade_groups(axes, groups, order, vertical=True)
-        rank = np.arange(len(counts)) + 0.5
-        for values, label, colour in zip(pair, labels, (BEFORE_COLOUR, AFTER_COLOUR), strict=True):
-            fine = moving_average(values, len(values) // 500) if len(values) > 1000 else values
-            axes.plot(rank, fine, color=colour, linewidth=0.4, alpha=0.35, zorder=2)
-            smooth = moving_average(values, max(3, len(values) // 20))
-            axes.plot(rank, smooth, color=colour, linewidth=2, label=label, zorder=3)
-        axes.set_xlim(0, len(counts))
-        axes.set_ylim(-3, 103)
-        axes.set_xlabel("class, by rank (most frequent first)")
-        axes.set_ylabel("accuracy (%)")
-        thousands(axes.xaxis)
+        _draw_accuracy_lines(axes, pair, labels)
     add_legend(figure, axes, few=few, groups=groups)
     return figure
+
+
+def _draw_accuracy_rows(axes: "Axes", pair: list[np.ndarray], labels: tuple[str, str]) -> None:
+    before, after = pair
+    rows = np.arange(len(before))
+    axes.hlines(rows, before, after, color="#BBBBBB", linewidth=2, zorder=2)
+    # A ring and a smaller diamond, so that both are visible if the accuracies are equal.
+    ring = {"color": BEFORE_COLOUR, "mfc": "none", "mew": 2, "ms": 9}
+    axes.plot(before, rows, "o", label=labels[0], zorder=3, **ring)
+    axes.plot(after, rows, "D", color=AFTER_COLOUR, ms=5, label=labels[1], zorder=4)
+    for row in np.flatnonzero(np.isnan(before) & np.isnan(after)):
+        axes.text(0, row, "no test image", va="center", fontsize=8, color=INK)
+    axes.set_xlim(-3, 103)
+    axes.set_xlabel("accuracy (%)")
+    axes.grid(axis="x", color="#EEEEEE", zorder=0)
+
+
+def _draw_accuracy_lines(axes: "Axes", pair: list[np.ndarray], labels: tuple[str, str]) -> None:
+    num_classes = len(pair[0])
+    rank = np.arange(num_classes) + 0.5
+    for values, label, colour in zip(pair, labels, (BEFORE_COLOUR, AFTER_COLOUR), strict=True):
+        fine = moving_average(values, num_classes // 500) if num_classes > 1000 else values
+        axes.plot(rank, fine, color=colour, linewidth=0.4, alpha=0.35, zorder=2)
+        smooth = moving_average(values, max(3, num_classes // 20))
+        axes.plot(rank, smooth, color=colour, linewidth=2, label=label, zorder=3)
+    axes.set_xlim(0, num_classes)
+    axes.set_ylim(-3, 103)
+    axes.set_xlabel("class, by rank (most frequent first)")
+    axes.set_ylabel("accuracy (%)")
+    thousands(axes.xaxis)

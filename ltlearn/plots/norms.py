@@ -1,4 +1,4 @@
-"""Plots of classifier norms."""
+"""Plots of the norms of classifier weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from ltlearn.plots.style import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["plot_norms", "plot_norms_by_method"]
@@ -42,19 +43,23 @@ def plot_norms(
         before: Weight norm per class.
         after: The same for the second classifier.
         class_counts: Training images per class.
-        labels: What the two are called.
+        labels: The names of the two classifiers.
 
     Shape:
         before, after and class_counts are (C,).
 
     Raises:
-        UserError: If the lengths disagree.
+        UserError: If the lengths differ.
+
+    Example:
+        >>> figure = plot_norms([2.0, 1.0], [2.1, 4.2], class_counts=[500, 5])
+        >>> figure.savefig("norms.png")
     """
     counts, _, _ = sort_classes(class_counts, None, "<20")
     before = read_per_class(before, len(counts), "before")
     after = read_per_class(after, len(counts), "after")
     figure, axes = new_figure(6.0, 3.8)
-    # Fewer classes, larger dots: 8,000 small ones still show a shape, 2 small ones are overlooked.
+    # Few classes get large dots; otherwise two small dots are easy to miss.
     size = float(np.clip(60 / np.sqrt(len(counts)), 1.5, 7))
     for values, label, colour, marker in zip(
         (before, after), labels, (BEFORE_COLOUR, AFTER_COLOUR), ("o", "D"), strict=True
@@ -91,24 +96,28 @@ def plot_norms_by_method(
     class_counts: Sequence[int],
     reference: str | None = "CE",
 ) -> "Figure":
-    """Draw the norm of every class's weight vector against its training images, a panel a method.
+    """Draw the norm of every class's weight vector against its training images, per method.
 
-    The norms of methods differ by orders of magnitude, so each is divided by its own mean over the
-    classes; the mean stands above the panel.
+    The norms of methods differ by orders of magnitude, so each method's norms are divided by their
+    mean over the classes. The mean stands above the panel.
 
     Args:
-        norms: Weight norm per class of every method.
+        norms: Weight norm per class, for each method.
         class_counts: Training images per class.
-        reference: The method whose curve is in grey in every panel, if `norms` has it.
+        reference: The method whose curve is drawn in grey in every panel, if `norms` has it.
 
     Shape:
         class_counts and the norms of a method are (C,).
 
     Raises:
-        UserError: If there is no method, or the lengths disagree.
+        UserError: If there is no method, or the lengths differ.
+
+    Example:
+        >>> norms = {"CE": [2.0, 1.0], "CE + SAMN": [2.1, 4.2]}
+        >>> figure = plot_norms_by_method(norms, class_counts=[500, 5])
     """
     if not norms:
-        raise UserError("`norms` is empty; it must hold at least one method.")
+        raise UserError("norms is empty; it must hold at least one method.")
     counts, _, _ = sort_classes(class_counts, None, "<20")
     x = np.maximum(counts, log_floor(counts))
     relative, means = {}, {}
@@ -138,20 +147,7 @@ def plot_norms_by_method(
         panel_title(axes, label, mean)
         axes.grid(color="#EEEEEE")
         axes.set_axisbelow(True)
-    shown = np.concatenate(list(relative.values()))
-    shown = shown[np.isfinite(shown)]
-    for axes in panels:
-        # A panel is narrow: powers of ten, or 2 and 5 between, whichever leaves a few numbers.
-        count_axis(axes, "x", counts, narrow=True)
-        axes.set_xlabel("")
-        axes.set_xlim((counts.min() or log_floor(counts)) / 1.4, max(counts.max(), 1) * 1.4)
-        # In units of the mean, 0 to 8 can be read off a plain axis; a longer tail cannot.
-        if len(shown) and shown.max() > 8 and shown.min() > 0:
-            axes.set_ylim(shown.min() / 1.2, shown.max() * 1.2)
-            axes.set_yscale("log")
-            plain_log_ticks(axes.yaxis, shown.min(), shown.max())
-        else:
-            axes.set_ylim(0, 1.08 * shown.max() if len(shown) and shown.max() > 0 else 1)
+    _set_limits(panels, counts, np.concatenate(list(relative.values())))
     outer_labels(panels, 4)
     figure.supxlabel("training images per class (log scale)", fontsize=9)
     figure.supylabel("norm of the class's weights /\nthe method's mean norm", fontsize=9)
@@ -159,13 +155,29 @@ def plot_norms_by_method(
     return figure
 
 
+def _set_limits(panels: "Sequence[Axes]", counts: np.ndarray, relative: np.ndarray) -> None:
+    """Give all panels the same axes."""
+    relative = relative[np.isfinite(relative)]
+    for axes in panels:
+        count_axis(axes, "x", counts, narrow=True)
+        axes.set_xlabel("")
+        axes.set_xlim((counts.min() or log_floor(counts)) / 1.4, max(counts.max(), 1) * 1.4)
+        # A linear axis from 0 to 8 times the mean is readable; a longer range needs a log axis.
+        if len(relative) and relative.max() > 8 and relative.min() > 0:
+            axes.set_ylim(relative.min() / 1.2, relative.max() * 1.2)
+            axes.set_yscale("log")
+            plain_log_ticks(axes.yaxis, relative.min(), relative.max())
+        else:
+            axes.set_ylim(0, 1.08 * relative.max() if len(relative) and relative.max() > 0 else 1)
+
+
 def _curve(x: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average over 1/20 of the classes, by count; classes with equal counts are one point."""
+    """Return a moving average over 1/20 of the classes; classes with equal counts are one point."""
     known = np.isfinite(values)
     at, group = np.unique(x[known], return_inverse=True)
     number = np.bincount(group)
     mean = np.bincount(group, values[known]) / np.maximum(number, 1)
-    # In order of count, every class at the mean of its count: no order among equals matters.
+    # Each class gets the mean of its count, so the order among equal counts is irrelevant.
     smooth = moving_average(np.repeat(mean, number), known.sum() // 20)
     return at, np.bincount(np.sort(group), smooth) / np.maximum(number, 1)
 
@@ -174,7 +186,7 @@ def _norms_legend(figure: "Figure", reference: str | None, num_classes: int, siz
     from matplotlib.lines import Line2D
 
     dot = {"marker": "o", "mew": 0, "ms": max(size, 3), "color": AFTER_COLOUR}
-    if num_classes < 40:  # the line goes through the classes themselves
+    if num_classes < 40:  # the moving average is one class wide
         handles = [Line2D([], [], lw=1.1, label="a class", **dot)]
     else:
         handles = [
@@ -184,5 +196,5 @@ def _norms_legend(figure: "Figure", reference: str | None, num_classes: int, siz
     if reference is not None:
         label = f"{shorten(reference)}, for reference"
         handles.append(Line2D([], [], color="#999999", lw=2.2, label=label))
-    # Above: below is the label of the x axes.
+    # Above the panels, because the label of the x axes stands below.
     add_handles(figure, handles, "outside upper right")

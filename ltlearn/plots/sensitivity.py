@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from ltlearn.errors import UserError
 from ltlearn.plots.style import (
@@ -24,62 +25,76 @@ from ltlearn.plots.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
 
 __all__ = ["plot_sensitivity"]
+
+_COLUMNS = 3
 
 
 def plot_sensitivity(
     curves: Sequence[Mapping[str, Any]], lines: Mapping[str, float | None] | None = None
 ) -> "Figure":
-    """Draw the accuracy of methods over their own hyper-parameter, a panel each.
+    """Draw the accuracy of methods over their own hyper-parameter, one panel per method.
 
-    Above each panel stands its range, lowest to highest accuracy.
+    The range of a method, its lowest to highest accuracy, stands above its panel.
 
     Args:
-        curves: A mapping per method: label, parameter (its name), values and accuracy
-            (class-balanced, fractions in [0, 1]; None or NaN for one that is missing), default (a
-            value or None), log (whether the values stand on a logarithmic axis).
-        lines: Accuracy by label of methods that have no hyper-parameter: a dashed line through all
-            panels.
+        curves: One mapping per method: label, parameter (its name), values and accuracy
+            (class-balanced, fractions in [0, 1]; None or NaN if missing), default (a value or
+            None), log (whether the axis of the values is logarithmic).
+        lines: The accuracy of methods without a hyper-parameter, by label; drawn as dashed lines
+            through all panels.
 
     Raises:
-        UserError: If there is no curve or a curve has no value, the lengths disagree, or a value of
-            0 or less is to stand on a logarithmic axis.
+        UserError: If there is no curve, a curve has no value, the lengths differ, or a logarithmic
+            axis gets a value of 0 or less.
+
+    Example:
+        >>> curve = {"label": "tau-norm", "parameter": "tau", "values": [0.5, 1.0]}
+        >>> curve |= {"accuracy": [0.41, 0.43], "default": 1.0, "log": False}
+        >>> figure = plot_sensitivity([curve], lines={"CE": 0.39})
     """
     curves = list(curves)
     if not curves:
-        raise UserError("`curves` is empty; it must hold at least one curve.")
+        raise UserError("curves is empty; it must hold at least one curve.")
     for curve in curves:
         _check_curve(curve)
-    lines = {} if lines is None else dict(lines)
-    level = dict(zip(lines, percentages(list(lines.values())), strict=True))
-    level = {label: value for label, value in level.items() if np.isfinite(value)}
-    figure, panels = make_panels(len(curves), 3, 2.6, 2.5)
-    shown = list(level.values())
+    lines = lines or {}
+    levels = dict(zip(lines, percentages(list(lines.values())), strict=True))
+    levels = {label: level for label, level in levels.items() if np.isfinite(level)}
+    figure, panels = make_panels(len(curves), _COLUMNS, 2.6, 2.5)
+    shown = list(levels.values())
     for axes, curve in zip(panels, curves, strict=True):
-        order = np.argsort(np.asarray(curve["values"], dtype=float), kind="stable")
-        x = np.asarray(curve["values"], dtype=float)[order]
-        y = percentages(curve["accuracy"])[order]
-        known = y[np.isfinite(y)]
-        shown.extend(known)
-        _parameter_axis(axes, curve, x)
-        default = curve.get("default")
-        if default is not None:
-            axes.axvline(default, color="#666666", linestyle=":", lw=1.2, zorder=2)
-            at = np.isclose(x, default, rtol=1e-9, atol=0)
-            axes.plot(x[at], y[at], "o", color=AFTER_COLOUR, mfc="none", mew=1.4, ms=9, zorder=5)
-        axes.plot(x, y, "o-", color=AFTER_COLOUR, ms=3.5, lw=1.6, zorder=4)
-        text = f"{known.min():.1f} to {known.max():.1f} %" if len(known) else "no accuracy"
-        panel_title(axes, curve["label"], text)
-        axes.grid(axis="y", color="#EEEEEE")
-        axes.set_axisbelow(True)
+        shown += _draw_curve(axes, curve)
     for axes in panels:
-        accuracy_limits(axes, "y", np.array(shown) if shown else np.array([0.0, 100.0]))
-    outer_labels(panels, 3, below=False)
+        accuracy_limits(axes, "y", np.array(shown or [0.0, 100.0]))
+    outer_labels(panels, _COLUMNS, below=False)
     figure.supylabel("class-balanced accuracy (%)", fontsize=9)
-    _sensitivity_legend(figure, curves)
-    _level_lines(panels, 3, level)
+    _add_default_legend(figure, curves)
+    if levels:
+        _draw_levels(panels, levels)
     return figure
+
+
+def _draw_curve(axes: "Axes", curve: Mapping[str, Any]) -> list[float]:
+    """Draw one panel; return the known accuracies in %."""
+    x = np.asarray(curve["values"], dtype=float)
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], percentages(curve["accuracy"])[order]
+    _parameter_axis(axes, curve, x)
+    default = curve.get("default")
+    if default is not None:
+        axes.axvline(default, color="#666666", linestyle=":", lw=1.2, zorder=2)
+        at = np.isclose(x, default, rtol=1e-9, atol=0)
+        axes.plot(x[at], y[at], "o", color=AFTER_COLOUR, mfc="none", mew=1.4, ms=9, zorder=5)
+    axes.plot(x, y, "o-", color=AFTER_COLOUR, ms=3.5, lw=1.6, zorder=4)
+    known = y[np.isfinite(y)]
+    text = f"{known.min():.1f} to {known.max():.1f} %" if len(known) else "no accuracy"
+    panel_title(axes, curve["label"], text)
+    axes.grid(axis="y", color="#EEEEEE")
+    axes.set_axisbelow(True)
+    return known.tolist()
 
 
 def _check_curve(curve: Mapping[str, Any]) -> None:
@@ -108,7 +123,7 @@ def _parameter_axis(axes: "Axes", curve: Mapping[str, Any], values: np.ndarray) 
         axes.set_xlim(low / margin, high * margin)
         axes.set_xscale("log")
         plain_log_ticks(axes.xaxis, low / margin, high * margin)
-        if high < 3 * low:  # too short for powers of ten
+        if high < 3 * low:  # such an axis may hold no power of ten
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_minor_locator(NullLocator())
     else:
@@ -117,82 +132,79 @@ def _parameter_axis(axes: "Axes", curve: Mapping[str, Any], values: np.ndarray) 
         axes.locator_params(axis="x", nbins=5)
 
 
-def _level_lines(panels: "Sequence[Axes]", most: int, levels: Mapping[str, float]) -> None:
-    """Draw dashed lines through all panels; each label stands right of a row, apart from others."""
+def _draw_levels(panels: "Sequence[Axes]", levels: Mapping[str, float]) -> None:
+    """Draw dashed lines through all panels, with labels on the right of each row of panels."""
     from matplotlib.text import Text
 
-    figure, columns = panels[0].figure, count_columns(len(panels), most)
+    figure, columns = panels[0].figure, count_columns(len(panels), _COLUMNS)
     labels = sorted(levels, key=levels.get)
-    styles = dict(zip(labels, _level_styles(len(labels)), strict=True))
-    ends = [a for i, a in enumerate(panels) if i % columns == columns - 1 or a is panels[-1]]
-    texts = {axes: [] for axes in ends}
+    styles = _level_styles(len(labels))
     for axes in panels:
-        low, high = axes.get_ylim()
-        for label in labels:
-            axes.axhline(levels[label], lw=1.2, zorder=3, **styles[label])
-            if axes not in texts:
-                continue
-            text = axes.annotate(
-                f"{shorten(label)} {levels[label]:.1f}",
-                (1, (levels[label] - low) / (high - low)),
-                xycoords="axes fraction",
-                textcoords="axes fraction",
-                va="center",
-                fontsize=8,
-                color=styles[label]["color"],
-                arrowprops={
-                    "arrowstyle": "-", "lw": 0.6, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5),
-                    "color": styles[label]["color"],
-                },
-            )  # fmt: skip
-            # Left to the layout, the labels would push apart the columns of every row.
-            text.set_in_layout(False)
-            texts[axes].append(text)
-    if not labels:
-        return
-    width = max(Text.get_window_extent(text).width for text in texts[ends[0]]) / figure.dpi + 0.3
+        for label, style in zip(labels, styles, strict=True):
+            axes.axhline(levels[label], lw=1.2, zorder=3, **style)
+    row_ends = [a for i, a in enumerate(panels) if i % columns == columns - 1 or a is panels[-1]]
+    texts = [
+        [_label_level(axes, label, levels[label], style["color"])
+         for label, style in zip(labels, styles, strict=True)]
+        for axes in row_ends
+    ]  # fmt: skip
+    width = max(Text.get_window_extent(text).width for text in texts[0]) / figure.dpi + 0.3
     figure.set_figwidth(figure.get_figwidth() + width)
     figure.get_layout_engine().set(rect=(0, 0, 1 - width / figure.get_figwidth(), 1))
-    figure.draw_without_rendering()  # only now the panels have their heights
-    for axes in ends:
+    figure.draw_without_rendering()  # fixes the heights of the panels
+    for axes, row in zip(row_ends, texts, strict=True):
         low, high = axes.get_ylim()
         box = axes.get_position()
         gap = 0.145 / (box.height * figure.get_figheight())
-        across = 1 + 0.18 / (box.width * figure.get_figwidth())
-        heights = _spread([(levels[label] - low) / (high - low) for label in labels], gap)
-        steps = gap * np.arange(len(labels))
-        heights = np.maximum(np.minimum(heights, 1 - steps[::-1]), steps)  # beside the panel
-        for text, height in zip(texts[axes], heights, strict=True):
-            text.set_position((across, height))
-    # The places are final. Saving with a tight box leaves out what is not in the layout.
+        x = 1 + 0.18 / (box.width * figure.get_figwidth())
+        heights = _spread(np.array([(levels[label] - low) / (high - low) for label in labels]), gap)
+        for text, height in zip(row, heights, strict=True):
+            text.set_position((x, height))
+    # The positions are final, so no layout engine is needed. A tight box of the saved image
+    # includes a text only if it is in the layout.
     figure.set_layout_engine("none")
-    for text in (text for row in texts.values() for text in row):
+    for text in (text for row in texts for text in row):
         text.set_in_layout(True)
 
 
+def _label_level(axes: "Axes", label: str, level: float, colour: str) -> "Annotation":
+    low, high = axes.get_ylim()
+    text = axes.annotate(
+        f"{shorten(label)} {level:.1f}",
+        (1, (level - low) / (high - low)),
+        xycoords="axes fraction",
+        textcoords="axes fraction",
+        va="center",
+        fontsize=8,
+        color=colour,
+        arrowprops={
+            "arrowstyle": "-", "lw": 0.6, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5),
+            "color": colour,
+        },
+    )  # fmt: skip
+    # The layout would make room for the labels in every column.
+    text.set_in_layout(False)
+    return text
+
+
 def _level_styles(number: int) -> list[dict[str, Any]]:
-    # Never the blue of the curves; past the three colours the label at the line's end tells.
+    # Not the blue of the curves. Beyond three lines, colour and dashes together tell them apart.
     colours = ("#BB5566", "#997700", "#555555")
     dashes = ((0, (5, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
     return [{"color": colours[i % 3], "linestyle": dashes[(i + i // 3) % 3]} for i in range(number)]
 
 
-def _spread(heights: Sequence[float], gap: float) -> np.ndarray:
-    """Move ascending heights apart until neighbours keep the gap, each as little as it can."""
-    groups: list[list[float]] = []  # sum of the bottom's wishes, number
-    for height in heights:
-        groups.append([height, 1.0])
-        while len(groups) > 1:
-            (below, m), (wish, n) = groups[-2:]
-            if below / m + gap * m <= wish / n:
-                break
-            groups[-2:] = [[below + wish - gap * m * n, m + n]]
-    return np.concatenate(
-        [total / n + gap * np.arange(int(n)) for total, n in groups] or [np.zeros(0)]
-    )
+def _spread(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Move ascending heights in [0, 1] apart until neighbours keep the gap, as little as possible.
+
+    The least squares solution is an isotonic regression of the heights minus their gaps.
+    """
+    steps = gap * np.arange(len(heights))
+    apart = isotonic_regression(heights - steps).x + steps
+    return np.maximum(np.minimum(apart, 1 - steps[::-1]), steps)  # stay beside the panel
 
 
-def _sensitivity_legend(figure: "Figure", curves: Sequence[Mapping[str, Any]]) -> None:
+def _add_default_legend(figure: "Figure", curves: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.lines import Line2D
 
     if any(curve.get("default") is not None for curve in curves):

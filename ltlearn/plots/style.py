@@ -45,13 +45,19 @@ __all__ = [
 SHOT_COLOURS = {"many": "#004488", "medium": "#DDAA33", "few": "#BB5566"}
 BEFORE_COLOUR, AFTER_COLOUR = "#808080", "#004488"
 INK = "#222222"
-# Up to this many classes each gets a row with its name; above, only ranks can be told apart.
+# Up to this many classes have one row each, with their names; more are drawn by rank.
 MAX_NAMED_CLASSES = 20
-_NAME_LENGTH = 28
+_MAX_NAME = 28  # characters of a name
 
 
 def new_figure(width: float, height: float, columns: int = 1):
-    """Create a figure with axes in our style."""
+    """Create a figure with axes in a row.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+        columns: Number of axes.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -70,7 +76,14 @@ def named_rows(
     counts: np.ndarray,
     with_counts: bool = False,
 ) -> "tuple[Figure, Axes]":
-    """Make a figure with a row per class, most frequent on top, the names on the left."""
+    """Create a figure with one row per class, most frequent on top, and names on the left.
+
+    Args:
+        order: The classes, most frequent first.
+        classes: Class names in label order.
+        counts: Training images per class.
+        with_counts: Whether the counts stand behind the names.
+    """
     figure, axes = new_figure(6.4, 1.5 + 0.26 * len(order))
     names = [shorten(classes[c]) if classes is not None else f"class {c}" for c in order]
     if with_counts:
@@ -86,51 +99,57 @@ def named_rows(
 def sort_classes(
     class_counts: Sequence[int], classes: Sequence[str] | None, few: str
 ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """Return the classes by count, most frequent first."""
+    """Return the counts, the mask of each shot group, and the classes, most frequent first."""
     groups = {name: mask.cpu().numpy() for name, mask in shot_groups(class_counts, few).items()}
     counts = np.asarray([int(n) for n in class_counts], dtype=np.int64)
     if classes is not None and len(classes) != len(counts):
         raise UserError(
-            f"`classes` has {len(classes)} names but `class_counts` has {len(counts)} classes."
+            f"classes has {len(classes)} names but class_counts has {len(counts)} classes."
         )
     # A stable sort: classes with equal counts keep their label order.
     return counts, groups, np.argsort(-counts, kind="stable")
 
 
 def read_per_class(values: Any, num_classes: int, name: str) -> np.ndarray:
-    """Read one number per class."""
+    """Read one number per class as float64; None becomes NaN."""
     values = np.asarray([float("nan") if v is None else float(v) for v in values])
     if len(values) != num_classes:
         raise UserError(
-            f"`{name}` has {len(values)} values but `class_counts` has {num_classes} classes."
+            f"{name} has {len(values)} values but class_counts has {num_classes} classes."
         )
     return values
 
 
 def shorten(name: Any) -> str:
     """Shorten a name for a plot."""
-    # The font has no undecodable bytes, and matplotlib refuses them.
-    name = " ".join(clean(name).split())
-    if len(name) > _NAME_LENGTH:
-        name = name[: _NAME_LENGTH - 1].rstrip() + "…"
+    name = clean(name)
+    if len(name) > _MAX_NAME:
+        name = name[: _MAX_NAME - 1].rstrip() + "…"
     return plain_text(name)
 
 
 def plain_text(text: Any) -> str:
-    """Keep matplotlib from reading a name as maths."""
-    return clean(text).replace("$", r"\$")  # a bare "$" would switch matplotlib to formula mode
+    """Escape a text for matplotlib, which reads "$" as a formula and rejects undecodable bytes."""
+    return clean(text).replace("$", r"\$")
 
 
 def log_floor(counts: np.ndarray) -> float:
-    """Where a logarithmic count axis starts: below the rarest class; 0 images are drawn there."""
+    """Return the start of a log axis of counts, below the rarest class; 0 images stand there."""
     positive = counts[counts > 0]
     least = float(positive.min()) if len(positive) else 1.0
     return least / 2
 
 
 def count_axis(axes: "Axes", which: str, counts: np.ndarray, narrow: bool = False) -> None:
-    """Format an axis of image counts."""
-    # Limits before the scale: matplotlib warns if it is to fit a log axis to zeros alone.
+    """Format a logarithmic axis of image counts.
+
+    Args:
+        axes: The axes.
+        which: "x" or "y".
+        counts: Training images per class.
+        narrow: Whether the axis has little room for numbers.
+    """
+    # Set the limits before the scale: matplotlib warns when it fits a log axis to zeros.
     getattr(axes, f"set_{which}lim")(log_floor(counts), max(counts.max(), 1) * 1.15)
     getattr(axes, f"set_{which}scale")("log")
     getattr(axes, f"set_{which}label")("training images per class (log scale)")
@@ -139,13 +158,13 @@ def count_axis(axes: "Axes", which: str, counts: np.ndarray, narrow: bool = Fals
 
 
 def plain_log_ticks(axis: Any, low: float, high: float, narrow: bool = False) -> None:
-    """Label a log axis with plain numbers: 1, 10, 100, and 2 and 5 between if it is short.
+    """Label a log axis with plain numbers: 1, 10, 100; a short axis also has 2, 5, 20, 50.
 
     Args:
         axis: The axis.
-        low: Its lower end.
-        high: Its upper end.
-        narrow: Whether there is little room: it is short only if it spans a decade or so.
+        low: The lower end.
+        high: The upper end.
+        narrow: Whether the axis has little room, so that it is short only below 1.3 decades.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -156,7 +175,7 @@ def plain_log_ticks(axis: Any, low: float, high: float, narrow: bool = False) ->
 
 
 def thousands(axis: Any) -> None:
-    """Format a number with a separator for thousands."""
+    """Format the numbers of an axis with a separator for thousands."""
     from matplotlib.ticker import FuncFormatter
 
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
@@ -165,7 +184,7 @@ def thousands(axis: Any) -> None:
 def shade_groups(
     axes: "Axes", groups: dict[str, np.ndarray], order: np.ndarray, vertical: bool
 ) -> None:
-    """Tint the classes of each shot group; sorted by count, a group is one stretch."""
+    """Shade the classes of each shot group. Sorted by count, a group is one range of rows."""
     for name in SHOTS:
         rows = np.flatnonzero(groups[name][order])
         if len(rows):
@@ -189,7 +208,15 @@ def add_legend(
     groups: dict[str, np.ndarray] | None = None,
     markerscale: float = 1,
 ) -> None:
-    """Put a legend under the axes; a shot group says its threshold and its number of classes."""
+    """Add a legend below the axes; shot groups get their threshold and number of classes.
+
+    Args:
+        figure: The figure.
+        axes: The axes with the labelled lines.
+        few: The few-shot rule.
+        groups: The mask of each shot group. None if the plot has no groups.
+        markerscale: The size of the legend's marks relative to the plot's.
+    """
     style = {"frameon": False, "fontsize": 8, "handlelength": 1.6, "columnspacing": 1.4}
     handles, labels = axes.get_legend_handles_labels()
     below = list(zip(handles, labels, strict=True))
@@ -198,7 +225,7 @@ def add_legend(
         texts = dict(zip(SHOTS, shot_thresholds_text(few, sizes).split(", "), strict=True))
         above = [(handle, label) for handle, label in below if label not in texts]
         below = [(handle, texts[label]) for handle, label in below if label in texts]
-        if above:  # the classifiers get a line of their own: theirs are the long names
+        if above:  # the classifiers stand above the axes, because their names are long
             handles, labels = zip(*above, strict=True)
             figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), **style)
     handles, labels = zip(*below, strict=True)
@@ -213,7 +240,7 @@ def add_legend(
 
 
 def moving_average(values: np.ndarray, width: int) -> np.ndarray:
-    """Average over a centred window, shorter at the ends, without the NaNs."""
+    """Average over a centred window that is shorter at the ends; NaNs are left out."""
     known = np.isfinite(values)
     sums = np.concatenate([[0], np.cumsum(np.where(known, values, 0))])
     numbers = np.concatenate([[0], np.cumsum(known)])
@@ -225,12 +252,12 @@ def moving_average(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def percentages(values: Sequence[float | None]) -> np.ndarray:
-    """Return shares in percent."""
+    """Convert fractions to percent; None becomes NaN."""
     return np.array([np.nan if v is None else 100 * float(v) for v in values])
 
 
 def accuracy_limits(axes: "Axes", which: str, values: np.ndarray) -> None:
-    """Fit an accuracy axis (%) to the values, at least 4 wide; no tick below 0 or above 100."""
+    """Fit an accuracy axis to values in %; it spans at least 4, with ticks from 0 to 100."""
     from matplotlib.ticker import MaxNLocator
 
     low, high = float(values.min()), float(values.max())
@@ -245,7 +272,7 @@ def accuracy_limits(axes: "Axes", which: str, values: np.ndarray) -> None:
 def add_handles(
     figure: "Figure", handles: Sequence[Any], loc: str = "outside lower center"
 ) -> None:
-    """Add legend handles in rows."""
+    """Add a legend in one row."""
     figure.legend(
         handles=handles,
         loc=loc,
@@ -258,12 +285,19 @@ def add_handles(
 
 
 def make_panels(number: int, most: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
-    """Make a figure of so many panels of that size in inches, at most so many beside each other."""
+    """Create a figure with panels.
+
+    Args:
+        number: Number of panels.
+        most: Most panels per row.
+        width: Width of a panel in inches.
+        height: Height of a panel in inches.
+    """
     from matplotlib.figure import Figure
 
     columns = count_columns(number, most)
     rows = -(-number // columns)
-    # One or two panels alone are larger, or the text under them would be wider than they are.
+    # One or two panels are larger, because the text below them needs the width.
     width *= {1: 2, 2: 1.5}.get(columns, 1)
     height *= {1: 1.5, 2: 1.25}.get(columns, 1)
     size = (columns * width + 0.6, rows * height + 0.8)
@@ -278,13 +312,13 @@ def make_panels(number: int, most: int, width: float, height: float) -> "tuple[F
 
 
 def count_columns(number: int, most: int) -> int:
-    """Return the fewest columns that need no more rows: 4 panels of at most 3 are 2 by 2."""
+    """Return the fewest columns for the fewest rows: 4 panels, at most 3 per row, are 2 by 2."""
     rows = -(-number // most)
     return -(-number // rows)
 
 
 def outer_labels(panels: "Sequence[Axes]", most: int, below: bool = True) -> None:
-    """Leave the numbers to the first panel of each row and, if `below`, the last of each column."""
+    """Show numbers at the left of each row and, if `below`, at the bottom of each column only."""
     columns = count_columns(len(panels), most)
     for i, axes in enumerate(panels):
         axes.tick_params(
@@ -293,7 +327,7 @@ def outer_labels(panels: "Sequence[Axes]", most: int, below: bool = True) -> Non
 
 
 def panel_title(axes: "Axes", label: Any, text: str) -> None:
-    """Set the title of a panel."""
+    """Write the label of a panel, and a text in small print below it."""
     axes.set_title(shorten(label), fontsize=8.5, loc="left", pad=14, color=INK)
     axes.annotate(
         text,

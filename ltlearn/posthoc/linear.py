@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError
+from ltlearn.utils.text import name_classes
 
-__all__ = ["warn_without_images", "name_classes", "as_linear_layer", "new_linear"]
+__all__ = ["warn_without_images", "as_linear_layer", "new_linear"]
 
 _log = logging.getLogger("ltlearn")
-_MAX_NAMED = 10  # classes that a message names
 
 
 def warn_without_images(counts: Tensor, consequence: str) -> None:
@@ -18,12 +18,6 @@ def warn_without_images(counts: Tensor, consequence: str) -> None:
     empty = counts == 0
     if empty.any():
         _log.warning("no training images of class %s; %s.", name_classes(empty), consequence)
-
-
-def name_classes(mask: Tensor) -> str:
-    """Name the first few classes of a mask."""
-    classes = mask.nonzero().flatten().tolist()
-    return ", ".join(map(str, classes[:_MAX_NAMED])) + (" ..." if len(classes) > _MAX_NAMED else "")
 
 
 def as_linear_layer(head: nn.Module) -> nn.Linear:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError, check_number
 from ltlearn.posthoc.choose import TAU_GRID, TauChoice, choose_linear
-from ltlearn.posthoc.linear import as_linear_layer, name_classes, new_linear
+from ltlearn.posthoc.linear import as_linear_layer, new_linear
+from ltlearn.utils.text import name_classes
 
 __all__ = ["tau_normalize", "choose_tau_norm"]
 

@@ -1,6 +1,6 @@
 """Result tables and reports of a run."""
 
 from ltlearn.reporting.markdown import render_report_md
-from ltlearn.reporting.table import PROTOCOLS, ResultRow, ResultTable
+from ltlearn.reporting.table import PROTOCOL_TEXTS, ResultRow, ResultTable
 
-__all__ = ["PROTOCOLS", "ResultRow", "ResultTable", "render_report_md"]
+__all__ = ["PROTOCOL_TEXTS", "ResultRow", "ResultTable", "render_report_md"]

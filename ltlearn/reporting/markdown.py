@@ -1,6 +1,5 @@
 """The Markdown report of a run."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -31,52 +30,35 @@ def render_report_md(
     table: ResultTable,
     manifest: Mapping[str, Any],
     plots: Sequence[tuple[str, str]],
-    trajectory: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+    trajectories: Sequence[Mapping[str, Any]] | None,
 ) -> str:
-    """Write a run's report.md: what was run, what came out, and how it was measured.
+    """Write the report.md of a run: its command, results, protocol, trajectories and plots.
 
     Args:
         table: The results.
-        manifest: What the run recorded. Read, where present: title (else name, else recipe),
-            command (a string or a list of words), class_counts, and the facts of
-            `environment_info`.
-        plots: Title and path of each image; the path relative to the report.
-        trajectory: Stage 2 epoch by epoch, as `ltlearn.plots.plot_trajectory` takes it: one, a
-            list with one per seed, or None.
+        manifest: The manifest of the run. The report reads title, command, class_counts,
+            training_images, validation_images, versions and hardware.
+        plots: Title and path of each plot; the path is relative to the report.
+        trajectories: The trajectory of stage 2 for each seed, as for
+            `ltlearn.plots.plot_trajectory`. None if no method was trained in stage 2.
 
     Raises:
-        UserError: If a trajectory's lists differ in length or its chosen epoch is not among them.
+        UserError: If the lists of a trajectory differ in length, or its chosen epoch is unknown.
     """
-    title = next((manifest[k] for k in ("title", "name", "recipe") if manifest.get(k)), None)
-    parts = [f"# {one_line(title if title is not None else table.dataset)}"]
-    command = manifest.get("command")
-    if command:
-        if not isinstance(command, str):
-            command = shlex.join(str(word) for word in command)
-        parts += ["Produced by:", f"```\n{command}\n```"]
+    parts = [f"# {one_line(manifest['title'])}"]
+    if manifest["command"]:
+        parts += ["Produced by:", f"```\n{manifest['command']}\n```"]
     parts += ["## Results", table.to_markdown()]
     parts += ["## Protocol", protocol_paragraph(table)]
-    counts = manifest.get("class_counts")
-    if counts is None and table.rows:
-        counts = table.rows[0].reports[0].class_counts
-    if counts is not None and len(counts):
-        paragraph = counts_paragraph(counts, table.few_rule)
-        trained, kept = manifest.get("training_images"), manifest.get("validation_images")
-        if table.protocol != "paper" and trained and kept:
-            paragraph += f" {trained:,} of them were trained on, {kept:,} were kept for validation."
-        parts += ["## Training images", paragraph]
-    trajectories = _as_list(trajectory)
-    if trajectories:
-        parts.append("## Stage 2, epoch by epoch")
-        parts.append(
-            "Epoch 0 is the model before the first step. The chosen epoch is in bold. Norms are "
-            "those of the classifier's rows."
+    paragraph = counts_paragraph(manifest["class_counts"], table.few_rule)
+    if table.protocol != "paper":
+        paragraph += (
+            f" {manifest['training_images']:,} of them were used for training, "
+            f"{manifest['validation_images']:,} for validation."
         )
-        for i, one in enumerate(trajectories):
-            if len(trajectories) > 1:
-                seed = table.seeds[i] if len(table.seeds) == len(trajectories) else i
-                parts.append(f"### Seed {seed}")
-            parts.append(_trajectory_table(one))
+    parts += ["## Training images", paragraph]
+    if trajectories:
+        parts += _trajectory_section(trajectories, table.seeds)
     if plots:
         parts.append("## Plots")
         for name, path in plots:
@@ -91,27 +73,27 @@ def render_report_md(
 
 def protocol_paragraph(table: ResultTable) -> str:
     """Describe the protocol of a table."""
-    origin = "The validation images are those that the data comes with."
-    if table._is_carved:
-        origin = "Before stage 1 validation images were carved from the training images."
-    how = {
+    origin = "The validation images are those of the data set."
+    if table.is_carved:
+        origin = "The validation images were taken from the training images before stage 1."
+    choices = {
         "clean": (
-            f"{origin} Every choice, the epoch included, was made on them by class-balanced "
-            "accuracy. The test set was read once, at the end."
+            f"{origin} All choices, also the epoch, were made on them by class-balanced accuracy. "
+            "The test set was read once, at the end."
         ),
         "paper": (
-            "The epoch was selected on test, as the published figures were, and the logits of each "
+            "The epoch was selected on test, as for the published figures, and the logits of each "
             "image and its mirror image were averaged. Accuracy selected on test is optimistic: "
-            "it is comparable with published figures, not with the clean protocol."
+            "compare it with published figures, not with the clean protocol."
         ),
         "untested": (
-            "Every choice, the epoch included, was made on the validation images by class-balanced "
-            "accuracy, and there are no others to measure on: add a test folder of images that "
-            "nothing was chosen on."
+            "All choices, also the epoch, were made on the validation images by class-balanced "
+            "accuracy, and there are no other images to test on: add a test folder with images "
+            "that were not used for any choice."
         ),
     }[table.protocol]
     return (
-        f"{as_sentence(table.protocol_text)} {how} A group's accuracy is the mean of its "
+        f"{as_sentence(table.protocol_text)} {choices} A group's accuracy is the mean of its "
         "per-class accuracies; a dash means that no class of the group has test images. "
         "ECE is the expected calibration error over 15 bins."
     )
@@ -129,30 +111,40 @@ def counts_paragraph(counts: Sequence[int], few_rule: str) -> str:
     )
 
 
+def _trajectory_section(
+    trajectories: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+) -> list[str]:
+    parts = [
+        "## Stage 2, epoch by epoch",
+        "Epoch 0 is the model before the first step. The chosen epoch is in bold. Norms are those "
+        "of the classifier's rows.",
+    ]
+    for seed, trajectory in zip(seeds, trajectories, strict=True):
+        if len(trajectories) > 1:
+            parts.append(f"### Seed {seed}")
+        parts.append(_trajectory_table(trajectory))
+    return parts
+
+
 def _trajectory_table(trajectory: Mapping[str, Any]) -> str:
-    epochs = list(trajectory["epoch"])
+    epochs, chosen = trajectory["epoch"], trajectory["chosen"]
     for name in ("balanced", "all", *SHOTS, "norms"):
         if len(trajectory[name]) != len(epochs):
             raise UserError(
-                f"The trajectory has {len(epochs)} epochs but {len(trajectory[name])} values of "
+                f"the trajectory has {len(epochs)} epochs but {len(trajectory[name])} values of "
                 f"{name!r}."
             )
-    if trajectory["chosen"] not in epochs:
-        raise UserError(
-            f"The trajectory's chosen epoch {trajectory['chosen']} is not among its epochs "
-            f"{epochs[0]} to {epochs[-1]}."
-            if epochs
-            else "The trajectory has no epochs."
-        )
+    if chosen not in epochs:
+        raise UserError(f"the chosen epoch {chosen} of the trajectory is not one of its epochs.")
     where = trajectory["select_on"]
     names = ("balanced", "all", *SHOTS)
     head = ["epoch", *(f"{where} {n} %" for n in names), "smallest norm", "largest norm"]
     lines = []
     for i, epoch in enumerate(epochs):
-        norms = [float(n) for n in trajectory["norms"][i]]
+        norms = trajectory["norms"][i]
         cells = [str(epoch), *(percent_text(trajectory[n][i]) for n in names)]
         cells += [f"{min(norms):.3f}", f"{max(norms):.3f}"] if norms else [DASH, DASH]
-        if epoch == trajectory["chosen"]:
+        if epoch == chosen:
             cells = [f"**{cell}**" for cell in cells]
             cells[0] += f" (chosen on {where})"
         lines.append(cells)
@@ -163,3 +155,11 @@ def _as_list(trajectory: Any) -> list[Mapping[str, Any]]:
     if trajectory is None:
         return []
     return [trajectory] if isinstance(trajectory, Mapping) else list(trajectory)
+
+
+def _facts(title: str, facts: Any) -> list[str]:
+    if not facts:
+        return []
+    if isinstance(facts, Mapping):
+        return [f"{name}: {value}" for name, value in facts.items()]
+    return [f"{title}: {facts}"]

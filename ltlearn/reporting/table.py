@@ -1,31 +1,38 @@
-"""`ResultTable`: the results of a run as text, Markdown and JSON."""
+"""`ResultTable`: the results of a run as plain text, Markdown and JSON."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_choice
 from ltlearn.metrics.report import ShotReport, mean_and_sd
-from ltlearn.metrics.shots import FEW_RULES, shot_thresholds_text
-from ltlearn.reporting.text import DASH, markdown_list, markdown_table, percent_text
+from ltlearn.metrics.shots import shot_thresholds_text
+from ltlearn.names import FEW_RULES
+from ltlearn.reporting.text import (
+    DASH,
+    aligned_lines,
+    markdown_list,
+    markdown_table,
+    percent_text,
+)
 from ltlearn.utils.terminal import fitting_blocks, one_line, print_block
 
-__all__ = ["PROTOCOLS", "ResultRow", "ResultTable"]
+__all__ = ["PROTOCOL_TEXTS", "ResultRow", "ResultTable"]
 
-# What each protocol means: every table says it in these words.
 _CARVED = "validation images carved from the training set"
-PROTOCOLS = {
+# The description of each protocol, which stands below every table.
+PROTOCOL_TEXTS = {
     "clean": f"clean: chosen on {_CARVED}; test read once",
     "paper": "paper: best epoch selected on test, flip-averaged logits",
-    # What becomes of "clean" where the data has no test set.
+    # The clean protocol on data without a test set.
     "untested": (
-        "clean, but there is no test set: figures are of the validation images, which choices were "
-        "made on, and so optimistic"
+        "clean, but there is no test set: the figures are for the validation images, which the "
+        "choices were made on, and so optimistic"
     ),
 }
-_LABEL = 12  # characters that a method's name gets at the least
-# field of ShotReport -> heading; all in %
+_MIN_LABEL = 12  # the smallest width of the column of methods, in characters
+# Field of ShotReport -> heading; all in %.
 _COLUMNS = {
     "all": "all",
     "many": "many",
@@ -38,15 +45,15 @@ _COLUMNS = {
 
 @dataclass
 class ResultRow:
-    """Hold what one method reached.
+    """The results of one method.
 
     Args:
-        method: Its name in the method table, e.g. "samn".
-        label: What to print, e.g. "CE + SAMN"; the method's name if empty.
+        method: The name of the method, such as "samn".
+        label: The printed name, such as "CE + SAMN"; the method's name if empty.
         reports: One report per seed, at least one.
-        selected: Which weights were tested, e.g. "last epoch" or "epoch 7 on validation".
+        selected: Which weights were tested, such as "last epoch" or "epoch 7 on validation".
         seconds: Training time, the mean over seeds; None if unknown.
-        extra: More columns, heading to cell; the same headings in every row of a table.
+        extra: More columns, heading to cell; all rows of a table have the same headings.
     """
 
     method: str
@@ -59,22 +66,31 @@ class ResultRow:
 
 @dataclass
 class ResultTable:
-    """Compare methods on one test set, and say under which protocol.
+    """The results of several methods on one test set, with the protocol.
 
     Args:
-        rows: One per method, in printing order.
-        protocol: "clean", "paper", or "untested" where there is no test set.
+        rows: One row per method, in printing order.
+        protocol: "clean", "paper", or "untested" without a test set.
         split_name: The name of the data split.
-        fingerprint: Its fingerprint.
-        few_rule: The few-shot convention, "<20" or "<=20".
-        seeds: The seeds the rows were run with.
-        dataset: The dataset's name.
+        fingerprint: The fingerprint of the split.
+        few_rule: The few-shot rule, "<20" or "<=20".
+        seeds: The seeds of the runs.
+        dataset: The name of the dataset.
         note: A remark to print below the table.
-        valid_from: Where the validation images are from, as in `SplitInfo`.
+        valid_from: The origin of the validation images, as in `SplitInfo`.
 
     Raises:
-        UserError: If `protocol` or `few_rule` is not allowed, a row has no report, or a row was
-            evaluated with another few-shot convention.
+        UserError: If `protocol` or `few_rule` is not allowed, a row has no report, or a row has
+            another few-shot rule.
+
+    Example:
+        >>> report = shot_report(torch.eye(3), torch.arange(3), class_counts=[500, 50, 5])
+        >>> row = ResultRow("ce", "CE", [report], "last epoch")
+        >>> print(ResultTable([row], "clean", "my split", "3f9a11c0", "<20", [0], "my data"))
+        my data: test accuracy in %
+        method    all   many  medium    few  balanced   ECE
+        CE      100.0  100.0   100.0  100.0     100.0  42.4
+        ...
     """
 
     rows: list[ResultRow]
@@ -90,19 +106,15 @@ class ResultTable:
 
     def __post_init__(self):
         """Check the arguments and average each row once."""
-        if self.protocol not in PROTOCOLS:
-            allowed = " or ".join(f'"{name}"' for name in PROTOCOLS)
-            raise UserError(f"`protocol` is {self.protocol!r}; it must be {allowed}.")
-        if self.few_rule not in FEW_RULES:
-            allowed = " or ".join(f'"{rule}"' for rule in FEW_RULES)
-            raise UserError(f"`few_rule` is {self.few_rule!r}; it must be {allowed}.")
+        check_choice("protocol", self.protocol, PROTOCOL_TEXTS)
+        check_choice("few_rule", self.few_rule, FEW_RULES)
         for row in self.rows:
             if not row.reports:
-                raise UserError(f"The row {_label(row)!r} has no report.")
+                raise UserError(f"the row {_label(row)!r} has no report.")
             rule = row.reports[0].few_rule
             if rule != self.few_rule:
                 raise UserError(
-                    f"The row {_label(row)!r} was evaluated with few {rule} but the table says "
+                    f"the row {_label(row)!r} was evaluated with few {rule}, but the table has "
                     f"few {self.few_rule}."
                 )
         self._values = [mean_and_sd(row.reports) for row in self.rows]
@@ -113,12 +125,12 @@ class ResultTable:
         file: TextIO | None = None,
         plain: bool | None = None,
     ) -> None:
-        """Write the table: boxes and colour on a terminal, aligned plain lines elsewhere.
+        """Print the table: boxes and colour on a terminal, aligned plain lines elsewhere.
 
         Args:
-            console_width: Columns of the terminal; asked from it if None.
-            file: Where to write; standard output if None.
-            plain: Whether to write plain lines; if None, when file is not a terminal. A terminal
+            console_width: Width of the terminal in characters. None asks the terminal.
+            file: The stream to write to; standard output if None.
+            plain: Whether to write plain lines. None: unless file is a terminal. A terminal that is
                 too narrow for the numbers gets plain lines too.
         """
         file = sys.stdout if file is None else file
@@ -135,39 +147,28 @@ class ResultTable:
 
     def to_text(self) -> str:
         """Return the table as plain aligned lines, without a trailing newline."""
-        head = ["method", *self._heads()]
-        body = [[_label(row), *cells] for row, cells in zip(self.rows, self._cells(), strict=True)]
-        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-        lines = [self._title()]
-        for line in [head, *body]:
-            first = line[0].ljust(widths[0])
-            rest = (cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))
-            lines.append("  ".join([first, *rest]).rstrip())
-        return "\n".join([*lines, *self._footer()])
+        lines = aligned_lines(self._heads(), self._lines())
+        return "\n".join([self._title(), *lines, *self._footer()])
 
     def to_markdown(self) -> str:
         """Return a Markdown table with its protocol lines, for report.md.
 
-        It has two more columns than the terminal's: which weights were tested, and the time.
+        It has two more columns than `to_text`: the tested weights, and the time.
         """
         timed = any(row.seconds is not None for row in self.rows)
-        more = self._heads()[len(_COLUMNS) :]
-        head = ["method", *(f"{h} %" for h in _COLUMNS.values()), *more, "tested"]
+        head = ["method", *(f"{h} %" for h in _COLUMNS.values()), *self._extra_heads(), "tested"]
         align = ["---", *["---:"] * (len(head) - 2), "---"]
+        lines = [[*line, row.selected] for row, line in zip(self.rows, self._lines(), strict=True)]
         if timed:
             head.append("seconds")
             align.append("---:")
-        lines = []
-        for row, cells in zip(self.rows, self._cells(), strict=True):
-            line = [_label(row), *cells, row.selected]
-            if timed:
+            for row, line in zip(self.rows, lines, strict=True):
                 line.append(DASH if row.seconds is None else _seconds(row.seconds))
-            lines.append(line)
         about = [self._title(), *self._about()]
         return markdown_table(head, align, lines) + "\n\n" + markdown_list(about)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain numbers, lists and None, as `json.dump` wants them."""
+        """Convert to plain numbers, lists and None, for a JSON file."""
         rows = []
         for row, values in zip(self.rows, self._values, strict=True):
             summary = {
@@ -203,45 +204,46 @@ class ResultTable:
 
     @property
     def protocol_text(self) -> str:
-        """Return what the protocol means, in the words of `PROTOCOLS`."""
-        text = PROTOCOLS[self.protocol]
-        return text if self._is_carved else text.replace(_CARVED, "the set's validation images")
+        """Return the description of the protocol, from `PROTOCOL_TEXTS`."""
+        text = PROTOCOL_TEXTS[self.protocol]
+        return text if self.is_carved else text.replace(_CARVED, "the set's validation images")
 
     @property
-    def _is_carved(self) -> bool:
+    def is_carved(self) -> bool:
+        """Return whether the validation images were taken from the training images."""
         return self.valid_from == "training images"
 
     def _render_rich(self, width: int | None, file: TextIO) -> bool:
-        """Write a rich table; return False, and write nothing, if a column does not fit."""
+        """Print a rich table; return False, and print nothing, if a column does not fit."""
         from rich.console import Console
         from rich.text import Text
 
         console = Console(file=file, width=width, highlight=False)
-        heads = self._heads()
-        lines = [[_label(row), *cells] for row, cells in zip(self.rows, self._cells(), strict=True)]
-        numbers = [
-            max(map(len, column)) for column in zip(heads, *(x[1:] for x in lines), strict=True)
-        ]
-        names = max([len("method"), *(len(line[0]) for line in lines)])
+        head, lines = self._heads(), self._lines()
+        names, *numbers = (max(map(len, column)) for column in zip(head, *lines, strict=True))
         # A name may be folded, a number may not.
-        blocks = fitting_blocks([min(names, _LABEL), *numbers], console.width)
+        blocks = fitting_blocks([min(names, _MIN_LABEL), *numbers], console.width)
         if blocks is None:
             return False
         console.print(Text(self._title(), style="bold"))
         for block in blocks:
-            print_block(console, ["method", *heads], lines, block, right=True)
+            print_block(console, head, lines, block, right=True)
         for line in self._footer():
             console.print(Text(line, style="dim"))
         return True
 
-    def _cells(self) -> list[list[str]]:
+    def _lines(self) -> list[list[str]]:
+        """Return the cells of each row, the method first."""
         return [
-            [*(_mean_sd(values[name]) for name in _COLUMNS), *row.extra.values()]
+            [_label(row), *(_mean_sd(values[name]) for name in _COLUMNS), *row.extra.values()]
             for row, values in zip(self.rows, self._values, strict=True)
         ]
 
     def _heads(self) -> list[str]:
-        return [*_COLUMNS.values(), *(self.rows[0].extra if self.rows else {})]
+        return ["method", *_COLUMNS.values(), *self._extra_heads()]
+
+    def _extra_heads(self) -> list[str]:
+        return list(self.rows[0].extra) if self.rows else []
 
     def _title(self) -> str:
         plus_minus = ", mean ± standard deviation over seeds" if self._several_seeds() else ""
@@ -262,7 +264,7 @@ class ResultTable:
             f"{'seed' if len(self.seeds) == 1 else 'seeds'}: {seeds}",
         ]
         if len(counts) > 1:
-            # A row with fewer runs than seeds must not pass for a mean over all of them.
+            # Some rows are not a mean over all seeds, so list the number of runs.
             runs = ", ".join(f"{_label(row)} {len(row.reports)}" for row in self.rows)
             lines.append(f"runs: {runs}")
         if self.note:
@@ -270,13 +272,13 @@ class ResultTable:
         return lines
 
     def _footer(self) -> list[str]:
-        chosen: dict[str, list[str]] = {}
+        labels_of: dict[str, list[str]] = {}  # tested weights -> methods
         for row in self.rows:
-            chosen.setdefault(row.selected, []).append(_label(row))
-        if len(chosen) == 1:
-            tested = [f"tested: {next(iter(chosen))}"]
+            labels_of.setdefault(row.selected, []).append(_label(row))
+        if len(labels_of) == 1:
+            tested = [f"tested: {next(iter(labels_of))}"]
         else:
-            tested = [f"tested: {which} ({', '.join(who)})" for which, who in chosen.items()]
+            tested = [f"tested: {name} ({', '.join(ls)})" for name, ls in labels_of.items()]
         times = [
             f"{_label(row)} {_seconds(row.seconds)} s"
             for row in self.rows

@@ -1,36 +1,55 @@
-"""Markdown and number formatting of reports."""
+"""Tables, lists and numbers as plain text and Markdown."""
 
 import re
 from collections.abc import Sequence
 
 from ltlearn.utils.terminal import one_line
 
-__all__ = ["DASH", "percent_text", "as_sentence", "markdown_table", "markdown_list"]
+__all__ = [
+    "DASH",
+    "aligned_lines",
+    "as_sentence",
+    "markdown_list",
+    "markdown_table",
+    "percent_text",
+]
 
 DASH = "–"
 
 
 def percent_text(value: float | None) -> str:
-    """Format a share in percent."""
+    """Format a fraction in percent; a dash for None."""
     return DASH if value is None else f"{100 * value:.1f}"
 
 
 def as_sentence(text: str) -> str:
-    """Return a text with a capital and a full stop."""
+    """Return a text with a capital letter and a full stop."""
     return text[0].upper() + text[1:] + "."
 
 
-def markdown_table(head: list[str], align: list[str], lines: list[list[str]]) -> str:
-    """Format rows as a Markdown table."""
-    rows = [head, align, *([_escape_cell(cell) for cell in line] for line in lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def aligned_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format rows under headings as plain lines; all columns but the first are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for first, *rest in [head, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return lines
 
 
-def _escape_cell(cell: str) -> str:
-    return one_line(cell).replace("|", "\\|")
+def markdown_table(head: Sequence[str], align: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Format rows under headings as a Markdown table.
+
+    Args:
+        head: The headings.
+        align: "---" (left) or "---:" (right) for each column.
+        rows: The cells of each row.
+    """
+    cells = [[one_line(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, align, *cells])
 
 
 def markdown_list(lines: Sequence[str]) -> str:
     """Format lines as a Markdown list."""
-    # "<" before a letter would open an HTML tag; "<20" stays as it is.
+    # "<" before a letter would open an HTML tag; "<20" stays unchanged.
     return "\n".join(f"- {re.sub('<(?=[A-Za-z/!?])', '&lt;', one_line(line))}" for line in lines)

@@ -1,8 +1,13 @@
-"""Convert names from files to printable text."""
+"""Names from files and lists of classes, as text for messages and plots."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["clean", "escape_markdown"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["clean", "escape_markdown", "name_classes"]
+
+_MAX_NAMED = 10
 
 
 def clean(text: Any) -> str:
@@ -31,3 +36,14 @@ def escape_markdown(text: Any) -> str:
     for mark in "|*_`[]<>":
         text = text.replace(mark, "\\" + mark)
     return text
+
+
+def name_classes(mask: "Tensor") -> str:
+    """List the classes that a mask marks, at most ten of them, for a message.
+
+    Args:
+        mask: Marks the classes; (C,), bool.
+    """
+    classes = mask.nonzero().flatten().tolist()
+    more = " ..." if len(classes) > _MAX_NAMED else ""
+    return ", ".join(map(str, classes[:_MAX_NAMED])) + more

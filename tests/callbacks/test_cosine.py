@@ -126,5 +126,5 @@ def test_no_warning_of_a_shadowed_name(recwarn):
 
 @pytest.mark.parametrize("scale", [0, None, -3.0])
 def test_scales_that_are_not_allowed(scale):
-    with pytest.raises(UserError, match="scale must be .*, got"):
+    with pytest.raises(UserError, match="scale must be .* above 0, got"):
         CosineHead(scale)

@@ -565,9 +565,9 @@ def test_what_retrain_refuses(given, photos, tmp_path, capsys):
         more = words[:2] + ("--arch", arch, "--size", "32", "--out", tmp_path / "c")
         message = refused("retrain", "--checkpoint", given[1], *more)
         assert f"do not fit {arch} (" in message and why in message
-        assert message.endswith("); give the arch (--arch) that the file is of.")
+        assert message.endswith("arch of the file.")
     message = refused("retrain", "--checkpoint", given[1], "--data", photos, "--arch", "resnet99")
-    assert "arch (--arch)" in message and "did you mean" in message
+    assert "resnet99" in message and "did you mean" in message
     headless = tmp_path / "headless.pth"
     torch.save(timm.create_model("resnet10t", num_classes=0).state_dict(), headless)
     message = refused("retrain", "--checkpoint", headless, *words, "--out", tmp_path / "b")

@@ -100,7 +100,7 @@ def test_state_dict_batch_dimensions_and_meta():
     assert torch.equal(empty(x), head(x))
 
 
-def test_the_linear_layer_is_left_as_it_is():
+def test_the_linear_layer_is_not_changed():
     linear = make_linear().eval()
     before = copy.deepcopy(linear.state_dict())
     head = CosineLinear.from_linear(linear)
@@ -112,7 +112,7 @@ def test_the_linear_layer_is_left_as_it_is():
 
 @pytest.mark.parametrize("scale", [0, -1, math.inf, math.nan, "30", True])
 def test_scales_that_are_not_allowed(scale):
-    with pytest.raises(UserError, match="scale must be .*, got"):
+    with pytest.raises(UserError, match="scale must be .* above 0, got"):
         CosineLinear(3, 2, scale)
 
 

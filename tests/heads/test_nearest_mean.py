@@ -122,6 +122,6 @@ def test_a_temperature_leaves_the_nearest_class():
         (lambda: NearestClassMean(3, 2.5), "num_classes must be a whole number .* got 2.5"),
     ],
 )
-def test_errors_say_what_is_wrong(call, message):
+def test_errors_name_the_parameter_and_its_value(call, message):
     with pytest.raises(UserError, match=message):
         call()

@@ -109,10 +109,6 @@ def test_class_with_exactly_twenty_images():
         assert (sum(mask.int() for mask in groups.values()) == 1).all()
 
 
-def test_threshold_of_many_can_be_moved():
-    assert shot_groups(COUNTS, many=60)["many"].sum() == 3
-
-
 @pytest.mark.parametrize(
     ("factor", "under", "up_to"),
     [
@@ -310,30 +306,29 @@ INFINITE[3, 0] = float("inf")
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: shot_groups(COUNTS, "<30"), r"`few` is '<30'; it must be \"<20\" or \"<=20\""),
-        (lambda: shot_groups(COUNTS, many=10), "`many` is 10; .* at least 20"),
-        (lambda: shot_groups([5, -1]), "`class_counts` is -1 for class 1"),
-        (lambda: shot_groups([]), "`class_counts` is empty"),
-        (lambda: shot_groups([1.5, 2]), "`class_counts` is 1.5 at index 0"),
-        (lambda: shot_groups([[1, 2]]), r"`class_counts` has shape \(1, 2\)"),
+        (lambda: shot_groups(COUNTS, "<30"), "few must be .*<20, <=20.* got '<30'"),
+        (lambda: shot_groups([5, -1]), "class_counts is -1 for class 1"),
+        (lambda: shot_groups([]), "class_counts is empty"),
+        (lambda: shot_groups([1.5, 2]), "class_counts is 1.5 at index 0"),
+        (lambda: shot_groups([[1, 2]]), r"class_counts has shape \(1, 2\)"),
         (lambda: shot_groups(["a", "b"]), "must hold whole numbers"),
-        (lambda: shot_report(LOGITS, TARGET, [9, 9]), "`output` has 3 columns .* 2 classes"),
+        (lambda: shot_report(LOGITS, TARGET, [9, 9]), "output has 3 columns .* 2 classes"),
         (
             lambda: shot_report(LOGITS[:3], TARGET, [9] * 3),
-            "`output` has 3 rows but `target` has 4",
+            "output has 3 rows but target has 4",
         ),
         (
             lambda: shot_report(TARGET[:3], TARGET, [9] * 3),
-            "`output` has 3 rows but `target` has 4",
+            "output has 3 rows but target has 4",
         ),
-        (lambda: shot_report(LOGITS, TARGET + 1, [9] * 3), "`target` is 3 in row 2; .* 0 to 2"),
-        (lambda: shot_report(LOGITS, TARGET - 1, [9] * 3), "`target` is -1 in row 0"),
-        (lambda: shot_report(TARGET + 1, TARGET, [9] * 3), "`output` is 3 in row 2"),
+        (lambda: shot_report(LOGITS, TARGET + 1, [9] * 3), "target is 3 in row 2; .* 0 to 2"),
+        (lambda: shot_report(LOGITS, TARGET - 1, [9] * 3), "target is -1 in row 0"),
+        (lambda: shot_report(TARGET + 1, TARGET, [9] * 3), "output is 3 in row 2"),
         (lambda: shot_report(LOGITS[:0], TARGET[:0], [9] * 3), "no image to evaluate"),
         (lambda: shot_report(TARGET[:0], TARGET[:0], [9] * 3), "no image to evaluate"),
         (lambda: shot_report([], [], [9] * 3), "no image to evaluate"),
-        (lambda: shot_report(BAD, TARGET, [9] * 3), "`output` is nan in row 2, column 1"),
-        (lambda: shot_report(INFINITE, TARGET, [9] * 3), "`output` is inf in row 3, column 0"),
+        (lambda: shot_report(BAD, TARGET, [9] * 3), "output is nan in row 2, column 1"),
+        (lambda: shot_report(INFINITE, TARGET, [9] * 3), "output is inf in row 3, column 0"),
         (lambda: shot_report(BAD.numpy(), TARGET, [9] * 3), "nan in row 2"),
         (lambda: shot_report(LOGITS[:, 0], TARGET, [9] * 3), "vector of floats"),
         (lambda: shot_report(LOGITS[None], TARGET, [9] * 3), r"shape \(1, 4, 3\)"),
@@ -345,21 +340,21 @@ INFINITE[3, 0] = float("inf")
             lambda: shot_report(torch.tensor([[1.5, -0.5]]), [0], [9, 9], probabilities=True),
             "smallest number -0.5",
         ),
-        (lambda: shot_report(LOGITS, TARGET, [9] * 3, classes=["a"]), "`classes` has 1 names"),
-        (lambda: shot_report(LOGITS, TARGET, [9] * 3, few="20"), "`few` is '20'"),
-        (lambda: shot_thresholds_text("<21"), "`few` is '<21'"),
-        (lambda: expected_calibration_error(torch.eye(2), [0, 1], 0), "`n_bins` is 0"),
-        (lambda: expected_calibration_error(LOGITS, TARGET), "`probs` row 0 sums to 0"),
-        (lambda: negative_log_likelihood(TARGET, TARGET), r"`probs` has shape \(4,\)"),
-        (lambda: per_class_accuracy(TARGET, TARGET[:2], 3), "`pred` has 4 rows but `target` has 2"),
+        (lambda: shot_report(LOGITS, TARGET, [9] * 3, classes=["a"]), "classes has 1 names"),
+        (lambda: shot_report(LOGITS, TARGET, [9] * 3, few="20"), "few must be .* got '20'"),
+        (lambda: shot_thresholds_text("<21"), "few must be .* got '<21'"),
+        (lambda: expected_calibration_error(torch.eye(2), [0, 1], 0), "n_bins must be .* got 0"),
+        (lambda: expected_calibration_error(LOGITS, TARGET), "probs row 0 sums to 0"),
+        (lambda: negative_log_likelihood(TARGET, TARGET), r"probs has shape \(4,\)"),
+        (lambda: per_class_accuracy(TARGET, TARGET[:2], 3), "pred has 4 rows but target has 2"),
         (lambda: mean_class_accuracy(TARGET[:0], TARGET[:0], 3), "no image to evaluate"),
-        (lambda: mean_and_sd([]), "`reports` is empty"),
+        (lambda: mean_and_sd([]), "reports is empty"),
         (
             lambda: mean_and_sd([report_with(), report_with(few_rule="<=20")]),
             "mix the few-shot rules <20 and <=20",
         ),
     ],
 )
-def test_errors_say_what_is_wrong(call, message):
+def test_errors_name_the_parameter_and_its_value(call, message):
     with pytest.raises(UserError, match=message):
         call()

@@ -138,19 +138,22 @@ A, B, Y = data(n=20)
             lambda: paired_difference(A[:5], B, Y, 6),
             r"correct_a has shape \(1, 5\) and correct_b \(1, 20\)",
         ),
-        (lambda: paired_difference(np.stack([A, A]), B, Y, 6), "as many seeds"),
-        (lambda: paired_difference(A, B, Y[:5], 6), "`correct_a` has 20 rows but `targets` has 5"),
-        (lambda: paired_difference(A, B, Y, 3), "`targets` is .* with 3 classes"),
+        (
+            lambda: paired_difference(np.stack([A, A]), B, Y, 6),
+            r"correct_a has shape \(2, 20\) and correct_b \(1, 20\)",
+        ),
+        (lambda: paired_difference(A, B, Y[:5], 6), "correct_a has 20 rows but targets has 5"),
+        (lambda: paired_difference(A, B, Y, 3), "targets is .* with 3 classes"),
         (lambda: paired_difference(A + 1, B, Y, 6), "correct_a must hold True and False"),
         (lambda: paired_difference(A, B * 0.5, Y, 6), "correct_b must hold True and False"),
         (lambda: paired_difference([], [], [], 6), "correct_a has shape .* not empty"),
         (lambda: paired_difference(A[None, None], B, Y, 6), "must be .images,. or .seeds, images."),
-        (lambda: paired_difference(A, B, Y, 6, level=95), "level must be .* 0 and 1, got 95"),
+        (lambda: paired_difference(A, B, Y, 6, level=95), "level must be .* below 1, got 95"),
         (lambda: paired_difference(A, B, Y, 6, 0), "n_resamples must be a whole number"),
         (lambda: paired_difference(A, B, Y, 6, seed=-1), "seed must be a whole number"),
         (lambda: paired_difference(A, B, Y, 0), "num_classes must be a whole number"),
     ],
 )
-def test_errors_say_what_is_wrong(call, message):
+def test_errors_name_the_parameter_and_its_value(call, message):
     with pytest.raises(UserError, match=message):
         call()

@@ -94,7 +94,7 @@ def test_a_class_unknown_to_the_source_is_raised_as_the_rarest(caplog):
     logits = torch.zeros(1, 3)
     with caplog.at_level(logging.WARNING, "ltlearn"):
         got = correct_for_prior(logits, [90, 10, 0], [1, 1, 1])
-    assert "the source has no class 2; it is raised as much as" in caplog.text
+    assert "the source has no class 2" in caplog.text
     assert got[0].tolist() == pytest.approx(
         [math.log(1 / 3 / 0.9), math.log(1 / 3 / 0.1), math.log(1 / 3 / 0.1)]
     )
@@ -209,17 +209,20 @@ Y = torch.arange(8) % 3
         (lambda: prior_vector("train", [0, 0]), "class_counts must not be 0 for all 2"),
         (lambda: correct_for_prior(LOGITS, COUNTS, [1, 2]), "target_prior has 2 .* in logits"),
         (lambda: correct_for_prior(LOGITS, [1, 2], COUNTS), "source_prior has 2 numbers"),
-        (lambda: correct_for_prior(LOGITS[0], COUNTS, COUNTS), r"`logits` has shape \(4,\)"),
+        (lambda: correct_for_prior(LOGITS[0], COUNTS, COUNTS), r"logits has shape \(4,\)"),
         (lambda: correct_for_prior(Y[None], [1] * 8, [1] * 8), "must be .N, C. of a floating"),
         (lambda: prior_report(LOGITS, Y, "train"), "prior must be a vector of numbers"),
-        (lambda: prior_report(LOGITS, Y[:3], COUNTS), "`logits` has 8 rows but `targets` has 3"),
-        (lambda: prior_report(LOGITS, Y + 2, COUNTS), "`targets` is 4 in row 2"),
-        (lambda: prior_report(LOGITS[0], Y, COUNTS), r"`logits` has shape \(4,\)"),
-        (lambda: prior_report(LOGITS, Y, [0, 0, 0, 1]), "0 for every class that has test images"),
-        (lambda: prior_report(LOGITS * math.nan, Y, COUNTS), "`logits` is nan in row 0"),
-        (lambda: prior_report(LOGITS[:0], Y[:0], COUNTS), "`logits` is empty: there is no image"),
+        (lambda: prior_report(LOGITS, Y[:3], COUNTS), "logits has 8 rows but targets has 3"),
+        (lambda: prior_report(LOGITS, Y + 2, COUNTS), "targets is 4 in row 2"),
+        (lambda: prior_report(LOGITS[0], Y, COUNTS), r"logits has shape \(4,\)"),
+        (
+            lambda: prior_report(LOGITS, Y, [0, 0, 0, 1]),
+            "prior is 0 for every class that has test images",
+        ),
+        (lambda: prior_report(LOGITS * math.nan, Y, COUNTS), "logits is nan in row 0"),
+        (lambda: prior_report(LOGITS[:0], Y[:0], COUNTS), "logits is empty: there is no image"),
     ],
 )
-def test_errors_say_what_is_wrong(call, message):
+def test_errors_name_the_parameter_and_its_value(call, message):
     with pytest.raises(UserError, match=message):
         call()

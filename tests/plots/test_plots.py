@@ -78,13 +78,17 @@ def make_curve(**values):
 
 
 def extent(text):
-    """Of the text alone: an annotation's own extent has its line in it."""
+    """The extent of the text without the line that an annotation has."""
     return Text.get_window_extent(text)
 
 
 def labels_of(axes, names):
-    found = {text.get_text(): text for text in axes.texts}
-    return [found[name] for name in names]
+    labels = {text.get_text(): text for text in axes.texts}
+    return [labels[name] for name in names]
+
+
+def numbers_of(axes):
+    return [text for text in axes.texts if text.get_text().isdigit()]
 
 
 def assert_apart(texts):
@@ -223,8 +227,7 @@ def test_trajectory_of_epoch_zero_alone():
     assert [t for t in left.get_xticks()] == [0]
 
 
-@pytest.mark.parametrize("methods", [1, 2, 20])
-@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize(("methods", "seeds"), [(1, 3), (2, 1), (20, 3)])
 def test_tradeoff(methods, seeds):
     points = make_points(methods, seeds)
     names = list(points)
@@ -237,35 +240,43 @@ def test_tradeoff(methods, seeds):
     for name in names:
         np.testing.assert_allclose(drawn[name].get_xydata()[0], 100 * np.mean(points[name], 0))
         assert drawn[name].get_marker() == ("s" if name == names[-1] else "o")
-    labels = labels_of(axes, names)
-    assert_apart(labels)
-    for label in labels:
-        box, frame = extent(label), axes.bbox
+    numbers = numbers_of(axes)
+    assert [text.get_text() for text in numbers] == [str(k + 1) for k in range(methods)]
+    assert_apart(numbers)
+    for number in numbers:
+        box, frame = extent(number), axes.bbox
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1
         assert frame.y0 <= box.y0 and box.y1 <= frame.y1
     assert ("one seed" in texts(figure)) == (seeds > 1)
     assert any(text.get_text().startswith("mean ") for text in axes.texts)
 
 
+def test_numbers_count_from_the_top_and_the_legend_names_them():
+    points = {f"m{i}": [(0.5, i / 20)] for i in range(12)}
+    figure = draw(plot_tradeoff(points, highlight="m3"))
+    rows = [text.split() for text in texts(figure) if text.strip()[0].isdigit()]
+    assert rows == [[str(k + 1), f"m{11 - k}"] for k in range(12)]
+    heights = [extent(text).y0 for text in numbers_of(figure.axes[0])]
+    assert heights == sorted(heights, reverse=True)
+
+
 @pytest.mark.parametrize("crowd", [0.0, 0.005])
-def test_labels_of_20_methods_in_a_crowd_are_apart(crowd):
+def test_numbers_of_20_methods_in_a_crowd_are_apart(crowd):
     points = make_points(20, 1, crowd)
     if not crowd:
         points = {name: [(0.9, 0.4)] for name in points}
     points["far off"] = [(0.1, 0.1)]
     (axes,) = draw(plot_tradeoff(points)).axes
-    labels = labels_of(axes, points)
-    assert_apart(labels)
-    # There is no room for all beside the point itself: some have a line to it.
-    assert any(label.arrow_patch is not None for label in labels)
+    numbers = numbers_of(axes)
+    assert_apart(numbers)
+    # There is no room for all numbers beside the dot: some have a line to it.
+    assert any(number.arrow_patch is not None for number in numbers)
 
 
-def test_tradeoff_labels_stay_in_place_at_another_resolution(tmp_path):
-    points = make_points(20)
-    figure = plot_tradeoff(points)
+def test_tradeoff_numbers_stay_apart_at_another_resolution(tmp_path):
+    figure = plot_tradeoff(make_points(20))
     figure.savefig(tmp_path / "figure.png", dpi=60)
-    figure.savefig(tmp_path / "figure.pdf")
-    assert_apart(labels_of(draw(figure).axes[0], points))
+    assert_apart(numbers_of(draw(figure).axes[0]))
 
 
 def test_tradeoff_colours_the_pareto_optimal():
@@ -274,7 +285,7 @@ def test_tradeoff_colours_the_pareto_optimal():
     colours = {line.get_label(): line.get_color() for line in figure.axes[0].lines}
     assert colours["b"] == colours["d"] != colours["c"]
     assert colours["a"] not in (colours["b"], colours["c"])
-    assert texts(figure) == ["Pareto-optimal", "dominated by another method"]
+    assert texts(figure)[:2] == ["Pareto-optimal", "dominated by another method"]
 
 
 def test_tradeoff_error_bars_are_one_standard_deviation():
@@ -295,8 +306,7 @@ def test_tradeoff_without_accuracy_in_a_group():
     draw(plot_tradeoff({"CE": [(0.8, None)]}))
 
 
-@pytest.mark.parametrize("num_classes", [2, 100, 1000])
-@pytest.mark.parametrize("methods", [1, 5, 20])
+@pytest.mark.parametrize(("num_classes", "methods"), [(2, 5), (100, 1), (1000, 9)])
 def test_norms_by_method(num_classes, methods):
     counts = long_tail(num_classes)
     rng = np.random.default_rng(0)
@@ -340,7 +350,7 @@ def test_norms_far_above_the_mean_get_a_log_axis():
     assert axes.get_yscale() == "log"
 
 
-@pytest.mark.parametrize("number", [1, 2, 4, 20])
+@pytest.mark.parametrize("number", [1, 4])
 def test_sensitivity(number):
     curves = [make_curve(label=f"m{i}") for i in range(number)]
     lines = {"SAMN": 0.682, "CE": 0.681, "NCM": 0.584, "cRT": None}
@@ -428,33 +438,36 @@ def test_import_leaves_matplotlib_alone():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plot_class_counts([3, 4], ["a"]), "`classes` has 1 names"),
-        (lambda: plot_class_counts([]), "`class_counts` is empty"),
-        (lambda: plot_class_counts([3, 4], few="20"), "`few` is '20'"),
-        (lambda: plot_per_class_accuracy([1], [1, 0], [3, 4]), "`before` has 1 values"),
-        (lambda: plot_norms([1, 1], [1], [3, 4]), "`after` has 1 values"),
-        (lambda: plot_trajectory([]), "`trajectory` is empty"),
+        (lambda: plot_class_counts([3, 4], ["a"]), "classes has 1 names"),
+        (lambda: plot_class_counts([]), "class_counts is empty"),
+        (lambda: plot_class_counts([3, 4], few="20"), "few must be .* got '20'"),
+        (lambda: plot_per_class_accuracy([1], [1, 0], [3, 4]), "before has 1 values"),
+        (lambda: plot_norms([1, 1], [1], [3, 4]), "after has 1 values"),
+        (lambda: plot_trajectory([]), "trajectory is empty"),
         (lambda: plot_trajectory(make_trajectory(0)), "has no epochs|values of"),
         (
             lambda: plot_trajectory({**make_trajectory(), "all": [0.5]}),
             "5 epochs but 1 values of 'all'",
         ),
-        (lambda: plot_tradeoff({}), "`points` is empty"),
+        (lambda: plot_tradeoff({}), "points is empty"),
         (lambda: plot_tradeoff({"CE": []}), "no seed of 'CE'"),
         (lambda: plot_tradeoff({"CE": [0.5, 0.4]}), "a seed is two accuracies"),
         (lambda: plot_tradeoff({"CE": [(0.5, 0.4, 0.1)]}), "a seed is two accuracies"),
         (lambda: plot_tradeoff({"CE": [(50, 40)]}), "not all fractions"),
-        (lambda: plot_tradeoff({"CE": [(0.5, 0.4)]}, ("all",)), "`groups` has 1 names"),
-        (lambda: plot_tradeoff({"CE": [(0.5, 0.4)]}, highlight="x"), "must be one of CE"),
-        (lambda: plot_norms_by_method({}, [3, 4]), "`norms` is empty"),
-        (lambda: plot_norms_by_method({"CE": [1]}, [3, 4]), r"`norms\['CE'\]` has 1 values"),
-        (lambda: plot_sensitivity([]), "`curves` is empty"),
+        (lambda: plot_tradeoff({"CE": [(0.5, 0.4)]}, ("all",)), "groups has 1 names"),
+        (
+            lambda: plot_tradeoff({"CE": [(0.5, 0.4)]}, highlight="x"),
+            "highlight must be one of CE, got 'x'",
+        ),
+        (lambda: plot_norms_by_method({}, [3, 4]), "norms is empty"),
+        (lambda: plot_norms_by_method({"CE": [1]}, [3, 4]), r"norms\['CE'\] has 1 values"),
+        (lambda: plot_sensitivity([]), "curves is empty"),
         (lambda: plot_sensitivity([make_curve(values=[], accuracy=[])]), "'SLAS' has no values"),
         (lambda: plot_sensitivity([make_curve(values=[1])]), "1 values but 4 accuracies"),
         (lambda: plot_sensitivity([make_curve(values=[0, 1, 2, 3])]), "a value of 0 or less"),
     ],
 )
-def test_errors_say_what_is_wrong(call, message):
+def test_errors_name_the_parameter_and_its_value(call, message):
     with pytest.raises(UserError, match=message):
         call()
 

@@ -1,0 +1,46 @@
+"""Checks and rules that the heads share. Torch alone."""
+
+import torch
+from torch import Tensor, nn
+
+from ltlearn.errors import UserError
+from ltlearn.utils.text import name_classes
+
+__all__ = ["check_directions", "check_linear", "logits_dtype"]
+
+
+def check_linear(linear: nn.Module, head: str) -> None:
+    """Raise a `UserError` unless a head is built from an `nn.Linear`.
+
+    Args:
+        linear: The classifier to build from.
+        head: The name of the head's class.
+    """
+    if not isinstance(linear, nn.Linear):
+        raise UserError(f"{head}.from_linear needs an nn.Linear, got {type(linear).__name__}.")
+
+
+def check_directions(linear: nn.Linear, head: str) -> Tensor:
+    """Return the norm of each row; raise a `UserError` if one is zero or not finite.
+
+    Args:
+        linear: The classifier to build from.
+        head: The name of the head's class.
+    """
+    norms = linear.weight.detach().float().norm(dim=1)
+    has_none = ~torch.isfinite(norms) | (norms == 0)
+    if has_none.any():
+        raise UserError(
+            f"{head}: the weights of class {name_classes(has_none)} are all zero or not finite, so "
+            "they have no direction; train the classifier first."
+        )
+    return norms
+
+
+def logits_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of a head's logits: the input's, or autocast's inside autocast."""
+    kind = x.device.type
+    # Autocast leaves float64 unchanged.
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
