@@ -1,19 +1,19 @@
-"""Time and peak memory of what grows with a data set, at the size of iNaturalist 2018.
+"""Time and peak memory of reading and of stage 2, at the size of iNaturalist 2018.
 
     python benchmarks/scale.py index [--shares 0.01 0.1 1] [--repeats 3] [--folder DIR] [--json]
     python benchmarks/scale.py stage2 [--shares 0.01 0.1 1] [--batch 512] [--folder DIR] [--json]
 
 "index" lists the images of 437,513 training entries in 8,142 classes, and of 1 % and 10 % of
-them: from annotations, from a list, and `check_benchmark` on the annotations. "json.load" is what
-parsing the annotations in one piece would take, for comparison. Each is the best of some runs in a
-process of its own; "peak" is the most memory the process held, "over imports" what of it the work
-added. The images are hard links to one file a class. Nothing is opened, so their content does not
-matter. Time per entry should stay the same, and memory grow with the paths alone.
+the entries: from annotations, from a list, and with `check_benchmark` on the annotations.
+"json.load" parses the annotations only, for comparison. Each figure is the best of several runs,
+each in its own process. "peak" is the peak memory of the process, and "over imports" is the peak
+without the memory that the imports use. The images are hard links to one file per class. No image
+is opened, so their content does not matter. The time per entry should be constant.
 
-"stage2" trains one epoch of SAMN, all 8,142 classes, on random float16 features of 2,048 numbers in
-a file that is mapped into memory, a tenth as many validation images, evaluation before and after
-included; 437,513 of them, and 1 % and 10 %. "peak" counts the pages of the file that are mapped
-at a time; "own" is what the process holds beside files at the end.
+"stage2" trains one epoch of SAMN with all 8,142 classes on 437,513 random float16 features of 2,048
+numbers in a memory-mapped file, and on 1 % and 10 % of them. A tenth as many images validate, and
+the evaluation before and after training is included. "peak" includes the mapped pages of the file;
+"own" is the memory without files at the end.
 """
 
 import argparse
@@ -38,7 +38,7 @@ VAL_EACH = 3
 
 
 def counts_like_inat() -> np.ndarray:
-    """Return counts that fall exponentially to a floor, with iNaturalist's total and extremes."""
+    """Return exponentially falling counts with the total, maximum and minimum of iNaturalist."""
 
     def at(rate: float) -> np.ndarray:
         falling = LARGEST * np.exp(-rate * np.arange(CLASSES))
@@ -54,7 +54,7 @@ def counts_like_inat() -> np.ndarray:
 
 
 def write_set(root: Path, share: float) -> int:
-    """Write annotations, lists and files; return how many training entries there are."""
+    """Write annotations, lists and files; return the number of training entries."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.repeat(np.arange(CLASSES), counts_like_inat()))
     labels = labels[: round(ENTRIES * share)]
@@ -82,7 +82,7 @@ def write_set(root: Path, share: float) -> int:
 
 
 def write_annotations(file: Path, rows: list, part: str) -> None:
-    """Write what the published files have, the people's names included."""
+    """Write annotations with the fields of the published files, including names of people."""
     first = 1 if part == "train" else 900_001
     content = {
         "info": {"year": 2018, "version": 1, "description": "like iNaturalist 2018"},
@@ -112,7 +112,7 @@ def write_annotations(file: Path, rows: list, part: str) -> None:
 
 
 def index_once(way: str, root: Path) -> dict:
-    """Do one thing in this process and measure it."""
+    """Read the set in one way in this process, and measure it."""
     from ltlearn.data.benchmarks.check import check_benchmark
     from ltlearn.data.readers.annotations import read_annotations
     from ltlearn.data.readers.listing import find_images, read_list
@@ -139,14 +139,14 @@ def index_once(way: str, root: Path) -> dict:
 
 
 def peak_mib() -> float:
-    """Return the most memory this process has held, in MiB."""
+    """Return the peak memory of this process, in MiB."""
     # getrusage would count the memory of the process that started this one.
     own = status_mib("VmHWM")
     return own or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def status_mib(key: str) -> float:
-    """Return what Linux says of this process's memory, in MiB; 0 on another system."""
+    """Return a memory figure of this process from Linux, in MiB; 0 on another system."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(x.split()[1]) / 1024 for x in lines if x.startswith(key)), 0.0)
@@ -217,7 +217,7 @@ def stage2_once(folder: Path, batch: int) -> dict:
     imports = peak_mib()
     labels = np.repeat(np.arange(CLASSES), counts_like_inat())
     rng = np.random.default_rng(0)
-    # Every class stays, so that counts, order and logits have their full size.
+    # Every class keeps an image, so that counts, order and logits have their full size.
     targets = {p: rng.permutation(np.resize(rng.permutation(labels), len(a)))
                for p, a in arrays.items()}  # fmt: skip
     targets["train"][: min(CLASSES, len(targets["train"]))] = np.arange(CLASSES)[
@@ -230,7 +230,7 @@ def stage2_once(folder: Path, batch: int) -> dict:
     )  # fmt: skip
 
     class OnFeatures(LTLearner):
-        """Stage 2 as it is, but for the pass that makes the features."""
+        """A learner that reads the features from the files instead of computing them."""
 
         def features(self, part, views=0, seed=0):
             return Features([arrays[part]], torch.from_numpy(targets[part]))
@@ -251,7 +251,7 @@ def stage2_once(folder: Path, batch: int) -> dict:
 
 
 def stage2(args) -> list[dict]:
-    """Time and memory of stage 2 at each share, in a process each."""
+    """Measure stage 2 at each share, each in its own process."""
     rows = []
     for share in args.shares:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -141,8 +141,8 @@ def build_loaders(cls: type[_Loaders], images: ImageParts, options: LoadOptions)
         _make_loader(part, parts[part], options, normalize) for part in PARTS if part in parts
     ]
     device = default_device() if options.device is None else torch.device(options.device)
-    # Not the folder of the images: a learner would save there, and the next call would find a
-    # class.
+    # The path is not the folder of the images, because a learner saves into it, and the new folder
+    # would count as a class.
     dls = cls(*loaders, path=Path("."), device=device)
     dls.vocab, dls.c = list(classes), len(classes)
     dls.class_counts = count_classes(parts["train"].targets, len(classes))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ltlearn.data.images import ImageSet, read_image
 from ltlearn.data.transforms import BatchCropFlip, ImageTransform
+from ltlearn.defaults import SMALL_SIDE
 from ltlearn.errors import UserError, spell
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
 BATCH_TRANSFORMS = ("crop_flip", "crop", "none")  # those that `BatchCropFlip` can do
 # Images are held decoded up to this many bytes in all, and up to this side in pixels.
 IN_MEMORY_BYTES = 1 << 30
-IN_MEMORY_SIDE = 96
+IN_MEMORY_SIDE = SMALL_SIDE
 
 
 @dataclass(frozen=True)

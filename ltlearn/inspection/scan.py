@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ltlearn.data.images import ImageSet, as_rgb
+from ltlearn.utils.parallel import count_threads
 from ltlearn.utils.progress import ProgressLine
 
 __all__ = ["HASH_BYTES", "KINDS", "Scan", "scan_images"]
@@ -18,7 +19,6 @@ __all__ = ["HASH_BYTES", "KINDS", "Scan", "scan_images"]
 KINDS = ("greyscale", "palette", "alpha", "CMYK", "16 bit", "animated", "EXIF-rotated")
 HASH_BYTES = 16
 _CHUNK = 64  # images per task; one future per image would take more memory than its result
-_MAX_THREADS = 8
 
 
 class Scan:
@@ -94,7 +94,7 @@ def scan_images(parts: Mapping[str, ImageSet], quick: bool) -> Scan:
     began = time.perf_counter()
     line = ProgressLine("reading headers" if quick else "reading images", total)
     try:
-        with ThreadPoolExecutor(_count_threads(), "ltlearn-inspect") as pool:
+        with ThreadPoolExecutor(count_threads(), "ltlearn-inspect") as pool:
             for n, formats in pool.map(read_chunk, chunks):
                 scan.formats.update(formats)
                 line.advance(n)
@@ -102,11 +102,6 @@ def scan_images(parts: Mapping[str, ImageSet], quick: bool) -> Scan:
         line.close()
     scan.seconds = time.perf_counter() - began
     return scan
-
-
-def _count_threads() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_MAX_THREADS, cores or 1)
 
 
 def _read_array(scan: Scan, i: int, pixels: np.ndarray, quick: bool) -> None:

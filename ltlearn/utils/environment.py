@@ -1,11 +1,12 @@
 """Describe the software and the hardware of a run."""
 
-import os
 import platform
 import re
 import sys
 from importlib import metadata
 from typing import Any
+
+from ltlearn.utils.parallel import count_cores
 
 __all__ = ["environment_info"]
 
@@ -35,7 +36,6 @@ def environment_info() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    affinity = getattr(os, "sched_getaffinity", None)
     torch = sys.modules.get("torch")
     device = _processor()
     if torch is not None and torch.cuda.is_available():
@@ -43,7 +43,7 @@ def environment_info() -> dict[str, Any]:
     return {
         "versions": versions,
         "platform": platform.platform(),
-        "cpu_count": len(affinity(0)) if affinity else os.cpu_count(),
+        "cpu_count": count_cores(),
         "threads": torch.get_num_threads() if torch is not None else None,
         "device": device,
     }

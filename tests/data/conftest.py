@@ -85,7 +85,7 @@ TINY_CLASSES = [f"n{(c + 1) * 37:08d}" for c in range(200)]
 def write_tiny():
     """Write Tiny-ImageNet in the layout of its archive, or in class folders, with few images.
 
-    An image is the same in every layout and however many others there are.
+    An image has the same pixels in every layout, whatever the number of other images.
     """
 
     def write(root: Path, counts, archive: bool = False, valid: int = 2) -> Path:

@@ -149,7 +149,7 @@ def test_every_mode_of_image_is_read(tmp_path, in_memory):
     assert sorted(pixels.round().amax((1, 2, 3)).tolist()) == [0] * 10 + [40] * 2 + [255] * 2
 
 
-def test_unicode_and_spaces(tmp_path, write_classes):
+def test_unicode_spaces_and_a_hidden_folder(tmp_path, write_classes):
     root = write_classes(tmp_path / "mes été", {"chat noir": 4, "猫": 4, ".hidden": 2})
     dls = from_folder(root, in_memory=False, size=8, num_workers=2)
     assert dls.vocab == ["chat noir", "猫"] and dls.shot_counts.tolist() == [4, 4]
@@ -291,7 +291,7 @@ def test_an_unreadable_image_on_disk_ends_in_one_sentence(spoilt, num_workers):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_unreadable_images_are_left_out_when_told(spoilt, bad_images, in_memory):
+def test_skip_bad_leaves_unreadable_images_out(spoilt, bad_images, in_memory):
     (spoilt / "cat" / "99.png").write_text("no image")
     dls = from_folder(spoilt, size=8, in_memory=in_memory, skip_bad=True, bs=4)
     assert dls.shot_counts.tolist() == [20, 10, 4]
@@ -421,8 +421,8 @@ def test_cifar_is_the_same_from_folders_and_from_pickles(tmp_path, write_cifar_p
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
 
-    def make(place, **kwargs):
-        return LTDataLoaders.from_dataset("cifar10_lt", place, 4, n_max=8, device="cpu", **kwargs)
+    def make(root, **kwargs):
+        return LTDataLoaders.from_dataset("cifar10_lt", root, 4, n_max=8, device="cpu", **kwargs)
 
     for split in ("first_n", "shuffle_seed0"):
         one, other = make(tmp_path / "tv", split=split), make(tmp_path, split=split)
@@ -461,15 +461,15 @@ def test_datasets_that_cannot_be(wrong, words):
         LTDataLoaders.from_dataset(**{"name": "digits_lt", "imbalance_factor": 10, **wrong})
 
 
-def test_missing_cifar_says_how_to_fetch_it(tmp_path):
+def test_missing_cifar_names_the_commands_that_fetch_it(tmp_path):
     with pytest.raises(UserError, match=r"CIFAR-10 is not under .*untar_data\(URLs\.CIFAR\)"):
         LTDataLoaders.from_dataset("cifar10_lt", tmp_path)
     with pytest.raises(UserError, match=r"CIFAR-100 is not under .*untar_data\(URLs\.CIFAR_100\)"):
         LTDataLoaders.from_dataset("cifar100_lt", tmp_path)
 
 
-def tiny(place, factor, **kwargs) -> LTDataLoaders:
-    return LTDataLoaders.from_dataset("tiny_imagenet_lt", place, factor, device="cpu", **kwargs)
+def tiny(root, factor, **kwargs) -> LTDataLoaders:
+    return LTDataLoaders.from_dataset("tiny_imagenet_lt", root, factor, device="cpu", **kwargs)
 
 
 def test_tiny_imagenet_has_its_counts_and_statistics(monkeypatch):
@@ -538,7 +538,7 @@ def test_tiny_imagenet_is_the_same_from_every_layout(tmp_path, write_tiny):
     assert tiny(archive, 2, n_max=4, size=32, skip_bad=True).skipped == [str(bad)]
 
 
-def test_missing_tiny_imagenet_says_how_to_fetch_it(tmp_path):
+def test_missing_tiny_imagenet_names_the_file_to_fetch(tmp_path):
     with pytest.raises(UserError, match=r"Tiny-ImageNet is not under .*tiny-imagenet-200\.zip"):
         tiny(tmp_path, 100)
 
@@ -566,9 +566,9 @@ def test_workers_change_nothing(folder, sampler, kind):
             out.append(batches(dl))
         return out
 
-    here, there = passes(0), passes(2)
-    assert all(same(a, b) for a, b in zip(here, there, strict=True))
-    assert not same(*here)
+    own, workers = passes(0), passes(2)
+    assert all(same(a, b) for a, b in zip(own, workers, strict=True))
+    assert not same(*own)
 
 
 def test_workers_and_epochs_augment_each_image_anew(tmp_path, write_classes):
@@ -600,7 +600,7 @@ def test_an_epoch_can_be_made_again(folder, num_workers):
     assert not same(batches(dl), first)
 
 
-def test_a_image_in_memory_and_on_disk_has_the_same_views(tmp_path):
+def test_an_image_in_memory_and_on_disk_has_the_same_views(tmp_path):
     pixels = np.arange(1, 28, dtype=np.uint8).reshape(3, 3, 3)
     for c in ("a", "b"):
         (tmp_path / c).mkdir()

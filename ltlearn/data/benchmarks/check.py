@@ -188,8 +188,8 @@ def _check_counts(
 ) -> None:
     """Compare the number of images and the class counts of a part with the published ones."""
 
-    def compare(what: str, got: str, published: str) -> None:
-        text = f"{part}: {got} {what}"
+    def compare(unit: str, got: str, published: str) -> None:
+        text = f"{part}: {got} {unit}"
         report.add(got == published, text if got == published else f"{text}, not {published}")
 
     counts = np.bincount(targets, minlength=facts.classes)

@@ -59,5 +59,5 @@ def _confirm(facts: Benchmark, root: Path, confirm: Callable[[str], bool] | None
         )
     if confirm is None or not confirm(f"{facts.title} {facts.burden}. Fetch it into {root}?"):
         raise UserError(
-            f"{facts.title} was not fetched, as nobody confirmed it: it {facts.burden}."
+            f"{facts.title} was not fetched, because nobody confirmed it: it {facts.burden}."
         )

@@ -40,7 +40,7 @@ class Download:
     """A file to fetch.
 
     Args:
-        what: What the file holds.
+        what: The content of the file.
         url: Its address.
         size: Its size as published, or an estimate; "" if unknown.
         md5: Its published checksum; "" if none is published.

@@ -233,14 +233,14 @@ class BenchmarkCopy:
                 raise UserError(
                     f"{listing.place(index[0])}: {listing.path(index[0])!r} has the label {label}, "
                     f"which in {self.files['train']} is {self.classes[label]!r}; take all lists "
-                    "from one place."
+                    "from one source."
                 )
 
     def _beyond(self, listing: Listing, classes: int) -> UserError:
         i = int(np.argmax(listing.targets >= classes))
         return UserError(
-            f"{listing.place(i)}: the label {listing.targets[i]} is too high, there are {classes} "
-            "classes, from 0 up; fetch the list again."
+            f"{listing.place(i)}: the label {listing.targets[i]} is too high, because there are "
+            f"{classes} classes, from 0 up; fetch the list again."
         )
 
     def _find_base(self, train: Listing) -> Path:
