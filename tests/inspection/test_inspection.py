@@ -283,7 +283,7 @@ def test_parts_in_capitals_are_no_classes(folder, tmp_path):
     assert found.counts == {"train": [6, 3], "test": [1, 0]}
 
 
-def test_what_cannot_be_trained_on(tmp_path):
+def test_images_that_cannot_be_trained_on(tmp_path):
     with pytest.raises(UserError, match="give a folder of class folders"):
         inspect_path(tmp_path / "nothing")
     with pytest.raises(UserError, match="has no class folders"):
@@ -299,18 +299,18 @@ def test_what_cannot_be_trained_on(tmp_path):
     assert "no class has two training images" in inspect_path(tmp_path).problems[0]
 
 
-def test_ten_thousand_classes(tmp_path):
+def test_two_thousand_classes(tmp_path):
     source = save(tmp_path / "0.png", noise(0, 1))
     root = tmp_path / "many"
-    for c in range(10_000):
+    for c in range(2_000):
         os.makedirs(root / f"{c:05}")
         os.link(source, root / f"{c:05}" / "0.png")
     os.link(source, root / "00000" / "1.png")
     found = inspect_path(root)
-    assert len(found.classes) == 10_000 and len(found.with_images(1)) == 9_999
-    assert found.duplicates.conflict_images == 10_001 and found.duplicates.copies_within == 1
+    assert len(found.classes) == 2_000 and len(found.with_images(1)) == 1_999
+    assert found.duplicates.conflict_images == 2_001 and found.duplicates.copies_within == 1
     text = str(found)
-    assert "and 9,994 more" in text and len(text.splitlines()) < 50
+    assert "and 1,994 more" in text and len(text.splitlines()) < 50
     assert found.advice.method == "balanced_softmax"
 
 

@@ -114,7 +114,7 @@ def test_resizing(tmp_path):
     assert read_image(save(tmp_path / "a.png", RGB), 3).shape == (3, 3, 3)
 
 
-def test_what_is_no_image_is_named(tmp_path, bad_images):
+def test_a_file_that_is_no_image_is_named(tmp_path, bad_images):
     for name, content in bad_images.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError) as e:
@@ -330,7 +330,9 @@ def test_cifar_of_jpegs_and_the_pickles_own_folder(tmp_path, write_cifar_pickles
     ("num_classes", "url", "torchvision_name"),
     [(10, "URLs.CIFAR", "CIFAR10"), (100, "URLs.CIFAR_100", "CIFAR100")],
 )
-def test_missing_cifar_says_which_command_fetches_it(tmp_path, num_classes, url, torchvision_name):
+def test_the_error_of_a_missing_cifar_has_the_command_that_fetches_it(
+    tmp_path, num_classes, url, torchvision_name
+):
     import torchvision
 
     with pytest.raises(UserError) as e:
@@ -421,7 +423,7 @@ def test_both_layouts_of_tiny_imagenet_hold_the_same(tmp_path, write_tiny):
     assert found.paths[:12] == first  # 10 after 9
 
 
-def test_missing_tiny_imagenet_says_what_to_fetch_and_where_it_was_sought(tmp_path):
+def test_the_error_of_a_missing_tiny_imagenet_has_the_archive_and_the_folders(tmp_path):
     (tmp_path / "train").mkdir()  # of some other set
     with pytest.raises(UserError) as e:
         load_tiny_imagenet(tmp_path, "train")

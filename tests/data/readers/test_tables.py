@@ -303,16 +303,16 @@ def test_two_classes_do_and_one_does_not(photos):
     assert "the table has no rows" in sentence(lambda: from_df(df[:0], photos))
 
 
-def test_ten_thousand_classes(tmp_path):
+def test_a_thousand_classes(tmp_path):
     for i in range(2):
         (tmp_path / str(i)).mkdir()
-    names = [f"{i % 2}/{i}.png" for i in range(30_000)]
+    names = [f"{i % 2}/{i}.png" for i in range(3_000)]
     for name in names:
         (tmp_path / name).touch()
-    df = pd.DataFrame({"image": names, "label": [f"c{i % 10_000}" for i in range(30_000)]})
+    df = pd.DataFrame({"image": names, "label": [f"c{i % 1_000}" for i in range(3_000)]})
     listed = table(df, tmp_path)
-    assert listed.classes == [f"c{i}" for i in range(10_000)]
-    assert np.bincount(listed.parts["train"].targets).tolist() == [3] * 10_000
+    assert listed.classes == [f"c{i}" for i in range(1_000)]
+    assert np.bincount(listed.parts["train"].targets).tolist() == [3] * 1_000
 
 
 # ---------------------------------------------------------------- parts
@@ -627,7 +627,7 @@ def test_a_table_a_part_and_names_without_their_extension(photos, tmp_path):
     )
 
 
-def test_what_two_tables_may_not_share(photos, tmp_path):
+def test_contradictions_between_two_tables(photos, tmp_path):
     frame(photos).to_csv(tmp_path / "train.csv", index=False)
     write(tmp_path / "valid.csv", "image,label\nant/1.png,ant\n")
     message = sentence(
@@ -644,7 +644,7 @@ def test_what_two_tables_may_not_share(photos, tmp_path):
     )
 
 
-def test_what_is_no_source(tmp_path, photos):
+def test_paths_that_are_no_source(tmp_path, photos):
     assert "there is no " in sentence(lambda: LTDataLoaders.from_path(tmp_path / "gone"))
     other = write(tmp_path / "t.xlsx", "x")
     assert "does not end in .csv, .tsv, .tab or .json" in sentence(lambda: list_images(other))
