@@ -85,7 +85,7 @@ def assert_monotone(head):
 
 
 class Spy(Callback):
-    """Look at the head after every step, and stop a fit as told."""
+    """Look at the head after every step, and stop a fit at a given step."""
 
     order = 90
 

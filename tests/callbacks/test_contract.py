@@ -1,4 +1,4 @@
-"""However a fit ends, a callback leaves the Learner as it found it."""
+"""However a fit ends, a callback restores the Learner."""
 
 import importlib
 import inspect

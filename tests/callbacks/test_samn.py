@@ -213,7 +213,7 @@ def test_a_learner_that_loaded_an_optimiser_can_get_the_head(tmp_path):
 
 
 def test_install_before_a_fit_is_trained():
-    """The optimiser that was there once went on with the parameters of the old head."""
+    """An existing optimiser once kept the parameters of the old head."""
     learn = make_learner()
     learn.fit(1, 0.01)
     head = SAMN().install(learn)

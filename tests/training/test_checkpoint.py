@@ -194,7 +194,7 @@ def test_seconds_add_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "said"),
+    ("kwargs", "message"),
     [
         ({"wd": 0.1}, "weight_decay 0.0005,.* 0.1;"),
         ({"sampler": "progressive"}, "sampler instance,.* progressive;"),
@@ -206,14 +206,14 @@ def test_seconds_add_up(tmp_path):
         ({"lr": 0.1}, "lr 0.05,.* 0.1;"),
     ],
 )
-def test_other_values_are_refused(kwargs, said, tmp_path):
+def test_other_values_are_refused(kwargs, message, tmp_path):
     with pytest.raises(Killed):
         stage1(learner(), [Checkpoint(tmp_path, min_seconds=0), Kill()])
     before = names(tmp_path)
     cbs = [Checkpoint(tmp_path, resume=True), Kill(-1), *[kwargs.get("cbs")][: "cbs" in kwargs]]
     learn = learner()
     weights = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         learn.fit_stage1(**{"epochs": EPOCHS, "lr": 0.05, **kwargs, "cbs": cbs})
     assert "\n" not in str(caught.value) and "another folder" in str(caught.value)
     assert names(tmp_path) == before
@@ -223,13 +223,13 @@ def test_other_values_are_refused(kwargs, said, tmp_path):
 def test_other_images_precision_model_and_stage_are_refused(tmp_path):
     with pytest.raises(Killed):
         stage1(learner(), [Checkpoint(tmp_path, min_seconds=0), Kill()])
-    for make, train, said in (
+    for make, train, message in (
         (lambda: make_lt_learner(make_dls([40, 12, 5])), stage1, "made with images train"),
         (lambda: learner("bf16"), stage1, "precision fp32,.* bf16;"),
         (lambda: learner(width=8), stage1, "made with model"),
         (learner, stage2, "stage stage 1,.* stage 2;"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             train(make(), [Checkpoint(tmp_path, resume=True), Kill(-1)])
 
 
@@ -247,11 +247,11 @@ def test_a_folder_in_use_is_refused_without_resume(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [({"every": 0}, "every must be"), ({"min_seconds": -1}, "min_seconds must be")],
 )
-def test_options_are_checked(options, said, tmp_path):
-    with pytest.raises(UserError, match=said):
+def test_options_are_checked(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
         Checkpoint(tmp_path, **options)
 
 
@@ -260,7 +260,7 @@ def test_a_plain_learner_is_refused(tmp_path):
         make_learner().fit(1, 0.1, cbs=Checkpoint(tmp_path))
 
 
-def test_a_state_that_is_no_tensor_or_json_is_said(tmp_path):
+def test_a_state_that_is_no_tensor_or_json_is_reported(tmp_path):
     class Odd(Callback):
         def state_dict(self):
             return {"a": object()}
@@ -304,10 +304,10 @@ def test_nan_stops_at_the_step_and_names_it(tmp_path):
     assert len(steps) == n + 2
     learn.dls.train.sampler.set_epoch(1)
     images = list(learn.dls.train.sampler)[16:19]
-    said = str(caught.value)
-    assert "in epoch 2 of stage 1: the loss of step 3 with training images number" in said
-    assert f"{', '.join(map(str, images))} ..." in said
-    assert f"the last good checkpoint is {tmp_path}/epoch-00001.safetensors" in said
+    message = str(caught.value)
+    assert "in epoch 2 of stage 1: the loss of step 3 with training images number" in message
+    assert f"{', '.join(map(str, images))} ..." in message
+    assert f"the last good checkpoint is {tmp_path}/epoch-00001.safetensors" in message
     assert all(v.isfinite().all() for v in learn.model.state_dict().values())
 
 

@@ -248,7 +248,7 @@ class Scaled(nn.Module):
 @pytest.mark.parametrize("where", ["disk", "memory"])
 def test_features_that_do_not_fit(dl, tmp_path, where):
     path = tmp_path if where == "disk" else None
-    message = r"features of image 11 reach 8e\+04, but float16 ends at 6.55e\+04: .*dtype='float32'"
+    message = r"features of image 11 reach 8e\+04, .*float16, 6.55e\+04: .*dtype='float32'"
     with pytest.raises(UserError, match=message):
         FeatureBank(path).features(Scaled(40_000.0, 11), dl, "data")
     big = FeatureBank(path, "float32").features(Scaled(40_000.0, 11), dl, "data").views[0]

@@ -1,4 +1,4 @@
-"""A damaged checkpoint: the one before is taken, or a sentence is said, and no code runs."""
+"""A damaged checkpoint: the one before is used, or an error is raised, and no code runs."""
 
 import json
 import logging
@@ -54,8 +54,8 @@ def tensors_of(folder, epoch):
 def flip(path, rng, bits=1):
     content = bytearray(path.read_bytes())
     for _ in range(bits):
-        place = rng.randrange(len(content))
-        content[place] ^= 1 << rng.randrange(8)
+        position = rng.randrange(len(content))
+        content[position] ^= 1 << rng.randrange(8)
     path.write_bytes(bytes(content))
 
 
@@ -209,7 +209,7 @@ def test_after_each_way_to_fail_nothing_of_it_is_left(made, tmp_path, caplog):
 
 
 def test_random_bits_are_always_seen(made, tmp_path):
-    """Each flip of a bit is found before anything of the file is used."""
+    """Each flipped bit is detected before the file is used."""
     folder, _, rng = prepare(made, tmp_path)
     run, name = Run(folder), note_of(folder, LAST).name
     checksum = run.read_json(name, sealed=True)["tensors"]
@@ -250,7 +250,7 @@ MANIFEST = {
 
 
 @pytest.mark.parametrize("how", [*MANIFEST, "pickle"])
-def test_a_damaged_manifest_is_said(how, finished, tmp_path):
+def test_a_damaged_manifest_is_reported(how, finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
     content = MANIFEST.get(how) if how != "pickle" else pickle.dumps(Harm(tmp_path / "harm"))

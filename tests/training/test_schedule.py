@@ -56,11 +56,11 @@ def test_warm_up():
 
 def test_the_rate_of_glmc_lags_by_an_epoch():
     total, schedule = 135, EpochSchedule("lagged_cosine", 10)
-    found = [0.1 * schedule.factor(t, total) for t in range(total)]
+    rates_by_epoch = [0.1 * schedule.factor(t, total) for t in range(total)]
     # Epoch 0 at the full rate, then the warm-up, a step beyond it, and the cosine.
-    assert found[:13] == pytest.approx([0.1, *(0.01 * k for k in range(1, 12)),
+    assert rates_by_epoch[:13] == pytest.approx([0.1, *(0.01 * k for k in range(1, 12)),
                                         0.05 * (1 + math.cos(math.pi * 2 / 126))])  # fmt: skip
-    assert found[-1] == pytest.approx(0.05 * (1 + math.cos(math.pi * (133 - 9) / 126)))
+    assert rates_by_epoch[-1] == pytest.approx(0.05 * (1 + math.cos(math.pi * (133 - 9) / 126)))
     learn, kept = make_learner(), Rates()
     learn.fit(4, 0.1, cbs=[EpochSchedule("lagged_cosine", 2), kept])
     got = [row[0] for row in steps_of_epochs(kept, 4)]
