@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "ltlearn"
 
 # From low to high: a package imports from its own level and from those above it in this list.
 LEVELS = [
-    {"errors", "names"},
+    {"defaults", "errors", "names"},
     {"utils"},
     {"isotonic"},
     {"losses"},
@@ -23,7 +23,7 @@ LEVELS = [
     {"models"},
     {"posthoc"},
     {"data"},
-    {"training", "callbacks", "methods", "defaults"},
+    {"training", "callbacks", "methods"},
     {"reporting", "plots"},
     {"inspection", "comparison"},
     {"compare"},
@@ -201,7 +201,7 @@ def public_functions(file: str, tree: ast.Module) -> set[ast.FunctionDef]:
     exported = set()
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            exported |= {e.value for e in node.value.elts if isinstance(e, ast.Constant)}
+            exported |= {e.value for e in ast.walk(node.value) if isinstance(e, ast.Constant)}
     public = set()
     for node in tree.body:
         if getattr(node, "name", "") not in exported:
