@@ -113,8 +113,8 @@ class Comparison:
         targets is (N,), class_counts (C,).
 
     Example:
-        >>> found = learn.compare_classifiers(["ce", "crt"])  # doctest: +SKIP
-        >>> found.difference("crt", "ce").estimate  # doctest: +SKIP
+        >>> comparison = learn.compare_classifiers(["ce", "crt"])  # doctest: +SKIP
+        >>> comparison.difference("crt", "ce").estimate  # doctest: +SKIP
         0.081
     """
 

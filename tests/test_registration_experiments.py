@@ -1,4 +1,4 @@
-"""Methods from outside the library go through recipes, comparisons and the command line."""
+"""Methods and datasets from outside go through recipes, comparisons and the command line."""
 
 import json
 
@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ltlearn import Method, UserError
+from ltlearn.data.benchmarks import BENCHMARKS, ListedSet, register_benchmark
 from ltlearn.experiments.compare_run import compare_run
 from ltlearn.experiments.predictor import Predictor
 from ltlearn.experiments.read_recipe import load_recipe
@@ -16,6 +17,7 @@ from ltlearn.experiments.runner import run_recipe
 from ltlearn.methods import registered_method
 from ltlearn.posthoc import adjust_logits, choose_logit_adjustment
 from ltlearn.utils.run_folder import Run
+from tests.data.lookalikes import save_image, write_list
 from tests.helpers import ltlearn
 
 SOURCE = "a package from outside"
@@ -180,3 +182,45 @@ def test_predictions_use_a_method_from_outside(run):
         pixels = torch.zeros(2, 3, height, width, dtype=torch.uint8)
         assert predictor.logits(pixels).shape == (2, 10)
     assert predictor.facts.methods["power"]["prior"] == "train"
+
+
+BIRDS = {"robin": 6, "wren": 4, "tit": 3}
+
+
+@pytest.fixture
+def birds(tmp_path):
+    """A dataset that is published as lists, registered from outside."""
+    for part, counts in (("train", BIRDS), ("test", dict.fromkeys(BIRDS, 2))):
+        rows = []
+        for label, (bird, n) in enumerate(counts.items()):
+            for i in range(n):
+                name = f"images/{bird}/{part}{i}.jpg"
+                save_image(tmp_path / name, 10 * label + i)
+                rows.append((name, label))
+        write_list(tmp_path / f"{part}.txt", rows)
+    register_benchmark(
+        ListedSet(
+            name="toy_birds", title="Toy birds", classes=3, class_order="as in the list",
+            sizes={"train": 13, "test": 6}, each={"test": 2}, largest=6, smallest=3,
+            forms=({"train": "train.txt", "test": "test.txt"},), transform="crop_flip",
+            class_of=lambda folder: folder.rpartition("/")[2],
+        )
+    )  # fmt: skip
+    yield tmp_path
+    del BENCHMARKS["toy_birds"]
+
+
+def test_a_dataset_from_outside_goes_through_a_recipe(birds, tmp_path):
+    words = [
+        "--set", "data.dataset=toy_birds", "--set", "data.size=32", "--set", "stage1.epochs=1",
+        "--set", "model.arch=resnet20_cifar", "--set", "model.width=4", "--set", "methods=['ce']",
+        "--set", "model.pretrained=false", "--device", "cpu",
+    ]  # fmt: skip
+    done = ltlearn("recipe", "imagenet_lt", *words, "--data", birds, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    manifest = Run(tmp_path / "run").read_json("manifest.json")
+    assert manifest["values"]["data"]["dataset"] == "toy_birds" and manifest["test_images"] == 6
+    with pytest.raises(UserError, match=r"data\.imbalance_factor.*toy_birds"):
+        load_recipe("imagenet_lt", ["data.dataset=toy_birds", "data.imbalance_factor=5"])
+    with pytest.raises(UserError, match=r"data\.dataset='toy_bird'.*toy_birds"):
+        load_recipe("imagenet_lt", ["data.dataset=toy_bird"])

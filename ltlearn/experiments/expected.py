@@ -23,7 +23,7 @@ __all__ = ["Check", "check_run"]
 
 @dataclass(frozen=True)
 class Check:
-    """A published figure beside that of a run.
+    """A published figure beside the figure of a run.
 
     Args:
         expected: The published figure.

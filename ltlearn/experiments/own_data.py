@@ -185,7 +185,7 @@ def _choose_weights(draft: _Draft, arch: Any, checkpoint: str | Path | None, res
                 f"{spell('model.pretrained', 'FILE')}, or another {spell('model.arch')}."
             )
         draft.choose(
-            "model.pretrained", exist, f"own: timm has {'' if exist else 'no '}weights of it"
+            "model.pretrained", exist, f"own: timm has {'' if exist else 'no '}weights for it"
         )
 
 

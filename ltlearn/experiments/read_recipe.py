@@ -1,4 +1,4 @@
-"""Read a recipe from a TOML file, and change values of it."""
+"""Read a recipe from a TOML file, and change its values."""
 
 import difflib
 import os

@@ -13,7 +13,7 @@ from ltlearn.experiments.sections import (
     Expected,
     MethodSection,
     ModelSection,
-    Section,
+    RecipeSection,
     Stage1Section,
     Stage2Section,
 )
@@ -31,7 +31,7 @@ _BY_PROTOCOL = ("stage1.select", "stage2.select", "stage2.views", "stage2.bn")
 _ARGUMENTS = {"epochs": "epochs", "lr": "lr", "weight_decay": "wd", "batch_size": "bs"}
 
 
-class Recipe(Section):
+class Recipe(RecipeSection):
     """A benchmark: data, model, both stages, methods, and the published figures.
 
     Example:

@@ -97,7 +97,7 @@ def write_results(
         dls: The loaders of a seed.
         results: The results of each seed.
         table: The result table.
-        manifest: The manifest; it becomes that of a finished run.
+        manifest: The manifest; its status becomes "finished".
     """
     _write_figures(run, results)
     # A correction without training has no epochs to plot.

@@ -75,7 +75,7 @@ def run_recipe(
 
     Raises:
         UserError: If the data is missing, a value is impossible, the folder belongs to another
-            recipe, or TensorBoard is wanted and missing.
+            recipe, or TensorBoard is missing.
 
     Example:
         >>> run_recipe(load_recipe("digits_lt"), Run("runs/digits"), device="cpu")  # doctest: +SKIP

@@ -27,7 +27,7 @@ __all__ = [
     "Expected",
     "MethodSection",
     "ModelSection",
-    "Section",
+    "RecipeSection",
     "Stage1Section",
     "Stage2Section",
     "Variant",
@@ -38,13 +38,13 @@ SECTIONS = ("data", "model", "stage1", "stage2")
 READING = ("images", "image_col", "label_col", "split_col", "suffix", "valid", "test")
 
 
-class Section(BaseModel):
+class RecipeSection(BaseModel):
     """A table of a recipe, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 
-class DataSection(Section):
+class DataSection(RecipeSection):
     """Which images."""
 
     dataset: str
@@ -80,7 +80,7 @@ class DataSection(Section):
         return name
 
 
-class ModelSection(Section):
+class ModelSection(RecipeSection):
     """Which network."""
 
     arch: str
@@ -89,7 +89,7 @@ class ModelSection(Section):
     width: int | None = Field(None, ge=1)
 
 
-class _Stage(Section):
+class _Stage(RecipeSection):
     epochs: int = Field(ge=0)
     lr: float = Field(gt=0)
     batch_size: int = Field(64, ge=1)
@@ -101,7 +101,7 @@ class _Stage(Section):
     select: Literal[SELECTS] | None = None
 
 
-class _WithOptions(Section):
+class _WithOptions(RecipeSection):
     """A section that also holds the options of a method, whatever the method calls them."""
 
     model_config = ConfigDict(extra="allow")
@@ -164,7 +164,7 @@ class MethodSection(_WithOptions):
     weight_decay: float | None = Field(None, ge=0)
 
 
-class Expected(Section):
+class Expected(RecipeSection):
     """A published figure."""
 
     method: str
@@ -189,7 +189,7 @@ class Expected(Section):
         return f"{label}{'' if self.group == 'all' else f', {self.group}'} {self.accuracy:g}"
 
 
-class Variant(Section):
+class Variant(RecipeSection):
     """Values that depend on others: `set` applies where all of `when` holds."""
 
     when: dict[str, Any] = Field(min_length=1)

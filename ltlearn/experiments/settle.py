@@ -35,7 +35,7 @@ def settle_data(data: DataSection) -> None:
                 f"{spell('data.source', 'FOLDER')}."
             )
         for key in (*_CUT, *_PARTS):
-            _refuse(data, key, "own data, which is used as it is")
+            _refuse(data, key, "own data, which is used unchanged")
         return
     given = [key for key in ("source", *READING) if getattr(data, key) is not None]
     if given:

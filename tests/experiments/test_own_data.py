@@ -105,7 +105,7 @@ def test_train_leaves_a_run_like_a_recipe(trained):
     assert values["data"]["dataset"] == "own" and values["data"]["size"] == 16
     assert values["methods"] == ["ce", "samn", "crt"]
     assert values["provenance"]["data.size"] == "own: the images are 16 x 16 pixels"
-    assert values["provenance"]["model.pretrained"] == "own: timm has no weights of it"
+    assert values["provenance"]["model.pretrained"] == "own: timm has no weights for it"
     assert values["provenance"]["model.arch"] == "command line"
     # The default of `fit_stage1`: 0.1 per 256 images.
     assert values["stage1"]["lr"] == 0.1 * 16 / 256
