@@ -23,6 +23,7 @@ _KEYS = {
     "transform": "data.transform",
     "valid_pct": "data.valid_pct",
     "imbalance_factor": "data.imbalance_factor",
+    "views": "stage2.views",
     "path": "data.images",  # of `from_csv`: the folder that listed paths start from
     "images": "data.images",
     "image_col": "data.image_col",
@@ -39,6 +40,8 @@ _ALIASES = {
     "methods": ("methods", "method"),
     "overrides": ("set_",),
 }
+# Settings are the remedy in commands that have no flag for them.
+_SETTINGS = ("data_path", "runs_path", "cache_path", "num_workers", "precision", "device")
 # Function of the library -> command.
 _COMMANDS = {
     "check_benchmark": "data",
@@ -63,7 +66,7 @@ class FlagSpelling(Spelling):
         self.command, self.commands = command, commands or {}
 
     def parameter(self, name: str, value: object = None) -> str:
-        """Spell a parameter as a flag, or as `--set` if only a recipe has it.
+        """Spell a parameter as a flag, or as `--set` if only a recipe has it, or as a setting.
 
         Args:
             name: The parameter, such as "skip_bad", or a recipe key, such as "stage1.lr".
@@ -135,6 +138,8 @@ def _spell(command: TyperCommand, name: str, value: object) -> str:
     if "." in name or ("." in key and _find(command, "set_")):
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         return f"--set {key}" if value is None else f"--set {shlex.quote(f'{key}={text}')}"
+    if name in _SETTINGS:
+        return f"{name} in settings.ini" if value is None else f"{name} = {value} in settings.ini"
     flag = f"--{name.replace('_', '-')}"
     return flag if value is None or value is True else f"{flag} {shlex.quote(str(value))}"
 

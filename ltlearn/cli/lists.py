@@ -7,7 +7,7 @@ import typer
 
 from ltlearn.cli.options import JSON
 
-__all__ = ["methods", "recipes", "settings"]
+__all__ = []
 
 
 def methods(as_json: JSON = False) -> None:

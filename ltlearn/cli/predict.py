@@ -15,7 +15,7 @@ from ltlearn.cli.options import DEVICE, JSON, PRIOR_NAMES
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.names import PRIORS
 
-__all__ = ["predict"]
+__all__ = []
 
 
 def predict(

@@ -26,7 +26,7 @@ from ltlearn.cli.options import (
 )
 from ltlearn.errors import UserError, spell
 
-__all__ = ["recipe"]
+__all__ = []
 
 
 def recipe(

@@ -11,7 +11,7 @@ from ltlearn.cli.options import DATA, DEVICE, JSON, PRIOR_NAMES, QUIET, RUN, SEL
 from ltlearn.errors import check_choice, check_whole, spell
 from ltlearn.names import PRIORS, SELECTS
 
-__all__ = ["compare", "sensitivity"]
+__all__ = []
 
 
 def compare(

@@ -34,7 +34,7 @@ from ltlearn.cli.options import (
 )
 from ltlearn.errors import UserError, spell
 
-__all__ = ["retrain", "train"]
+__all__ = []
 
 
 def train(

@@ -245,12 +245,12 @@ def test_ctrl_c_prints_the_command_that_continues(tmp_path):
     process = subprocess.Popen(
         [*COMMAND, *words], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    log, deadline = tmp_path / "run/logs/seed0-stage1.csv", time.monotonic() + 120
+    log, deadline = tmp_path / "run/logs/seed0-stage1.csv", time.monotonic() + 240
     while not log.exists():  # it is written after the first epoch
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in rest
     assert "Continue with: ltlearn recipe digits_lt" in rest

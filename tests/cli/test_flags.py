@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from ltlearn.cli.app import app
 from ltlearn.cli.flags import FlagSpelling, SpelledCommand
 from ltlearn.errors import UserError, spell, spell_call, spelled_by
+from ltlearn.utils.settings import load_settings
 from tests.helpers import ltlearn
 
 COMMANDS = typer.main.get_command(app).commands
@@ -26,6 +27,11 @@ COMMANDS = typer.main.get_command(app).commands
         ("recipe", "images", "x", "--set data.images=x"),
         ("recipe", "split_col", False, "--set data.split_col=false"),
         ("compare", "images", "x", "--images x"),
+        ("recipe", "views", 0, "--set stage2.views=0"),
+        ("recipe", "cache_path", None, "cache_path in settings.ini"),
+        ("predict", "precision", "fp32", "precision = fp32 in settings.ini"),
+        ("train", "num_workers", 0, "--num-workers 0"),
+        ("train", "overrides", None, "--set"),
         ("retrain", "reset", False, "no --reset"),
         ("train", "data.images", "x", "--images x"),
         ("recipe", "data_path", None, "--data"),
@@ -88,6 +94,12 @@ def test_a_parameter_is_spelled_as_a_flag_of_the_command(command, name, value, e
 )  # fmt: skip
 def test_a_call_is_spelled_as_a_command(name, arguments, expected):
     assert FlagSpelling(COMMANDS["predict"], COMMANDS).call(name, **arguments) == expected
+
+
+def test_settings_are_spelled_where_a_command_has_no_flag():
+    keys = [key for key, *_ in load_settings().describe()]
+    spelling = FlagSpelling(COMMANDS["methods"], COMMANDS)
+    assert [spelling.parameter(key) for key in keys] == [f"{k} in settings.ini" for k in keys]
 
 
 def test_the_flags_of_each_command_are_spelled():
