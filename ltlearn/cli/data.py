@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ltlearn.cli.running import ReadOptions
     from ltlearn.inspection.result import Advice
 
-__all__ = ["advised_command", "data"]
+__all__ = ["advised_command"]
 
 
 def inspect(
