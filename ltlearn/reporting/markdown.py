@@ -10,14 +10,20 @@ from ltlearn.reporting.table import ResultTable
 from ltlearn.reporting.text import (
     DASH,
     as_sentence,
-    escape_markdown,
     markdown_list,
     markdown_table,
     percent_text,
 )
 from ltlearn.utils.terminal import one_line
+from ltlearn.utils.text import escape_markdown
 
 __all__ = ["render_report_md", "protocol_paragraph", "counts_paragraph"]
+
+# The hardware that `environment_info` records, and its titles.
+_HARDWARE = {
+    "device": "device", "cpu_count": "processor cores", "threads": "threads of torch",
+    "platform": "platform",
+}  # fmt: skip
 
 
 def render_report_md(
@@ -31,7 +37,7 @@ def render_report_md(
     Args:
         table: The results.
         manifest: The manifest of the run. The report reads title, command, class_counts,
-            training_images, validation_images, versions and hardware.
+            training_images, validation_images and the facts of `environment_info`.
         plots: Title and path of each plot; the path is relative to the report.
         trajectories: The trajectory of stage 2 for each seed, as for
             `ltlearn.plots.plot_trajectory`. None if no method was trained in stage 2.
@@ -58,11 +64,9 @@ def render_report_md(
         for name, path in plots:
             url = quote(path.replace("\\", "/"))
             parts += [f"### {one_line(name)}", f"![{escape_markdown(name)}]({url})"]
-    facts = _facts("versions", manifest.get("versions")) + _facts(
-        "hardware", manifest.get("hardware")
-    )
-    if facts:
-        parts += ["## Versions and hardware", markdown_list(facts)]
+    facts = [f"{name}: {version}" for name, version in manifest["versions"].items()]
+    facts += [f"{title}: {manifest[key]}" for key, title in _HARDWARE.items() if manifest.get(key)]
+    parts += ["## Versions and hardware", markdown_list(facts)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -144,11 +148,3 @@ def _trajectory_table(trajectory: Mapping[str, Any]) -> str:
             cells[0] += f" (chosen on {where})"
         lines.append(cells)
     return markdown_table(head, ["---", *["---:"] * (len(head) - 1)], lines)
-
-
-def _facts(title: str, facts: Any) -> list[str]:
-    if not facts:
-        return []
-    if isinstance(facts, Mapping):
-        return [f"{name}: {value}" for name, value in facts.items()]
-    return [f"{title}: {facts}"]

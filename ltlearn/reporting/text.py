@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from ltlearn.utils.terminal import one_line
 
@@ -10,7 +9,6 @@ __all__ = [
     "DASH",
     "aligned_lines",
     "as_sentence",
-    "escape_markdown",
     "markdown_list",
     "markdown_table",
     "percent_text",
@@ -37,14 +35,6 @@ def aligned_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
         cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return lines
-
-
-def escape_markdown(text: Any) -> str:
-    """Escape a name, so that Markdown does not read it as a table border, link or emphasis."""
-    text = one_line(text).replace("\\", "\\\\")
-    for mark in "|*_`[]<>":
-        text = text.replace(mark, "\\" + mark)
-    return text
 
 
 def markdown_table(head: Sequence[str], align: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,21 +1,41 @@
-"""Names from files and lists of classes, as text for messages and plots."""
+"""Convert names from files to printable text, and list classes for messages."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["clean", "name_classes"]
+__all__ = ["clean", "escape_markdown", "name_classes"]
 
 _MAX_NAMED = 10
 
 
 def clean(text: Any) -> str:
-    """Write control characters and undecodable bytes of a file name as escapes."""
+    r"""Replace control characters and undecodable bytes of a file name by escapes.
+
+    Args:
+        text: Anything `str` takes.
+
+    Example:
+        >>> print(clean("two\nlines"))
+        two\nlines
+    """
     text = str(text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def escape_markdown(text: Any) -> str:
+    """Return a text in one line in which Markdown reads no table border, link or emphasis.
+
+    Args:
+        text: Anything `str` takes.
+    """
+    text = " ".join(str(text).split()).replace("\\", "\\\\")
+    for mark in "|*_`[]<>":
+        text = text.replace(mark, "\\" + mark)
+    return text
 
 
 def name_classes(mask: "Tensor") -> str:

@@ -10,6 +10,7 @@ from ltlearn.errors import UserError
 from ltlearn.metrics.report import shot_report
 from ltlearn.reporting.markdown import render_report_md
 from ltlearn.reporting.table import PROTOCOL_TEXTS, ResultRow, ResultTable
+from ltlearn.utils.environment import environment_info
 
 COUNTS = [500, 40, 3]
 
@@ -256,7 +257,10 @@ MANIFEST = {
     "training_images": 500,
     "validation_images": 43,
     "versions": {"torch": "2.15", "local": "<unknown>"},
-    "hardware": {"cpu": "2 cores"},
+    "platform": "Linux-6.1",
+    "cpu_count": 2,
+    "threads": 1,
+    "device": "Some <CPU>",
 }
 
 
@@ -275,10 +279,21 @@ def test_report_has_every_part():
         "![Norms, before & after](plots/my%20norms.png)",
         "- torch: 2.15",
         "- local: &lt;unknown>",
-        "- cpu: 2 cores",
+        "- device: Some &lt;CPU>",
+        "- processor cores: 2",
+        "- threads of torch: 1",
+        "- platform: Linux-6.1",
     ):
         assert part in text
     assert text.index("## Plots") < text.index("## Versions and hardware")
+
+
+def test_report_has_the_hardware_that_a_run_records():
+    """It once read a key that no run wrote, so the section never had hardware."""
+    text = render_report_md(make_table(), {**MANIFEST, **environment_info()}, [], None)
+    facts = text.partition("## Versions and hardware")[2]
+    assert f"- processor cores: {environment_info()['cpu_count']}" in facts
+    assert "- platform: " in facts and "- python: " in facts
 
 
 def test_trajectory_table():
