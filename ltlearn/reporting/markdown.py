@@ -37,7 +37,7 @@ def render_report_md(
     Args:
         table: The results.
         manifest: The manifest of the run. The report reads title, command, class_counts,
-            training_images, validation_images, versions and hardware.
+            training_images, validation_images and the facts of `environment_info`.
         plots: Title and path of each plot; the path is relative to the report.
         trajectories: The trajectory of stage 2 for each seed, as for
             `ltlearn.plots.plot_trajectory`. None if no method was trained in stage 2.
@@ -64,10 +64,9 @@ def render_report_md(
         for name, path in plots:
             url = quote(str(path).replace("\\", "/"))
             parts += [f"### {one_line(name)}", f"![{escape_markdown(name)}]({url})"]
-    facts = [f"{name}: {version}" for name, version in manifest.get("versions", {}).items()]
+    facts = [f"{name}: {version}" for name, version in manifest["versions"].items()]
     facts += [f"{title}: {manifest[key]}" for key, title in _HARDWARE.items() if manifest.get(key)]
-    if facts:
-        parts += ["## Versions and hardware", markdown_list(facts)]
+    parts += ["## Versions and hardware", markdown_list(facts)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -149,17 +148,3 @@ def _trajectory_table(trajectory: Mapping[str, Any]) -> str:
             cells[0] += f" (chosen on {where})"
         lines.append(cells)
     return markdown_table(head, ["---", *["---:"] * (len(head) - 1)], lines)
-
-
-def _as_list(trajectory: Any) -> list[Mapping[str, Any]]:
-    if trajectory is None:
-        return []
-    return [trajectory] if isinstance(trajectory, Mapping) else list(trajectory)
-
-
-def _facts(title: str, facts: Any) -> list[str]:
-    if not facts:
-        return []
-    if isinstance(facts, Mapping):
-        return [f"{name}: {value}" for name, value in facts.items()]
-    return [f"{title}: {facts}"]

@@ -1,4 +1,4 @@
-"""Names from files and lists of classes, as text for messages and plots."""
+"""Convert names from files to printable text, and list classes for messages."""
 
 from typing import TYPE_CHECKING, Any
 
