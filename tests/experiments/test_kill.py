@@ -21,14 +21,15 @@ ROOT = Path(__file__).parents[2]
 # A process that trains on request: importing takes longer than the training.
 SERVER = """if True:
     import os, sys
-    import ltlearn.cli.app, ltlearn.experiments.runner
+    import ltlearn.experiments.runner
+    from ltlearn.cli.app import main
     for line in sys.stdin:
         child = os.fork()
         if not child:
             os.environ["LTLEARN_CACHE_PATH"], *sys.argv[1:] = line.split()
             print(os.getpid(), flush=True)
             sys.stdin.close()
-            ltlearn.cli.app.main()
+            main()
             os._exit(0)
         print(os.waitpid(child, 0)[1], flush=True)
 """
