@@ -25,7 +25,7 @@ from ltlearn.names import PRIORS, SELECTS
 from ltlearn.training.checkpoint import describe_options
 from ltlearn.training.features import weights_fingerprint
 from ltlearn.training.records import Record, TrajectoryRecord
-from ltlearn.utils.older_runs import known_fields
+from ltlearn.utils.older_runs import known_fields, with_todays_keys
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["check_request", "compare", "restored_stage1"]
@@ -337,7 +337,7 @@ class _Study:
         try:
             record = _KeptClassifier.from_dict(run.read_json(f"{name}.json"))
             state = run.load_tensors(f"{name}.safetensors")
-            if record.key != key:
+            if with_todays_keys(record.key) != key:
                 return None
             backbone = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
             model.load_state_dict({**backbone, **state})

@@ -194,23 +194,25 @@ def test_resume_takes_a_finished_run_as_it_is(ltlearn, tmp_path):
     assert times_of(run, "checkpoints/*") == before
     old = FIXTURE / "finished"
     assert (run / "metrics.csv").read_bytes() == (old / "metrics.csv").read_bytes()
-    assert read_json(run / "model.json") == read_json(old / "model.json")
+    new, recorded = read_json(run / "model.json"), read_json(old / "model.json")
+    # "weights" describes in prose where the weights are.
+    assert {**new, "weights": ""} == {**recorded, "weights": ""}
     assert_results(run, RECORDED["results"]["finished"])
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "epoch"),
     [
-        ("stopped_in_stage1", "on from epoch 16"),
-        ("stopped_in_stage2", "on from epoch 6"),
+        ("stopped_in_stage1", 16),
+        ("stopped_in_stage2", 6),
     ],
 )
-def test_resume_ends_as_if_the_run_had_never_been_stopped(ltlearn, tmp_path, name, said):
+def test_resume_ends_as_if_the_run_had_never_been_stopped(ltlearn, tmp_path, name, epoch):
     run = copy_of(name, tmp_path)
     before = times_of(run, "checkpoints/*.*")
     done = ltlearn(*STOPPED, "--out", run, "--resume")
     assert done.returncode == 0, done.stderr
-    assert said in done.stderr
+    assert f"epoch {epoch}" in done.stderr
     after = times_of(run, "checkpoints/*.*")
     assert {k: after[k] for k in before} == before, "a finished stage is not done again"
     found = read_rows(run / "metrics.csv")

@@ -2,10 +2,11 @@
 
 import logging
 
-__all__ = ["MIN_VALID_IMAGES", "default_select", "is_too_small_to_select", "selects_on"]
+from ltlearn.names import MIN_VALID_IMAGES
+
+__all__ = ["default_select", "is_too_small_to_select", "selects_on"]
 
 _log = logging.getLogger("ltlearn")
-MIN_VALID_IMAGES = 30  # and at least as many as classes
 
 
 def selects_on(dls) -> str:
