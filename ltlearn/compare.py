@@ -17,7 +17,7 @@ import torch
 import ltlearn
 from ltlearn.comparison import Comparison, ComparisonFacts, Outcome, PriorFigures
 from ltlearn.errors import UserError, check_choice, check_whole, log_once
-from ltlearn.methods import METHODS, Method, find_methods, prior_of
+from ltlearn.methods import METHODS, find_methods, is_built_in, prior_of
 from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.metrics.priors import correct_for_prior, prior_report, prior_vector
 from ltlearn.metrics.report import shot_report
@@ -281,7 +281,7 @@ class _Study:
             "images": f"train {split.train}, valid {split.valid}",
             "precision": self.learn.precision,
             "method": method,
-            "values": _describe_row(METHODS[method]),
+            "values": _describe_row(method),
             "library": ltlearn.__version__,
             "seed": seed,
             **self.options,
@@ -374,10 +374,16 @@ class _Study:
         )
 
 
-def _describe_row(row: Method) -> str:
+def _describe_row(method: str) -> str:
     """Return the values of a method: another loss or callback gives another outcome."""
+    row = METHODS[method]
     arguments = row.arguments()
     arguments["cbs"] = [describe_options(cb) for cb in arguments["cbs"]]
+    if not is_built_in(method):
+        # The description of a loss or callback from outside has its class alone.
+        loss = arguments["loss"]
+        arguments["loss"] = loss if loss is None else describe_options(loss)
+        arguments["options"] = dict(row.options)
     return f"{sorted(arguments.items())}, then {row.post}"
 
 

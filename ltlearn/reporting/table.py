@@ -27,8 +27,8 @@ PROTOCOL_TEXTS = {
     "paper": "paper: best epoch selected on test, flip-averaged logits",
     # The clean protocol on data without a test set.
     "untested": (
-        "clean, but there is no test set: the figures are for the validation images, which the "
-        "choices were made on, and so optimistic"
+        "clean, but there is no test set: the figures are measured on the validation images, on "
+        "which the choices were made, so they are optimistic"
     ),
 }
 _MIN_LABEL = 12  # the smallest width of the column of methods, in characters

@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_made_again(finished, tmp_path):
     done = ltlearn(*TINY, "--out", copy, "--resume")
     assert done.returncode == 0, done.stderr
     assert "damaged" in done.stderr
-    assert "This stage is done again" in done.stderr
+    assert "This stage is trained again" in done.stderr
     a, b = np.load(run / "predictions.npz"), np.load(copy / "predictions.npz")
     np.testing.assert_array_equal(a["seed0/samn"], b["seed0/samn"])
 
@@ -171,7 +171,7 @@ def test_the_table_names_the_paper_protocol(tmp_path):
     [
         (["recipe", "digit_lt"], "did you mean digits_lt"),
         (["recipe", "digits_lt", "--set", "stage1.epoch=2"], "did you mean epochs"),
-        (["recipe", "digits_lt", "--set", "stage1.lr=-1"], "stage1.lr = -1"),
+        (["recipe", "digits_lt", "--set", "stage1.lr=-1"], "stage1.lr=-1"),
         (
             ["recipe", "digits_lt", "--set", "model.arch=resnet32_cifr"],
             "did you mean resnet32_cifar",
@@ -373,11 +373,11 @@ def test_resume_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch
         other = ltlearn(*TINY, "--out", run, "--resume", "--precision", "bf16")
         assert other.returncode == 2
         assert "precision" in other.stderr.splitlines()[-1]
-    assert "stage 1, 2 epochs of resnet20_cifar, on from epoch 1" in done.stderr
+    assert re.search(r"stage 1, 2 epochs .* epoch 1\n", done.stderr)
     monkeypatch.setattr(LoaderEpoch, "before_train", begin)
     done = ltlearn(*TINY, "--out", run, "--resume")
     assert done.returncode == 0, done.stderr
-    assert "stage 2, CE + SAMN, 2 epochs on features, on from epoch 1" in done.stderr
+    assert re.search(r"stage 2, CE \+ SAMN, 2 epochs .* epoch 1\n", done.stderr)
     for name, epochs in (("stage1", "12"), ("samn", "012")):
         lines = (run / f"logs/seed0-{name}.csv").read_text().splitlines()
         assert [line[0] for line in lines[1:]] == list(epochs)
@@ -421,7 +421,7 @@ def test_tensorboard(tmp_path, monkeypatch):
         )
         done = ltlearn(*TINY, "--tensorboard", "--out", tmp_path / "none")
     assert done.returncode == 2
-    assert "need the package tensorboard: pip install 'ltlearn[tensorboard]'." in done.stderr
+    assert "tensorboard: pip install 'ltlearn[tensorboard]'." in done.stderr
     assert not (tmp_path / "none").exists()
     pytest.importorskip("tensorboard")
     done = ltlearn(*TINY, "--tensorboard", "--out", tmp_path / "run")

@@ -294,6 +294,6 @@ def test_a_damaged_stage_is_done_again(how, stage, finished, tmp_path, caplog):
         Run(folder).write_json(f"checkpoints/{record.name}", note, sealed=True)
     with caplog.at_level(logging.WARNING, "ltlearn"):
         go(folder)
-    assert "This stage is done again" in caplog.text
+    assert "This stage is trained again" in caplog.text
     assert not (tmp_path / "harm").exists()
     assert same(Run(folder).load_tensors("checkpoints/seed0-samn.safetensors"), finished[1])

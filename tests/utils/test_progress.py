@@ -225,7 +225,7 @@ def test_the_last_epoch_is_always_printed(lines, monkeypatch):
 
 def test_a_test_set_is_called_one(lines, monkeypatch):
     learn = make_lt_learner()
-    monkeypatch.setattr(type(learn), "_select_on", "test")
+    monkeypatch.setattr("ltlearn.training.stage.selects_on", lambda dls: "test")
     learn.fit_stage1(1, 0.05)
     assert "test balanced" in lines[0] and "validation" not in lines[0]
 
