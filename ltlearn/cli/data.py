@@ -26,7 +26,7 @@ from ltlearn.errors import UserError, check_choice, spell, spell_call
 from ltlearn.names import FEW_RULES
 
 if TYPE_CHECKING:
-    from ltlearn.cli.running import ReadOptions
+    from ltlearn.data.options import ReadOptions
     from ltlearn.inspection.result import Advice
 
 __all__ = ["advised_command"]

@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +22,18 @@ from ltlearn.cli.console import (
     report_interrupt,
     split_names,
 )
+from ltlearn.data.options import ReadOptions
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.names import ON_NAN
 from ltlearn.utils.settings import Settings
 
 __all__ = [
     "OwnRun",
-    "ReadOptions",
     "RunFlags",
     "read_options",
     "run_and_print",
     "run_own_and_print",
 ]
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How a source of images is read. None is an option that was not given.
-
-    Args:
-        images: Folder that relative paths start from.
-        image_col: Column of the image paths, by name or by number from 0.
-        label_col: Column of the labels, likewise.
-        split_col: Column of the parts, likewise; False uses none.
-        suffix: Ending that is appended to every path of a table.
-        valid: File that lists the validation images.
-        test: File that lists the test images.
-    """
-
-    images: str | None = None
-    image_col: str | int | None = None
-    label_col: str | int | None = None
-    split_col: str | int | bool | None = None
-    suffix: str | None = None
-    valid: str | None = None
-    test: str | None = None
-
-    def given(self) -> dict[str, str | int | bool]:
-        """Return the options that were given, by name."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 def read_options(images, image_col, label_col, split_col, suffix, valid, test) -> ReadOptions:
@@ -78,7 +50,7 @@ def read_options(images, image_col, label_col, split_col, suffix, valid, test) -
         image_col=column(image_col),
         label_col=column(label_col),
         split_col=False if split_col == "none" else column(split_col),
-        suffix=suffix,
+        suffix=suffix or "",
         valid=text(valid),
         test=text(test),
     )
