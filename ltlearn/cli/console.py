@@ -7,6 +7,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from ltlearn.errors import UserError
 
@@ -18,9 +21,11 @@ __all__ = [
     "StderrHandler",
     "configured_log",
     "split_names",
+    "print_json",
     "printer",
     "report_interrupt",
     "existing_run",
+    "to_json",
 ]
 
 EXIT_INTERNAL, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
@@ -76,6 +81,18 @@ def split_names(flag: str, text: str | None) -> list[str] | None:
     if not names:
         raise UserError(f"{flag} {text!r} names nothing; give at least one name, or leave it out.")
     return names
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Return a value as JSON; the options are those of `json.dumps`."""
+    import json  # the import takes milliseconds that help does not need
+
+    return json.dumps(value, **options)
+
+
+def print_json(value: Any) -> None:
+    """Print a result as JSON."""
+    typer.echo(to_json(value, indent=1))
 
 
 def printer(quiet: bool):

@@ -1,13 +1,12 @@
 """`ltlearn inspect` and `ltlearn data`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ltlearn.cli.console import EXIT_USER, configured_log, exit_with, report_interrupt
+from ltlearn.cli.console import EXIT_USER, configured_log, exit_with, print_json, report_interrupt
 from ltlearn.cli.options import (
     DATA_SOURCE,
     FEW,
@@ -72,7 +71,7 @@ def inspect(
         if out is not None:
             report.save(out.expanduser(), command)
     if as_json:
-        typer.echo(json.dumps(report.to_dict(command), indent=1))
+        print_json(report.to_dict(command))
     else:
         report.render(command=command)
     if out is not None and not (quiet or as_json):
@@ -130,7 +129,7 @@ def data(
             report = download_benchmark(name, root, confirm=confirm)
         else:
             report = check_benchmark(name, root, follow_links)
-    typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
+    print_json(report.to_dict()) if as_json else typer.echo(str(report))
     if not report.ok:
         raise typer.Exit(1)
 

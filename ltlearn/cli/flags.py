@@ -1,12 +1,12 @@
 """How the command line spells parameters: the one table from the library's names to flags."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
+from ltlearn.cli.console import to_json
 from ltlearn.errors import Spelling, spelled_by
 
 __all__ = ["FlagSpelling", "SpelledCommand"]
@@ -136,7 +136,7 @@ def _spell(command: TyperCommand, name: str, value: object) -> str:
     if param is not None:
         return _with_value(param, value)
     if "." in name or ("." in key and _find(command, "set_")):
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        text = value if isinstance(value, str) else to_json(value, default=str)
         return f"--set {key}" if value is None else f"--set {shlex.quote(f'{key}={text}')}"
     if name in _SETTINGS:
         return f"{name} in settings.ini" if value is None else f"{name} = {value} in settings.ini"

@@ -1,10 +1,8 @@
 """`ltlearn methods`, `ltlearn recipes` and `ltlearn settings`."""
 
-import json
 from collections.abc import Sequence
 
-import typer
-
+from ltlearn.cli.console import print_json
 from ltlearn.cli.options import JSON
 
 __all__ = []
@@ -29,7 +27,7 @@ def recipes(as_json: JSON = False) -> None:
 
     loaded = [load_recipe(name) for name in recipe_names()]
     if as_json:
-        typer.echo(json.dumps([r.model_dump(mode="json") for r in loaded], indent=1))
+        print_json([r.model_dump(mode="json") for r in loaded])
     else:
         render_recipes(loaded)
 
@@ -45,6 +43,6 @@ def _print_list(head: Sequence[str], rows: Sequence[Sequence], as_json: bool) ->
     from ltlearn.utils.terminal import render_rows
 
     if as_json:
-        typer.echo(json.dumps([dict(zip(head, row, strict=True)) for row in rows], indent=1))
+        print_json([dict(zip(head, row, strict=True)) for row in rows])
     else:
         render_rows(head, rows)

@@ -1,6 +1,5 @@
 """`ltlearn predict`."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ltlearn.cli.console import configured_log, report_interrupt
+from ltlearn.cli.console import configured_log, print_json, report_interrupt
 from ltlearn.cli.options import DEVICE, JSON, PRIOR_NAMES
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.names import PRIORS
@@ -86,7 +85,7 @@ def predict(
             "model": str(model), "method": predictor.method, "images": classified,
             "unreadable": unreadable,
         }  # fmt: skip
-        typer.echo(json.dumps(result, indent=1))
+        print_json(result)
     elif rows:
         _print_table(rows, top)
     if unreadable:

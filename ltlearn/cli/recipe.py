@@ -1,12 +1,11 @@
 """`ltlearn recipe`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ltlearn.cli.console import existing_run
+from ltlearn.cli.console import existing_run, print_json, to_json
 from ltlearn.cli.options import (
     COMPILE,
     DEVICE,
@@ -79,7 +78,7 @@ def recipe(
     given = {key: value for key, value in values.items() if value is not None}
     chosen = load_recipe(
         name,
-        [*(set_ or []), *(f"{key}={json.dumps(value)}" for key, value in given.items())],
+        [*(set_ or []), *(f"{key}={to_json(value)}" for key, value in given.items())],
     )
     if smoke:
         chosen = chosen.smoke()
@@ -105,7 +104,7 @@ def _check(name: str, path: Path, as_json: bool) -> None:
             }
             for c in checks
         ]  # fmt: skip
-        typer.echo(json.dumps({"run": str(path), "checks": rows, "changes": changes}, indent=1))
+        print_json({"run": str(path), "checks": rows, "changes": changes})
     else:
         head = ["method", "group", "published", "measured", "difference", "tolerance", "verdict"]
         protocol = checks[0].expected.protocol

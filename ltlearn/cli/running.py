@@ -4,7 +4,6 @@ Commands import this module when they run: making its dataclasses takes millisec
 none of them.
 """
 
-import json
 import os
 import shlex
 import sys
@@ -12,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from ltlearn.cli.console import (
     EXIT_INTERRUPTED,
     configured_log,
     exit_with,
+    print_json,
     printer,
     report_interrupt,
     split_names,
@@ -177,7 +175,7 @@ def run_and_print(recipe, flags: RunFlags, suffix: str = "") -> None:
             run.remove_if_empty()
             raise
     if flags.as_json:
-        typer.echo(json.dumps({"run": str(run.path), **result.table.to_dict()}, indent=1))
+        print_json({"run": str(run.path), **result.table.to_dict()})
         return
     if not quiet:
         from ltlearn.utils.terminal import render_stages

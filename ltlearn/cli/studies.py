@@ -1,12 +1,18 @@
 """`ltlearn compare` and `ltlearn sensitivity`."""
 
-import json
 import sys
 from typing import Annotated
 
 import typer
 
-from ltlearn.cli.console import configured_log, existing_run, printer, report_interrupt, split_names
+from ltlearn.cli.console import (
+    configured_log,
+    existing_run,
+    print_json,
+    printer,
+    report_interrupt,
+    split_names,
+)
 from ltlearn.cli.options import DATA, DEVICE, JSON, PRIOR_NAMES, QUIET, RUN, SELECT
 from ltlearn.errors import check_choice, check_whole, spell
 from ltlearn.names import PRIORS, SELECTS
@@ -61,7 +67,7 @@ def compare(
             notify=printer(quiet),
         )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps({"run": str(run), **result.to_dict()}, indent=1))
+        print_json({"run": str(run), **result.to_dict()})
         return
     result.table().render()
     head, rows = result.prior_rows()
@@ -104,7 +110,7 @@ def sensitivity(
             device=settings.device, notify=printer(quiet),
         )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps({"run": str(run), **result.to_dict()}, indent=1))
+        print_json({"run": str(run), **result.to_dict()})
         return
     head = ["method", "hyper-parameter", "tried", "lowest", "highest", "span"]
     render_rows(head, result.rows(), title="class-balanced accuracy in %")
