@@ -435,7 +435,7 @@ class LTLearner(QuietLearner):
         return head_norms(self.model)
 
     def load(self, file, device=None, with_opt=True, strict=True):
-        """Load a file of `save`; the head becomes one of the saved kind."""
+        """Load a file that `save` wrote. The model takes over the kind of head in the file."""
         path = self.path / self.model_dir / f"{file}.pth"
         if not path.is_file():
             raise UserError(f"there is no saved model {path}.")
