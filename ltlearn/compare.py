@@ -375,12 +375,12 @@ class _Study:
 
 
 def _describe_row(method: str) -> str:
-    """Return the values of a method: another loss or callback gives another outcome."""
+    """Describe the values, the loss and the callbacks of a method, which decide the outcome."""
     row = METHODS[method]
     arguments = row.arguments()
     arguments["cbs"] = [describe_options(cb) for cb in arguments["cbs"]]
     if not is_built_in(method):
-        # The description of a loss or callback from outside has its class alone.
+        # `describe_options` gives only the class of a loss or callback from outside ltlearn.
         loss = arguments["loss"]
         arguments["loss"] = loss if loss is None else describe_options(loss)
         arguments["options"] = dict(row.options)

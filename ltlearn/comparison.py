@@ -292,7 +292,7 @@ def _mean_sd(values: Sequence[float], digits: int = 3) -> str:
 
 
 def merge_comparisons(parts: Sequence[Comparison]) -> Comparison:
-    """Merge the comparisons of several stage 1, on the same test images.
+    """Merge comparisons that began from different stages 1, on the same test images.
 
     Args:
         parts: The comparisons.
@@ -303,7 +303,7 @@ def merge_comparisons(parts: Sequence[Comparison]) -> Comparison:
     first = parts[0]
     if any(not np.array_equal(p.targets, first.targets) for p in parts):
         raise UserError(
-            "the comparisons are of different test images; merge those of one test set."
+            "the comparisons have different test images; merge those on the same test set."
         )
     order = {m: i for i, m in enumerate(first.methods)}
     outcomes = sorted((o for p in parts for o in p.outcomes), key=lambda o: order[o.method])

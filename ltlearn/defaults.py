@@ -41,8 +41,8 @@ def choose_defaults(
     Args:
         side: Side in pixels that all images share; None if they differ, or are large.
         size: Training size that the user has chosen; None derives it from the images.
-        pretrained: Whether pre-trained weights are used; None uses them with resnet50 alone, as
-            there are none of resnet32_cifar.
+        pretrained: Whether pre-trained weights are used; None uses them with resnet50 only,
+            because resnet32_cifar has none.
 
     Example:
         >>> choose_defaults(32)

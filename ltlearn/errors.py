@@ -120,13 +120,25 @@ def spelled_by(spelling: Spelling) -> Iterator[None]:
 
 
 def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
-    """Raise a `UserError` unless the value of the parameter `name` is among those allowed."""
+    """Raise a `UserError` unless the value of the parameter `name` is among those allowed.
+
+    Args:
+        name: The parameter.
+        value: Its value.
+        allowed: The values that it may have.
+    """
     if value not in allowed:
         raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
 
 
 def check_whole(name: str, value: object, least: int) -> None:
-    """Raise a `UserError` unless the value of `name` is a whole number of at least `least`."""
+    """Raise a `UserError` unless the value of `name` is a whole number of at least `least`.
+
+    Args:
+        name: The parameter.
+        value: Its value.
+        least: The smallest value allowed.
+    """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}.")
 

@@ -167,15 +167,15 @@ class LTLearner(QuietLearner):
             epochs: Passes over the training images, at least 0.
             lr: Learning rate, > 0. A slice or a pair sets (backbone, head) separately. None: 0.1
                 per 256 images in a batch (0.01 if pre-trained), capped at batch size 1024.
-            wd: Weight decay of every parameter, 1 / lr per step, at least 0.
+            wd: Weight decay of every parameter, at least 0; SGD adds wd * w to the gradient.
             sampler: Name of a sampler, or a torch sampler.
             loss: Takes (logits, targets) to a scalar. None: the method's, or the learner's
                 (cross-entropy).
             schedule: "cosine" (to zero, once an epoch), "constant", "multistep", or
-                "lagged_cosine" (GLMC's on large data sets, see `EpochSchedule`).
+                "lagged_cosine" (GLMC's on large datasets, see `EpochSchedule`).
             warmup_epochs: Epochs of linear warm-up, at least 0, with any schedule.
-            milestones: For "multistep": epochs that begin with a lower rate, from 1, ascending.
-            decay: For "multistep": factor of the rate at each milestone, in (0, 1].
+            milestones: For "multistep": epochs that begin with a lower learning rate, ascending.
+            decay: For "multistep": factor of the learning rate at each milestone, in (0, 1].
             opt_func: fastai optimiser. None: torch's SGD with momentum 0.9.
             select: "last" keeps the weights of the last epoch. "best" keeps those of the epoch with
                 the best class-balanced accuracy on the validation loader.
@@ -283,7 +283,7 @@ class LTLearner(QuietLearner):
 
         Raises:
             UserError: If an argument is outside its range, or training diverges. The head is then
-                the one before.
+                restored.
 
         Example:
             >>> learn.retrain_classifier(5, method="crt")
@@ -328,7 +328,7 @@ class LTLearner(QuietLearner):
         return run_posthoc(self, PosthocPlan(method=method, value=value, views=views, seed=seed))
 
     def settle_select(self) -> str:
-        """Return the default of `select` in stage 2, see `default_select`."""
+        """Return the default of `select` in stage 2, see `ltlearn.training.selection`."""
         return default_select(self.dls)
 
     def features(self, part: str, views: int = 0, seed: int = 0) -> Features:
@@ -427,7 +427,7 @@ class LTLearner(QuietLearner):
 
     @property
     def assumed_prior(self) -> str:
-        """Return the prior that the logits assume, "train" or "uniform"; see `assumed_prior`."""
+        """Return the class prior that the logits assume: "train" or "uniform"."""
         return assumed_prior(self.stages)
 
     def head_norms(self) -> Tensor:
@@ -435,7 +435,7 @@ class LTLearner(QuietLearner):
         return head_norms(self.model)
 
     def load(self, file, device=None, with_opt=True, strict=True):
-        """Load a file of `save`; the head becomes one of the saved kind."""
+        """Load a file that `save` wrote. The model takes over the kind of head in the file."""
         path = self.path / self.model_dir / f"{file}.pth"
         if not path.is_file():
             raise UserError(f"there is no saved model {path}.")

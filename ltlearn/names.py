@@ -1,7 +1,8 @@
-"""The names that options may have. They stand here once; nothing heavy is imported."""
+"""The values that options may have. Each list stands here once. Imports nothing."""
 
 __all__ = [
     "BN_MODES",
+    "FIGURES",
     "FEW_RULES",
     "MIN_VALID_IMAGES",
     "ON_NAN",
@@ -14,6 +15,7 @@ __all__ = [
     "SAMPLER_NAMES",
     "SCHEDULES",
     "SELECTS",
+    "SHOTS",
     "SPLITS",
     "STAGE2_SCHEDULES",
     "TRAINABLE_PARTS",
@@ -26,6 +28,9 @@ PROTOCOLS = ("clean", "paper")
 PROFILES = ("exponential", "step")
 SPLITS = ("first_n", "shuffle_seed0")
 FEW_RULES = ("<20", "<=20")
+SHOTS = ("many", "medium", "few")
+# The accuracies of a report and of a trajectory: all images, the mean over classes, the groups.
+FIGURES = ("all", "balanced", *SHOTS)
 SAMPLER_NAMES = ("instance", "class_balanced", "square_root", "progressive")
 TRANSFORM_NAMES = (
     "crop_flip",
@@ -42,7 +47,7 @@ BN_MODES = ("frozen", "train", "last_block")
 ON_NAN = ("stop", "skip")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 PRIORS = ("uniform", "train", "reversed")
-# What stage 1 trains of the backbone: all, its last block, or a new last block.
+# The part of the backbone that stage 1 trains: all, its last block, or a new last block.
 TRAINABLE_PARTS = ("all", "last_block", "new_last_block")
 # Fewer validation images than this, or than one per class, are too few to choose on.
 MIN_VALID_IMAGES = 30

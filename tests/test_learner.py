@@ -440,7 +440,7 @@ def explode(pred, target):
     return nn.functional.cross_entropy(pred, target) * math.nan
 
 
-def test_a_diverged_stage_1_says_so():
+def test_a_diverged_stage_1_raises_an_error():
     learn = make_lt_learner()
     with pytest.raises(UserError, match="epoch 1 of stage 1.* learning rate"):
         learn.fit_stage1(2, 0.05, loss=explode)
@@ -718,7 +718,7 @@ def test_a_micro_batch_that_is_left_out_leaves_the_others():
 
 @pytest.mark.parametrize("callback", [None, GLMC])
 @pytest.mark.parametrize("opt_func", [None, Adam])
-def test_a_checkpoint_keeps_what_is_accumulated(callback, opt_func, tmp_path):
+def test_a_checkpoint_keeps_accumulated_gradients(callback, opt_func, tmp_path):
     """30 images an epoch, a step each 20 or more: gradients are carried into the next epoch."""
     carried = []
 

@@ -19,8 +19,12 @@ from torch import nn
 from ltlearn import LTDataLoaders, UserError
 from ltlearn.callbacks import SAMN
 from ltlearn.data.samplers import SAMPLERS
-from ltlearn.losses import CountedLoss
+from ltlearn.heads import Foldable
+from ltlearn.losses import CountedLoss, CrossEntropy
 from ltlearn.methods import (
+    DEFAULT_STAGE1,
+    DEFAULT_STAGE2,
+    DEFAULT_WITH_RESET,
     KINDS,
     METHODS,
     find_method,
@@ -29,11 +33,11 @@ from ltlearn.methods import (
     stage1_methods,
 )
 from ltlearn.training.checkpoint import describe_options
+from ltlearn.training.prior import leaves_prior
 from tests.callbacks.helpers import COUNTS, make_dls, make_images, make_lt_learner
 
 LATER = [name for name, m in METHODS.items() if m.kind != "stage 1"]
 TRAINED = [name for name, m in METHODS.items() if m.kind == "stage 2"]
-NOT_LINEAR = ("ldam_drw", "ncm")
 later = pytest.mark.parametrize("name", LATER)
 
 
@@ -68,7 +72,20 @@ def test_every_row_is_complete(name):
         assert list(method.sweep.values) == sorted(method.sweep.values)
 
 
-def test_labels_tell_the_methods_apart():
+@pytest.mark.parametrize("name", [*stage1_methods(), *TRAINED])
+def test_the_row_and_its_loss_and_callbacks_agree_on_the_prior(name):
+    arguments = METHODS[name].arguments()
+    loss = CrossEntropy() if arguments["loss"] is None else arguments["loss"]
+    leaves = leaves_prior(arguments["sampler"], loss, arguments["cbs"])
+    assert leaves == (METHODS[name].prior == "train")
+
+
+def test_the_default_methods_are_in_the_table():
+    assert METHODS[DEFAULT_STAGE2].kind == METHODS[DEFAULT_WITH_RESET].kind == "stage 2"
+    assert METHODS[DEFAULT_WITH_RESET].reset
+
+
+def test_each_method_has_its_own_label():
     assert len({m.label for m in METHODS.values()}) == len(METHODS)
 
 
@@ -79,7 +96,7 @@ def test_samn_is_samn():
 def test_unknown_methods():
     with pytest.raises(UserError, match="'sanm'.*did you mean samn"):
         find_method("sanm")
-    with pytest.raises(UserError, match="'zzz'.*ce, mixup, cutmix, glmc, crt"):
+    with pytest.raises(UserError, match=f"'zzz'.*{', '.join(METHODS)}"):
         find_method("zzz")
     with pytest.raises(UserError, match="'crtt'.*did you mean crt"):
         make().retrain_classifier(method="crtt")
@@ -135,7 +152,7 @@ def test_a_method_that_trains_nothing_takes_no_values():
 
 
 def test_each_stage_1_has_its_methods():
-    assert stage1_methods() == ("ce", "mixup", "cutmix", "glmc")
+    assert stage1_methods()[0] == DEFAULT_STAGE1 == "ce" and "glmc" in stage1_methods()
     assert "glmc_samn" in find_methods(None, "glmc") and "ce" not in find_methods(None, "glmc")
     assert "glmc_samn" not in find_methods(None, "ce") and "crt" in find_methods("crt", "glmc")
     with pytest.raises(UserError, match="glmc_samn.*GLMC.*CE"):
@@ -145,9 +162,9 @@ def test_each_stage_1_has_its_methods():
 @pytest.mark.parametrize("name", stage1_methods())
 def test_options_of_stage_1_reach_its_callback(name):
     options = {key: value + 0.125 for key, value in METHODS[name].options.items()}
-    found = METHODS[name].callbacks(**options)
-    assert len(found) == (name != "ce")
-    assert all(getattr(found[0], key) == value for key, value in options.items())
+    callbacks = METHODS[name].callbacks(**options)
+    assert len(callbacks) == (name != DEFAULT_STAGE1)
+    assert all(getattr(callbacks[0], key) == value for key, value in options.items())
 
 
 def test_options_of_a_method_reach_its_loss_and_callbacks():
@@ -230,7 +247,7 @@ def test_folds_into_a_linear_layer_where_it_is_linear(name):
     learn = make()
     learn.retrain_classifier(**brief(name))
     head, logits = learn.model.head, logits_of(learn)
-    if name in NOT_LINEAR:
+    if not isinstance(head, nn.Linear | Foldable):
         with pytest.raises(UserError, match="cannot be folded|not linear|fold"):
             head.fold()
         return
@@ -341,7 +358,7 @@ def test_too_few_validation_images_take_the_published_value(caplog):
     np.testing.assert_allclose(learn.head_norms(), 1, rtol=1e-5)
 
 
-def test_too_few_validation_images_choose_no_epoch_unless_asked_to(caplog):
+def test_too_few_validation_images_choose_no_epoch_by_default(caplog):
     learn = make()  # 12 validation images
     with caplog.at_level(logging.WARNING, "ltlearn"):
         assert learn.retrain_classifier(2, method="samn")["select"] == "last"

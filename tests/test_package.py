@@ -22,6 +22,14 @@ def test_a_public_name_can_be_imported(name):
     assert name in dir(ltlearn) and name in ltlearn.__all__
 
 
+def test_callbacks_and_samplers_have_public_names():
+    import ltlearn.callbacks
+    from ltlearn.data.samplers import SAMPLERS
+
+    names = {*ltlearn.callbacks.__all__, *(kind.__name__ for kind in SAMPLERS.values())}
+    assert names <= set(PUBLIC)
+
+
 def test_an_unknown_name():
     with pytest.raises(AttributeError, match="module 'ltlearn' has no attribute 'nothing'"):
         _ = ltlearn.nothing

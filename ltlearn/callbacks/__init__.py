@@ -1,4 +1,4 @@
-"""fastai callbacks, one published method a module."""
+"""fastai callbacks, one published method per module."""
 
 from ltlearn.callbacks.cosine import CosineHead
 from ltlearn.callbacks.drw import DeferredReweighting

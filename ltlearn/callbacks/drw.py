@@ -20,8 +20,8 @@ class DeferredReweighting(FitCallback):
     """Weight all classes alike in early epochs, and by their effective number in later ones.
 
     Works with every loss that takes class weights by `set_weights`, as the losses of
-    `ltlearn.losses` do. A class without training images gets weight 0. A mean divides by the
-    weights of the batch, unless the loss defines it otherwise.
+    `ltlearn.losses` do. A class without training images gets weight 0. A mean is
+    divided by the sum of the batch's weights, unless the loss defines it otherwise.
 
     Reads `learn.dls`, `learn.epoch`, `learn.n_epoch`. Writes the weights of `learn.loss_func`, and
     restores its own weights after the fit.
@@ -45,7 +45,7 @@ class DeferredReweighting(FitCallback):
         >>> learn.fit_stage1(200, loss=LDAMLoss(), cbs=[CosineHead(), DeferredReweighting()])
     """
 
-    # Before callbacks that replace the loss by a function of it, as MixUp does.
+    # Before callbacks that wrap the loss in another function, as fastai's MixUp does.
     order = -5
     leaves_prior = False
     weights_loss = True

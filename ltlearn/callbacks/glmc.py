@@ -1,4 +1,4 @@
-"""GLMC, a stage 1 of two mixes and two heads, as a fastai callback."""
+"""GLMC as a fastai callback: a stage 1 with two mixes of each batch and two heads."""
 
 import logging
 import random
@@ -23,7 +23,7 @@ from ltlearn.training.fit_callback import FitCallback, mixes_images
 
 __all__ = ["GLMC"]
 
-# Each number separates one kind of draws from the others of the same seed.
+# Each number separates one kind of draw from the others with the same seed.
 _OTHER, _VIEWS, _MIX, _LAYERS = 1, 2, 3, 4
 
 _log = logging.getLogger("ltlearn")
@@ -101,7 +101,7 @@ class GLMC(FitCallback):
     Attributes, once a fit has begun: `balanced_`, `projection_`, `predictor_` (the layers that the
     model does not keep, new in each fit), `weights_` (of the classes), `terms_`.
 
-    For `LTLearner.fit_stage1` alone. Reads `learn.model`, `learn.dls`, `learn.epoch`,
+    Works in `LTLearner.fit_stage1` only. Reads `learn.model`, `learn.dls`, `learn.epoch`,
     `learn.n_epoch`. Writes, in training, `learn.dl`, `learn.xb`, `learn.yb`, `learn.loss` and
     `learn.loss_grad`. During the fit, the head's parameter group of `learn.opt` also holds the
     parameters of the other layers.
@@ -209,7 +209,7 @@ class GLMC(FitCallback):
         share, box = self._draw(*x[0].shape[-2:])
         y, other_y = self.learn.yb
         self._batch = mix_locally(x[1], other_x[1], box), other_y, share
-        # For one pass alone, so that a copy of the model made between two steps has no hook.
+        # The hook lasts one pass only: a copy of the model made between two steps has none.
         self._unhook()
         self._hook = self.learn.model.backbone.register_forward_hook(self._keep_features)
         self.learn.xb, self.learn.yb = (mix_globally(x[0], other_x[0], share),), (y,)
@@ -298,7 +298,7 @@ def _check(learn) -> None:
             "take a learner with plain cross-entropy."
         )
     for cb in learn.cbs:
-        # On the class: an instance passes unknown attributes on to the learner.
+        # Read from the class: an instance passes unknown attributes on to the learner.
         if type(cb) is not GLMC and (mixes_images(cb) or getattr(type(cb), "weights_loss", False)):
             raise UserError(
                 f"GLMC mixes images and re-weights classes by itself: leave {type(cb).__name__} "

@@ -1,4 +1,4 @@
-"""Installing a head in the place of a Learner's classifier, as several callbacks do."""
+"""Install a head in place of a Learner's classifier; several callbacks do so."""
 
 import logging
 from collections.abc import Callable
@@ -28,14 +28,14 @@ def install_head(
         learn: Any fastai Learner.
         kind: Class of the head.
         make: Makes the head from the (folded) linear classifier.
-        num_classes: C, to check the classifier for it; None checks nothing.
+        num_classes: Number of classes C that the classifier must have. None: any number.
 
     Returns:
         The new or the existing head.
 
     Raises:
-        UserError: If the model does not end in a classifier of C logits, or in one that does not
-            fold into a linear layer.
+        UserError: If the model does not end in a classifier of C logits, or that classifier does
+            not fold into a linear layer.
     """
     name, head = find_head(learn.model, num_classes)
     if isinstance(head, kind):

@@ -90,7 +90,7 @@ class LearnableWeightScaling(FitCallback):
         self.installed.head_lr_factor = self.head_lr_factor
 
     def end(self) -> None:
-        """Give weight and bias their own learning rate back."""
+        """Restore the learning rate of weight and bias."""
         if self.installed is not None:
             self.installed.head_lr_factor = 1.0
             self.installed = None

@@ -103,7 +103,7 @@ class BatchMixUp(_BatchMix):
 
     Args:
         alpha: Parameter of the Beta distribution, no unit, above 0. Small values leave most batches
-            nearly unmixed, 1 draws all shares alike, large values mix by halves.
+            nearly unmixed, 1 draws all shares equally often, large values give shares near 1/2.
 
     Raises:
         UserError: If `alpha` is not allowed or, in a fit, a batch holds no images, or another
@@ -143,7 +143,8 @@ class BatchCutMix(_BatchMix):
     Attributes, from `before_batch` to the loss: `share_` (s), `partner_` (the permutation, (N,)).
 
     Args:
-        alpha: Parameter of the Beta distribution, no unit, above 0; 1 draws all shares alike.
+        alpha: Parameter of the Beta distribution, no unit, above 0; 1 draws all shares equally
+            often.
 
     Raises:
         UserError: If `alpha` is not allowed or, in a fit, a batch holds no images, or another

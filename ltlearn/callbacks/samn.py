@@ -39,8 +39,8 @@ class SAMN(FitCallback):
             in the authors' code).
 
     Raises:
-        UserError: If the class counts are unknown, or the model does not end in a linear layer of
-            as many outputs.
+        UserError: If the class counts are unknown, or the model does not end in a linear layer
+            with one output per class.
 
     Source:
         Zhang, Li, Zhu, "SAMN", CVPR 2026, arXiv:2606.02526.

@@ -16,8 +16,8 @@ from ltlearn.training.fit_callback import FitCallback
 __all__ = ["SharpnessAware"]
 
 _TINY = 1e-12  # a gradient of zeros leaves the weights unchanged
-# A callback that replaces the learner's loss has one of these events, and its order is at most that
-# of `FiniteLoss`. Callbacks that only read the loss come later, and read the first pass alone.
+# A callback that replaces the learner's loss handles one of these events, and comes before
+# `FiniteLoss` or with it. Callbacks that only read the loss come later and see the first pass.
 _EVENTS = ("after_pred", "after_loss", "before_backward")
 _SCALED = "it scales the gradients; use precision='bf16' or 'fp32' of an LTLearner"
 # fastai's own callbacks cannot declare `runs_once`.
@@ -39,8 +39,8 @@ class SharpnessAware(FitCallback):
 
     Both passes draw the same numbers from torch's generators, so dropout is the same. Buffers, such
     as the statistics of batch normalisation, keep their values of the first pass; the second pass
-    normalises by its own batch, too, but does not update them. Callbacks whose `order` is at most
-    that of `FiniteLoss` compute their predictions and losses again, from their state in the first
+    normalises by its own batch, too, but does not update them. Callbacks with an `order` up to
+    `FiniteLoss.order` compute their predictions and losses again, from their state in the first
     pass. Later callbacks and all records use the loss of the first pass. `FiniteLoss` also checks
     the loss at the climbed weights; "skip" then skips the whole step. `GradientClip` clips the
     second gradient.

@@ -1,4 +1,4 @@
-"""The command line. A module holds a group of commands."""
+"""The command line. Each module holds a group of commands."""
 
 from ltlearn.cli.app import app, main
 

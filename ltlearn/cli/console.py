@@ -32,7 +32,12 @@ EXIT_INTERNAL, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def exit_with(sentence: str, code: int) -> None:
-    """Print a sentence to standard error and exit."""
+    """Print a sentence to standard error and exit.
+
+    Args:
+        sentence: The sentence.
+        code: The exit code.
+    """
     print(f"ltlearn: {sentence}", file=sys.stderr)  # noqa: T201
     raise SystemExit(code)
 
@@ -54,7 +59,7 @@ class StderrHandler(logging.Handler):
 
 @contextmanager
 def configured_log(quiet: bool) -> Iterator[None]:
-    """Print the library's warnings to standard error, one line each; hide other libraries' ones."""
+    """Print the library's warnings to standard error, one line each; hide other libraries'."""
     from ltlearn.utils.progress import hide_progress, plain_lines
 
     log = logging.getLogger("ltlearn")
@@ -74,7 +79,12 @@ def configured_log(quiet: bool) -> Iterator[None]:
 
 
 def split_names(flag: str, text: str | None) -> list[str] | None:
-    """Return the names in an option, separated by commas; None if it was not given."""
+    """Return the names in an option, separated by commas; None if it was not given.
+
+    Args:
+        flag: The flag of the option, for messages.
+        text: The value of the option.
+    """
     if text is None:
         return None
     names = [part.strip() for part in text.split(",") if part.strip()]
@@ -102,7 +112,11 @@ def printer(quiet: bool):
 
 @contextmanager
 def report_interrupt(remedy: str = "") -> Iterator[None]:
-    """Report on Ctrl-C that the command has stopped. typer itself prints nothing."""
+    """Report on Ctrl-C that the command has stopped. typer itself prints nothing.
+
+    Args:
+        remedy: How to continue, appended to the sentence.
+    """
     try:
         yield
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ _KEYS = {
     "valid_pct": "data.valid_pct",
     "imbalance_factor": "data.imbalance_factor",
     "views": "stage2.views",
-    "path": "data.images",  # of `from_csv`: the folder that listed paths start from
+    "path": "data.images",  # in `from_csv`, the folder that listed paths start from
     "images": "data.images",
     "image_col": "data.image_col",
     "label_col": "data.label_col",
@@ -150,5 +150,5 @@ def _with_value(option: TyperOption, value: object) -> str:
         return flag
     if value is False and option.is_flag:
         return option.secondary_opts[0] if option.secondary_opts else f"no {flag}"
-    # A column that is False is not used.
+    # `False` for a column means that the table's column is not used.
     return f"{flag} {'none' if value is False else shlex.quote(str(value))}"

@@ -73,7 +73,7 @@ class RunFlags:
         num_workers: Processes that read images; None takes the setting.
 
     Raises:
-        UserError: If `on_nan` is neither of its names.
+        UserError: If `on_nan` is neither "stop" nor "skip".
     """
 
     settings: Settings

@@ -33,6 +33,7 @@ from ltlearn.cli.options import (
     WORKERS,
 )
 from ltlearn.errors import UserError, spell
+from ltlearn.methods import DEFAULT_STAGE1, DEFAULT_STAGE2, DEFAULT_WITH_RESET
 
 __all__ = []
 
@@ -52,11 +53,12 @@ def train(
             help="Epochs of stage 1. By default, 30 from pre-trained weights, 90 from random ones."
         ),
     ] = None,
-    method: METHOD = "samn",
+    method: METHOD = DEFAULT_STAGE2,
     stage1: Annotated[
         str | None,
         typer.Option(
-            help="How to train the backbone: a stage-1 method of `ltlearn methods`; ce by default."
+            help="How to train the backbone: a stage-1 method of `ltlearn methods`; "
+            f"{DEFAULT_STAGE1} by default."
         ),
     ] = None,
     size: SIZE = None,
@@ -147,7 +149,7 @@ def retrain(
         str | None,
         typer.Option(
             help="How to retrain the classifier: names of `ltlearn methods`, separated by commas. "
-            "By default, samn, or crt with --reset."
+            f"By default, {DEFAULT_STAGE2}, or {DEFAULT_WITH_RESET} with --reset."
         ),
     ] = None,
     reset: Annotated[
@@ -184,7 +186,7 @@ def retrain(
         num_workers=num_workers,
     )  # fmt: skip
     if method is None:
-        method = "crt" if reset else "samn"
+        method = DEFAULT_WITH_RESET if reset else DEFAULT_STAGE2
     values = {"model.arch": arch, "data.size": size, "seeds": seeds, "protocol": protocol}
     reading = read_options(images, image_col, label_col, split_col, suffix, valid, test)
     own = OwnRun(data, method, values, reading, set_ or [], checkpoint, reset)

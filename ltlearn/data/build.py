@@ -1,4 +1,4 @@
-"""From images by part to loaders: carve validation images, take fingerprints, build."""
+"""Build loaders from images by part: carve validation images and take fingerprints."""
 
 import logging
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class ImageParts:
         parts: Images of "train" and any of "valid" and "test".
         classes: Class names.
         split_name: How the images were chosen, for `SplitInfo`.
-        dataset: Name of the data set.
+        dataset: Name of the dataset.
         profile: Profile of a cut set.
         imbalance_factor: Imbalance factor of a cut set; None measures it.
         columns: For a table, the column that each kind of value was read from.
@@ -91,7 +91,7 @@ def check_parts(
 def load_listed(
     listed: ListedImages, options: LoadOptions, skip_bad: bool
 ) -> tuple[ImageParts, LoadOptions]:
-    """Decide where listed images are held, and read them if that is in memory.
+    """Decide where listed images are held, and read them if they are held in memory.
 
     Args:
         listed: The images.

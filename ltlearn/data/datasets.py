@@ -47,7 +47,7 @@ class SplitInfo:
         test: Fingerprint of the test images; None without a test set.
         valid_from: Source of the validation images: "training images", "validation set", or
             "test set" (paper protocol).
-        dataset: Name of the data set.
+        dataset: Name of the dataset.
         profile: Profile of a cut set, "exponential" or "step".
         imbalance_factor: Training images of the largest class divided by those of the smallest.
         seed: Seed of the carved split.
@@ -162,7 +162,7 @@ class ImageFiles:
 
     @cached_property
     def files_name(self) -> str:
-        """A hash of the files' paths, sizes and modification times; "" if there are no files.
+        """Return a hash of the files' paths, sizes and modification times; "" without files.
 
         It is for caches on this machine. The fingerprint of a split uses neither folder nor time,
         so that it is the same on another machine.

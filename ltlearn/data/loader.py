@@ -65,7 +65,7 @@ class LTDataLoader(TfmdDL):
 
     @property
     def drop_last(self) -> bool:
-        """Whether the last batch is dropped: in training, if it has a single image.
+        """Return whether the last batch is dropped: in training, if it has a single image.
 
         Batch normalisation raises for a batch of one image.
         """
@@ -175,7 +175,7 @@ class LTDataLoader(TfmdDL):
             e.__traceback__ = None
         if error:
             raise error
-        # So that the next epoch has another draw without an LTLearner, too.
+        # The next pass then draws anew, even if no LTLearner sets the epoch.
         self.epoch += 1
 
     def _seed_at(self, number: int) -> int | None:

@@ -39,7 +39,7 @@ class LTDataLoaders(DataLoaders):
 
     @property
     def test(self) -> LTDataLoader | None:
-        """The test loader; None without a test set."""
+        """Return the test loader; None without a test set."""
         return self.loaders[2] if len(self.loaders) > 2 else None
 
     def new_empty(self) -> "LTDataLoaders":

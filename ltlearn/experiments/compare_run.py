@@ -12,6 +12,7 @@ from ltlearn.experiments.manifest import finished_seeds, recorded_recipe
 from ltlearn.experiments.own_data import fitting_methods
 from ltlearn.experiments.stages import load_stage1
 from ltlearn.methods import METHODS
+from ltlearn.names import SHOTS
 from ltlearn.plots.norms import plot_norms_by_method
 from ltlearn.plots.tradeoff import plot_tradeoff
 from ltlearn.reporting.text import markdown_table
@@ -93,7 +94,7 @@ def _plots(comparison: Comparison) -> dict[str, tuple[str, Figure]]:
     """Return title and figure by file name."""
     labels = {m: METHODS[m].label for m in comparison.methods}
     sizes = comparison.outcomes[0].report.group_sizes
-    groups = [g for g in ("many", "medium", "few") if sizes[g]]
+    groups = [g for g in SHOTS if sizes[g]]
     plots = {}
     if len(groups) > 1:
         ends = (groups[0], groups[-1])

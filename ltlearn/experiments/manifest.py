@@ -67,7 +67,7 @@ class Manifest(Record):
     status: str = "running"
     command: str = ""
     protocol: str = "clean"
-    values: dict[str, Any] = field(default_factory=dict)  # hides the method of mappings
+    values: dict[str, Any] = field(default_factory=dict)  # hides `Mapping.values`
     data_path: str = ""
     follow_links: bool = False
     cache_path: str | None = None

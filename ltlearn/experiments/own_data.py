@@ -101,7 +101,7 @@ def own_recipe(
     for key, (value, why) in _VALUES.items():
         draft.choose(key, value, why)
     first = draft.choose("stage1.method", DEFAULT_STAGE1, "own: the plainest")
-    # A new classifier is no result of stage 1.
+    # A new, untrained classifier is not listed as a result of stage 1.
     is_untrained = checkpoint is not None and reset
     raw = draft.raw
     raw["methods"] = list(dict.fromkeys([*([] if is_untrained else [first]), *methods]))

@@ -242,7 +242,7 @@ class Predictor:
             else:
                 image = _resized(read_image(Path(path)), width, height)
         except UserError as e:
-            # The remedy after the semicolon is for training.
+            # The part after the semicolon is advice for training, not for prediction.
             fault = e.message.rpartition(";")[0] or e.message
             return str(path), fault.rstrip(".")
         return str(path), torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)

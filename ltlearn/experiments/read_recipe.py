@@ -159,7 +159,7 @@ def _fields_at(keys: list[str]) -> dict[str, Any]:
     inner = {"expected": Expected, "method": MethodSection}
     model: Any = Recipe
     for key in keys:
-        if key in model.model_fields:  # skips the index or the name of one of several
+        if key in model.model_fields:  # an index in a list, or a method's name, is no field
             model = inner.get(key, model.model_fields[key].annotation)
     return model.model_fields
 

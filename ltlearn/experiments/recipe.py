@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from ltlearn.data.benchmarks.registry import is_listed
+from ltlearn.data.benchmarks.registry import benchmark_names, is_listed
 from ltlearn.errors import UserError
 from ltlearn.experiments.sections import (
     SECTIONS,
@@ -198,7 +198,7 @@ class Recipe(RecipeSection):
         data = recipe.data
         if is_listed(data.dataset):
             data.max_classes, data.n_max, data.test_per_class, data.size = 20, 8, 2, 32
-        elif data.dataset not in ("digits_lt", "own"):
+        elif data.dataset in benchmark_names():  # images that a package brings are few already
             data.n_max = max(20, int(data.imbalance_factor or 100))
             data.test_per_class = 10
         if self.model.width:

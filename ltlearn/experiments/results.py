@@ -11,6 +11,7 @@ from ltlearn.experiments.manifest import FINISHED, MANIFEST_FILE, Manifest
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.stages import SeedResult
 from ltlearn.methods import METHODS
+from ltlearn.names import FIGURES
 from ltlearn.plots.classes import plot_class_counts, plot_per_class_accuracy
 from ltlearn.plots.norms import plot_norms
 from ltlearn.plots.trajectory import plot_trajectory
@@ -20,7 +21,7 @@ from ltlearn.utils.run_folder import Run
 
 __all__ = ["make_table", "published_note", "write_results"]
 
-_CSV_COLUMNS = ("epoch", "loss", "all", "balanced", "many", "medium", "few", "seconds")
+_CSV_COLUMNS = ("epoch", "loss", *FIGURES, "seconds")
 
 
 def make_table(recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult]) -> ResultTable:

@@ -9,6 +9,7 @@ from ltlearn.methods import DEFAULT_STAGE1, stage1_methods
 from ltlearn.names import (
     BN_MODES,
     FEW_RULES,
+    FIGURES,
     PROFILES,
     PROTOCOLS,
     SAMPLER_NAMES,
@@ -45,7 +46,7 @@ class RecipeSection(BaseModel):
 
 
 class DataSection(RecipeSection):
-    """Which images."""
+    """The table [data]: which images are used."""
 
     dataset: str
     # For dataset "own": what `LTDataLoaders.from_path` takes.
@@ -67,7 +68,7 @@ class DataSection(RecipeSection):
     n_max: int | None = Field(None, ge=1)
     test_per_class: int | None = Field(None, ge=1)
     size: int | None = Field(None, ge=1)  # None: the size of the images
-    # For sets that are published as lists, and for "own". None: the usual one of the set.
+    # For sets that are published as lists, and for "own". None: the default of the set.
     transform: Literal[TRANSFORM_NAMES] | None = None
     max_classes: int | None = Field(None, ge=2)  # for published lists; None: all
 
@@ -81,7 +82,7 @@ class DataSection(RecipeSection):
 
 
 class ModelSection(RecipeSection):
-    """Which network."""
+    """The table [model]: which network is trained."""
 
     arch: str
     pretrained: bool | str = False
@@ -129,8 +130,10 @@ class Stage1Section(_Stage, _WithOptions):
     milestones: list[Annotated[int, Field(ge=1)]] | None = None
     decay: float | None = Field(None, gt=0, le=1)
     accumulate: int = Field(1, ge=1)  # batches per optimiser step
-    ema_decay: float | None = Field(None, gt=0, lt=1)  # average of the weights; None: none
-    sharpness_rho: float | None = Field(None, gt=0)  # sharpness-aware minimisation; None: none
+    # Decay of the average of the weights. None: no average.
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    # Radius of sharpness-aware minimisation. None: off.
+    sharpness_rho: float | None = Field(None, gt=0)
     sampler: Literal[SAMPLER_NAMES] = "instance"
     trains: Literal[TRAINABLE_PARTS] = "all"  # which part of the backbone; see `LastBlock`
 
@@ -169,7 +172,7 @@ class Expected(RecipeSection):
 
     method: str
     accuracy: Annotated[float, Field(ge=0, le=100)]  # top-1 in %
-    group: Literal["all", "balanced", "many", "medium", "few"] = "all"
+    group: Literal[FIGURES] = "all"
     protocol: Literal[PROTOCOLS]
     tolerance: float = Field(gt=0)
     source: str
@@ -190,7 +193,7 @@ class Expected(RecipeSection):
 
 
 class Variant(RecipeSection):
-    """Values that depend on others: `set` applies where all of `when` holds."""
+    """Values that depend on others: `set` applies if all values of `when` hold."""
 
     when: dict[str, Any] = Field(min_length=1)
     set: dict[str, Any] = Field(min_length=1)

@@ -19,7 +19,7 @@ from ltlearn.utils.run_folder import Run
 
 __all__ = ["SENSITIVITY_METHODS", "Curve", "Sensitivity", "sensitivity", "sensitivity_run"]
 
-# Two methods with a hyper-parameter, and one without for comparison.
+# The methods whose hyper-parameter has a published range, and one without for comparison.
 SENSITIVITY_METHODS = ("max_norm", "label_aware_smoothing", "samn")
 
 
@@ -40,7 +40,7 @@ class Curve(Record):
 
     label: str
     parameter: str
-    values: list[float] = field()  # hides the method of mappings
+    values: list[float] = field()  # else `Mapping.values` would be the default
     accuracy: list[float]
     method: str = ""
     validation: list[float] = field(default_factory=list)

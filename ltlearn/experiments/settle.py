@@ -15,7 +15,7 @@ __all__ = ["settle_data", "settle_model", "settle_stage1", "settle_stage2"]
 
 # How a balanced set is cut, by key, with the defaults.
 _CUT = {"imbalance_factor": 100, "profile": "exponential", "split": "first_n"}
-# Keys that make a part of a set.
+# Keys that reduce a set to a part of its images.
 _PARTS = ("n_max", "test_per_class", "max_classes")
 
 

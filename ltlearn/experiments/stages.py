@@ -80,7 +80,7 @@ class SeedResult:
 
 @dataclass
 class StageFolder:
-    """Where the stages of a seed are kept, and how they are trained whatever the recipe.
+    """Where the stages of a seed are kept, and the options of their training beside the recipe.
 
     Args:
         run: The run's folder.
@@ -135,7 +135,7 @@ def load_stage1(
         device: "auto" or a torch device.
 
     Raises:
-        UserError: If that stage 1 is not finished or damaged, or the images are others.
+        UserError: If that stage 1 is not finished or is damaged, or the images have changed.
     """
     manifest, name = read_manifest(run), stage_name(seed, "stage1")
     # Features are extracted in the precision in which they were trained.

@@ -6,6 +6,7 @@ from ltlearn.data.splits import carve_validation
 from ltlearn.defaults import BATCH_SIZE, SMALL_SIDE, Defaults, choose_defaults
 from ltlearn.inspection.result import Advice, Inspection
 from ltlearn.inspection.text import TEXT_WIDTH
+from ltlearn.methods import DEFAULT_STAGE1
 from ltlearn.names import MIN_VALID_IMAGES
 
 __all__ = ["advise"]
@@ -60,7 +61,7 @@ def _choose_method(inspection: Inspection, n_valid: int) -> tuple[str, str]:
     """Choose a method by the README's results on five long-tailed datasets; return its reason."""
     factor, n_classes = inspection.imbalance_factor, len(inspection.classes)
     if factor < _BALANCED:
-        return "ce", f"an imbalance factor of {factor:.3g} needs no correction."
+        return DEFAULT_STAGE1, f"an imbalance factor of {factor:.3g} needs no correction."
     if n_classes >= _MANY_CLASSES:
         return "balanced_softmax", (
             "it was among the best on the 200 classes of Tiny-ImageNet-LT, and needs no validation "
@@ -95,6 +96,6 @@ def _write_code(
         f'learn = lt_learner(dls, "{defaults.arch}"{weights})',
         f"learn.fit_stage1({defaults.epochs})",
     ]
-    code += [f'learn.retrain_classifier(method="{method}")'] if method != "ce" else []
+    code += [f'learn.retrain_classifier(method="{method}")'] if method != DEFAULT_STAGE1 else []
     code += ["print(learn.shot_report())"]
     return "\n".join(code)

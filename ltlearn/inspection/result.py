@@ -119,7 +119,7 @@ class Advice:
 
 @dataclass
 class Inspection:
-    """What `inspect_images` found. It prints as text for 80 columns.
+    """The result of `inspect_images`. `print` writes it as text of 80 columns.
 
     Args:
         name: Name of the dataset.
@@ -136,7 +136,7 @@ class Inspection:
         advice: How to train on the images; None if that is impossible.
         columns: For a table: "path", "label" and "split" to the column that was read.
         ignored: Extension to number of files in class folders that are not taken for images.
-        problems: Why nobody can train on the images, one sentence each.
+        problems: Why no model can be trained on the images, one sentence each.
 
     Example:
         >>> report = inspect_path("photos")  # doctest: +SKIP
@@ -207,7 +207,7 @@ class Inspection:
         rows = []
         for low, end in zip(starts, starts[1:], strict=False):
             n = int(((counts >= low) & (counts < end)).sum())
-            group = "many" if low > 100 else "medium" if low >= first_medium else "few"
+            group = next(name for name, mask in shot_groups([low], self.few).items() if mask[0])
             rows.append((f"{low:,}" if end == low + 1 else f"{low:,}-{end - 1:,}", n, group))
         filled = [i for i, row in enumerate(rows) if row[1]]
         return rows[filled[0] : filled[-1] + 1] if filled else []

@@ -1,4 +1,4 @@
-"""Isotonic regression that gradients flow through."""
+"""Differentiable isotonic regression."""
 
 from ltlearn.isotonic.api import pava
 

@@ -1,4 +1,4 @@
-"""Whether torch traces operations instead of running them; torch has few public tests of it."""
+"""Whether torch traces operations instead of running them; torch has few public checks."""
 
 import torch
 from torch.autograd import forward_ad

@@ -137,7 +137,7 @@ def _solve_kernel(
             tl.store(moment_ptr + t, moment + (moment_before + mass_before * (v - v_before)))
             tl.debug_barrier()
 
-        # 2. One lane a half, two neighbours a pair.
+        # 2. One lane per half; two neighbouring lanes are a pair.
         for begin in range(0, size >> level, TILE):
             side = tl.arange(0, 2)[None, :]
             q = begin + 2 * tl.arange(0, TILE // 2)[:, None] + side

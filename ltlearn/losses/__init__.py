@@ -1,4 +1,4 @@
-"""Losses, one a module; each imports torch alone."""
+"""Losses, one per module; each imports torch alone."""
 
 from ltlearn.losses.balanced_softmax import BalancedSoftmaxLoss
 from ltlearn.losses.class_balanced import (

@@ -106,7 +106,7 @@ class ClassBalancedBCELoss(CountedLoss):
 
     The code of the weight-balancing paper trains its second stage with it, and calls it
     class-balanced softmax. A class without training images has weight 0, so a target of it adds
-    nothing to the loss; among the other classes of an image it counts.
+    nothing to the loss; among the other classes of an image, it still counts.
 
     Args:
         class_counts: Training images per class; None waits for `set_class_counts`.

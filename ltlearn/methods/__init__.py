@@ -14,9 +14,12 @@ from ltlearn.methods.registry import (
     stage1_methods,
     unregister_method,
 )
+from ltlearn.methods.table import DEFAULT_STAGE2, DEFAULT_WITH_RESET
 
 __all__ = [
     "DEFAULT_STAGE1",
+    "DEFAULT_STAGE2",
+    "DEFAULT_WITH_RESET",
     "KINDS",
     "LARGEST_SCALED_BATCH",
     "METHODS",

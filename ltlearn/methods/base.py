@@ -1,4 +1,4 @@
-"""`Method` and `Sweep`: the row of a method, with all the facts that others need of it."""
+"""`Method` and `Sweep`: the row of a method, with all facts that other modules need."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ltlearn.errors import UserError, check_choice, check_number
 from ltlearn.names import SAMPLER_NAMES
 
-if TYPE_CHECKING:  # these need torch, which the table of methods does not
+if TYPE_CHECKING:  # these imports need torch; the table of methods does not
     from torch import nn
 
     from ltlearn.posthoc.choose import TauChoice
@@ -116,7 +116,7 @@ class Method:
     uses_features_only: bool = False
 
     def __post_init__(self):
-        # Nobody changes the values of a row through a dictionary that it shares.
+        # Read-only copies: a row must not change with the dictionaries it was made from.
         for name in ("values", "loss_options", "callback_options"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         for name in ("label", "source"):
@@ -165,7 +165,7 @@ class Method:
 
     @property
     def draws(self) -> bool:
-        """Return whether what follows stage 1 depends on the seed."""
+        """Return whether the outcome after stage 1 depends on the seed."""
         return self.kind == "stage 2" and (self.values.get("epochs") != 0 or self.reset)
 
     @property

@@ -2,13 +2,14 @@
 
 __all__ = ["LARGEST_SCALED_BATCH", "usual_rate"]
 
-LARGEST_SCALED_BATCH = 1024  # the rate grows up to this batch size; above it, training diverges
+# The learning rate grows up to this batch size. If it grew further, training would diverge.
+LARGEST_SCALED_BATCH = 1024
 
 
 def usual_rate(batch: int, pretrained: bool) -> float:
     """Return the default learning rate of stage 1: 0.1 per 256 images in a batch.
 
-    It is a tenth of that if the weights are pre-trained, and is capped at batch size 1024.
+    Pre-trained weights take a tenth of it. Batches above 1024 images count as 1024.
 
     Args:
         batch: Batch size.

@@ -80,7 +80,7 @@ class MethodRegistry(Mapping):
                 f"there is a method {name!r} already; take another name, or pass replace=True."
             )
         for other, row in self.items():
-            # Tables and plots have the label alone.
+            # Tables and plots show only the label.
             if other != name and row.label == method.label:
                 raise UserError(
                     f"the method {other} has the label {row.label!r} already; give {name} another."
@@ -114,7 +114,7 @@ class MethodRegistry(Mapping):
     def _load_packages(self) -> None:
         if self._loaded:
             return
-        # First: a package that looks methods up while it is loaded finds the others.
+        # Set before loading, because a package may look up methods while it is loaded.
         self._loaded = True
         for entry in entry_points(group=ENTRY_POINT_GROUP):
             self._load_entry(entry)
@@ -205,7 +205,8 @@ def find_method(name: str) -> Method:
     """
     if not isinstance(name, str) or name not in METHODS:
         close = difflib.get_close_matches(str(name), METHODS, n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else f"there is {', '.join(METHODS)}."
+        names = ", ".join(close or METHODS)
+        hint = f"did you mean {names}?" if close else f"choose from {names}."
         raise UserError(f"there is no method {name!r}; {hint}")
     return METHODS[name]
 
@@ -231,7 +232,7 @@ def find_methods(names, stage1: str | None = None) -> list[str]:
         names = [name.strip() for name in names.split(",") if name.strip()]
     names = list(dict.fromkeys(names))
     if not names:
-        raise UserError(f"give a method or more: {', '.join(METHODS)}.")
+        raise UserError(f"give at least one method: {', '.join(METHODS)}.")
     for name in names:
         find_method(name)
         needed = _stage1_of(name)

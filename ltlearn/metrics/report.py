@@ -19,12 +19,12 @@ from ltlearn.metrics.shots import (
     shot_groups,
     shot_thresholds_text,
 )
-from ltlearn.names import FEW_RULES
+from ltlearn.names import FEW_RULES, FIGURES
 
 __all__ = ["ShotReport", "shot_report", "mean_and_sd"]
 
 _DASH = "–"
-_SUMMARY = ("all", "balanced", *SHOTS, "ece", "nll")
+_SUMMARY = (*FIGURES, "ece", "nll")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +103,7 @@ class ShotReport:
 
     def __str__(self) -> str:
         """Write a few lines of plain text, accuracies in % to one decimal, no value as a dash."""
-        names = ("all", "balanced", *SHOTS)
-        lines = [f"{name:<9}{_percent(getattr(self, name)):>6}" for name in names]
+        lines = [f"{name:<9}{_percent(getattr(self, name)):>6}" for name in FIGURES]
         if self.ece is not None:
             lines.append(f"{'ECE':<9}{_percent(self.ece):>6}")
             lines.append(f"{'NLL':<9}{self.nll:>6.3f}")

@@ -79,7 +79,11 @@ def _float64_blocks(output: Tensor | np.ndarray) -> Iterator[tuple[int, Tensor]]
 
 
 def unwrap(values: Any) -> Tensor | np.ndarray:
-    """Remove tensor subclasses (fastai's) and gradients; convert lists to arrays."""
+    """Remove tensor subclasses (fastai's) and gradients; convert lists to arrays.
+
+    Args:
+        values: A tensor, an array or a list.
+    """
     if isinstance(values, Tensor):
         return values.detach().as_subclass(Tensor)
     return np.asarray(values)
@@ -97,7 +101,12 @@ def _is_half(values: Tensor | np.ndarray) -> bool:
 
 
 def read_whole_numbers(values: Any, name: str) -> Tensor:
-    """Read a vector of whole numbers as int64 on the CPU."""
+    """Read a vector of whole numbers as int64 on the CPU.
+
+    Args:
+        values: A tensor, an array or a list.
+        name: The name of the values in messages.
+    """
     values = unwrap(values)
     if isinstance(values, Tensor):
         values = values.cpu()
@@ -116,7 +125,13 @@ def read_whole_numbers(values: Any, name: str) -> Tensor:
 
 
 def read_labels(values: Any, num_classes: int, name: str) -> Tensor:
-    """Read labels as int64; raise a `UserError` for a label outside 0..C-1."""
+    """Read labels as int64; raise a `UserError` for a label outside 0..C-1.
+
+    Args:
+        values: The labels.
+        num_classes: C.
+        name: The name of the labels in messages.
+    """
     labels = read_whole_numbers(values, name)
     outside = (labels < 0) | (labels >= num_classes)
     if outside.any():
@@ -129,7 +144,14 @@ def read_labels(values: Any, num_classes: int, name: str) -> Tensor:
 
 
 def check_lengths(rows: int, labels: int, name: str, target: str = "target") -> None:
-    """Raise a `UserError` if two arrays differ in length or are empty."""
+    """Raise a `UserError` if two arrays differ in length or are empty.
+
+    Args:
+        rows: Length of the first array.
+        labels: Length of the second array.
+        name: The name of the first array in messages.
+        target: The name of the second array in messages.
+    """
     if rows != labels:
         raise UserError(f"{name} has {rows} rows but {target} has {labels}.")
     if rows == 0:
@@ -137,7 +159,13 @@ def check_lengths(rows: int, labels: int, name: str, target: str = "target") -> 
 
 
 def check_finite(block: Tensor, start: int, name: str) -> None:
-    """Raise a `UserError` if a value is not finite."""
+    """Raise a `UserError` if a value is not finite.
+
+    Args:
+        block: Some rows of an array.
+        start: Number of the first of these rows in the array.
+        name: The name of the array in messages.
+    """
     # One sum is enough to check; the row is searched only for the message.
     if not math.isfinite(float(block.sum())):
         bad = (~block.isfinite()).nonzero()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ltlearn.errors import UserError, check_choice
 from ltlearn.metrics.rows import read_whole_numbers
-from ltlearn.names import FEW_RULES
+from ltlearn.names import FEW_RULES, SHOTS
 
 __all__ = [
     "SHOTS",
@@ -15,7 +15,6 @@ __all__ = [
     "read_class_counts",
 ]
 
-SHOTS = ("many", "medium", "few")
 _MANY = 100  # a class with more training images is many-shot
 
 

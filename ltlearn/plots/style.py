@@ -99,7 +99,13 @@ def named_rows(
 def sort_classes(
     class_counts: Sequence[int], classes: Sequence[str] | None, few: str
 ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """Return the counts, the mask of each shot group, and the classes, most frequent first."""
+    """Return the counts, the mask of each shot group, and the classes, most frequent first.
+
+    Args:
+        class_counts: Training images per class.
+        classes: Class names, to check their number.
+        few: The few-shot rule.
+    """
     groups = {name: mask.cpu().numpy() for name, mask in shot_groups(class_counts, few).items()}
     counts = np.asarray([int(n) for n in class_counts], dtype=np.int64)
     if classes is not None and len(classes) != len(counts):
@@ -111,7 +117,13 @@ def sort_classes(
 
 
 def read_per_class(values: Any, num_classes: int, name: str) -> np.ndarray:
-    """Read one number per class as float64; None becomes NaN."""
+    """Read one number per class as float64; None becomes NaN.
+
+    Args:
+        values: The numbers.
+        num_classes: C.
+        name: The name of the values in messages.
+    """
     values = np.asarray([float("nan") if v is None else float(v) for v in values])
     if len(values) != num_classes:
         raise UserError(
@@ -184,7 +196,14 @@ def thousands(axis: Any) -> None:
 def shade_groups(
     axes: "Axes", groups: dict[str, np.ndarray], order: np.ndarray, vertical: bool
 ) -> None:
-    """Shade the classes of each shot group. Sorted by count, a group is one range of rows."""
+    """Shade the classes of each shot group. Sorted by count, a group is one range of rows.
+
+    Args:
+        axes: The axes.
+        groups: The mask of each shot group.
+        order: The classes, most frequent first.
+        vertical: Whether the classes lie along the x axis.
+    """
     for name in SHOTS:
         rows = np.flatnonzero(groups[name][order])
         if len(rows):
@@ -240,7 +259,12 @@ def add_legend(
 
 
 def moving_average(values: np.ndarray, width: int) -> np.ndarray:
-    """Average over a centred window that is shorter at the ends; NaNs are left out."""
+    """Average over a centred window that is shorter at the ends; NaNs are left out.
+
+    Args:
+        values: The values, in their order.
+        width: Width of the window, in values.
+    """
     known = np.isfinite(values)
     sums = np.concatenate([[0], np.cumsum(np.where(known, values, 0))])
     numbers = np.concatenate([[0], np.cumsum(known)])
@@ -257,7 +281,13 @@ def percentages(values: Sequence[float | None]) -> np.ndarray:
 
 
 def accuracy_limits(axes: "Axes", which: str, values: np.ndarray) -> None:
-    """Fit an accuracy axis to values in %; it spans at least 4, with ticks from 0 to 100."""
+    """Fit an accuracy axis to values in %; it spans at least 4, with ticks from 0 to 100.
+
+    Args:
+        axes: The axes.
+        which: "x" or "y".
+        values: The accuracies in %.
+    """
     from matplotlib.ticker import MaxNLocator
 
     low, high = float(values.min()), float(values.max())
@@ -318,7 +348,13 @@ def count_columns(number: int, most: int) -> int:
 
 
 def outer_labels(panels: "Sequence[Axes]", most: int, below: bool = True) -> None:
-    """Show numbers at the left of each row and, if `below`, at the bottom of each column only."""
+    """Show numbers at the left of each row and, if `below`, at the bottom of each column only.
+
+    Args:
+        panels: The panels, row by row.
+        most: Most panels per row.
+        below: Whether all panels of a column share the x axis of the lowest one.
+    """
     columns = count_columns(len(panels), most)
     for i, axes in enumerate(panels):
         axes.tick_params(
@@ -327,7 +363,13 @@ def outer_labels(panels: "Sequence[Axes]", most: int, below: bool = True) -> Non
 
 
 def panel_title(axes: "Axes", label: Any, text: str) -> None:
-    """Write the label of a panel, and a text in small print below it."""
+    """Write the label of a panel, and a text in small print below it.
+
+    Args:
+        axes: The panel.
+        label: The label.
+        text: The text.
+    """
     axes.set_title(shorten(label), fontsize=8.5, loc="left", pad=14, color=INK)
     axes.annotate(
         text,

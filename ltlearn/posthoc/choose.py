@@ -193,7 +193,7 @@ class _Hits:
 
 
 def mean_nll(logits: Tensor, targets: Tensor) -> float:
-    """Return the summed negative log-likelihood."""
+    """Return the negative log-likelihood, summed over the images."""
     return float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
 
 

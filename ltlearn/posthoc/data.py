@@ -1,4 +1,4 @@
-"""`PosthocData`: what a post-hoc method gets."""
+"""`PosthocData`: the classifier and the data that a post-hoc method gets."""
 
 from dataclasses import dataclass
 

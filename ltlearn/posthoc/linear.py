@@ -14,7 +14,12 @@ _log = logging.getLogger("ltlearn")
 
 
 def warn_without_images(counts: Tensor, consequence: str) -> None:
-    """Log a warning about classes without images."""
+    """Log a warning about classes without images.
+
+    Args:
+        counts: Training images per class, (C,).
+        consequence: What happens to such a class, for the warning.
+    """
     empty = counts == 0
     if empty.any():
         _log.warning("no training images of class %s; %s.", name_classes(empty), consequence)
@@ -34,7 +39,13 @@ def as_linear_layer(head: nn.Module) -> nn.Linear:
 
 @torch.no_grad()
 def new_linear(like: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Create a linear layer with the given weight and bias."""
+    """Create a linear layer with the given weight and bias.
+
+    Args:
+        like: Layer with the same sizes, dtype, device and mode.
+        weight: The weight, (C, D).
+        bias: The bias, (C,), or None.
+    """
     # `skip_init` leaves the random number generator as it is.
     linear = nn.utils.skip_init(
         nn.Linear,

@@ -20,9 +20,9 @@ def adjust_logits(
 ) -> nn.Linear:
     """Subtract tau times the log of each class's share of the training images from its logit.
 
-    The result always has a bias. A class without training images is raised as much as the rarest
-    class with images, and a warning names it. The authors' floor alone would raise it by 27.6,
-    above all others.
+    The result always has a bias. The logit of a class without training images is raised as much as
+    the rarest class's, and a warning names the class. The authors' floor alone would raise it by
+    27.6, above all others.
 
     Args:
         head: The classifier.

@@ -72,7 +72,7 @@ def render_report_md(
 
 def protocol_paragraph(table: ResultTable) -> str:
     """Describe the protocol of a table."""
-    origin = "The validation images are those of the data set."
+    origin = "The validation images are those of the dataset."
     if table.is_carved:
         origin = "The validation images were taken from the training images before stage 1."
     choices = {

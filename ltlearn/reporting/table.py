@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from ltlearn.errors import UserError, check_choice
 from ltlearn.metrics.report import ShotReport, mean_and_sd
 from ltlearn.metrics.shots import shot_thresholds_text
-from ltlearn.names import FEW_RULES
+from ltlearn.names import FEW_RULES, SHOTS
 from ltlearn.reporting.text import (
     DASH,
     aligned_lines,
@@ -35,9 +35,7 @@ _MIN_LABEL = 12  # the smallest width of the column of methods, in characters
 # Field of ShotReport -> heading; all in %.
 _COLUMNS = {
     "all": "all",
-    "many": "many",
-    "medium": "medium",
-    "few": "few",
+    **{group: group for group in SHOTS},
     "balanced": "balanced",
     "ece": "ECE",
 }

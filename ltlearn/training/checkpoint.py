@@ -261,20 +261,20 @@ def _name(done: int) -> str:
     return f"epoch-{done:05d}"
 
 
-def describe_options(thing) -> str:
+def describe_options(obj) -> str:
     """Describe a callback or loss by its class and, if it is one of ltlearn's, by its options.
 
     Args:
-        thing: A callback, a loss, or a function.
+        obj: A callback, a loss, or a function.
     """
-    name = getattr(thing, "__name__", type(thing).__name__)
-    if isinstance(thing, GradientAccumulation):
-        return f"{name}({thing.n_acc})"
-    if not type(thing).__module__.startswith("ltlearn."):
+    name = getattr(obj, "__name__", type(obj).__name__)
+    if isinstance(obj, GradientAccumulation):
+        return f"{name}({obj.n_acc})"
+    if not type(obj).__module__.startswith("ltlearn."):
         return name
     shown = [
         f"{key}={value!r}"
-        for key, value in sorted(vars(thing).items())
+        for key, value in sorted(vars(obj).items())
         if not key.startswith("_")
         and not key.endswith("_")
         and key not in ("learn", "run", "training", "installed")
@@ -295,5 +295,5 @@ def _facts(learn) -> dict:
     }
 
 
-def _short(thing) -> str:
-    return checksum_of(repr(thing).encode())[:16]
+def _short(obj) -> str:
+    return checksum_of(repr(obj).encode())[:16]

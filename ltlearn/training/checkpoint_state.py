@@ -88,7 +88,7 @@ def _accumulators(learn) -> list[Callback]:
 
 
 def _with_state(learn) -> list[Callback]:
-    # On the class: an instance passes unknown attributes on to the learner.
+    # Read from the class: an instance passes unknown attributes on to the learner.
     return [cb for cb in learn.cbs if hasattr(type(cb), "load_state_dict")]
 
 

@@ -146,7 +146,7 @@ class FeatureBank:
                 be written, or the disk is full.
         """
         weights = weights_fingerprint(backbone)
-        # `data` may ignore the location and the time of the files.
+        # `data` may name images regardless of the location and the time of their files.
         files = getattr(dl.dataset, "files_name", None)
         data = f"{data} {files}" if files else data
         arrays = []
@@ -154,7 +154,7 @@ class FeatureBank:
             augment = views > 0
             key = {
                 "weights": weights,
-                # Networks of the same weights can differ in layers without any, such as pooling.
+                # Networks with equal weights can differ in layers without any, such as pooling.
                 "network": hashlib.sha256(repr(backbone).encode()).hexdigest()[:16],
                 "data": data,
                 "images": dl.n,

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ltlearn.errors import UserError
 from ltlearn.metrics.report import shot_report
 from ltlearn.models.backbone import find_head
+from ltlearn.names import FIGURES
 from ltlearn.training.records import TrajectoryRecord
 
 __all__ = [
-    "FIGURES",
     "head_norms",
     "chosen_classes",
     "FlipAverage",
@@ -25,7 +25,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger("ltlearn")
-FIGURES = ("all", "balanced", "many", "medium", "few")
 
 
 @torch.no_grad()
@@ -81,7 +80,7 @@ class FlipAverage(Callback):
 class Trajectory(Callback):
     """Evaluate before the first step (epoch 0) and after every epoch; keep the best weights.
 
-    Reads predictions and targets of the validation loader. Writes nothing of the Learner. `record`
+    Reads predictions and targets of the validation loader. Changes nothing in the Learner. `record`
     is a `TrajectoryRecord`, and `best_state` the weights of the chosen epoch.
 
     Args:

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 from ltlearn.errors import UserError, check_number
+from ltlearn.names import FIGURES
 from ltlearn.training.fit_callback import FitCallback
-from ltlearn.training.history import FIGURES, find_trajectory
+from ltlearn.training.history import find_trajectory
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["check_tensorboard", "EpochLog"]
@@ -31,7 +32,7 @@ class EpochLog(FitCallback):
     log of a fit that resumes from a `Checkpoint` has each epoch once. If a log cannot be written,
     a warning is logged, and the fit continues.
 
-    Reads the trajectory and the learning rate. Writes nothing of the Learner.
+    Reads the trajectory and the learning rate. Changes nothing in the Learner.
 
     Args:
         path: CSV file, rewritten each time; None writes none.
@@ -113,7 +114,7 @@ class EpochLog(FitCallback):
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Replaces the events of an earlier process: the record has them, but no rates.
+            # Replaces the events of an earlier process: the record has them, but no learning rates.
             self._writer = SummaryWriter(str(self.folder), purge_step=0)
         for row in rows[self._sent :]:
             step = row["epoch"]

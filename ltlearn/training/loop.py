@@ -1,4 +1,4 @@
-"""The training loop: fastai's, made quiet, quicker and safe to interrupt."""
+"""The training loop: fastai's, but quiet, faster and safe to interrupt."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -83,7 +83,7 @@ def listed_callbacks(cbs) -> list[Callback]:
 
 @contextmanager
 def oom_to_user_error(batch: int):
-    """Inside the block, turn an error of memory that ran out into a `UserError` with a remedy.
+    """Turn an out-of-memory error inside the block into a `UserError` with a remedy.
 
     Args:
         batch: Images per batch.

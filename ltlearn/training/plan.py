@@ -41,7 +41,7 @@ class _Plan:
         epochs: Passes over the training images, at least 0.
         lr: Learning rate, > 0.
         weight_decay: Weight decay, at least 0.
-        batch_size: Images a batch, at least 1.
+        batch_size: Images per batch, at least 1.
         sampler: Name of a sampler, or a torch sampler.
         loss: Takes (logits, targets) to a scalar. None: the learner's.
         schedule: Name of a learning-rate schedule.
@@ -97,7 +97,7 @@ class _Plan:
             object.__setattr__(self, name, value)
 
     def _method_facts(self) -> dict[str, Any]:
-        # A description of the loss and the callbacks has the options of the library's own methods.
+        # The facts about loss and callbacks already contain the options of built-in methods.
         if self.method is None or is_built_in(self.method):
             return {}
         return {"method": self.method, "options": dict(self.options)}
@@ -326,7 +326,7 @@ def _check_options(options: Any, method: str | None) -> dict[str, float]:
     if options is not None and not isinstance(options, Mapping):
         raise UserError(f"options must be a dictionary by name, got {options!r}.")
     if options and method is None:
-        raise UserError("options are those of a method; name the method, too.")
+        raise UserError("options belong to a method; name the method, too.")
     return dict(options or {})
 
 
@@ -364,10 +364,10 @@ def _to_python(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
-def name_of(thing) -> str:
-    """Return the name of a sampler or a loss: itself if it is a name, else its function's or class.
+def name_of(obj) -> str:
+    """Return the name of a sampler or a loss; for an object, the name of its class.
 
     Args:
-        thing: A name, a function or an object.
+        obj: A name, a function or another object.
     """
-    return thing if isinstance(thing, str) else getattr(thing, "__name__", type(thing).__name__)
+    return obj if isinstance(obj, str) else getattr(obj, "__name__", type(obj).__name__)

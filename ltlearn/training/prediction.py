@@ -120,7 +120,7 @@ def predict_images(learn: Learner, images) -> Tensor:
     """
     images = images if isinstance(images, list | tuple) else [images]
     if not images:
-        raise UserError("predict needs an image or more, got an empty list.")
+        raise UserError("predict needs at least one image, got an empty list.")
     pixels = [_to_pixels(image, learn.dls) for image in images]
     data = ImageSet(np.zeros(len(pixels), dtype=np.int64), images=np.stack(pixels))
     loader = learn.dls.valid.new(ImagesInMemory(data), shuffle=False)

@@ -19,9 +19,9 @@ def leaves_prior(
 ) -> bool:
     """Return whether a training leaves the logits with the training prior.
 
-    It does if it draws the images as they come, and neither its loss nor a callback balances the
-    classes. A loss or a callback has the attribute `leaves_prior` for that. Without the attribute,
-    a callback leaves the prior, and a loss does if the method's row has the prior "train".
+    It does if it draws each image once per epoch, and neither its loss nor a callback balances the
+    classes. Losses and callbacks declare this by the attribute `leaves_prior`. Without it, a
+    callback leaves the prior, and a loss leaves it if the method's row has the prior "train".
 
     Args:
         sampler: Name of the sampler.
@@ -34,7 +34,7 @@ def leaves_prior(
         return False
     by_default = type(loss) in _FOREIGN_LOSSES or row is not None
     return getattr(loss, "leaves_prior", by_default) and all(
-        # On the class: a callback passes the learner's attributes on as its own.
+        # Read from the class: an instance passes unknown attributes on to the learner.
         getattr(type(cb), "leaves_prior", True)
         for cb in callbacks
     )
@@ -84,7 +84,7 @@ def _leaves_by_name(stage: Mapping) -> bool:
     import ltlearn.losses as losses
 
     foreign = {kind.__name__ for kind in _FOREIGN_LOSSES}
-    # A correction by a method that is not installed any more has none of these names.
+    # The record of a post-hoc method that is no longer installed has neither name.
     name = stage.get("loss", "")
     loss_leaves = name in foreign or getattr(getattr(losses, name, None), "leaves_prior", False)
     callbacks_leave = all(

@@ -3,6 +3,7 @@
 import math
 import time
 
+from ltlearn.names import SHOTS
 from ltlearn.training.fit_callback import FitCallback
 from ltlearn.training.history import find_trajectory
 from ltlearn.utils.progress import ProgressLine, duration
@@ -136,7 +137,7 @@ class EpochProgress(FitCallback):
 
 
 def _groups(row: dict) -> list[str]:
-    groups = (k for k in ("many", "medium", "few") if row[k] is not None)
+    groups = (k for k in SHOTS if row[k] is not None)
     return [f"{k} {100 * row[k]:.1f}" for k in groups]
 
 

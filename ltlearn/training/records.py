@@ -51,7 +51,7 @@ class Record(Mapping):
 
 @dataclass(eq=False)
 class TrajectoryRecord(Record):
-    """The figures of a fit, one entry an epoch.
+    """The figures of a fit, one entry per epoch.
 
     Args:
         epoch: The epochs; 0 is before the first step.
@@ -59,8 +59,8 @@ class TrajectoryRecord(Record):
         all: Accuracy on the validation loader, from 0 to 1.
         balanced: The mean of the accuracies per class.
         many: The mean over many-shot classes; None if there are none.
-        medium: The same of medium-shot classes.
-        few: The same of few-shot classes.
+        medium: The same for medium-shot classes.
+        few: The same for few-shot classes.
         norms: The norm of each class's weights.
         seconds: Seconds since the fit began.
         chosen: The epoch whose weights are kept.
@@ -103,8 +103,8 @@ class StageRecord(Record):
         batch: Batch size.
         sampler: Name of the sampler.
         head: "kept" or "new".
-        epochs: Epochs.
-        lr: Learning rate; of stage 1 also a slice or list (backbone, head).
+        epochs: Number of epochs.
+        lr: Learning rate; in stage 1 also a slice or list (backbone, head).
         weight_decay: Weight decay.
         schedule: Name of the learning-rate schedule.
         milestones: Epochs at which the learning rate falls, with "multistep" only.

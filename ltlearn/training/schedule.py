@@ -25,7 +25,7 @@ class EpochSchedule(FitCallback):
     - "constant": lr.
     - "multistep": lr * decay ** (number of milestones <= t).
 
-    "lagged_cosine" is GLMC's schedule for large sets, which runs an epoch late and has a warm-up of
+    "lagged_cosine" is GLMC's schedule for large sets, which lags by one epoch and has a warm-up of
     its own. Epoch 0 has lr. Epoch t has, with e = t - 1, lr * (e + 1) / w up to e = w (above lr at
     the end), and then lr / 2 * (1 + cos(pi * (e - w + 1) / (T - w + 1))).
 

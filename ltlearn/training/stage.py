@@ -52,7 +52,7 @@ def fold_unowned_head(learn: Learner, callbacks: Sequence[Callback]) -> None:
     head, kind = learn.model.head, type(learn.model.head)
     if isinstance(head, nn.Linear) or not is_head(head):
         return
-    # On the class: a callback passes the learner's attributes on as its own.
+    # Read from the class: an instance passes unknown attributes on to the learner.
     if any(getattr(type(cb), "head_type", None) is kind for cb in [*callbacks, *learn.cbs]):
         return
     try:

@@ -40,7 +40,7 @@ def run_stage1(learn: Learner, plan: StagePlan) -> None:
         trajectory = make_trajectory(learn, plan.select, "stage 1", start=False)
         own = [trajectory, LoaderEpoch(), EpochProgress("stage 1")]
         own += [FiniteLoss(plan.on_nan, stage="stage 1")]
-        # A constant rate without warm-up leaves the rates to a schedule among the callbacks.
+        # A constant learning rate without warm-up leaves room for a schedule among the callbacks.
         if plan.schedule != "constant" or plan.warmup_epochs:
             own += [plan.make_schedule()]
         own += [FlipAverage()] if plan.flip else []

@@ -32,12 +32,16 @@ def lasting_callbacks(learn: Learner) -> list[Callback]:
 
 @contextmanager
 def lent_callbacks(learn: Learner) -> Iterator[list[Callback]]:
-    """Lend the lasting callbacks of a learner to another learner inside the block."""
+    """Lend the lasting callbacks of a learner to another learner inside the block.
+
+    Args:
+        learn: The learner that owns the callbacks.
+    """
     lasting = lasting_callbacks(learn)
     try:
         yield lasting
     finally:
-        # fastai takes the learner away from a callback when it removes it.
+        # fastai sets `learn` of a callback that it removes to None.
         for cb in lasting:
             cb.learn = learn
             setattr(learn, cb.name, cb)
@@ -49,7 +53,7 @@ def temporary_settings(learn: Learner, plan: StagePlan | Stage2Plan) -> Iterator
 
     Args:
         learn: The learner.
-        plan: The plan. None as its loss or optimiser: the learner's own.
+        plan: The plan. If its loss or optimiser is None, the learner's own is used.
     """
     train = learn.dls.train
     loader = (train.sampler_name, train.sampler, train.seed, train.bs)
@@ -69,7 +73,7 @@ def temporary_settings(learn: Learner, plan: StagePlan | Stage2Plan) -> Iterator
 
 @contextmanager
 def with_class_counts(loss, class_counts: Tensor) -> Iterator[None]:
-    """Give a loss that has no class counts those of the data inside the block.
+    """Set the class counts of the data on a loss that has none, inside the block.
 
     Args:
         loss: Any loss.

@@ -82,7 +82,7 @@ def check_writable(folder: Path) -> None:
 def remove_file(path: Path) -> None:
     """Remove a file if it exists; ignore a failure.
 
-    What made a write fail can make this fail too, and the first error is the one to report.
+    The cause of a failed write can make this fail too; the first error is the one to report.
 
     Args:
         path: The file.

@@ -169,6 +169,10 @@ class Run:
     def write_csv(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
         """Write rows with equal keys. The first row's order is the order of the columns.
 
+        Args:
+            name: File, relative to the run's folder.
+            rows: The rows; no row writes an empty file.
+
         Raises:
             ValueError: If the rows differ in their keys.
         """
@@ -196,6 +200,10 @@ class Run:
 
     def save_npz(self, name: str, /, **arrays: "ndarray | Tensor") -> Path:
         """Write arrays as an uncompressed NumPy archive. bfloat16 becomes float32.
+
+        Args:
+            name: File, relative to the run's folder.
+            **arrays: The arrays by name.
 
         Raises:
             TypeError: If an array holds Python objects.
@@ -285,7 +293,13 @@ class Run:
             return {key: file.get_tensor(key) for key in file.keys()}
 
     def save_figure(self, name: str, fig: "Figure", dpi: int = 150) -> Path:
-        """Write a matplotlib figure in the format of the name's ending; PNG if it has none."""
+        """Write a matplotlib figure in the format of the name's ending; PNG if it has none.
+
+        Args:
+            name: File, relative to the run's folder.
+            fig: The figure.
+            dpi: Pixels per inch.
+        """
         with replaced_file(self._target(name)) as file:
             fig.savefig(file, format=Path(name).suffix[1:] or "png", dpi=dpi, bbox_inches="tight")
         return self.path / name

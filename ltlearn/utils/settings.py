@@ -126,7 +126,7 @@ def _parse(key: str, raw: object, source: str, folder: Path | None) -> Path | in
 
 
 def _read_file() -> tuple[dict[str, str], Path | None]:
-    """Return our keys of [DEFAULT], and the file; warn about a key that is misspelt."""
+    """Return the library's keys in [DEFAULT], and the file; warn about a key that is misspelt."""
     # `%` is an ordinary character of a path, so no interpolation.
     parser, file = configparser.ConfigParser(interpolation=None), Path(_FILE)
     try:

@@ -19,8 +19,8 @@ from torch import nn
 
 import ltlearn.callbacks
 import ltlearn.training
-from ltlearn import CosineLinear, SAMNLinear, ScaledLinear
 from ltlearn.training.checkpoint import Checkpoint
+from ltlearn.training.fit_callback import mixes_images
 from ltlearn.training.history import Trajectory
 from tests.callbacks.helpers import COUNTS, make_lt_learner
 
@@ -39,8 +39,6 @@ def find_callbacks():
 
 
 CALLBACKS = find_callbacks()
-# The heads that stay after the fit; under any other callback the linear layer is kept.
-HEADS = {"SAMN": SAMNLinear, "LearnableWeightScaling": ScaledLinear, "CosineHead": CosineLinear}
 EXITS = {
     "finished": None,
     "batch": CancelBatchException,
@@ -114,6 +112,40 @@ def test_the_callbacks_are_found():
     assert {"EpochSchedule", "LoaderEpoch", "FlipAverage", "Trajectory"} <= set(CALLBACKS)
 
 
+class First(Callback):
+    """Keep the images of a batch before any other callback."""
+
+    order = -100
+
+    def before_batch(self):
+        self.images = self.learn.xb[0].clone()
+
+
+class Last(Callback):
+    """Note whether other callbacks have changed the images or the class weights."""
+
+    order = 100
+
+    def __init__(self, first):
+        self.first, self.mixed, self.weighted = first, False, False
+
+    def before_batch(self):
+        if self.learn.training:
+            self.mixed |= not torch.equal(self.learn.xb[0], self.first.images)
+
+    def after_loss(self):
+        self.weighted |= self.learn.loss_func.weights is not None
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_a_callback_that_changes_images_or_class_weights_declares_it(name, tmp_path):
+    learn = make_lt_learner()
+    cb, first = make(name, learn, tmp_path), First()
+    last = Last(first)
+    learn.fit(5, 0.05, cbs=[first, cb, last])
+    assert last.mixed <= mixes_images(cb) and last.weighted <= getattr(cb, "weights_loss", False)
+
+
 @pytest.mark.parametrize(("name", "how"), CASES)
 def test_the_learner_is_left_as_it_was_found(name, how, tmp_path):
     learn = make_lt_learner()
@@ -133,7 +165,8 @@ def test_the_learner_is_left_as_it_was_found(name, how, tmp_path):
     assert leave.steps >= least.get(how, n + 1), "training did not really run"
 
     assert state_of(learn) == before
-    assert type(learn.model.head) is HEADS.get(name, nn.Linear)
+    # The head of a callback stays after the fit; all other callbacks keep the linear layer.
+    assert type(learn.model.head) is getattr(CALLBACKS[name], "head_type", nn.Linear)
     assert cb.learn is None and not hasattr(learn, cb.name)
     assert all(p.grad is None for p in learn.model.parameters())
     assert not torch.is_autocast_enabled("cpu")

@@ -210,7 +210,7 @@ def test_a_loss_without_weights_is_refused():
         make_learner().fit(1, 0.1, cbs=DeferredReweighting())
 
 
-def test_unknown_counts_are_asked_for():
+def test_missing_class_counts_raise_an_error():
     learn = make_learner(tell=False, loss_func=CrossEntropy())
     with pytest.raises(UserError, match=r"DeferredReweighting\(class_counts=\[500, 120, ...\]"):
         learn.fit(1, 0.1, cbs=DeferredReweighting())

@@ -146,7 +146,7 @@ SETTINGS = [(0.0, 1.2, 1.0), (0.2, 1.0, 6.0)]
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (1, 6), (2, 3)])
-def test_a_step_is_what_the_paper_says(settings, epoch, batch, monkeypatch):
+def test_a_step_equals_the_papers_equations(settings, epoch, batch, monkeypatch):
     dls = make_dls([33, 12, 4], bs=8)  # the last batch, of one image, is dropped
     assert len(dls.train) == 6
     batch = min(batch, 5)

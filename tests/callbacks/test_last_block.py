@@ -114,7 +114,7 @@ def test_a_new_block_begins_at_random_and_the_same_for_a_seed():
     )
 
 
-def test_what_is_refused():
+def test_invalid_options_are_refused():
     with pytest.raises(UserError, match="new must be True or False, got 1"):
         LastBlock(new=1)
     with pytest.raises(UserError, match="seed must be .*, got -1"):

@@ -45,7 +45,7 @@ def test_a_plain_learner_and_any_optimiser(make, opt, train):
 
 @BOTH
 @pytest.mark.parametrize("opt", OPTIMIZERS)
-def test_the_optimiser_keeps_groups_hyper_parameters_and_what_is_frozen(opt, train):
+def test_the_optimiser_keeps_groups_hyper_parameters_and_frozen_parameters(opt, train):
     learn = make_learner(opt_func=OPTIMIZERS[opt], splitter=two_groups)
     learn.fit(1, [0.01, 0.02], wd=0.003)
     learn.freeze()

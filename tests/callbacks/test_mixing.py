@@ -142,7 +142,7 @@ def plain_mix(kind, x, share, partner, centre):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("at", [(0, 0), (1, 6)])
 @pytest.mark.parametrize("kind", OURS)
-def test_a_step_is_what_the_paper_says(kind, at, reduction, monkeypatch):
+def test_a_step_equals_the_papers_equations(kind, at, reduction, monkeypatch):
     counts, weights = [33, 12, 8], [0.2, 1.0, 1.8]
     learn, cb = make_lt_learner(make_dls(counts, seed=4)), kind(alpha=0.7)
     loss_func = LDAMLoss(counts, weights=weights, reduction=reduction)
@@ -265,7 +265,7 @@ def test_the_ends_of_the_range_of_alpha(alpha):
         assert set(shares) == {0.0, 1.0} and 0.1 < shares.mean() < 0.9
 
 
-def test_the_share_of_cutmix_is_what_is_left_of_the_image():
+def test_the_share_of_cutmix_is_the_remaining_area():
     found = draws_of(BatchCutMix(1.0), side=16)
     for share, partner, mixed in found:
         moved = (partner != torch.arange(6)).nonzero().flatten()
@@ -392,7 +392,7 @@ def test_fastais_own_mixes_the_losses_of_two_targets(kind, loss):
         assert found == pytest.approx(both.mean().item(), rel=1e-4)
 
 
-def test_with_class_weights_fastais_own_divides_by_the_images_and_ours_as_the_loss_does():
+def test_with_class_weights_ours_divides_as_the_loss_does_unlike_fastais():
     loss_func = ClassBalancedLoss([40, 12, 4], beta=0.99)
     pred, y = torch.randn(5, 3), torch.tensor([0, 0, 1, 0, 2])
     ours, theirs = BatchMixUp(), MixUp()

@@ -74,7 +74,7 @@ def test_works_with_any_optimiser(opt, project):
 
 
 @pytest.mark.parametrize("opt", OPTIMIZERS)
-def test_the_optimiser_keeps_groups_hyper_parameters_and_what_is_frozen(opt):
+def test_the_optimiser_keeps_groups_hyper_parameters_and_frozen_parameters(opt):
     learn = make_learner(opt_func=OPTIMIZERS[opt], splitter=two_groups)
     learn.fit(1, [0.01, 0.02], wd=0.003)
     learn.freeze()
@@ -319,7 +319,7 @@ def test_no_warning_of_a_shadowed_name(recwarn):
 # ------------------------------------------------ class counts
 
 
-def test_unknown_counts_are_asked_for():
+def test_missing_class_counts_raise_an_error():
     learn = make_learner(tell=False)
     with pytest.raises(UserError, match=r"class_counts.*SAMN\(class_counts=\[500, 120, ...\]\)"):
         learn.fit(1, 0.1, cbs=SAMN())

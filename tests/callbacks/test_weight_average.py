@@ -88,7 +88,7 @@ def test_training_is_that_of_a_fit_without():
 
 
 @pytest.mark.parametrize("select", ["best", "last"])
-def test_what_is_kept_of_an_epoch_is_the_average(select):
+def test_the_kept_weights_of_an_epoch_are_the_average(select):
     learn = make_lt_learner()
     weights = Weights()
     learn.fit_stage1(4, 0.1, select=select, cbs=[weights, WeightAverage(0.8)])

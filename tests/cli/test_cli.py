@@ -80,7 +80,7 @@ def test_a_run_leaves_the_folder_that_is_promised(finished):
         assert word in report
 
 
-def test_the_table_is_what_the_predictions_say(finished):
+def test_the_table_agrees_with_the_predictions(finished):
     run, _ = finished
     manifest = json.loads((run / "manifest.json").read_text())
     saved = np.load(run / "predictions.npz")
@@ -106,7 +106,7 @@ def test_results_alone_go_to_stdout(finished):
     assert done.stdout.splitlines()[0].startswith("digits_lt")
 
 
-def test_resume_takes_what_is_finished(finished):
+def test_resume_loads_finished_stages(finished):
     run, first = finished
     weights = (run / "checkpoints/seed0-stage1.safetensors").stat().st_mtime_ns
     done = ltlearn(*TINY, "--out", run, "--resume", "--json")

@@ -774,7 +774,7 @@ def test_one_batch_does_not_move_the_epoch(folder):
     assert same(batches(dls.train), want)
 
 
-def test_new_loaders_keep_what_is_not_changed(folder):
+def test_new_loaders_keep_unchanged_settings(folder):
     dls = from_folder(folder, bs=8, seed=5)
     dls.train.set_sampler("class_balanced")
     new = dls.train.new()
@@ -861,7 +861,7 @@ def test_listing_opens_few_images(folder, monkeypatch):
     assert opened == []
 
 
-def test_settings_give_what_is_not_given(tmp_path, monkeypatch):
+def test_settings_are_the_defaults(tmp_path, monkeypatch):
     monkeypatch.setenv("LTLEARN_NUM_WORKERS", "1")
     monkeypatch.setenv("LTLEARN_DATA_PATH", str(tmp_path / "nowhere"))
     for c in "ab":

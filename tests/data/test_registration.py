@@ -1,4 +1,4 @@
-"""A data set with list files needs one row, which a user can register from outside."""
+"""A dataset with list files needs one row, which a user can register from outside."""
 
 import json
 from dataclasses import replace

@@ -71,7 +71,7 @@ def test_instance_shows_each_image_once():
     ],
     ids=["class_balanced", "square_root", "progressive at its end"],
 )
-def test_classes_are_drawn_as_often_as_their_law_says(sampler, share, total):
+def test_classes_are_drawn_as_often_as_their_probabilities(sampler, share, total):
     seen = drawn_counts(sampler, 1 if total else 40, total)
     present = share > 0
     assert (seen[~present] == 0).all()
@@ -97,7 +97,7 @@ def test_progressive_past_its_last_epoch_stays_class_balanced():
     assert len(list(sampler)) == len(TARGETS)
 
 
-def test_progressive_that_knows_no_number_of_epochs_says_so_once(caplog):
+def test_progressive_without_the_number_of_epochs_warns_once(caplog):
     sampler = ProgressiveSampler(TARGETS)
     for _ in range(4):
         seen = np.bincount(TARGETS[list(sampler)], minlength=5)

@@ -100,7 +100,7 @@ def test_a_part_of_a_set(copy):
     assert list(kept[:5]) == paths[:5], "the first of each class"
 
 
-def test_links_out_of_the_folder_are_followed_where_that_is_asked_for(copy, tmp_path):
+def test_links_out_of_the_folder_are_followed_on_request(copy, tmp_path):
     # Copies of ImageNet are often made of links; only the check of a copy could follow them.
     root = copy("imagenet_lt")
     (root / "train").rename(tmp_path / "elsewhere")

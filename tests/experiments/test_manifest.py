@@ -16,7 +16,7 @@ TRAJECTORY = {
 }  # fmt: skip
 
 
-def test_a_manifest_holds_what_is_known_so_far(tmp_path):
+def test_a_manifest_of_a_running_run_is_partial(tmp_path):
     manifest = Manifest(recipe="toy", values={"seeds": 1})
     assert "split" not in manifest.to_dict() and manifest.to_dict()["cache_path"] is None
     manifest.split, manifest.columns = {"name": "first_n"}, {}

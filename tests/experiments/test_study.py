@@ -12,8 +12,8 @@ import pytest
 from ltlearn import UserError
 from ltlearn.cli.app import main
 from ltlearn.experiments.compare_run import compare_run
-from ltlearn.experiments.sensitivity import Curve, Sensitivity, sensitivity_run
-from ltlearn.methods import METHODS, registered_method
+from ltlearn.experiments.sensitivity import SENSITIVITY_METHODS, Curve, Sensitivity, sensitivity_run
+from ltlearn.methods import DEFAULT_STAGE2, METHODS, registered_method
 from ltlearn.utils.run_folder import Run
 from tests.helpers import TINY, ltlearn
 
@@ -82,7 +82,7 @@ def test_ce_and_samn_are_those_of_the_recipe(run, compared):
     assert epochs == 20  # the method's own: the recipe's two epochs are a smoke run's
 
 
-def test_a_second_compare_takes_what_is_there(run, compared):
+def test_a_second_compare_loads_kept_classifiers(run, compared):
     done = ltlearn(
         "compare", run, "--methods", "ce,crt,lws", "--seeds", "2", "--json", cwd=run.parent
     )
@@ -118,6 +118,11 @@ def test_sensitivity(run, request):
     assert set(wide.lines) == {"CE", "tau-norm"}
 
 
+def test_the_default_methods_of_sensitivity_are_all_that_have_a_range():
+    ranged = {name for name, method in METHODS.items() if method.sweep is not None}
+    assert set(SENSITIVITY_METHODS) == ranged | {DEFAULT_STAGE2}
+
+
 def test_ranges():
     curve = Curve("a", "p", [1, 2, 3], [0.5, 0.7, 0.6])
     found = Sensitivity([curve], {"b": 0.65})
@@ -147,7 +152,7 @@ def test_mistakes_are_one_line(run, words, message):
     assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
 
 
-def test_what_is_no_run(run, tmp_path):
+def test_folders_that_are_no_run(run, tmp_path):
     done = ltlearn("compare", tmp_path / "none", cwd=tmp_path)
     assert done.returncode == 2 and "there is no run" in done.stderr
     done = ltlearn("sensitivity", tmp_path, cwd=tmp_path)

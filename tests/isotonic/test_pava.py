@@ -668,7 +668,7 @@ def test_type_errors(args, message):
 
 
 @engines
-def test_both_engines_refuse_what_is_not_finite(engine):
+def test_both_engines_refuse_values_that_are_not_finite(engine):
     for requires_grad in (False, True):
         y = torch.tensor([[1.0, 2.0], [NAN, 0.0]], requires_grad=requires_grad)
         with pytest.raises(ValueError, match="nan at index 0 of row 1"):

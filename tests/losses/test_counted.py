@@ -47,7 +47,7 @@ def test_counts_of_any_kind(kind):
     assert type(loss.class_counts) is torch.Tensor and not loss.class_counts.requires_grad
 
 
-def test_what_is_given_is_copied():
+def test_arguments_are_copied():
     counts, weights = torch.tensor([4.0, 2.0], dtype=torch.float64), torch.ones(2)
     checked = check_vector("counts", counts)
     loss = BalancedSoftmaxLoss(counts)

@@ -400,6 +400,6 @@ BAD[7, 3] = float("nan")
         (lambda: choose_logit_adjustment(LINEAR, X, Y, [1, 2]), "class_counts.* got 2"),
     ],
 )
-def test_errors_say_what_is_wrong(call, message):
+def test_errors_name_the_fault(call, message):
     with pytest.raises(UserError, match=message):
         call()

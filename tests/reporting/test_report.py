@@ -116,7 +116,7 @@ def test_the_protocol_describes_the_origin_of_validation_images():
     assert "clean: chosen on the set's validation images; test read once" in str(given)
     assert given.to_dict()["protocol_text"] in str(given)
     report = render_report_md(given, MANIFEST, [], None)
-    assert "carved" not in report and "validation images are those of the data set" in report
+    assert "carved" not in report and "validation images are those of the dataset" in report
 
 
 def test_paper_protocol_is_described_as_selected_on_test():

@@ -164,7 +164,7 @@ def test_short_epochs_go_without(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_clear_leaves_what_is_not_its_own(tmp_path):
+def test_clear_leaves_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     checkpoint = Checkpoint(tmp_path, min_seconds=0)
     stage1(learner(), [checkpoint])

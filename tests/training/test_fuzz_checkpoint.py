@@ -200,7 +200,7 @@ def test_without_a_good_one_it_starts_anew(made, tmp_path, caplog):
     assert not (tmp_path / "harm").exists()
 
 
-def test_after_each_way_to_fail_nothing_of_it_is_left(made, tmp_path, caplog):
+def test_an_impossible_state_restores_nothing(made, tmp_path, caplog):
     for how in ("best", "random", "python", "callbacks", "momentum"):
         folder, weights, _ = prepare(made, tmp_path / how)
         for epoch in (BEFORE, LAST):

@@ -11,8 +11,9 @@ from fastai.callback.progress import CSVLogger
 from fastai.metrics import accuracy
 
 from ltlearn import SAMN, Checkpoint, UserError
+from ltlearn.names import FIGURES
 from ltlearn.training import history
-from ltlearn.training.history import FIGURES, FlipAverage, Trajectory, head_norms
+from ltlearn.training.history import FlipAverage, Trajectory, head_norms
 from ltlearn.training.logs import EpochLog, check_tensorboard
 from tests.callbacks.helpers import COUNTS, make_learner, make_lt_learner
 
@@ -46,7 +47,7 @@ def test_epoch_0_comes_first_and_figures_are_those_of_the_model():
 
 
 @pytest.mark.parametrize("select", ["best", "last"])
-def test_what_is_chosen(select):
+def test_the_chosen_epoch(select):
     learn = make_learner()
     trajectory = trajectory_of(learn, select=select)
     learn.fit(3, 0.05, cbs=trajectory)
@@ -322,7 +323,7 @@ def test_a_log_without_figures_is_none(tmp_path):
     assert not (tmp_path / "log.csv").exists()
 
 
-def test_tensorboard_is_asked_for_by_the_name_of_the_extra(tmp_path, monkeypatch):
+def test_missing_tensorboard_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'ltlearn\[tensorboard\]'"):
         EpochLog(tensorboard=tmp_path)

@@ -126,7 +126,7 @@ def test_a_bar_goes_away_when_the_work_fails(terminal):
     assert left_clean(out)
 
 
-def test_what_is_short_shows_nothing(terminal, monkeypatch):
+def test_short_work_shows_nothing(terminal, monkeypatch):
     out = terminal()
     monkeypatch.setattr(progress, "_DELAY_S", 60.0)
     list(track(range(5), 5, "counting"))

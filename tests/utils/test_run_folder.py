@@ -381,7 +381,7 @@ def test_json_refuses_the_rest_and_keeps_the_old_file(run):
     assert run.read_json("a.json") == 1
 
 
-def test_reading_what_is_not_there_or_damaged(run):
+def test_reading_missing_or_damaged_files(run):
     (run.path / "bad").write_text('{"a": 1')
     for read in (run.read_json, run.load_tensors):
         with pytest.raises(UserError, match="nothing is missing"):

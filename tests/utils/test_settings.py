@@ -103,7 +103,7 @@ def test_the_nearest_file_wins(project):
         ("runs_path", " ", "path of a folder"),
     ],
 )
-def test_a_bad_value_names_key_value_source_and_what_is_allowed(
+def test_an_error_names_key_value_source_and_allowed_values(
     project, monkeypatch, key, value, allowed
 ):
     variable = f"LTLEARN_{key.upper()}"

@@ -59,7 +59,7 @@ class BenchmarkReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the copy passes every check."""
+        """Return whether the copy passes every check."""
         return all(finding.ok for finding in self.findings)
 
     def to_dict(self) -> dict:

@@ -1,4 +1,4 @@
-"""What is known about a data set: the record that each set's own module fills in."""
+"""What is known about a dataset: the record that each set's own module fills in."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ class Download:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What is known about a data set. Use `ListedSet` or `BalancedSet`.
+    """What is known about a dataset. Use `ListedSet` or `BalancedSet`.
 
     Args:
         name: The name that `LTDataLoaders.from_dataset` takes.
@@ -102,7 +102,7 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSet(Benchmark):
-    """A data set that is long-tailed as published, in list files or annotations.
+    """A dataset that is long-tailed as published, in list files or annotations.
 
     Args:
         name: As for `Benchmark`.
@@ -148,7 +148,7 @@ class ListedSet(Benchmark):
 
 @dataclass(frozen=True, kw_only=True)
 class BalancedSet(Benchmark):
-    """A balanced data set of small images, from which a long-tailed one is cut.
+    """A balanced dataset of small images, from which a long-tailed one is cut.
 
     Args:
         name: As for `Benchmark`.

@@ -1,4 +1,4 @@
-"""Load a registered data set: read its published lists, or cut a balanced set."""
+"""Load a registered dataset: read its published lists, or cut a balanced set."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ _IMBALANCE_FACTOR, _SPLIT, _PROFILE = 100, "first_n", "exponential"
 
 @dataclass(frozen=True)
 class Subset:
-    """Which part of a data set is used. None takes the default.
+    """Which part of a dataset is used. None takes the default.
 
     Args:
         imbalance_factor: Imbalance factor of a cut set, at least 1; 100 by default.
@@ -57,7 +57,7 @@ def load_dataset(
     options: LoadOptions,
     read: ReadOptions,
 ) -> tuple[ImageParts, LoadOptions]:
-    """Load a registered data set.
+    """Load a registered dataset.
 
     Args:
         name: One of `dataset_names()`.

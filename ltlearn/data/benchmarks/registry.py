@@ -1,4 +1,4 @@
-"""The data sets of `LTDataLoaders.from_dataset`. Each has its row in a module of its own."""
+"""The datasets of `LTDataLoaders.from_dataset`. Each has its row in a module of its own."""
 
 from ltlearn.data.benchmarks.cifar import CIFAR10_LT, CIFAR100_LT
 from ltlearn.data.benchmarks.digits import DIGITS_LT
@@ -25,7 +25,7 @@ BENCHMARKS: dict[str, Benchmark] = {}
 
 
 def register_benchmark(row: Benchmark) -> None:
-    """Make a data set known to `from_dataset`, `check_benchmark`, `how_to_get` and recipes.
+    """Make a dataset known to `from_dataset`, `check_benchmark`, `how_to_get` and recipes.
 
     Args:
         row: A `ListedSet` or a `BalancedSet` with the facts about the set.
@@ -80,7 +80,7 @@ def is_listed(name: str) -> bool:
 
 
 def get_dataset(name: str) -> Benchmark:
-    """Return the row of a data set.
+    """Return the row of a dataset.
 
     Args:
         name: One of `dataset_names()`.
@@ -93,7 +93,7 @@ def get_dataset(name: str) -> Benchmark:
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """Return the row of a data set that consists of files.
+    """Return the row of a dataset that consists of files.
 
     Args:
         name: One of `benchmark_names()`.

@@ -38,7 +38,7 @@ def encode_labels(cells, locate: Callable[[int], str]) -> tuple[np.ndarray, list
         locate: Returns the file and row of a cell, for messages.
 
     Raises:
-        UserError: If a label is a number but no integer.
+        UserError: If a label is a number but not an integer.
     """
     import pandas as pd
 

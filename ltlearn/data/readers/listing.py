@@ -26,7 +26,7 @@ __all__ = [
 
 FETCH_AGAIN = "fetch it again."
 _log = logging.getLogger("ltlearn")
-_MAX_DIGITS = 9  # of a label
+_MAX_DIGITS = 9  # digits of a label
 _MAX_SHOWN = 80  # characters of a line in a message
 
 

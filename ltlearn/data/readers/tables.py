@@ -87,9 +87,9 @@ def list_table(
             such as "image", "label" and "split", or else the first two are taken. None takes the
             defaults.
         problems: Collects a sentence about each kind of contradiction, so that a table can be
-            inspected that cannot be trained on. Of two labels the first counts, and an image in two
-            parts is in both. Missing images, and labels that training lacks, are then listed like
-            all others. None raises an error instead.
+            inspected that cannot be trained on. If an image has two labels, the first counts; an
+            image in two parts is in both. Missing images, and labels that training lacks, are then
+            listed like all others. None raises an error instead.
 
     Raises:
         UserError: If the table is empty or lacks a column, a cell is empty, an image is missing,
@@ -158,7 +158,7 @@ class _Columns:
 
 
 def _read_tables(table, options: ReadOptions, root: Path) -> tuple[list[int], list[_Columns]]:
-    """Read the table, and those of other parts; return their parts' numbers and their columns."""
+    """Read the tables of all parts; return the number of each table's part, and its columns."""
     split_col = options.split_col
     if options.valid is not None or options.test is not None:
         if split_col not in (None, False):

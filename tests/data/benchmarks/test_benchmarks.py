@@ -21,6 +21,7 @@ from ltlearn.data.benchmarks.registry import (
     is_listed,
     listed_names,
 )
+from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.data.readers.annotations import read_annotations
 from ltlearn.data.readers.listing import find_images, read_list
 from ltlearn.errors import UserError, spell_call
@@ -78,7 +79,8 @@ def publish(monkeypatch):
 
 def test_the_names():
     assert set(benchmark_names()) == set(dataset_names()) - {"digits_lt"}
-    assert listed_names() == ("imagenet_lt", "places_lt", "inat2018")
+    assert {"imagenet_lt", "places_lt", "inat2018"} <= set(listed_names())
+    assert all(f'"{name}"' in LTDataLoaders.from_dataset.__doc__ for name in dataset_names())
     assert is_listed("places_lt") and not is_listed("cifar10_lt") and not is_listed("nothing")
 
 
@@ -199,7 +201,7 @@ def test_both_forms_of_inaturalist_hold_the_same(tmp_path):
             assert pairs(load_benchmark("inat2018", tmp_path / form, part)[0]) == rows
 
 
-def test_annotations_come_before_lists_unless_a_file_of_theirs_is_missing(tmp_path):
+def test_annotations_come_before_lists_unless_one_is_missing(tmp_path):
     write_inat(tmp_path, COUNTS, "list")
     write_inat(tmp_path, COUNTS)
     assert load_benchmark("inat2018", tmp_path, "train")[1][0] == "species 0"
@@ -556,7 +558,7 @@ def test_annotations_that_do_not_fit(tmp_path, change, message):
 @pytest.mark.parametrize(
     "content", [b"", b'{"images": [1 2]}', b"{} x", b'{"a": nul}', b'{"a": "x', b"\x00"]
 )
-def test_what_is_no_json(tmp_path, content):
+def test_files_that_are_no_json(tmp_path, content):
     with pytest.raises(UserError, match=r"a\.json is no valid JSON \(.*, character \d+\)"):
         read_annotations(text(tmp_path, content, "a.json"))
 
