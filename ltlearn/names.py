@@ -12,6 +12,7 @@ __all__ = [
     "PRIORS",
     "PROFILES",
     "PROTOCOLS",
+    "RESERVED_OPTIONS",
     "SAMPLER_NAMES",
     "SCHEDULES",
     "SELECTS",
@@ -51,3 +52,13 @@ PRIORS = ("uniform", "train", "reversed")
 TRAINABLE_PARTS = ("all", "last_block", "new_last_block")
 # Fewer validation images than this, or than one per class, are too few to choose on.
 MIN_VALID_IMAGES = 30
+
+# Keys of a recipe that stand beside the options of a method, so that no option may have the name.
+_VALUES = ("epochs", "lr", "batch_size", "weight_decay")
+RESERVED_OPTIONS = {
+    "stage 1": (
+        *_VALUES, "momentum", "schedule", "select", "method", "warmup_epochs", "milestones",
+        "decay", "accumulate", "ema_decay", "sharpness_rho", "sampler", "trains",
+    ),
+    "stage 2": _VALUES,
+}  # fmt: skip

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ltlearn import Method, UserError, register_method
 from ltlearn.callbacks import SAMN
 from ltlearn.callbacks.install import install_head
+from ltlearn.experiments.sections import MethodSection, Stage1Section
 from ltlearn.heads import Foldable, head_from_state, register_head, unregister_head
 from ltlearn.methods import (
     METHODS,
@@ -27,6 +28,7 @@ from ltlearn.methods import (
     unregister_method,
 )
 from ltlearn.methods import registry as registry_module
+from ltlearn.names import RESERVED_OPTIONS
 from ltlearn.posthoc import adjust_logits, choose_logit_adjustment
 from ltlearn.training.checkpoint import Checkpoint
 from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
@@ -122,6 +124,7 @@ STAGE1 = Method(
     "noise", "stage 1", SOURCE, callbacks=lambda **options: [Noise(**options)],
     callback_options={"strength": 0.1}, prior="train",
 )  # fmt: skip
+FOLLOWED = Method("power, shifted", "stage 2", SOURCE, loss=PowerLoss, post="shift", after="noise")
 
 
 @pytest.fixture
@@ -336,6 +339,8 @@ def test_what_cannot_be_registered(name, row, message):
         ({"values": {"views": 2}}, "values.*'views'"),
         ({"loss_options": {"a-b": 1.0}}, "option.*'a-b'"),
         ({"loss_options": {"power": None}}, "power.*None"),
+        ({"loss_options": {"lr": 1.0}}, "option.*'lr'.*'stage 2'"),
+        ({"callback_options": {"power": 3.0}}, "power.*2.0.*3.0"),
         ({"apply": apply_shift}, "apply.*'stage 2'"),
         ({"kind": "stage 1"}, "values.*'stage 1'"),
         ({"kind": "post hoc"}, "apply"),
@@ -344,6 +349,22 @@ def test_what_cannot_be_registered(name, row, message):
 def test_rows_that_are_not_allowed(changes, message):
     with pytest.raises(UserError, match=message):
         replace(LOSS, **changes)
+
+
+def test_options_do_not_have_the_name_of_a_recipe_key():
+    assert set(RESERVED_OPTIONS["stage 1"]) == set(Stage1Section.model_fields)
+    assert set(RESERVED_OPTIONS["stage 2"]) == set(MethodSection.model_fields)
+    with pytest.raises(UserError, match="option.*'decay'.*'stage 1'"):
+        replace(STAGE1, callback_options={"decay": 0.1})
+    assert replace(LOSS, loss_options={"decay": 0.1}).options == {"decay": 0.1}
+
+
+def test_a_replaced_row_comes_back():
+    with registered_method("crt", LOSS, replace=True):
+        with registered_method("crt", HEAD, replace=True):
+            assert find_method("crt") is HEAD
+        assert find_method("crt") is LOSS
+    assert find_method("crt").label == "cRT"
 
 
 def test_built_in_methods_cannot_be_removed():
@@ -375,6 +396,15 @@ def test_methods_of_installed_packages(monkeypatch):
     methods = packages(monkeypatch, power=f"{__name__}:LOSS", noise=f"{__name__}:STAGE1")
     assert list(methods)[-2:] == ["power", "noise"] and methods["power"] is LOSS
     assert stage1_methods() == ("ce", "mixup", "cutmix", "glmc", "noise")
+
+
+def test_rows_of_a_package_name_each_other_in_any_order(monkeypatch, caplog):
+    """Packages list their entry points in the order of the alphabet."""
+    methods = packages(
+        monkeypatch, a=f"{__name__}:FOLLOWED", noise=f"{__name__}:STAGE1", shift=f"{__name__}:POST"
+    )
+    assert list(methods)[-3:] == ["noise", "shift", "a"]
+    assert not caplog.records
 
 
 def test_a_broken_package_gives_one_warning(monkeypatch, caplog):

@@ -145,6 +145,18 @@ def test_a_recipe_gives_methods_their_options(run):
     assert stages[1]["loss"] == "PowerLoss" and "Dim" in stages[0]["callbacks"]
 
 
+def test_an_option_may_have_the_name_of_an_attribute():
+    row = Method(
+        "copying", "stage 1", SOURCE, callbacks=lambda copy, options: [],
+        callback_options={"copy": 0.1, "options": 0.2}, prior="train",
+    )  # fmt: skip
+    with registered_method("copying", row):
+        given = ["stage1.method=copying", "methods=['samn']", "stage1.copy=1"]
+        recipe = load_recipe("digits_lt", given).smoke().settled()
+        assert recipe.stage1.options() == {"copy": 1.0, "options": 0.2}
+        assert recipe.flat()["stage1.options"] == 0.2
+
+
 def test_a_finished_run_is_loaded_with_its_methods(run, recipe_file):
     recipe = load_recipe(str(recipe_file))
     Dim.used.clear()

@@ -179,7 +179,7 @@ def _check_stage1_options(recipe: Recipe, where: str) -> None:
     for key, value in stage1.options().items():
         if key in options:
             converted = _convert_option(f"{where}: stage1.{key}", value, options[key])
-            setattr(stage1, key, converted)
+            stage1.set_option(key, converted)
         elif key in owners:
             raise UserError(
                 f"{where}: stage1.{key} is an option of {', '.join(owners[key])}, but "
@@ -202,7 +202,7 @@ def _check_method_options(recipe: Recipe, name: str, where: str) -> None:
             allowed = [*MethodSection.model_fields, *row.options]
             raise UserError(f"{where}: {_unknown_key(f'method.{name}.{key}', allowed)}")
         converted = _convert_option(f"{where}: method.{name}.{key}", value, row.options[key])
-        setattr(section, key, converted)
+        section.set_option(key, converted)
 
 
 def _convert_option(name: str, value: Any, default: Any) -> Any:

@@ -119,6 +119,15 @@ class _WithOptions(RecipeSection):
         """Return the options of the method that are given, by name."""
         return dict(self.model_extra or {})
 
+    def set_option(self, name: str, value: Any) -> None:
+        """Set an option of the method.
+
+        Args:
+            name: The option. It may have the name of an attribute, such as "copy".
+            value: Its value.
+        """
+        self.model_extra[name] = value
+
 
 class Stage1Section(_Stage, _WithOptions):
     """How the representation is trained. Further keys are options of the method."""

@@ -88,7 +88,7 @@ def settle_stage1(stage1: Stage1Section, paper: bool) -> None:
     """
     for key, default in METHODS[stage1.method].options.items():
         if key not in stage1.options():
-            setattr(stage1, key, default)
+            stage1.set_option(key, default)
     _settle_schedule(stage1)
     if stage1.sharpness_rho is not None and stage1.accumulate > 1:
         raise UserError("stage1.sharpness_rho excludes stage1.accumulate; leave one out.")

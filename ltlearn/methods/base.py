@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ltlearn.errors import UserError, check_choice, check_number
-from ltlearn.names import SAMPLER_NAMES
+from ltlearn.names import RESERVED_OPTIONS, SAMPLER_NAMES
 
 if TYPE_CHECKING:  # these imports need torch; the table of methods does not
     from torch import nn
@@ -131,7 +131,23 @@ class Method:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", str(name)):
                 raise UserError(f"the name of an option must be an identifier, got {name!r}.")
             check_number(name, value)
+            self._check_option(name)
         self._check_kind()
+
+    def _check_option(self, name: str) -> None:
+        """Refuse an option that a recipe cannot hold."""
+        if name in RESERVED_OPTIONS.get(self.kind, ()):
+            raise UserError(
+                f"the option {name!r} of a method of the kind {self.kind!r} has the name of a "
+                "recipe key; give it another name."
+            )
+        # One value of an option goes to the loss and to the callbacks.
+        defaults = [o[name] for o in (self.loss_options, self.callback_options) if name in o]
+        if defaults[0] != defaults[-1]:
+            raise UserError(
+                f"the option {name!r} must have the same default in loss_options and "
+                f"callback_options, got {defaults[0]!r} and {defaults[1]!r}."
+            )
 
     def _check_kind(self) -> None:
         """Refuse fields that would have no effect for this kind of method."""

@@ -116,21 +116,34 @@ class MethodRegistry(Mapping):
             return
         # Set before loading, because a package may look up methods while it is loaded.
         self._loaded = True
+        rows = []
         for entry in entry_points(group=ENTRY_POINT_GROUP):
-            self._load_entry(entry)
+            try:
+                rows.append((entry, entry.load()))
+            except Exception as e:  # a broken package must not break the others
+                _warn_left_out(entry, e)
+        # A row may name others of its package, in any order: stage 2 names post-hoc methods, and
+        # both name methods of stage 1.
+        rows.sort(key=lambda pair: [_is_given(pair[1], field) for field in ("post", "after")])
+        for entry, method in rows:
+            try:
+                if self._rows.get(entry.name) is not method:
+                    self.add(entry.name, method)
+            except UserError as e:
+                _warn_left_out(entry, e)
 
-    def _load_entry(self, entry: EntryPoint) -> None:
-        try:
-            method = entry.load()
-            if self._rows.get(entry.name) is not method:
-                self.add(entry.name, method)
-        except Exception as e:  # a broken package must not break the others
-            package = entry.dist.name if entry.dist is not None else entry.value
-            _log.warning(
-                "the method %s of the package %s cannot be loaded and is left out: %s; update or "
-                "remove the package",
-                entry.name, package, e,
-            )  # fmt: skip
+
+def _is_given(method: object, field: str) -> bool:
+    return getattr(method, field, None) is not None
+
+
+def _warn_left_out(entry: EntryPoint, error: Exception) -> None:
+    package = entry.dist.name if entry.dist is not None else entry.value
+    _log.warning(
+        "the method %s of the package %s cannot be loaded and is left out: %s; update or remove "
+        "the package",
+        entry.name, package, str(error).rstrip("."),
+    )  # fmt: skip
 
 
 METHODS = MethodRegistry()
@@ -181,7 +194,7 @@ def registered_method(name: str, method: Method, *, replace: bool = False) -> It
         yield method
     finally:
         unregister_method(name)
-        if before is not None and not is_built_in(name):
+        if before is not None and METHODS.get(name) is not before:
             register_method(name, before, replace=True)
 
 
