@@ -13,7 +13,7 @@ import torch
 from fasttransform import ItemTransform
 from torch import Tensor
 
-from ltlearn.data.images import ImageSet, read_image
+from ltlearn.data.images import ImageSet, check_regular, read_image
 from ltlearn.data.transforms import BatchCropFlip, ImageTransform
 from ltlearn.defaults import SMALL_SIDE
 from ltlearn.errors import UserError, spell
@@ -254,8 +254,10 @@ def common_side(data: ImageSet, looks: int = 32) -> int | None:
 
     sides = set()
     for i in np.linspace(0, len(data) - 1, min(looks, len(data))).astype(int):
+        path = data.root / data.paths[i]
         try:
-            with Image.open(data.root / data.paths[i]) as image:
+            check_regular(path)
+            with Image.open(path) as image:
                 sides.add(image.size)
         except Exception:  # reading the image will raise
             continue

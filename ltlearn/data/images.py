@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +16,14 @@ from ltlearn.errors import UserError, spell
 from ltlearn.utils.parallel import count_threads
 from ltlearn.utils.progress import track
 
-__all__ = ["ImageSet", "read_image", "as_rgb", "unreadable_error", "natural_key"]
+__all__ = [
+    "ImageSet",
+    "read_image",
+    "check_regular",
+    "as_rgb",
+    "unreadable_error",
+    "natural_key",
+]
 
 _log = logging.getLogger("ltlearn")
 # A fixed list, not the formats of the installed Pillow: an image in a format that Pillow lacks is
@@ -172,6 +180,7 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
+        check_regular(path)
         with Image.open(path) as image:
             # In place, because a copy takes a sixth of the reading time.
             ImageOps.exif_transpose(image, in_place=True)
@@ -186,6 +195,19 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
         raise unreadable_error(
             path, "not an image Pillow can read" if unknown else str(e)
         ) from None
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Check that a path is a regular file, because opening a pipe waits for ever.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: If it is missing, or something else than a regular file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
 
 
 def as_rgb(image):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ltlearn.data.images import ImageSet, as_rgb
+from ltlearn.data.images import ImageSet, as_rgb, check_regular
 from ltlearn.utils.parallel import count_threads
 from ltlearn.utils.progress import ProgressLine
 
@@ -115,6 +115,7 @@ def _read_file(scan: Scan, i: int, path: str, quick: bool) -> str:
     """Read an image, record the results at `i`, and return its format."""
     from PIL import Image, ImageOps
 
+    check_regular(path)
     with open(path, "rb") as file:
         if not quick:
             file_hash = hashlib.file_digest(file, _hasher).digest()

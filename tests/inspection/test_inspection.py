@@ -140,6 +140,7 @@ def damaged(folder):
     (folder / "cat" / "gone.png").symlink_to("nowhere.png")
     (folder / "cat" / "self.png").symlink_to("self.png")
     save(folder / "cat" / "floats.tif", np.ones((8, 8), np.float32))
+    os.mkfifo(folder / "cat" / "pipe.png")
     return folder
 
 
@@ -153,10 +154,11 @@ def test_unreadable_ones_are_named_with_their_reason(damaged):
         "empty.png": "not an image Pillow can read",
         "gone.png": "not there",
         "self.png": "Too many levels of symbolic links",
+        "pipe.png": "not a regular file",
     }
     assert all(b.part == "train" and b.label == "cat" for b in found.unreadable)
     assert found.to_dict()["unreadable"][0]["class"] == "cat" and found.advice.skip_bad
-    assert "skip_bad=True" in str(found) and "and 1 more" in str(found)
+    assert "skip_bad=True" in str(found) and "and 2 more" in str(found)
     assert "skip_bad=True" in found.advice.code and found.problems == []
     # Training refuses the same images.
     for bad in found.unreadable:
@@ -167,7 +169,7 @@ def test_unreadable_ones_are_named_with_their_reason(damaged):
 def test_headers_alone_do_not_show_that_a_file_is_cut(damaged):
     found = inspect_path(damaged, quick=True)
     names = {os.path.basename(b.path) for b in found.unreadable}
-    assert names == {"text.jpg", "empty.png", "gone.png", "self.png"}
+    assert names == {"text.jpg", "empty.png", "gone.png", "self.png", "pipe.png"}
     assert found.duplicates is None and "not searched" in str(found)
 
 

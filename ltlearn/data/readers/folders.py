@@ -137,8 +137,8 @@ def list_class_folders(
             about those that may be images.
 
     Raises:
-        UserError: If the folder is missing, has no class folders or no images, or has a class that
-            is not in `classes`.
+        UserError: If the folder is missing, has no class folders or no images, has a class that is
+            not in `classes`, or a class is a link to the images of another one.
     """
     if not folder.is_dir():
         raise UserError(
@@ -150,6 +150,7 @@ def list_class_folders(
             f"{folder} has no class folders: put the images of each class into a folder of its "
             "own inside it."
         )
+    _check_links(folders)
     names = classes or [p.name for p in folders]
     extra = sorted({p.name for p in folders} - set(names))
     if extra:
@@ -175,6 +176,21 @@ def list_class_folders(
             "%s: left out %s; if those are images, convert them to PNG or JPEG.", folder, left_out
         )
     return ImageSet(np.array(targets, dtype=np.int64), paths=paths, root=folder), names
+
+
+def _check_links(folders: list[Path]) -> None:
+    """Refuse a link to the images of another class, because they would have two labels."""
+    if not any(p.is_symlink() for p in folders):
+        return
+    # In this order a folder comes right before the folders inside it.
+    places = sorted(((p.resolve(), p) for p in folders), key=lambda pair: pair[0].parts)
+    for (outer, first), (inner, second) in zip(places, places[1:], strict=False):
+        if inner.is_relative_to(outer):
+            link = second if second.is_symlink() else first
+            raise UserError(
+                f"{link} is a link to {link.resolve()}, so the classes {first.name!r} and "
+                f"{second.name!r} share images; remove one of them."
+            )
 
 
 def _list_class(folder: Path, name: str, others: Counter) -> list[str]:

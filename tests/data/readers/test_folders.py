@@ -14,6 +14,7 @@ from PIL import Image
 from ltlearn.data.benchmarks.cifar import load_cifar
 from ltlearn.data.benchmarks.digits import load_digits_images
 from ltlearn.data.benchmarks.tiny_imagenet import load_tiny_imagenet
+from ltlearn.data.datasets import common_side
 from ltlearn.data.images import EXTENSIONS, ImageSet, read_image
 from ltlearn.data.readers.folders import find_class_folders, list_class_folders
 from ltlearn.errors import UserError
@@ -127,6 +128,18 @@ def test_a_file_that_is_no_image_is_named(tmp_path, bad_images):
         read_image(tmp_path / "gone.png")
 
 
+def test_a_pipe_is_refused_instead_of_read_for_ever(tmp_path, write_classes):
+    """Opening a pipe waits for a writer that never comes."""
+    write_classes(tmp_path / "d", {"a": 2, "b": 2})
+    pipe = tmp_path / "d" / "a" / "pipe.png"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=r"pipe\.png.*regular file.*skip_bad=True"):
+        read_image(pipe)
+    images, _ = list_class_folders(tmp_path / "d")
+    assert common_side(images) is not None
+    assert images.without_bad().skipped == [str(pipe)]
+
+
 # ---------------------------------------------------------------- folders
 
 
@@ -192,6 +205,14 @@ def test_a_class_may_be_a_link_to_a_folder_elsewhere(tmp_path, write_classes):
     found, classes = list_class_folders(root)
     assert classes == ["bird", "cat"] and len(found) == 3
     assert [p.name for p in find_class_folders(root)] == classes
+
+
+@pytest.mark.parametrize("target", ["b", "."])
+def test_a_link_that_gives_images_two_labels_is_refused(tmp_path, write_classes, target):
+    root = write_classes(tmp_path / "d", {"a": 1, "b": 2, "c": 1})
+    (root / "link").symlink_to(target)
+    with pytest.raises(UserError, match=r"link is a link to .*remove one of them"):
+        list_class_folders(root)
 
 
 def test_folders_that_cannot_be_used(tmp_path, write_classes):
