@@ -1,4 +1,6 @@
-"""Compiles the Triton kernels to PTX for every architecture that matters; prints JSON.
+"""Compiles the Triton kernels to PTX for every architecture that matters: "few" or "all".
+
+"few" are the longest weighted row of float32 and a short plain one of bfloat16. Prints JSON.
 
 A process of its own, without TRITON_INTERPRET. No device is needed: Triton brings its assembler.
 """
@@ -27,10 +29,13 @@ def compiled(kernel, types: dict, constants: dict, capability: int, warps: int):
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
 
 
-def main() -> None:
+def main(which: str) -> None:
     results = {}
     variants = list(itertools.product(["float32"], (False, True), (2, triton_engine.MAX_LENGTH)))
     variants += [("bfloat16", False, 128), ("float16", True, 128), ("float64", True, 4_096)]
+    if which == "few":
+        variants = [v for v in variants if v == ("float32", True, triton_engine.MAX_LENGTH)]
+        variants.append(("bfloat16", False, 128))
     chosen = itertools.product((80, 90, 100), variants)
     for i, (capability, (dtype, weighted, size)) in enumerate(chosen):
         tile, warps = triton_engine._tile(size)
@@ -54,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
