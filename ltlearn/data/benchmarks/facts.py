@@ -104,22 +104,9 @@ class Benchmark:
 class ListedSet(Benchmark):
     """A dataset that is long-tailed as published, in list files or annotations.
 
+    The fields of `Benchmark`, and:
+
     Args:
-        name: As for `Benchmark`.
-        title: As for `Benchmark`.
-        classes: As for `Benchmark`.
-        class_order: As for `Benchmark`.
-        sizes: As for `Benchmark`.
-        each: As for `Benchmark`.
-        largest: As for `Benchmark`.
-        sources: As for `Benchmark`.
-        stats: As for `Benchmark`.
-        transform: As for `Benchmark`.
-        fetch: As for `Benchmark`.
-        by_hand: As for `Benchmark`.
-        burden: As for `Benchmark`.
-        gigabytes: As for `Benchmark`.
-        bundled_with: As for `Benchmark`.
         smallest: Training images of the smallest class.
         forms: File names that list the parts, one dict per published form.
         folders: Folders inside the given one that may hold the lists, or the whole set.
@@ -150,22 +137,9 @@ class ListedSet(Benchmark):
 class BalancedSet(Benchmark):
     """A balanced dataset of small images, from which a long-tailed one is cut.
 
+    The fields of `Benchmark`, and:
+
     Args:
-        name: As for `Benchmark`.
-        title: As for `Benchmark`.
-        classes: As for `Benchmark`.
-        class_order: As for `Benchmark`.
-        sizes: As for `Benchmark`.
-        each: As for `Benchmark`.
-        largest: As for `Benchmark`.
-        sources: As for `Benchmark`.
-        stats: As for `Benchmark`.
-        transform: As for `Benchmark`.
-        fetch: As for `Benchmark`.
-        by_hand: As for `Benchmark`.
-        burden: As for `Benchmark`.
-        gigabytes: As for `Benchmark`.
-        bundled_with: As for `Benchmark`.
         load: Takes the folder and "train" or "test"; returns the images and the class names.
         sides: Sides in pixels that the images may have, the default first.
         pad: Black border of the crop in pixels; None takes an eighth of the side.
