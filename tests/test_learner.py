@@ -1,5 +1,6 @@
 import copy
 import gc
+import json
 import logging
 import math
 import subprocess
@@ -367,6 +368,8 @@ def test_options_in_their_range():
     learn = make_lt_learner()
     for lr in (np.float32(0.01), slice(0.01), slice(0.01, 0.1), [0.01, 0.1]):
         learn.fit_stage1(np.int64(1), lr, wd=np.float32(0), cbs=Spy2)
+    rates = [json.loads(json.dumps(stage.to_dict()))["lr"] for stage in learn.stages]
+    assert rates == [pytest.approx(0.01), [0.01], [0.01, 0.1], [0.01, 0.1]]
     assert len(learn.retrain_classifier(np.int32(2), 1, bs=np.int64(8), seed=np.int64(3))["all"])
 
 

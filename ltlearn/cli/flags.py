@@ -42,6 +42,10 @@ _ALIASES = {
 }
 # Settings are the remedy in commands that have no flag for them.
 _SETTINGS = ("data_path", "runs_path", "cache_path", "num_workers", "precision", "device")
+# The commands that make a run, which others read.
+_TRAINING_COMMANDS = ("train", "recipe")
+# Messages about these name the command.
+_OF_ANY_RUN = ("out", "resume")
 # Function of the library -> command.
 _COMMANDS = {
     "check_benchmark": "data",
@@ -68,10 +72,16 @@ class FlagSpelling(Spelling):
     def parameter(self, name: str, value: object = None) -> str:
         """Spell a parameter as a flag, or as `--set` if only a recipe has it, or as a setting.
 
+        If the running command has none of them, the flag is that of a command that trains.
+
         Args:
             name: The parameter, such as "skip_bad", or a recipe key, such as "stage1.lr".
             value: Its value. None spells the flag alone.
         """
+        if not _is_known(self.command, name) and name not in _OF_ANY_RUN:
+            for word in _TRAINING_COMMANDS:
+                if word in self.commands and _is_known(self.commands[word], name):
+                    return f"{_spell(self.commands[word], name, value)} of `ltlearn {word}`"
         return _spell(self.command, name, value)
 
     def call(self, name: str, /, **arguments: object) -> str:
@@ -122,6 +132,12 @@ def _find(command: TyperCommand, name: str) -> TyperArgument | TyperOption | Non
         return None  # the other sections have no flags
     params = {p.name: p for p in command.params}
     return next((params[n] for n in names if n in params), None)
+
+
+def _is_known(command: TyperCommand, name: str) -> bool:
+    """Return whether a command has a flag, `--set` or a setting for a parameter."""
+    in_recipe = "." in _KEYS.get(name, name) and _find(command, "set_") is not None
+    return in_recipe or name in _SETTINGS or _find(command, name) is not None
 
 
 def _spell(command: TyperCommand, name: str, value: object) -> str:

@@ -141,7 +141,8 @@ def recorded_recipe(run: Run) -> Recipe:
     Raises:
         UserError: If there is no manifest, or a value is impossible.
     """
-    return validate_recipe(read_manifest(run).values, str(run.path / MANIFEST_FILE))
+    values, where = read_manifest(run).values, str(run.path / MANIFEST_FILE)
+    return validate_recipe(values, where, recorded=True)
 
 
 def stage_name(seed: int, stage: str) -> str:

@@ -111,12 +111,13 @@ def _given_keys(raw: dict[str, Any]) -> Iterator[str]:
         yield from (f"method.{name}.{key}" for key in own)
 
 
-def validate_recipe(raw: dict[str, Any], where: str) -> Recipe:
+def validate_recipe(raw: dict[str, Any], where: str, recorded: bool = False) -> Recipe:
     """Check the keys and the range of each value of a recipe.
 
     Args:
         raw: The tables of the recipe.
         where: What the values are from, for messages.
+        recorded: Whether the values are those of an earlier run, and not of the running command.
 
     Raises:
         UserError: If a key is unknown or missing, or a value is outside its range.
@@ -124,14 +125,14 @@ def validate_recipe(raw: dict[str, Any], where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as e:
-        raise UserError(_describe(e.errors()[0], raw, where)) from None
+        raise UserError(_describe(e.errors()[0], raw, where, recorded)) from None
     _check_stage1_options(recipe, where)
     for name in recipe.method:
         _check_method_options(recipe, name, where)
     return recipe
 
 
-def _describe(error: Mapping[str, Any], raw: dict[str, Any], where: str) -> str:
+def _describe(error: Mapping[str, Any], raw: dict[str, Any], where: str, recorded: bool) -> str:
     """Return the sentence for a validation error of pydantic."""
     keys = [str(k) for k in error["loc"]]
     # The members of a union add their type to the location.
@@ -143,7 +144,7 @@ def _describe(error: Mapping[str, Any], raw: dict[str, Any], where: str) -> str:
     message = error["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "it must be")
     assignment = f"{key} = {error['input']!r}"
-    provenance = raw.get("provenance")
+    provenance = None if recorded else raw.get("provenance")
     if isinstance(provenance, dict) and provenance.get(key) == COMMAND_LINE:
         assignment = spell(key, error["input"])
     return f"{where}: {assignment} is not possible; {message}."
@@ -151,8 +152,8 @@ def _describe(error: Mapping[str, Any], raw: dict[str, Any], where: str) -> str:
 
 def _unknown_key(key: str, allowed: Sequence[str]) -> str:
     close = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"unknown key {key}; {hint}Allowed are {', '.join(allowed)}."
+    hint = f"did you mean {close[0]}? Allowed are" if close else "allowed are"
+    return f"unknown key {key}; {hint} {', '.join(allowed)}."
 
 
 def _fields_at(keys: list[str]) -> dict[str, Any]:

@@ -364,7 +364,7 @@ def _load_finished(run: Run, name: str, learn: LTLearner) -> FinishedStage | Non
         if finished[key] != now:
             raise UserError(
                 f"{record} was made with {key} {finished[key]}, now it is {now}; use the same "
-                f"data and {spell('precision')}, or give another {spell('out')}."
+                f"data and {spell('precision')}, or another folder for a new run."
             )
     head, before = learn.model.head, _copy_weights(learn)
     learn.opt = None

@@ -221,7 +221,7 @@ def _head_from_file(
     state: dict[str, Tensor], arch: str, path: Path, width: int, num_classes: int
 ) -> nn.Module:
     """Build the classifier that a state dict holds."""
-    new = f"start with a new one ({spell('reset', True)})"
+    new = f"start with a new one ({spell('keep_head', False)})"
     name = "head"
     if _select(state, "backbone."):
         parts = _select(state, "head.")

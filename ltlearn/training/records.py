@@ -11,7 +11,7 @@ class Record(Mapping):
     """A dataclass that also reads as a mapping: `record["epochs"]` is `record.epochs`.
 
     A subclass is a dataclass. Fields that are None are left out of the mapping and of `to_dict`
-    when the subclass lists them in `_optional`.
+    when the subclass lists them in `_optional`. pandas takes `to_dict()`, not the record itself.
     """
 
     _optional: frozenset[str] = frozenset()
@@ -154,6 +154,13 @@ class StageRecord(Record):
         if self.stage == "stage 1" and self.method is None:
             hidden.add("method")
         return [name for name in super()._names() if name not in hidden]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain numbers, lists and None, for a JSON file."""
+        values, lr = super().to_dict(), self.lr
+        if isinstance(lr, slice):
+            values["lr"] = [rate for rate in (lr.start, lr.stop) if rate is not None]
+        return values
 
 
 @dataclass(eq=False, kw_only=True)

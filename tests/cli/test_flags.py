@@ -18,7 +18,10 @@ COMMANDS = typer.main.get_command(app).commands
     ("command", "name", "value", "expected"),
     [
         ("train", "skip_bad", True, "--skip-bad"),
-        ("predict", "skip_bad", True, "--skip-bad"),  # it has no such flag
+        ("predict", "skip_bad", True, "--skip-bad of `ltlearn train`"),  # it has no such flag
+        ("compare", "follow_links", True, "--follow-links of `ltlearn recipe`"),
+        ("compare", "stage1.batch_size", 32, "--batch-size 32 of `ltlearn train`"),
+        ("compare", "out", None, "--out"),
         ("train", "on_nan", "skip", "--on-nan skip"),
         ("train", "split_col", False, "--split-col none"),
         ("train", "label_col", "a b", "--label-col 'a b'"),
@@ -26,7 +29,7 @@ COMMANDS = typer.main.get_command(app).commands
         ("train", "images", "x", "--images x"),
         ("recipe", "images", "x", "--set data.images=x"),
         ("recipe", "split_col", False, "--set data.split_col=false"),
-        ("compare", "images", "x", "--images x"),
+        ("compare", "images", "x", "--images x of `ltlearn train`"),
         ("recipe", "views", 0, "--set stage2.views=0"),
         ("recipe", "cache_path", None, "cache_path in settings.ini"),
         ("predict", "precision", "fp32", "precision = fp32 in settings.ini"),

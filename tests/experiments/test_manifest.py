@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import typer
 
-from ltlearn.errors import UserError
-from ltlearn.experiments.manifest import FinishedStage, Manifest, read_manifest
+from ltlearn.cli.app import app
+from ltlearn.cli.flags import FlagSpelling
+from ltlearn.errors import UserError, spelled_by
+from ltlearn.experiments.manifest import FinishedStage, Manifest, read_manifest, recorded_recipe
+from ltlearn.experiments.read_recipe import load_recipe
 from ltlearn.training.records import TrajectoryRecord
 from ltlearn.utils.run_folder import Run
 
@@ -39,6 +43,16 @@ def test_a_manifest_without_values_is_damaged(tmp_path, content):
     Run(tmp_path).write_json("manifest.json", content)
     with pytest.raises(UserError, match=r"manifest\.json.*values"):
         read_manifest(Run(tmp_path))
+
+
+def test_a_recorded_value_is_not_spelled_as_a_flag_of_the_command(tmp_path):
+    values = load_recipe("digits_lt", ["stage1.method=mixup", "methods=['samn']"]).model_dump()
+    values["stage1"]["method"] = "of_a_package"  # which is not installed any more
+    Run(tmp_path).write_json("manifest.json", {"values": values})
+    spelling = FlagSpelling(typer.main.get_command(app).commands["compare"])
+    with spelled_by(spelling), pytest.raises(UserError, match="of_a_package") as raised:
+        recorded_recipe(Run(tmp_path))
+    assert "--" not in str(raised.value)
 
 
 def test_the_record_of_a_stage_of_another_version_is_read():

@@ -128,7 +128,7 @@ def hint_to_fetch(name: str, root: Path) -> str:
         name: The benchmark.
         root: Its folder.
     """
-    return f"`{spell_call('check_benchmark', name=name, root=str(root))}` lists the files to fetch"
+    return f"{spell_call('check_benchmark', name=name, root=str(root))} lists the files to fetch"
 
 
 class BenchmarkCopy:
