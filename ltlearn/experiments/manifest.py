@@ -223,5 +223,9 @@ class FinishedStage(Record):
         values = with_todays_keys(values) if isinstance(values, Mapping) else {}
         if not all(isinstance(values.get(key), Mapping) for key in ("trajectory", "stage")):
             raise UserError("it is no record of a stage.")
+        if not {"stage", "seconds"} <= values["stage"].keys():
+            raise UserError("it does not describe the stage.")
         trajectory = TrajectoryRecord(**known_fields(TrajectoryRecord, values["trajectory"]))
+        if not trajectory.has_equal_columns():
+            raise UserError("the stage lacks figures of an epoch.")
         return cls(**{**known_fields(cls, values), "trajectory": trajectory})

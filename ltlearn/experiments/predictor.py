@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ltlearn.data.datasets import ImagesInMemory, NormalizeUint8
@@ -75,8 +76,18 @@ class ModelFacts(Record):
 
         Raises:
             TypeError: If a field is missing.
+            ValueError: If a field has the wrong type.
         """
-        return cls(**known_fields(cls, values))
+        values = known_fields(cls, values)
+        hints = get_type_hints(cls)
+        for name, value in values.items():
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        facts = cls(**values)
+        if not (len(facts.size) == 2 and len(facts.mean) == len(facts.std) == 3):
+            raise ValueError("size needs two values, mean and std need three each")
+        if len(facts.classes) != len(facts.class_counts):
+            raise ValueError("each class needs a count")
+        return facts
 
 
 def describe_model(recipe: Recipe, learn, heads: Mapping[str, str]) -> ModelFacts:
@@ -322,7 +333,7 @@ def _read_facts(folder: Path) -> ModelFacts:
         )
     try:
         return ModelFacts.from_dict(content)
-    except TypeError:
+    except (TypeError, ValueError):
         raise UserError(
             f"{folder / MODEL_FILE} is damaged: it does not describe a model."
         ) from None

@@ -81,6 +81,11 @@ class TrajectoryRecord(Record):
     select_on: str = "validation"
     select: str = "best"
 
+    def has_equal_columns(self) -> bool:
+        """Return whether each figure is a list with an entry for each epoch."""
+        columns = [getattr(self, f.name) for f in fields(self) if f.default_factory is list]
+        return all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns)
+
     def describe_choice(self) -> str:
         """Return which epoch is kept and on which images it was selected."""
         if not self.epoch:

@@ -56,7 +56,8 @@ def test_a_recorded_value_is_not_spelled_as_a_flag_of_the_command(tmp_path):
 
 
 def test_the_record_of_a_stage_of_another_version_is_read():
-    record = {"trajectory": TRAJECTORY, "stage": {"stage": "stage 1"}, "precision": "fp32"}
+    stage = {"stage": "stage 1", "seconds": 3.0}
+    record = {"trajectory": TRAJECTORY, "stage": stage, "precision": "fp32"}
     finished = FinishedStage.from_dict({**record, "pictures": "train a, valid b, test c"})
     assert finished.images == "train a, valid b, test c" and finished.weights is None
     assert isinstance(finished.trajectory, TrajectoryRecord)
@@ -66,7 +67,17 @@ def test_the_record_of_a_stage_of_another_version_is_read():
     assert list(written) == ["trajectory", "stage", "images", "precision", "weights"]
 
 
-@pytest.mark.parametrize("content", [[], {"stage": {}}, {"stage": {}, "trajectory": 1}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"stage": {}},
+        {"stage": {}, "trajectory": 1},
+        {"stage": {}, "trajectory": TRAJECTORY},
+        {"stage": {"stage": "stage 1", "seconds": 3.0}, "trajectory": {**TRAJECTORY, "epoch": 3}},
+        {"stage": {"stage": "stage 1", "seconds": 3.0}, "trajectory": {**TRAJECTORY, "few": []}},
+    ],
+)
 def test_a_file_that_is_no_record_of_a_stage_is_refused(content):
     with pytest.raises(UserError, match="stage"):
         FinishedStage.from_dict(content)
