@@ -24,7 +24,7 @@ from ltlearn.metrics.report import shot_report
 from ltlearn.names import PRIORS, SELECTS
 from ltlearn.training.checkpoint import describe_options
 from ltlearn.training.features import weights_fingerprint
-from ltlearn.training.records import Record, TrajectoryRecord
+from ltlearn.training.records import Record, TrajectoryRecord, describe_selection
 from ltlearn.utils.older_runs import known_fields, with_todays_keys
 from ltlearn.utils.run_folder import Run
 
@@ -306,8 +306,7 @@ class _Study:
         self, stages: list[dict[str, Any]], trajectory: TrajectoryRecord | None, seconds: float
     ) -> _Trained:
         head = copy.deepcopy(self.learn.model.head)
-        where = "selected on test" if self.learn.select_on == "test" else "on validation"
-        return _Trained(head, stages, trajectory, seconds, _selected(stages, trajectory, where))
+        return _Trained(head, stages, trajectory, seconds, describe_selection(stages, trajectory))
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """Return what a method may change: the head, or the whole model."""
@@ -391,13 +390,3 @@ def _prior_figures(logits, targets, assumed, share) -> PriorFigures:
     plain = prior_report(logits, targets, share)
     corrected = prior_report(correct_for_prior(logits, assumed, share), targets, share)
     return PriorFigures(**vars(plain), corrected=corrected.accuracy)
-
-
-def _selected(stages: list[dict[str, Any]], trajectory: TrajectoryRecord | None, where: str) -> str:
-    """Return which weights are tested, and which images they were chosen on."""
-    parts = [] if trajectory is None else [trajectory.describe_choice()]
-    for stage in stages:
-        if stage["stage"] == "post hoc" and stage["value"] is not None:
-            chosen = where if stage["chosen_on"] != "not chosen" else "not chosen"
-            parts.append(f"{stage['method']} {stage['value']:.3g} {chosen}")
-    return ", ".join(parts) or ("stage 1" if not stages else "nothing to choose")

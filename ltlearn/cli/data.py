@@ -52,7 +52,7 @@ def inspect(
     quiet: QUIET = False,
     as_json: JSON = False,
 ) -> None:
-    """Describe your images: counts, damage, duplicates, and how to train on them."""
+    """Describe your images, and advise how to train on them."""
     from ltlearn.cli.running import read_options
 
     path = path.expanduser()

@@ -92,7 +92,7 @@ def sensitivity(
     quiet: QUIET = False,
     as_json: JSON = False,
 ) -> None:
-    """Measure how accuracy depends on the hyper-parameter of a method."""
+    """Measure accuracy over the range of a hyper-parameter."""
     from ltlearn.methods import find_methods
     from ltlearn.utils.settings import load_settings
 

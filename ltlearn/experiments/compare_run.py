@@ -131,7 +131,7 @@ def _markdown(comparison: Comparison, titles: dict[str, str]) -> str:
         )
     for name, title in titles.items():
         parts += [f"## {title[0].upper()}{title[1:]}", f"![{title}](plots/{name}.png)"]
-    parts += ["## Where the values are from", _sources(comparison.methods)]
+    parts += ["## Sources of the values", _sources(comparison.methods)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ltlearn.errors import UserError, spell, spell_call
 from ltlearn.experiments.read_recipe import validate_recipe
 from ltlearn.experiments.recipe import Recipe
-from ltlearn.training.records import Record, TrajectoryRecord
+from ltlearn.training.records import Record, TrajectoryRecord, describe_selection
 from ltlearn.utils.older_runs import known_fields, with_todays_keys
 from ltlearn.utils.run_folder import Run
 
@@ -209,6 +209,13 @@ class FinishedStage(Record):
     images: str | None = None
     precision: str | None = None
     weights: str | None = None
+
+    def describe_selection(self) -> str:
+        """Return which weights are tested, and which images they were chosen on."""
+        # A correction without training has no epochs to choose from.
+        is_trained = self.stage["stage"] != "post hoc"
+        stages = [self.stage, *self.stage.get("then", ())]
+        return describe_selection(stages, self.trajectory if is_trained else None)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "FinishedStage":

@@ -181,7 +181,7 @@ def run_seed(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> SeedResul
         result.heads[name] = type(learn.model.head).__name__
         result.norms[name] = learn.head_norms().tolist()
         result.seconds[name] = finished.stage["seconds"]
-        result.selected[name] = finished.trajectory.describe_choice()
+        result.selected[name] = finished.describe_selection()
         result.trajectories[name] = finished.trajectory
         weights[name] = _copy_weights(learn)
     # The test set is read only here, when every choice is made. The paper protocol has read it
@@ -221,11 +221,15 @@ def _run_stage1(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> Finish
     )
     is_plain = stage1.method == DEFAULT_STAGE1
     method = "" if is_plain else f" with {METHODS[stage1.method].label}"
-    title = f"stage 1, {stage1.epochs} epochs of {recipe.model.arch}{method}"
+    title = f"stage 1, {_epochs(stage1.epochs)} of {recipe.model.arch}{method}"
     if recipe.keeps_given_model:
         title = f"stage 1 is {recipe.model.pretrained} as given"
     name = stage_name(folder.seed, "stage1")
     return _load_or_train(folder, name, learn, title, train, partial(stage1_callbacks, stage1))
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def stage1_arguments(recipe: Recipe) -> dict[str, Any]:
@@ -296,7 +300,7 @@ def _run_method(recipe: Recipe, folder: StageFolder, learn: LTLearner, name: str
         on_nan=folder.options.on_nan,
     )
     inputs = "features" if stage2.views else "images"
-    title = f"stage 2, {method.label}, {values['epochs']} epochs on {inputs}"
+    title = f"stage 2, {method.label}, {_epochs(values['epochs'])} on {inputs}"
     return _load_or_train(folder, file, learn, title, train)
 
 
@@ -321,7 +325,7 @@ def _load_or_train(
         set_seed(folder.seed)
         trajectory = train(cbs=[*make_cbs(), checkpoint, folder.log(name)])
         finished = _save_finished(folder.run, name, learn, trajectory, learn.stages[n_before:])
-        stage, choice = finished.stage, finished.trajectory.describe_choice()
+        stage, choice = finished.stage, finished.describe_selection()
         folder.notify(f"  {stage['stage']} done in {stage['seconds']:.1f} s, kept: {choice}")
     if not folder.options.keep_all:
         checkpoint.clear()

@@ -70,11 +70,17 @@ def _post_hoc(label: str, source: str, values_from: str, **kwargs) -> Method:
 # All rows train with batch size 64, so that an epoch of a few hundred images has several steps.
 # Learning rates that were published for other batch sizes are scaled in proportion.
 _KANG = {"lr": 0.025, "wd": 5e-4}
-_KANG_FROM = "{} epochs, rate .2 at 512 (here .025 at 64), decay 5e-4: the authors, ImageNet-LT"
+_KANG_FROM = (
+    "{} epochs, learning rate .2 at batch size 512 (here .025 at 64), weight decay 5e-4: the "
+    "authors, ImageNet-LT"
+)
 _REN = {"epochs": 10, "lr": 0.05, "wd": 5e-4}
-_REN_FROM = "10 epochs, rate .4 at 512 (here .05 at 64), decay 5e-4: the authors, ImageNet-LT"
+_REN_FROM = (
+    "10 epochs, learning rate .4 at batch size 512 (here .05 at 64), weight decay 5e-4: the "
+    "authors, ImageNet-LT"
+)
 _AS_REN = "own: no published stage 2; trained as balanced softmax"
-_SAMN_FROM = "20 epochs, batch 64, rate 5e-4, no decay: the authors' code"
+_SAMN_FROM = "20 epochs, batch size 64, learning rate 5e-4, no weight decay: the authors' code"
 _AS_SAMN = "own: {}, all else as SAMN"
 
 
@@ -149,8 +155,8 @@ BUILT_IN: dict[str, Method] = {
     ),
     "label_aware_smoothing": _stage2(
         "SLAS", _MISLAS,
-        "smoothing .3 to 0, W, b and scales trained, 20 epochs, rate 5e-4: SAMN's code, "
-        "CIFAR-10-LT 100",
+        "smoothing .3 to 0; weights, bias and scales trained; 20 epochs, learning rate 5e-4: "
+        "SAMN's code, CIFAR-10-LT 100",
         loss=_las(0.3, 0.0), loss_options=_smoothing(0.3, 0.0),
         callbacks=_callbacks("LearnableWeightScaling", LearnableWeightScaling={"train": "all"}),
         sweep=Sweep(
@@ -161,8 +167,8 @@ BUILT_IN: dict[str, Method] = {
     ),
     "mislas": _stage2(
         "MiSLAS, stage 2", _MISLAS,
-        "10 epochs, batch 128, scales at rate .1, W and b at a tenth of it, decay 2e-4, smoothing "
-        ".3 to 0: the authors, CIFAR-100-LT 50",
+        "10 epochs, batch size 128, learning rate .1 for the scales and .01 for weights and bias, "
+        "weight decay 2e-4, smoothing .3 to 0: the authors, CIFAR-100-LT 50",
         sampler="class_balanced", loss=_las(0.3, 0.0),
         loss_options=_smoothing(0.3, 0.0), callback_options={"head_lr_factor": 0.1},
         callbacks=_callbacks(
@@ -173,8 +179,8 @@ BUILT_IN: dict[str, Method] = {
     ),
     "max_norm": _stage2(
         "WD + MaxNorm", _WD,
-        "10 epochs, rate .01, decay .1, class-balanced BCE, ball at a tenth of the span: the "
-        "authors, CIFAR-100-LT 100",
+        "10 epochs, learning rate .01, weight decay .1, class-balanced BCE, limit at a tenth of "
+        "the range of the norms: the authors, CIFAR-100-LT 100",
         loss=_loss("ClassBalancedBCELoss"), callbacks=_callbacks("MaxNorm"),
         values={"epochs": 10, "lr": 0.01, "wd": 0.1},
         sweep=Sweep(
@@ -206,25 +212,25 @@ BUILT_IN: dict[str, Method] = {
     ),
     "samn_class_balanced_adjusted": _stage2(
         "SAMN, class-balanced, adjusted", f"{_SAMN}; {_CRT}; {_LA}",
-        "own: 10 epochs, rate .025, class-balanced sampler, then logit adjustment, tau chosen on "
-        "validation images",
+        "own: 10 epochs, learning rate .025, class-balanced sampler, then logit adjustment, tau "
+        "chosen on validation images",
         sampler="class_balanced", callbacks=_callbacks("SAMN"),
         values={"epochs": 10, "lr": 0.025}, post="logit_adjustment",
     ),
     "samn_smoothed_adjusted": _stage2(
         "SAMN, smoothed, adjusted", f"{_SAMN}; {_MISLAS}; {_LA}",
-        "own: 10 epochs, rate .005, smoothing .3 to 0, then logit adjustment, tau chosen on "
-        "validation images",
+        "own: 10 epochs, learning rate .005, smoothing .3 to 0, then logit adjustment, tau chosen "
+        "on validation images",
         loss=_las(0.3, 0.0), callbacks=_callbacks("SAMN"),
         values={"epochs": 10, "lr": 0.005}, post="logit_adjustment",
     ),
     "samn_small_lr": _stage2(
-        "SAMN, rate 5e-5", _SAMN, "rate 5e-5: the authors' code, GLMC variant",
+        "SAMN, rate 5e-5", _SAMN, "learning rate 5e-5: the authors' code, GLMC variant",
         callbacks=_callbacks("SAMN"), values={"lr": 5e-5},
     ),
     "glmc_samn": _stage2(
         "GLMC + SAMN", f"{_SAMN}; {_GLMC}",
-        "20 epochs, batch 64, rate 5e-5, no decay: the authors' code",
+        "20 epochs, batch size 64, learning rate 5e-5, no weight decay: the authors' code",
         callbacks=_callbacks("SAMN"), values={"lr": 5e-5}, after="glmc",
     ),
 }  # fmt: skip

@@ -109,9 +109,9 @@ class ShotReport:
             lines.append(f"{'NLL':<9}{self.nll:>6.3f}")
         missing = int((self.per_class_total == 0).sum())
         images = "image" if self.n_images == 1 else "images"
-        about = f"in % over {self.n_images:,} test {images}, {len(self.per_class):,} classes"
+        about = f"in % over {self.n_images:,} {images}, {len(self.per_class):,} classes"
         if missing:
-            about += f", {missing:,} of them without a test image (left out of the means)"
+            about += f", {missing:,} of them without an image (left out of the means)"
         if self.ece is not None:
             about += "; NLL in nats"
         sizes = shot_thresholds_text(self.few_rule, self.group_sizes)

@@ -47,7 +47,7 @@ BEFORE_COLOUR, AFTER_COLOUR = "#808080", "#004488"
 INK = "#222222"
 # Up to this many classes have one row each, with their names; more are drawn by rank.
 MAX_NAMED_CLASSES = 20
-_MAX_NAME = 28  # characters of a name
+_MAX_NAME = 30  # characters of a name; the longest label of a method has as many
 
 
 def new_figure(width: float, height: float, columns: int = 1):

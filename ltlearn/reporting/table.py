@@ -263,26 +263,27 @@ class ResultTable:
         ]
         if len(counts) > 1:
             # Some rows are not a mean over all seeds, so list the number of runs.
-            runs = ", ".join(f"{_label(row)} {len(row.reports)}" for row in self.rows)
+            runs = "; ".join(f"{_label(row)} {len(row.reports)}" for row in self.rows)
             lines.append(f"runs: {runs}")
         if self.note:
             lines.append(self.note)
         return lines
 
     def _footer(self) -> list[str]:
+        # Lists of methods have semicolons, because a label can hold a comma.
         labels_of: dict[str, list[str]] = {}  # tested weights -> methods
         for row in self.rows:
             labels_of.setdefault(row.selected, []).append(_label(row))
         if len(labels_of) == 1:
             tested = [f"tested: {next(iter(labels_of))}"]
         else:
-            tested = [f"tested: {name} ({', '.join(ls)})" for name, ls in labels_of.items()]
+            tested = [f"tested: {name} ({'; '.join(ls)})" for name, ls in labels_of.items()]
         times = [
             f"{_label(row)} {_seconds(row.seconds)} s"
             for row in self.rows
             if row.seconds is not None
         ]
-        return [*self._about(), *tested, *([f"time: {', '.join(times)}"] if times else [])]
+        return [*self._about(), *tested, *([f"time: {'; '.join(times)}"] if times else [])]
 
 
 def _label(row: ResultRow) -> str:

@@ -1,10 +1,10 @@
 """Records of a training: the facts of a stage, and its figures epoch by epoch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-__all__ = ["PosthocRecord", "Record", "StageRecord", "TrajectoryRecord"]
+__all__ = ["PosthocRecord", "Record", "StageRecord", "TrajectoryRecord", "describe_selection"]
 
 
 class Record(Mapping):
@@ -187,3 +187,21 @@ class PosthocRecord(Record):
     chosen_on: str
     precision: str
     seconds: float
+
+
+def describe_selection(
+    stages: Sequence[Mapping[str, Any]], trajectory: TrajectoryRecord | None
+) -> str:
+    """Return which weights are tested, and which images they were chosen on.
+
+    Args:
+        stages: The records of what a method trained and corrected; empty for stage 1 alone.
+        trajectory: The trajectory of its training; None if it trains nothing.
+    """
+    parts = [] if trajectory is None else [trajectory.describe_choice()]
+    for stage in stages:
+        if stage["stage"] == "post hoc" and stage["value"] is not None:
+            where = {"test": "selected on test", "not chosen": "not chosen"}
+            chosen = where.get(stage["chosen_on"], "on validation")
+            parts.append(f"{stage['method']} {stage['value']:.3g} {chosen}")
+    return ", ".join(parts) or ("nothing to choose" if stages else "stage 1")

@@ -135,7 +135,14 @@ def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = Non
     """
     keys = ("method", "stage", "trained", "bn", "on", "batch", "sampler", "loss", "epochs", "lr")
     keys += ("weight_decay",)
-    rows = list(dict.fromkeys(tuple(str(stage.get(key, "")) for key in keys) for stage in stages))
+    # A correction trains nothing, and neither does stage 1 where a given model is kept.
+    trained = [
+        stage
+        for stage in stages
+        if stage.get("stage") != "post hoc"
+        and (stage.get("stage"), stage.get("epochs")) != ("stage 1", 0)
+    ]
+    rows = list(dict.fromkeys(tuple(str(stage.get(key, "")) for key in keys) for stage in trained))
     head = ["wd" if key == "weight_decay" else key for key in keys]
     render_rows(head, rows, file, "what was trained")
 

@@ -61,10 +61,17 @@ def test_the_record_of_a_stage_of_another_version_is_read():
     finished = FinishedStage.from_dict({**record, "pictures": "train a, valid b, test c"})
     assert finished.images == "train a, valid b, test c" and finished.weights is None
     assert isinstance(finished.trajectory, TrajectoryRecord)
-    assert finished.trajectory.describe_choice() == "epoch 1 on validation"
+    assert finished.describe_selection() == "epoch 1 on validation"
     written = json.loads(json.dumps(finished.to_dict()))
     assert written["trajectory"] == TRAJECTORY
     assert list(written) == ["trajectory", "stage", "images", "precision", "weights"]
+
+
+def test_a_correction_is_described_by_its_strength():
+    """The report of a run once stated "last epoch" for a correction that has no epochs."""
+    stage = {"stage": "post hoc", "method": "tau_norm", "value": 0.7, "chosen_on": "validation"}
+    finished = FinishedStage.from_dict({"trajectory": TRAJECTORY, "stage": stage})
+    assert finished.describe_selection() == "tau_norm 0.7 on validation"
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_text_states_thresholds_and_one_decimal():
     assert "balanced   83.3" in text
     assert "many >100 (1 class), medium 21-100 (1), few <=20 (1)" in text
     assert "ECE" not in text and "\x1b" not in text
-    assert "1 of them without a test image" in text
+    assert "1 of them without an image" in text
     assert shot_thresholds_text() == "many >100, medium 20-100, few <20"
 
 

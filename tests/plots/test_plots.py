@@ -423,7 +423,7 @@ def test_8142_classes_need_few_artists(tmp_path):
 def test_names_are_cut_and_not_read_as_formulas(tmp_path):
     figure = plot_class_counts([9, 8], ["$\\alpha", "a" * 200])
     labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
-    assert labels[0] == "\\$\\alpha" and len(labels[1]) == 28
+    assert labels[0] == "\\$\\alpha" and len(labels[1]) == 30
     figure.savefig(tmp_path / "figure.png")
 
 

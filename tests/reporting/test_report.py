@@ -147,7 +147,7 @@ def test_one_seed_has_no_deviation_and_several_have():
 def test_fewer_runs_than_seeds_are_named():
     table = make_table(seeds=(0, 1))
     table.rows[1].reports.pop()
-    assert "runs: CE 2, CE + SAMN 1" in str(ResultTable(**arguments_of(table)))
+    assert "runs: CE 2; CE + SAMN 1" in str(ResultTable(**arguments_of(table)))
 
 
 def arguments_of(table):
