@@ -22,7 +22,7 @@ import ltlearn.training
 from ltlearn import CosineLinear, SAMNLinear, ScaledLinear
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.history import Trajectory
-from tests.callbacks.helpers import COUNTS, make_lt_learner
+from tests.callbacks.helpers import make_dls, make_lt_learner
 
 
 def find_callbacks():
@@ -38,6 +38,7 @@ def find_callbacks():
     return {k: v for k, v in callbacks.items() if k not in ("FitCallback", "LossScaling")}
 
 
+COUNTS = [15, 6, 3]  # three batches an epoch
 CALLBACKS = find_callbacks()
 # The heads that stay after the fit; under any other callback the linear layer is kept.
 HEADS = {"SAMN": SAMNLinear, "LearnableWeightScaling": ScaledLinear, "CosineHead": CosineLinear}
@@ -116,7 +117,7 @@ def test_the_callbacks_are_found():
 
 @pytest.mark.parametrize(("name", "how"), CASES)
 def test_the_learner_is_left_as_it_was_found(name, how, tmp_path):
-    learn = make_lt_learner()
+    learn = make_lt_learner(make_dls(COUNTS))
     learn.create_opt()
     learn.opt.set_hyper("lr", 0.05)
     learn.opt.set_hyper("wd", 0.01)
