@@ -3,8 +3,6 @@ import gc
 import json
 import logging
 import math
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -479,14 +477,6 @@ def test_the_schedules_of_fastai_are_there(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.pth"))
     learn.fit_one_cycle(1, 0.05)
     learn.fit_flat_cos(1, 0.05)
-
-
-def test_the_schedules_come_with_the_learner():
-    """In a process of its own: the helpers of these tests import fastai's schedules."""
-    names = ("lr_find", "fit_one_cycle", "fit_flat_cos")
-    code = f"import ltlearn as l; l.lt_learner; [getattr(l.LTLearner, n) for n in {names}]"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
-    assert not done.returncode, done.stderr.decode()
 
 
 def test_the_learning_rate_finder_leaves_the_images_alone(tmp_path, monkeypatch):

@@ -2,8 +2,6 @@ import ast
 import importlib
 import inspect
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -38,18 +36,6 @@ def test_an_unknown_name():
 def test_the_version_is_that_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert ltlearn.__version__ == project["version"]
-
-
-def test_plain_pytorch_users_load_no_framework():
-    code = (
-        "import sys; from ltlearn import CosineLinear, SAMNLinear, ScaledLinear, pava; "
-        "import ltlearn.heads.registry; "
-        "heavy = {'fastai', 'fastcore', 'timm', 'albumentations', 'matplotlib', 'pandas'}; "
-        "print(sorted(heavy & set(sys.modules)), 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "[] True\n"
 
 
 def exported_names():

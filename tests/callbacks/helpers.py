@@ -10,13 +10,22 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD, Adam, OptimWrapper
+from timm.models import build_model_with_cfg, register_model
 from torch import nn
 from torch.utils.data import Dataset
 
 from ltlearn import LTDataLoaders, SAMNLinear, lt_learner
 from ltlearn.models.backbone import find_head
+from ltlearn.models.cifar_resnet import CifarResNet
 
 COUNTS = [40, 12, 4]
+
+
+@register_model
+def resnet8_cifar(pretrained=False, **kwargs):
+    """The CIFAR ResNet with one block a stage, which trains in half the time of ResNet-20."""
+    kwargs = {"depth": 8, "feature_cfg": {"out_indices": (0, 1, 2)}, **kwargs}
+    return build_model_with_cfg(CifarResNet, "resnet8_cifar", pretrained, **kwargs)
 
 
 def make_images(counts=COUNTS, side=8, seed=0):
@@ -34,10 +43,10 @@ def make_dls(counts=COUNTS, side=8, bs=8, **kwargs):
     return LTDataLoaders.from_arrays(*make_images(counts, side), bs=bs, device="cpu", **kwargs)
 
 
-def make_lt_learner(dls=None, seed=0, arch="resnet20_cifar", **kwargs):
+def make_lt_learner(dls=None, seed=0, arch="resnet8_cifar", **kwargs):
     torch.manual_seed(seed)
     kwargs = {"precision": "fp32", "pretrained": False, **kwargs}
-    if arch == "resnet20_cifar":
+    if arch.endswith("_cifar"):
         kwargs.setdefault("width", 4)
     return lt_learner(dls or make_dls(), arch, **kwargs)
 
@@ -115,7 +124,7 @@ def make_learner(model=None, shape=(6,), opt_func=SGD, tell=True, tmp_path=".", 
     np.random.seed(0)
     model = model or nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     data = Points(shape, tell)
-    dls = DataLoaders.from_dsets(data, data, bs=8, device="cpu")
+    dls = DataLoaders.from_dsets(data, data, bs=8, device="cpu", num_workers=0)
     kwargs = {"loss_func": CrossEntropyLossFlat(), **kwargs}
     learn = Learner(dls, model, opt_func=opt_func, path=tmp_path, **kwargs)
     learn.remove_cbs(learn.cbs.filter(lambda cb: cb.name == "progress"))

@@ -22,7 +22,7 @@ import ltlearn.training
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.fit_callback import mixes_images
 from ltlearn.training.history import Trajectory
-from tests.callbacks.helpers import COUNTS, make_lt_learner
+from tests.callbacks.helpers import make_dls, make_lt_learner
 
 
 def find_callbacks():
@@ -38,6 +38,7 @@ def find_callbacks():
     return {k: v for k, v in callbacks.items() if k not in ("FitCallback", "LossScaling")}
 
 
+COUNTS = [15, 6, 3]  # three batches an epoch
 CALLBACKS = find_callbacks()
 EXITS = {
     "finished": None,
@@ -148,7 +149,7 @@ def test_a_callback_that_changes_images_or_class_weights_declares_it(name, tmp_p
 
 @pytest.mark.parametrize(("name", "how"), CASES)
 def test_the_learner_is_left_as_it_was_found(name, how, tmp_path):
-    learn = make_lt_learner()
+    learn = make_lt_learner(make_dls(COUNTS))
     learn.create_opt()
     learn.opt.set_hyper("lr", 0.05)
     learn.opt.set_hyper("wd", 0.01)

@@ -636,8 +636,8 @@ def test_no_step_waits_for_a_device(kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", OURS)
 def test_it_learns(kind):
-    learn = make_lt_learner(make_dls([60, 30, 10]), width=8)
-    trajectory = learn.fit_stage1(15, 0.05, cbs=kind())
+    learn = make_lt_learner(make_dls([40, 20, 8]))
+    trajectory = learn.fit_stage1(8, 0.05, cbs=kind())
     assert trajectory["balanced"][-1] > 0.6
 
 
@@ -665,7 +665,7 @@ def test_a_plain_learner(kind, loss):
     loss = loss(COUNTS) if loss is LDAMLoss else loss()
     learn = make_learner(network(), (3, 8, 8), loss_func=loss)
     data = Tinted((3, 8, 8))
-    learn.dls = DataLoaders.from_dsets(data, data, bs=8, device="cpu")
+    learn.dls = DataLoaders.from_dsets(data, data, bs=8, device="cpu", num_workers=0)
     assert learn.dls.train.seed == "a word"
     cb = kind()
     keep = Keep(cb)

@@ -40,16 +40,6 @@ def test_version_and_help():
         assert word in done.stdout
 
 
-def test_help_imports_nothing_heavy():
-    code = (
-        "import sys; from ltlearn.cli.app import app; from typer.testing import CliRunner\n"
-        "assert CliRunner().invoke(app, ['recipe', '--help']).exit_code == 0\n"
-        "print([m for m in ('torch', 'fastai', 'timm', 'numpy') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
-
-
 def test_recipes_lists_dataset_method_and_figure():
     done = ltlearn("recipes")
     assert done.returncode == 0

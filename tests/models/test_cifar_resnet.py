@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import timm
 import torch
@@ -11,17 +8,6 @@ from ltlearn.models import CifarResNet
 
 def parameters(model):
     return sum(p.numel() for p in model.parameters())
-
-
-def test_an_import_registers_the_models_with_timm():
-    code = (
-        "import ltlearn, timm; print(timm.is_model('resnet32_cifar')); "
-        "import ltlearn.models.cifar_resnet; "
-        "print(type(timm.create_model('resnet32_cifar', width=4, num_classes=3)).__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["False", "CifarResNet"], done.stderr
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])

@@ -1,4 +1,3 @@
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,15 +24,3 @@ def test_environment_info_can_be_written(tmp_path):
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
     monkeypatch.setattr(environment, "_PACKAGES", ("no-such-package-here",))
     assert environment_info()["versions"]["no-such-package-here"] is None
-
-
-def test_import_and_environment_info_load_nothing_heavy():
-    code = (
-        "import sys, ltlearn.utils.run_folder; "
-        "from ltlearn.utils.environment import environment_info; environment_info(); "
-        "print({'torch', 'numpy', 'fastai', 'matplotlib'} & set(sys.modules))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "set()\n"

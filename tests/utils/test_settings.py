@@ -1,6 +1,4 @@
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -199,13 +197,3 @@ def test_the_template_of_the_repository_changes_nothing(project):
     assert filled.data_path == project / "data"
     assert filled.cache_path == built_in.cache_path
     assert all(source.endswith("settings.ini") for _, _, source in filled.describe())
-
-
-def test_import_is_cheap():
-    code = (
-        "import sys, ltlearn.utils.settings; "
-        "print({'torch', 'fastai', 'fastcore'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          cwd=Path(__file__).parents[2])  # fmt: skip
-    assert done.stdout == "set()\n"

@@ -1,6 +1,4 @@
 import io
-import subprocess
-import sys
 
 from ltlearn.utils.terminal import render_rows
 from tests.helpers import Terminal, without_colour
@@ -38,15 +36,3 @@ def test_rows_of_sentences_are_paragraphs_where_no_table_fits(monkeypatch):
     assert lines[0] == "crt" and max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     assert text.count("word") == 40 and "source: word" in text and "remark" not in text
-
-
-def test_listing_recipes_imports_no_torch():
-    code = (
-        "import sys; from ltlearn.experiments.read_recipe import load_recipe, recipe_names; "
-        "from ltlearn.utils.terminal import render_recipes; "
-        "render_recipes([load_recipe(n) for n in recipe_names()]); "
-        "sys.exit('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "inat2018" in done.stdout
