@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -197,16 +198,16 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
         ) from None
 
 
-def check_regular(path: str | os.PathLike) -> None:
+def check_regular(path: Any) -> None:
     """Check that a path is a regular file, because opening a pipe waits for ever.
 
     Args:
-        path: The file.
+        path: The file. An open file, such as the bytes in a row of a dataset, passes.
 
     Raises:
         OSError: If it is missing, or something else than a regular file.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if isinstance(path, str | os.PathLike) and not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("not a regular file")
 
 

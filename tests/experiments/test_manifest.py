@@ -69,7 +69,8 @@ def test_the_record_of_a_stage_of_another_version_is_read():
 
 def test_a_correction_is_described_by_its_strength():
     """The report of a run once stated "last epoch" for a correction that has no epochs."""
-    stage = {"stage": "post hoc", "method": "tau_norm", "value": 0.7, "chosen_on": "validation"}
+    stage = {"stage": "post hoc", "method": "tau_norm", "value": 0.7, "seconds": 0.1}
+    stage["chosen_on"] = "validation"
     finished = FinishedStage.from_dict({"trajectory": TRAJECTORY, "stage": stage})
     assert finished.describe_selection() == "tau_norm 0.7 on validation"
 
