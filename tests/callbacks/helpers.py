@@ -10,7 +10,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD, Adam, OptimWrapper
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, get_pretrained_cfg, register_model
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -25,6 +25,7 @@ COUNTS = [40, 12, 4]
 def resnet8_cifar(pretrained=False, **kwargs):
     """The CIFAR ResNet with one block a stage, which trains in half the time of ResNet-20."""
     kwargs = {"depth": 8, "feature_cfg": {"out_indices": (0, 1, 2)}, **kwargs}
+    kwargs["pretrained_cfg"] = get_pretrained_cfg("resnet20_cifar")
     return build_model_with_cfg(CifarResNet, "resnet8_cifar", pretrained, **kwargs)
 
 
