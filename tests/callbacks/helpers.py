@@ -47,7 +47,7 @@ def make_dls(counts=COUNTS, side=8, bs=8, **kwargs):
 def make_lt_learner(dls=None, seed=0, arch="resnet8_cifar", **kwargs):
     torch.manual_seed(seed)
     kwargs = {"precision": "fp32", "pretrained": False, **kwargs}
-    if arch.endswith("_cifar"):
+    if str(arch).endswith("_cifar"):
         kwargs.setdefault("width", 4)
     return lt_learner(dls or make_dls(), arch, **kwargs)
 

@@ -100,7 +100,7 @@ def test_it_equals_a_plain_loop_over_what_trains():
 
 
 def test_a_new_block_begins_at_random_and_the_same_for_a_seed():
-    learn = make_lt_learner()
+    learn = make_lt_learner(arch="resnet20_cifar")
     before = states(learn)
     weights = []
     for seed in (0, 0, 1):
@@ -122,7 +122,7 @@ def test_what_is_refused():
 
 
 def test_stage_2_shifts_the_statistics_of_the_block_alone():
-    learn = make_lt_learner()
+    learn = make_lt_learner(arch="resnet20_cifar")
     before = states(learn)
     learn.retrain_classifier(2, method="crt", bn="last_block")
     moved = {k for k, v in learn.model.state_dict().items() if not torch.equal(v, before[k])}
