@@ -932,7 +932,7 @@ def test_a_step_leaves_no_tensor_behind():
         order = 90
 
         def after_batch(self):
-            if self.training:
+            if self.training and self.iter == self.n_iter - 1:
                 # By type: to ask a proxy whose object is gone for its class is an error.
                 found = (issubclass(type(o), torch.Tensor) for o in gc.get_objects())
                 counts.append(sum(found))
@@ -940,7 +940,7 @@ def test_a_step_leaves_no_tensor_behind():
     learn.fit(4, 0.01, cbs=Count())
     n = len(learn.dls.train)
     # The first epoch makes what stays for all.
-    assert max(counts[3 * n :]) <= max(counts[n : 2 * n])
+    assert len(counts) == 4 and counts[3] <= counts[1]
     # The recorder has them as fastai's plots want them.
     assert len(learn.recorder.losses) == 4 * n
     assert all(isinstance(loss, torch.Tensor) for loss in learn.recorder.losses)

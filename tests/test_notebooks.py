@@ -24,15 +24,45 @@ def test_outputs_are_stripped(notebook):
         assert cell["execution_count"] is None
 
 
+# A process that imports once, and runs each script that it is given in a process of its own.
+SERVER = """if True:
+    import os, runpy, sys
+    import fastai.vision.all
+    import ltlearn.experiments.runner
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            script = line.strip()
+            folder = os.path.dirname(script)
+            os.chdir(folder)
+            for name in ("stdout", "stderr"):
+                file = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT)
+                os.dup2(file, getattr(sys, name).fileno())
+            runpy.run_path(script, run_name="__main__")
+            sys.exit()
+        print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SERVER],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
-def test_runs_from_top_to_bottom(notebook, tmp_path):
+def test_runs_from_top_to_bottom(notebook, server, tmp_path):
     script = tmp_path / "notebook.py"
     script.write_text("\n\n".join("".join(c["source"]) for c in cells(notebook)))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", script],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    server.stdin.write(f"{script}\n")
+    server.stdin.flush()
+    status = int(server.stdout.readline())
+    assert status == 0, (tmp_path / "stderr").read_text()

@@ -10,26 +10,22 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD, Adam, OptimWrapper
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, get_pretrained_cfg, register_model
 from torch import nn
 from torch.utils.data import Dataset
 
 from ltlearn import LTDataLoaders, SAMNLinear, lt_learner
-from ltlearn.models import cifar_resnet
 from ltlearn.models.backbone import find_head
 from ltlearn.models.cifar_resnet import CifarResNet
 
 COUNTS = [40, 12, 4]
-# timm warns about a model without a configuration.
-default_cfgs = generate_default_cfgs(
-    {"resnet8_cifar.untrained": cifar_resnet.default_cfgs["resnet20_cifar"].default.to_dict()}
-)
 
 
 @register_model
 def resnet8_cifar(pretrained=False, **kwargs):
     """The CIFAR ResNet with one block a stage, which trains in half the time of ResNet-20."""
     kwargs = {"depth": 8, "feature_cfg": {"out_indices": (0, 1, 2)}, **kwargs}
+    kwargs["pretrained_cfg"] = get_pretrained_cfg("resnet20_cifar")
     return build_model_with_cfg(CifarResNet, "resnet8_cifar", pretrained, **kwargs)
 
 
@@ -51,7 +47,7 @@ def make_dls(counts=COUNTS, side=8, bs=8, **kwargs):
 def make_lt_learner(dls=None, seed=0, arch="resnet8_cifar", **kwargs):
     torch.manual_seed(seed)
     kwargs = {"precision": "fp32", "pretrained": False, **kwargs}
-    if isinstance(arch, str) and arch.endswith("_cifar"):
+    if str(arch).endswith("_cifar"):
         kwargs.setdefault("width", 4)
     return lt_learner(dls or make_dls(), arch, **kwargs)
 

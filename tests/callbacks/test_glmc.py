@@ -473,9 +473,8 @@ def test_validation_uses_the_rebalanced_head():
 
 
 def test_it_learns():
-    dls = make_dls([60, 30, 10])
-    learn = make_lt_learner(dls, width=8)
-    trajectory = learn.fit_stage1(15, 0.05, wd=5e-4, cbs=GLMC(0.2, 1.0, 1.0))
+    learn = make_lt_learner(make_dls([40, 20, 8]))
+    trajectory = learn.fit_stage1(8, 0.05, wd=5e-4, cbs=GLMC(0.2, 1.0, 1.0))
     assert trajectory["loss"][-1] < trajectory["loss"][0] and trajectory["balanced"][-1] > 0.6
 
 

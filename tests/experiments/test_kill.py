@@ -35,7 +35,7 @@ SERVER = """if True:
 """
 WORDS = [
     "recipe", "digits_lt", "--seeds", "1", "--device", "cpu", "--precision", "fp32", "--quiet",
-    "--set", "model.width=4", "--set", "stage1.epochs=14", "--set", "stage2.epochs=15",
+    "--set", "model.width=4", "--set", "stage1.epochs=6", "--set", "stage2.epochs=6",
     "--set", 'methods=["ce","lws","samn"]', "--set", "stage1.select=best",
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ DTYPES = tuple(TOLERANCE)
 
 engines = pytest.mark.parametrize("engine", ENGINES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=("f64", "f32"))
-law = settings(max_examples=60, deadline=None, derandomize=True)
+law = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def exact(y, weights=None, increasing=True):
@@ -362,7 +362,7 @@ def test_nothing_of_the_result_is_kept_for_backward(engine, dtype):
 
 @engines
 @pytest.mark.parametrize("increasing", (True, False))
-@pytest.mark.parametrize("shape", ((1,), (12,), (2, 3, 9)))
+@pytest.mark.parametrize("shape", ((1,), (8,), (2, 1, 5)))
 def test_gradcheck(engine, increasing, shape):
     y = randn(*shape, seed=3).requires_grad_()
     own = (weights_over_six_decades(*shape) ** 0.25).requires_grad_()
@@ -451,8 +451,10 @@ def both_gradients(function, y, w, g):
 
 
 @engines
-@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16))
-@pytest.mark.parametrize("increasing", (True, False))
+@pytest.mark.parametrize(
+    ("dtype", "increasing"),
+    [(torch.float64, True), (torch.float32, False), (torch.bfloat16, True)],
+)
 def test_compiles_without_a_graph_break(engine, dtype, increasing):
     torch._dynamo.reset()
     y, w, g = randn(3, 17).to(dtype), weights_over_six_decades(17).to(dtype), randn(3, 17).to(dtype)

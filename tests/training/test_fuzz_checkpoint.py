@@ -262,9 +262,12 @@ def test_a_damaged_manifest_is_reported(how, finished, tmp_path):
     assert (folder / "manifest.json").read_bytes() == content
 
 
-@pytest.mark.parametrize("stage", ["stage1", "samn"])
+DAMAGE = ["bit of the record", "bit of the weights", "list", "empty", "pickle", "shape", "keys"]
+
+
 @pytest.mark.parametrize(
-    "how", ["bit of the record", "bit of the weights", "list", "empty", "pickle", "shape", "keys"]
+    ("stage", "how"),
+    [("samn", how) for how in DAMAGE] + [("stage1", "bit of the weights"), ("stage1", "shape")],
 )
 def test_a_damaged_stage_is_done_again(how, stage, finished, tmp_path, caplog):
     folder = tmp_path / "run"
