@@ -11,13 +11,11 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from torch import nn
-from torch.nn import functional as F
 
 from ltlearn import Method, UserError, register_method
 from ltlearn.callbacks import SAMN
-from ltlearn.callbacks.install import install_head
 from ltlearn.experiments.sections import MethodSection, Stage1Section
-from ltlearn.heads import Foldable, head_from_state, register_head, unregister_head
+from ltlearn.heads import head_from_state, register_head
 from ltlearn.methods import (
     METHODS,
     find_method,
@@ -29,66 +27,17 @@ from ltlearn.methods import (
 )
 from ltlearn.methods import registry as registry_module
 from ltlearn.names import RESERVED_OPTIONS
-from ltlearn.posthoc import adjust_logits, choose_logit_adjustment
 from ltlearn.training.checkpoint import Checkpoint
 from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
-
-SOURCE = "a package from outside"
-
-
-class PowerLoss(nn.Module):
-    """Cross-entropy to a power."""
-
-    def __init__(self, power):
-        super().__init__()
-        self.power = power
-
-    def forward(self, logits, targets):
-        return (F.cross_entropy(logits, targets, reduction="none") ** self.power).mean()
-
-
-class GainLinear(Foldable):
-    """A linear layer with one gain for all classes."""
-
-    def __init__(self, in_features, num_classes):
-        super().__init__()
-        self.in_features, self.out_features = in_features, num_classes
-        self.weight = nn.Parameter(torch.zeros(num_classes, in_features))
-        self.gain = nn.Parameter(torch.ones(()))
-
-    def effective(self):
-        return self.gain * self.weight, None
-
-    def forward(self, x):
-        return F.linear(x, *self.effective())
-
-    @classmethod
-    def from_linear(cls, linear):
-        head = cls(linear.in_features, linear.out_features)
-        head.weight.data.copy_(linear.weight.data)
-        return head
-
-    @classmethod
-    def from_state(cls, state):
-        return cls(*reversed(state["weight"].shape))
-
-
-class GainHead(Callback):
-    """Train a `GainLinear` with a gain that is limited."""
-
-    order = 5
-    head_type = GainLinear
-    leaves_prior = False
-
-    def __init__(self, limit):
-        self.limit = limit
-
-    def before_fit(self):
-        if not self.learn.lock.locked():
-            install_head(self.learn, GainLinear, GainLinear.from_linear)
-
-    def after_step(self):
-        self.learn.model.head.gain.data.clamp_(max=self.limit)
+from tests.outside import (
+    HEAD,
+    SOURCE,
+    GainLinear,
+    PowerLoss,
+    apply_shift,
+    choose_shift,
+    registered_gain,
+)
 
 
 class Noise(Callback):
@@ -103,21 +52,9 @@ class Noise(Callback):
             self.learn.xb = (x + self.strength * torch.ones_like(x),)
 
 
-def apply_shift(data, tau):
-    return adjust_logits(data.linear, data.prior, tau)
-
-
-def choose_shift(data):
-    return choose_logit_adjustment(data.linear, data.features, data.targets, data.prior)
-
-
 LOSS = Method(
     "power", "stage 2", SOURCE, "own", loss=PowerLoss, loss_options={"power": 2.0},
     values={"epochs": 2, "lr": 0.05}, prior="train",
-)  # fmt: skip
-HEAD = Method(
-    "gain", "stage 2", SOURCE, "own", callbacks=lambda **options: [GainHead(**options)],
-    callback_options={"limit": 1.5}, values={"epochs": 2, "lr": 0.05},
 )  # fmt: skip
 POST = Method("shift", "post hoc", SOURCE, "own", apply=apply_shift, choose=choose_shift)
 STAGE1 = Method(
@@ -135,10 +72,8 @@ def loss_method():
 
 @pytest.fixture
 def head_method():
-    register_head(GainLinear, lambda keys: set(keys) == {"weight", "gain"}, GainLinear.from_state)
-    with registered_method("gain", HEAD):
+    with registered_gain():
         yield "gain"
-    unregister_head(GainLinear)
 
 
 @pytest.fixture

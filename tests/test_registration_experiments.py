@@ -1,12 +1,11 @@
 """Methods and datasets from outside go through recipes, comparisons and the command line."""
 
 import json
+from contextlib import ExitStack
 
 import pytest
 import torch
 from fastai.callback.core import Callback
-from torch import nn
-from torch.nn import functional as F
 
 from ltlearn import Method, UserError
 from ltlearn.data.benchmarks import BENCHMARKS, ListedSet, register_benchmark
@@ -15,16 +14,15 @@ from ltlearn.experiments.predictor import Predictor
 from ltlearn.experiments.read_recipe import load_recipe
 from ltlearn.experiments.runner import run_recipe
 from ltlearn.methods import registered_method
-from ltlearn.posthoc import adjust_logits, choose_logit_adjustment
 from ltlearn.utils.run_folder import Run
 from tests.data.lookalikes import save_image, write_list
 from tests.helpers import ltlearn
+from tests.outside import SOURCE, PowerLoss, apply_shift, choose_shift, registered_gain
 
-SOURCE = "a package from outside"
 RECIPE = """
 name = "toy"
 title = "Methods from outside on handwritten digits"
-methods = ["dimmed", "power", "shift"]
+methods = ["dimmed", "power", "gain", "shift"]
 
 [data]
 dataset = "digits_lt"
@@ -47,6 +45,9 @@ lr = 5e-4
 [method.power]
 power = 1.5
 
+[method.gain]
+limit = 1.25
+
 [provenance]
 "data.dataset" = "own"
 "data.imbalance_factor" = "own"
@@ -59,21 +60,8 @@ power = 1.5
 "stage2.epochs" = "own"
 "stage2.lr" = "own"
 "method.power.power" = "own"
+"method.gain.limit" = "own"
 """
-
-
-class PowerLoss(nn.Module):
-    """Cross-entropy to a power."""
-
-    used = []
-
-    def __init__(self, power):
-        super().__init__()
-        self.power = power
-
-    def forward(self, logits, targets):
-        self.used.append(self.power)
-        return (F.cross_entropy(logits, targets, reduction="none") ** self.power).mean()
 
 
 class Dim(Callback):
@@ -88,14 +76,6 @@ class Dim(Callback):
         if self.learn.training:
             self.used.append(self.strength)
             self.learn.xb = ((1 - self.strength) * self.learn.xb[0],)
-
-
-def apply_shift(data, tau):
-    return adjust_logits(data.linear, data.prior, tau)
-
-
-def choose_shift(data):
-    return choose_logit_adjustment(data.linear, data.features, data.targets, data.prior)
 
 
 METHODS_FROM_OUTSIDE = {
@@ -114,14 +94,13 @@ METHODS_FROM_OUTSIDE = {
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory):
     """A recipe of methods that are registered, and removed at the end."""
-    contexts = [registered_method(name, row) for name, row in METHODS_FROM_OUTSIDE.items()]
-    for context in contexts:
-        context.__enter__()
-    file = tmp_path_factory.mktemp("outside") / "toy.toml"
-    file.write_text(RECIPE)
-    yield file
-    for context in reversed(contexts):
-        context.__exit__(None, None, None)
+    with ExitStack() as registered:
+        for name, row in METHODS_FROM_OUTSIDE.items():
+            registered.enter_context(registered_method(name, row))
+        registered.enter_context(registered_gain())
+        file = tmp_path_factory.mktemp("outside") / "toy.toml"
+        file.write_text(RECIPE)
+        yield file
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +110,7 @@ def run(recipe_file):
     folder = recipe_file.parent / "run"
     done = ltlearn("recipe", recipe_file, "--out", folder, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert all(label in done.stdout for label in ("dimmed CE", "power loss", "shift"))
+    assert all(label in done.stdout for label in ("dimmed CE", "power loss", "gain", "shift"))
     return Run(folder)
 
 
@@ -141,8 +120,9 @@ def test_a_recipe_gives_methods_their_options(run):
     assert values["stage1"]["strength"] == 0.25
     assert values["method"]["power"]["power"] == 1.5
     stages = run.read_json("manifest.json")["stages"]
-    assert [stage["method"] for stage in stages] == ["dimmed", "power", "shift"]
+    assert [stage["method"] for stage in stages] == ["dimmed", "power", "gain", "shift"]
     assert stages[1]["loss"] == "PowerLoss" and "Dim" in stages[0]["callbacks"]
+    assert stages[2]["trained"] == "GainLinear" and values["method"]["gain"]["limit"] == 1.25
 
 
 def test_an_option_may_have_the_name_of_an_attribute():
@@ -168,8 +148,9 @@ def test_a_finished_run_is_loaded_with_its_methods(run, recipe_file):
 
 
 def test_a_comparison_has_methods_from_outside(run):
-    found = compare_run(run, ["dimmed", "power", "shift", "crt"], priors="uniform")
-    assert found.stage1 == "dimmed" and len(found.outcomes) == 4
+    found = compare_run(run, ["dimmed", "power", "gain", "shift", "crt"], priors="uniform")
+    assert found.stage1 == "dimmed" and len(found.outcomes) == 5
+    assert found.of("gain")[0].stages[0]["trained"] == "GainLinear"
     assert found.of("power")[0].stages[0]["loss"] == "PowerLoss"
     assert found.of("shift")[0].stages[0]["method"] == "shift"
     text = (run.path / "compare.md").read_text()
@@ -178,17 +159,28 @@ def test_a_comparison_has_methods_from_outside(run):
 
 def test_the_command_line_knows_methods_from_outside(run, recipe_file):
     listed = json.loads(ltlearn("methods", "--json").stdout)
-    assert {"dimmed", "power", "shift"} <= {row["name"] for row in listed}
-    done = ltlearn("compare", run.path, "--methods", "dimmed,power", "--quiet")
-    assert done.returncode == 0 and "power loss" in done.stdout
+    assert {"dimmed", "power", "gain", "shift"} <= {row["name"] for row in listed}
+    done = ltlearn("compare", run.path, "--methods", "dimmed,power,gain", "--quiet")
+    assert done.returncode == 0 and "power loss" in done.stdout and "gain" in done.stdout
     done = ltlearn("recipe", recipe_file, "--set", "stage1.force=1")
     assert done.returncode == 2 and "stage1.force" in done.stderr and "strength" in done.stderr
     done = ltlearn("recipe", recipe_file, "--set", "stage1.method=ce")
     assert done.returncode == 2 and "dimmed" in done.stderr
 
 
+def test_a_stage_that_is_missing_is_trained_again(run, recipe_file):
+    before = run.read_json("manifest.json")["results"]
+    for name in ("gain", "power"):
+        (run.path / f"checkpoints/seed0-{name}.safetensors").unlink()
+    done = ltlearn("recipe", recipe_file, "--out", run.path, "--device", "cpu", "--resume")
+    assert done.returncode == 0, done.stderr
+    after = run.read_json("manifest.json")["results"]
+    for old, new in zip(before["rows"], after["rows"], strict=True):
+        assert (old["method"], old["reports"]) == (new["method"], new["reports"])
+
+
 def test_predictions_use_a_method_from_outside(run):
-    for method in METHODS_FROM_OUTSIDE:
+    for method in (*METHODS_FROM_OUTSIDE, "gain"):
         predictor = Predictor(run.path, method)
         height, width = predictor.facts.size
         pixels = torch.zeros(2, 3, height, width, dtype=torch.uint8)
@@ -220,6 +212,14 @@ def birds(tmp_path):
     )  # fmt: skip
     yield tmp_path
     del BENCHMARKS["toy_birds"]
+
+
+def test_the_command_line_checks_a_dataset_from_outside(birds):
+    done = ltlearn("data", "toy_birds", "--root", birds)
+    assert done.returncode == 0 and "Toy birds" in done.stdout, done.stderr
+    (birds / "images" / "wren" / "train0.jpg").unlink()
+    done = ltlearn("data", "toy_birds", "--root", birds)
+    assert done.returncode == 1 and "train0.jpg" in done.stdout
 
 
 def test_a_dataset_from_outside_goes_through_a_recipe(birds, tmp_path):
