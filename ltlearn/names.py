@@ -2,6 +2,9 @@
 
 __all__ = [
     "BN_MODES",
+    "DEFAULT_STAGE1",
+    "DEFAULT_STAGE2",
+    "DEFAULT_WITH_RESET",
     "FIGURES",
     "FEW_RULES",
     "MIN_VALID_IMAGES",
@@ -62,3 +65,8 @@ RESERVED_OPTIONS = {
     ),
     "stage 2": _VALUES,
 }  # fmt: skip
+
+# The methods that are used if none is named. Help prints them without the table of methods.
+DEFAULT_STAGE1 = "ce"
+DEFAULT_STAGE2 = "samn"
+DEFAULT_WITH_RESET = "crt"  # SAMN needs a trained classifier

@@ -14,7 +14,7 @@ LIGHT = {
         "from ltlearn.cli.app import app\n"
         "from typer.testing import CliRunner\n"
         "assert CliRunner().invoke(app, ['recipe', '--help']).exit_code == 0",
-        ["torch", "fastai", "timm", "numpy"],
+        ["torch", "fastai", "timm", "numpy", "ltlearn.methods"],
     ),
     "settings": ("import ltlearn.utils.settings", ["torch", "fastai", "fastcore"]),
     "environment": (

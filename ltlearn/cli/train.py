@@ -33,7 +33,7 @@ from ltlearn.cli.options import (
     WORKERS,
 )
 from ltlearn.errors import UserError, spell
-from ltlearn.methods import DEFAULT_STAGE1, DEFAULT_STAGE2, DEFAULT_WITH_RESET
+from ltlearn.names import DEFAULT_STAGE1, DEFAULT_STAGE2, DEFAULT_WITH_RESET
 
 __all__ = []
 

@@ -14,7 +14,7 @@ from ltlearn.methods.registry import (
     stage1_methods,
     unregister_method,
 )
-from ltlearn.methods.table import DEFAULT_STAGE2, DEFAULT_WITH_RESET
+from ltlearn.names import DEFAULT_STAGE2, DEFAULT_WITH_RESET
 
 __all__ = [
     "DEFAULT_STAGE1",

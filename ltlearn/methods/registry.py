@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from ltlearn.errors import UserError
 from ltlearn.methods.base import Method
 from ltlearn.methods.table import BUILT_IN
+from ltlearn.names import DEFAULT_STAGE1
 
 __all__ = [
     "DEFAULT_STAGE1",
@@ -28,7 +29,6 @@ __all__ = [
 
 _log = logging.getLogger("ltlearn")
 ENTRY_POINT_GROUP = "ltlearn.methods"
-DEFAULT_STAGE1 = next(iter(BUILT_IN))  # a stage 1 without callbacks
 
 
 class MethodRegistry(Mapping):

@@ -9,10 +9,8 @@ from typing import Any
 
 from ltlearn.methods.base import Method, Sweep
 
-__all__ = ["BUILT_IN", "DEFAULT_STAGE2", "DEFAULT_WITH_RESET"]
+__all__ = ["BUILT_IN"]
 
-DEFAULT_STAGE2 = "samn"
-DEFAULT_WITH_RESET = "crt"  # SAMN needs a trained classifier
 
 # Publications, as tables print them.
 _GLMC = "Du et al., CVPR 2023, arXiv:2305.08661"
