@@ -35,7 +35,7 @@ from tests.callbacks.helpers import (
     make_images,
     make_lt_learner,
 )
-from tests.models.test_pretrained import SMALL
+from tests.models.helpers import SMALL
 from tests.training.helpers import EPOCHS, check_resumed
 
 START = [2.1414, 3.4347, 4.2321]

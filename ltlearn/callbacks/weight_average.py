@@ -19,8 +19,8 @@ class WeightAverage(FitCallback):
     such as its count of batches, are copied. The average begins with the weights after the first
     step.
 
-    Validation uses the average. The figures of an epoch, and the weights that are kept of it,
-    therefore belong to the average. Training and the optimiser use the weights themselves. After a
+    Validation uses the average. So the figures of an epoch, and its kept weights, belong to
+    the average. Training and the optimiser use the weights themselves. After a
     fit, also one that a callback ends early, the model has the average. After an exception or a
     keyboard interrupt it has the weights of the last step. Norms that are monotone (`SAMN`), or
     below a threshold after each step (`MaxNorm`, `when="step"`), are also so in the average; with

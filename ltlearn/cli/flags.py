@@ -72,7 +72,7 @@ class FlagSpelling(Spelling):
     def parameter(self, name: str, value: object = None) -> str:
         """Spell a parameter as a flag, or as `--set` if only a recipe has it, or as a setting.
 
-        If the running command has none of them, the flag is that of a command that trains.
+        If the running command has none of them, the flag of a training command is named.
 
         Args:
             name: The parameter, such as "skip_bad", or a recipe key, such as "stage1.lr".

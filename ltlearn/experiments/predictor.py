@@ -24,7 +24,7 @@ from ltlearn.models.backbone import LTModel
 from ltlearn.models.pretrained import create_lt_model
 from ltlearn.training.records import Record
 from ltlearn.utils.older_runs import known_fields
-from ltlearn.utils.parallel import compute_ahead, count_cores
+from ltlearn.utils.parallel import compute_ahead, count_threads
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["MODEL_FILE", "ModelFacts", "Prediction", "Predictor", "describe_model", "find_images"]
@@ -32,7 +32,6 @@ __all__ = ["MODEL_FILE", "ModelFacts", "Prediction", "Predictor", "describe_mode
 MODEL_FILE = "model.json"
 _FORMAT = 1
 _BATCH = 64
-_MAX_THREADS = 8
 
 
 @dataclass(eq=False, kw_only=True)
@@ -229,7 +228,7 @@ class Predictor:
         check_whole("bs", bs, 1)
         top = min(top, len(self.classes))
         waiting: list[tuple[str, Tensor | str]] = []
-        threads = min(count_cores(), _MAX_THREADS)
+        threads = count_threads()
         for future in compute_ahead(self._read, paths, threads, bs):
             waiting.append(future.result())
             if len(waiting) == bs:

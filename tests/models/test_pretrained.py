@@ -14,15 +14,7 @@ from ltlearn.heads.nearest_mean import NearestClassMean
 from ltlearn.heads.registry import as_linear, head_from_state, is_head
 from ltlearn.models.backbone import LTModel, evaluating, find_head, set_head
 from ltlearn.models.pretrained import check_weights, create_lt_model
-
-SMALL = {
-    "resnet20_cifar": {"width": 4},
-    "resnet10t": {},
-    "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 24)},
-    "vit_tiny_patch16_224": {"depth": 1, "embed_dim": 24, "num_heads": 2},
-    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 12},
-    "mobilenetv3_small_050": {},
-}
+from tests.models.helpers import SMALL
 
 
 @pytest.mark.parametrize("arch", SMALL)

@@ -11,13 +11,9 @@ from ltlearn.metrics.report import shot_report
 from ltlearn.reporting.markdown import render_report_md
 from ltlearn.reporting.table import PROTOCOL_TEXTS, ResultRow, ResultTable
 from ltlearn.utils.environment import environment_info
+from tests.helpers import Terminal, without_colour
 
 COUNTS = [500, 40, 3]
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def make_report(seed=0, counts=COUNTS, few="<20"):
@@ -66,10 +62,6 @@ def rendered(table, **options):
     file = options.pop("file", None) or io.StringIO()
     table.render(file=file, **options)
     return without_colour(file.getvalue())
-
-
-def without_colour(text):
-    return re.sub("\x1b\\[[0-9;]*m", "", text)
 
 
 def markdown_tables(text):

@@ -15,7 +15,7 @@ from ltlearn.names import FIGURES
 from ltlearn.training import history
 from ltlearn.training.history import FlipAverage, Trajectory, head_norms
 from ltlearn.training.logs import EpochLog, check_tensorboard
-from tests.callbacks.helpers import COUNTS, make_learner, make_lt_learner
+from tests.callbacks.helpers import COUNTS, Stop, make_learner, make_lt_learner
 
 
 def trajectory_of(learn, **kwargs):
@@ -61,21 +61,6 @@ def test_the_chosen_epoch(select):
         correct = preds.argmax(1) == targets
         got = torch.stack([correct[targets == c].float().mean() for c in range(3)]).mean()
         assert got.item() == pytest.approx(max(balanced))
-
-
-class Stop(Callback):
-    """Stop a training before one of its steps."""
-
-    order = 95
-
-    def __init__(self, error, steps):
-        self.error, self.left = error, steps
-
-    def before_batch(self):
-        if self.learn.training:
-            self.left -= 1
-            if self.left < 0:
-                raise self.error
 
 
 class CancelValidation(Callback):

@@ -1,4 +1,4 @@
-"""What is known about a dataset: the record that each set's own module fills in."""
+"""The record of a dataset's facts. The module of each dataset fills it in."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ class Download:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What is known about a dataset. Use `ListedSet` or `BalancedSet`.
+    """The facts of a dataset. Use `ListedSet` or `BalancedSet`.
 
     Args:
         name: The name that `LTDataLoaders.from_dataset` takes.
