@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from ltlearn.cli.console import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USER, exit_with
+from ltlearn.cli.console import (
+    EXIT_INTERNAL,
+    EXIT_USER,
+    checked_streams,
+    exit_interrupted,
+    exit_with,
+)
 from ltlearn.cli.data import data, inspect
 from ltlearn.cli.flags import SpelledCommand
 from ltlearn.cli.lists import methods, recipes, settings
@@ -15,7 +21,9 @@ from ltlearn.cli.recipe import recipe
 from ltlearn.cli.studies import compare, sensitivity
 from ltlearn.cli.train import retrain, train
 from ltlearn.errors import UserError
+from ltlearn.utils.interrupts import terminations_as_interrupts
 from ltlearn.utils.memory import keep_freed_memory
+from ltlearn.utils.system_errors import is_out_of_memory, reason_of
 
 __all__ = ["app", "main"]
 
@@ -30,24 +38,51 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; exit with 0, 1 (internal error), 2 (user error) or 130 (Ctrl-C)."""
+    """Run the command line; exit with 0, 1 (internal error), 2 (user error) or 130 (Ctrl-C).
+
+    SIGTERM and SIGHUP end it as Ctrl-C does, with 143 and 129.
+    """
     keep_freed_memory()
+    with terminations_as_interrupts():
+        try:
+            with checked_streams():
+                _run()
+        except UserError as e:
+            exit_with(str(e), EXIT_USER)
+        except (KeyboardInterrupt, EOFError) as e:
+            exit_interrupted("stopped.", e)
+        except Exception as e:
+            if os.environ.get("LTLEARN_DEBUG"):
+                raise
+            _exit_for(e)
+
+
+def _run() -> None:
     # Names of files and classes may hold characters that the terminal cannot encode.
     if getattr(sys.stdout, "errors", "") == "strict" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        app(prog_name="ltlearn")
-    except UserError as e:
-        exit_with(str(e), EXIT_USER)
-    except (KeyboardInterrupt, EOFError):
-        exit_with("stopped.", EXIT_INTERRUPTED)
-    except Exception as e:
-        if os.environ.get("LTLEARN_DEBUG"):
-            raise
+    app(prog_name="ltlearn")
+
+
+def _exit_for(error: Exception) -> None:
+    """Exit with a sentence for an error that is no `UserError`."""
+    if is_out_of_memory(error):
         exit_with(
-            f"internal error: {type(e).__name__}: {e}. LTLEARN_DEBUG=1 shows the traceback.",
-            EXIT_INTERNAL,
+            f"the memory is not enough ({reason_of(error)[:200]}); use a smaller model, smaller "
+            "images or smaller batches.",
+            EXIT_USER,
         )
+    if isinstance(error, OSError):
+        where = "" if error.filename is None else f" for {error.filename}"
+        exit_with(
+            f"the system reports {reason_of(error)!r}{where}; check the disk and the permissions, "
+            "and repeat the command.",
+            EXIT_USER,
+        )
+    exit_with(
+        f"internal error: {type(error).__name__}: {error}. LTLEARN_DEBUG=1 shows the traceback.",
+        EXIT_INTERNAL,
+    )
 
 
 def _print_version(requested: bool) -> None:

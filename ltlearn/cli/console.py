@@ -12,11 +12,15 @@ from typing import Any
 import typer
 
 from ltlearn.errors import UserError
+from ltlearn.utils.interrupts import Terminated
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = [
     "EXIT_INTERNAL",
     "EXIT_INTERRUPTED",
     "EXIT_USER",
+    "checked_streams",
+    "exit_interrupted",
     "exit_with",
     "StderrHandler",
     "configured_log",
@@ -38,8 +42,56 @@ def exit_with(sentence: str, code: int) -> None:
         sentence: The sentence.
         code: The exit code.
     """
-    print(f"ltlearn: {sentence}", file=sys.stderr)  # noqa: T201
+    try:
+        print(f"ltlearn: {sentence}", file=sys.stderr)  # noqa: T201
+    except OSError:
+        pass  # a full disk behind standard error: the exit code remains
     raise SystemExit(code)
+
+
+def exit_interrupted(sentence: str, error: BaseException) -> None:
+    """Print a sentence and exit as the shell expects: 130 after Ctrl-C, 143 after SIGTERM.
+
+    Args:
+        sentence: The sentence.
+        error: The interrupt.
+    """
+    code = EXIT_INTERRUPTED
+    if isinstance(error, Terminated):
+        code = 128 + error.signum
+    exit_with(sentence, code)
+
+
+@contextmanager
+def checked_streams() -> Iterator[None]:
+    """Exit with 1 if standard output is closed, or cannot be written to at the end of the block.
+
+    Results would be lost without a word. A closed standard error only loses messages.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # files that are opened later would get the number of a closed stream
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+    if sys.stdout is None:
+        exit_with(
+            f"standard output is closed; send it to a file or to {os.devnull}.", EXIT_INTERNAL
+        )
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        try:
+            sys.stdout.flush()  # it fails again if it was the cause
+        except OSError:
+            # Python flushes once more at the end of the process, and would print a traceback.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has enough
+                raise SystemExit(EXIT_INTERNAL) from None
+            exit_with(f"standard output cannot be written ({reason_of(error)}).", EXIT_INTERNAL)
+        raise
 
 
 class StderrHandler(logging.Handler):
@@ -59,10 +111,19 @@ class StderrHandler(logging.Handler):
 
 @contextmanager
 def configured_log(quiet: bool) -> Iterator[None]:
-    """Print the library's warnings to standard error, one line each; hide other libraries'."""
+    """Print the library's warnings to standard error, one line each; hide other libraries'.
+
+    Every command runs inside such a block. A block inside another one changes nothing.
+
+    Args:
+        quiet: Whether to print only errors.
+    """
     from ltlearn.utils.progress import hide_progress, plain_lines
 
     log = logging.getLogger("ltlearn")
+    if any(isinstance(handler, StderrHandler) for handler in log.handlers):
+        yield
+        return
     handler = StderrHandler()
     handler.setFormatter(logging.Formatter("ltlearn: %(message)s"))
     level = os.environ.get("LTLEARN_LOG", "ERROR" if quiet else "WARNING").upper()
@@ -119,8 +180,8 @@ def report_interrupt(remedy: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        exit_with(f"stopped{remedy}.", EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        exit_interrupted(f"stopped{remedy}.", error)
 
 
 def existing_run(path: Path):

@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
-from ltlearn.cli.console import to_json
+from ltlearn.cli.console import configured_log, report_interrupt, to_json
 from ltlearn.errors import Spelling, spelled_by
 
 __all__ = ["FlagSpelling", "SpelledCommand"]
@@ -108,7 +108,7 @@ class FlagSpelling(Spelling):
 
 
 class SpelledCommand(TyperCommand):
-    """A command whose messages spell parameters as its flags."""
+    """A command whose messages spell parameters as its flags, and whose warnings have a prefix."""
 
     def invoke(self, ctx) -> Any:
         """Run the command.
@@ -117,7 +117,9 @@ class SpelledCommand(TyperCommand):
             ctx: The context of the call.
         """
         commands = getattr(ctx.find_root().command, "commands", {})
-        with spelled_by(FlagSpelling(self, commands)):
+        given = ctx.params
+        quiet = "quiet" in given and (given["quiet"] or given.get("as_json"))
+        with spelled_by(FlagSpelling(self, commands)), configured_log(quiet), report_interrupt():
             return super().invoke(ctx)
 
 

@@ -1,9 +1,9 @@
 """`ltlearn predict`."""
 
-import os
+import io
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,28 +108,40 @@ def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
         return
     import csv
 
+    from ltlearn.utils.atomic import check_writable, remove_stale_temporaries
+    from ltlearn.utils.system_errors import reason_of
+
     path = path.expanduser()
     if path.is_dir():
         raise UserError(f"{spell('csv', path)} is a folder; give the path of a file.")
-    temporary, rows = path.with_name(f".tmp-{os.getpid()}-{path.name}"), 0
     try:
+        check_writable(path.parent)
+    except OSError as e:
+        raise UserError(
+            f"{path} cannot be written ({reason_of(e)}); give another {spell('csv')}."
+        ) from e
+    remove_stale_temporaries(path.parent)
+    with ExitStack() as stack:
+        rows = None
+
+        def write(row: list) -> None:
+            nonlocal rows
+            if rows is None:
+                rows = csv.writer(stack.enter_context(_replaced_text(path)), lineterminator="\n")
+                rows.writerow(head)
+            rows.writerow(row)
+
+        yield write
+
+
+@contextmanager
+def _replaced_text(path: Path) -> Iterator[io.TextIOWrapper]:
+    """Open a text file that takes the place of another when the block ends."""
+    from ltlearn.utils.atomic import replaced_file
+
+    with replaced_file(path, defer=False) as file:
+        text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
         try:
-            file = open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace")
-        except OSError as e:
-            raise UserError(
-                f"{path} cannot be written ({e.strerror}); give another {spell('csv')}."
-            ) from e
-        with file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(head)
-
-            def write(row: list) -> None:
-                nonlocal rows
-                writer.writerow(row)
-                rows += 1
-
-            yield write
-        if rows:
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            yield text
+        finally:
+            text.detach()  # flushes, and leaves the file open

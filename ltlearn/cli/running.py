@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ltlearn.cli.console import (
-    EXIT_INTERRUPTED,
     configured_log,
-    exit_with,
+    exit_interrupted,
     print_json,
     printer,
     report_interrupt,
@@ -160,16 +159,15 @@ def run_and_print(recipe, flags: RunFlags, suffix: str = "") -> None:
 
     run = Run.create(flags.settings.runs_path, recipe.name + suffix, flags.out, flags.resume)
     quiet = flags.quiet or flags.as_json
-    with configured_log(quiet):
+    with configured_log(quiet), run.lock():
         try:
             result = _run(recipe, run, flags, quiet)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             again = shlex.join(
                 [_program(), *_without_out(sys.argv[1:]), "--out", str(run.path), "--resume"]
             )
-            exit_with(
-                f"stopped; the finished parts are in {run.path}. Continue with: {again}",
-                EXIT_INTERRUPTED,
+            exit_interrupted(
+                f"stopped; the finished parts are in {run.path}. Continue with: {again}", error
             )
         except UserError:
             run.remove_if_empty()

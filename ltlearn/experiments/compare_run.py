@@ -16,11 +16,12 @@ from ltlearn.names import SHOTS
 from ltlearn.plots.norms import plot_norms_by_method
 from ltlearn.plots.tradeoff import plot_tradeoff
 from ltlearn.reporting.text import markdown_table
-from ltlearn.utils.run_folder import Run
+from ltlearn.utils.run_folder import Run, waits_for_run
 
 __all__ = ["compare_run"]
 
 
+@waits_for_run
 def compare_run(
     run: Run,
     methods: Sequence[str] | str | None = None,
@@ -34,6 +35,8 @@ def compare_run(
     notify: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Compare methods on every stage 1 of a run; write `compare.json`, `compare.md` and the plots.
+
+    If another process writes to the run, this one waits for it.
 
     Args:
         run: A run whose stage 1 is finished.

@@ -20,7 +20,12 @@ from ltlearn.experiments.build import (
     may_have_seen,
     pick_device,
 )
-from ltlearn.experiments.manifest import MANIFEST_FILE, Manifest, recorded_recipe
+from ltlearn.experiments.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    read_manifest,
+    recorded_recipe,
+)
 from ltlearn.experiments.options import RunOptions
 from ltlearn.experiments.predictor import MODEL_FILE, describe_model
 from ltlearn.experiments.recipe import Recipe
@@ -29,7 +34,8 @@ from ltlearn.experiments.stages import StageFolder, run_seed, stage1_callbacks
 from ltlearn.methods import METHODS
 from ltlearn.reporting.table import ResultTable
 from ltlearn.training.logs import check_tensorboard
-from ltlearn.utils.environment import environment_info
+from ltlearn.training.loop import memory_to_user_error
+from ltlearn.utils.environment import environment_info, warn_of_threads
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["RecipeResult", "run_recipe"]
@@ -75,12 +81,19 @@ def run_recipe(
 
     Raises:
         UserError: If the data is missing, a value is impossible, the folder belongs to another
-            recipe, or TensorBoard is missing.
+            recipe or is in use by another process, or TensorBoard is missing.
 
     Example:
         >>> run_recipe(load_recipe("digits_lt"), Run("runs/digits"), device="cpu")  # doctest: +SKIP
     """
     options = replace(options or RunOptions(), **keywords)
+    with run.lock(), memory_to_user_error():
+        return _run_locked(recipe, run, options, notify)
+
+
+def _run_locked(
+    recipe: Recipe, run: Run, options: RunOptions, notify: Callable[[str], None]
+) -> RecipeResult:
     if options.tensorboard:
         check_tensorboard()
     recipe = recipe.settled()
@@ -185,6 +198,7 @@ def _check_same_run(run: Run, recipe: Recipe) -> None:
         return
     # Values that an earlier version did not know get their defaults.
     before = recorded_recipe(run).settled()
+    warn_of_threads(read_manifest(run).threads)
     old, new = ({"name": r.name, **r.flat()} for r in (before, recipe))
     for key in {**new, **old}:
         # Fingerprints identify the images, so their folder may have moved.

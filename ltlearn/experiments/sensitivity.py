@@ -15,7 +15,7 @@ from ltlearn.methods import METHODS
 from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.plots.sensitivity import plot_sensitivity
 from ltlearn.training.records import Record
-from ltlearn.utils.run_folder import Run
+from ltlearn.utils.run_folder import Run, waits_for_run
 
 __all__ = ["SENSITIVITY_METHODS", "Curve", "Sensitivity", "sensitivity", "sensitivity_run"]
 
@@ -174,6 +174,7 @@ def _balanced(learn: LTLearner, method: str, **arguments: Any) -> tuple[float, f
     return tuple(figures)
 
 
+@waits_for_run
 def sensitivity_run(
     run: Run,
     methods: Sequence[str] | str = SENSITIVITY_METHODS,
@@ -185,6 +186,8 @@ def sensitivity_run(
     notify: Callable[[str], None] = lambda text: None,
 ) -> Sensitivity:
     """Study the first stage 1 of a run; write `sensitivity.json` and the plot.
+
+    If another process writes to the run, this one waits for it.
 
     Args:
         run: A run whose stage 1 is finished.

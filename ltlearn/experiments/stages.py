@@ -101,7 +101,7 @@ class StageFolder:
             name: The stage, see `stage_name`.
         """
         seconds = float(os.environ.get(_CHECKPOINT_SECONDS, 5))
-        path = self.run.path / name
+        path = self.run.inside(name)
         return Checkpoint(path, resume=True, min_seconds=seconds, keep_all=self.options.keep_all)
 
     def log(self, name: str) -> EpochLog:
@@ -110,9 +110,10 @@ class StageFolder:
         Args:
             name: The stage, see `stage_name`.
         """
-        path, stage = self.run.path, Path(name).name
-        events = path / "tensorboard" / stage if self.options.tensorboard else None
-        return EpochLog(path / "logs" / f"{stage}.csv", events)
+        stage = Path(name).name
+        with_events = self.options.tensorboard
+        events = self.run.inside(f"tensorboard/{stage}") if with_events else None
+        return EpochLog(self.run.inside(f"logs/{stage}.csv"), events)
 
 
 def load_stage1(
@@ -314,16 +315,18 @@ def _load_or_train(
     folder: StageFolder, name: str, learn: LTLearner, title: str, train: Callable, make_cbs=list
 ) -> FinishedStage:
     """Load a stage that is finished in the folder, or train it and save it."""
-    checkpoint = folder.checkpoint(name)
+    checkpoint, log = folder.checkpoint(name), folder.log(name)
     finished = _load_finished(folder.run, name, learn)
-    if finished is None:
+    if finished is not None:
+        log.restore(finished.trajectory)
+    else:
         epochs = checkpoint.epochs()
         title = f"seed {folder.seed}: {title}"
         folder.notify(f"{title}, resumed at epoch {epochs[-1]}" if epochs else title)
         n_before = len(learn.stages)
         # A stage draws the same numbers whether the stages before it were trained or loaded.
         set_seed(folder.seed)
-        trajectory = train(cbs=[*make_cbs(), checkpoint, folder.log(name)])
+        trajectory = train(cbs=[*make_cbs(), checkpoint, log])
         finished = _save_finished(folder.run, name, learn, trajectory, learn.stages[n_before:])
         stage, choice = finished.stage, finished.describe_selection()
         folder.notify(f"  {stage['stage']} done in {stage['seconds']:.1f} s, kept: {choice}")

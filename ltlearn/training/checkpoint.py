@@ -4,8 +4,10 @@ import logging
 import os
 import re
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from fastai.callback.training import GradientAccumulation
 from torch import Tensor
 
@@ -18,8 +20,10 @@ from ltlearn.training.checkpoint_state import (
     state_of,
 )
 from ltlearn.training.fit_callback import FitCallback
+from ltlearn.utils.environment import warn_of_threads
 from ltlearn.utils.older_runs import with_todays_keys
 from ltlearn.utils.run_folder import Run, checksum_of
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = ["Checkpoint", "describe_options"]
 
@@ -33,7 +37,8 @@ class Checkpoint(FitCallback):
     """Save the whole state of a fit every few seconds, and resume from it after a kill.
 
     A resumed fit ends with the weights, figures and random numbers of a fit without interruption:
-    bit for bit on a CPU with the same number of threads. A checkpoint is written at the end of an
+    bit for bit on a CPU with the same number of threads; another number is reported by a warning.
+    A checkpoint is written at the end of an
     epoch. It consists of `epoch-00012.safetensors` (weights and buffers, state of the optimiser and
     of the random numbers, best weights so far) and `epoch-00012.json` (the rest, and checksums of
     both), written in this order, each to a temporary name first. Reading a checkpoint runs no code.
@@ -68,7 +73,8 @@ class Checkpoint(FitCallback):
 
     Raises:
         UserError: If an option is not allowed or, in a fit, the folder holds checkpoints and
-            `resume` is false, or they were made with other values, or the folder cannot be written.
+            `resume` is false, or they were made with other values, or the folder cannot be written
+            or another process writes to it.
 
     Example:
         >>> learn.fit_stage1(200, cbs=Checkpoint("run/stage1", resume=True))
@@ -96,6 +102,7 @@ class Checkpoint(FitCallback):
         self.last_: Path | None = None
         self.spent_ = 0.0
         self._run = Run(self.folder)
+        self._lock: ExitStack | None = None  # while a fit uses the folder
         self._ready = False
 
     def begin(self) -> None:
@@ -105,6 +112,8 @@ class Checkpoint(FitCallback):
         self.last_, self.spent_, self._bad = None, 0.0, []
         self._began = self._written = time.perf_counter()
         self._facts = {**self.made_with, **_facts(self.learn)}
+        if self.folder.is_dir():
+            self._take_lock()
         epochs = self.epochs()
         if epochs and not self.resume:
             raise UserError(
@@ -141,6 +150,9 @@ class Checkpoint(FitCallback):
     def end(self) -> None:
         """Write no more checkpoints."""
         self._ready = False
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def epochs(self) -> list[int]:
         """Return the epochs that have a checkpoint, good or damaged, in ascending order."""
@@ -149,7 +161,8 @@ class Checkpoint(FitCallback):
 
     def clear(self) -> None:
         """Remove the checkpoints, and the folder if nothing else is in it."""
-        self._tidy(everything=True)
+        with self._run.lock():
+            self._tidy(everything=True)
         try:
             self.folder.rmdir()
         except OSError:
@@ -161,6 +174,7 @@ class Checkpoint(FitCallback):
         Args:
             done: Number of finished epochs.
         """
+        self._take_lock()
         tensors: dict[str, Tensor] = {}
         state = split_state(state_of(self.learn), "", tensors)
         name = _name(done)
@@ -173,6 +187,7 @@ class Checkpoint(FitCallback):
                 "epochs_done": done,
                 "seconds": self.spent_ + time.perf_counter() - self._began,
                 "made_with": self._facts,
+                "threads": torch.get_num_threads(),
                 "tensors": checksum,
                 "state": state,
             },
@@ -199,6 +214,7 @@ class Checkpoint(FitCallback):
             tensors = self._run.load_tensors(f"{name}.safetensors", checksum=checksum)
             spent = float(note["seconds"])
             restore_state(self.learn, join_state(note["state"], tensors))
+            warn_of_threads(note.get("threads"))
         except _OtherValues:
             raise
         except UserError as e:
@@ -220,13 +236,25 @@ class Checkpoint(FitCallback):
                     f"is {now.get(key)}; resume with the same value, or give another folder."
                 )
 
+    def _take_lock(self) -> None:
+        """Lock the folder until the end of the fit; create it if missing."""
+        if self._lock is None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise UserError(
+                    f"{self.folder} cannot hold checkpoints ({reason_of(e)})."
+                ) from None
+            self._lock = ExitStack()
+            self._lock.enter_context(self._run.lock())
+
     def _names(self) -> list[str]:
         try:
             return os.listdir(self.folder)
         except FileNotFoundError:
             return []
         except OSError as e:
-            raise UserError(f"{self.folder} cannot hold checkpoints ({e.strerror}).") from None
+            raise UserError(f"{self.folder} cannot hold checkpoints ({reason_of(e)}).") from None
 
     def _tidy(self, everything: bool = False) -> None:
         """Remove half-written files and tensors without their JSON file; or all checkpoints."""
@@ -246,7 +274,7 @@ class Checkpoint(FitCallback):
         try:
             (self.folder / name).unlink(missing_ok=True)
         except OSError as e:
-            _log.warning("%s cannot be removed (%s)", self.folder / name, e.strerror)
+            _log.warning("%s cannot be removed (%s)", self.folder / name, reason_of(e))
 
 
 class _Damaged(Exception):

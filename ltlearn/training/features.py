@@ -1,10 +1,13 @@
 """`FeatureBank`: the features of a dataset from a frozen backbone, computed once."""
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
+import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,7 +21,9 @@ from torch import Tensor, nn
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.models.backbone import evaluating
+from ltlearn.utils.locks import locked
 from ltlearn.utils.progress import ProgressLine
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = ["weights_fingerprint", "Features", "FeatureBank"]
 
@@ -26,6 +31,7 @@ _log = logging.getLogger("ltlearn")
 DTYPES = ("float16", "float32")
 _FLUSH_BATCHES = 50
 _CHUNK_BYTES = 1 << 24
+_ARRAY, _NOTE = "features.npy", "key.json"
 _LARGE_FILE = 1 << 28  # bytes; from a larger file, rows are read instead of mapped
 
 
@@ -85,7 +91,9 @@ def _rows(view: np.ndarray, index: np.ndarray) -> np.ndarray:
         return view[index]
     x = np.empty((len(index), *view.shape[1:]), dtype=view.dtype)
     size = x[0].nbytes
-    with open(view.filename, "rb", buffering=0) as file:
+    # Another file may have taken the name since.
+    file = getattr(view, "file", None)
+    with nullcontext(file) if file else open(view.filename, "rb", buffering=0) as file:
         for row, k in zip(x, index.tolist(), strict=True):
             if os.preadv(file.fileno(), [row], view.offset + k * size) != size:
                 raise UserError(f"the features in {view.filename} end early; remove the file.")
@@ -96,9 +104,10 @@ class FeatureBank:
     """Run a frozen backbone over a data loader, once per view, and keep the result.
 
     On disk each view is one array with a key of (weights, data, transform, view). So a second
-    method reads the features of the first, and an interrupted extraction resumes. Memory use stays
-    at one batch for any number of images. Without a folder, the features of the last weights stay
-    in memory.
+    method reads the features of the first, and an interrupted extraction resumes. Several processes
+    can share the folder: one extracts a view, and others that need it wait. Memory use stays at one
+    batch for any number of images. Without a folder, the features of the last weights stay in
+    memory.
 
     Args:
         path: Folder of the arrays; None keeps them in the memory of this process.
@@ -176,8 +185,12 @@ class FeatureBank:
             store = _ViewOnDisk(self.path / name, key)
             array = store.open()
             if array is None:
-                self._extract(store, backbone, dl, view, seed, autocast)
-                array = store.open(check=False)
+                with store.lock():
+                    # Another process may have finished it meanwhile.
+                    array = store.open()
+                    if array is None:
+                        self._extract(store, backbone, dl, view, seed, autocast)
+                        array = store.array
             return array
         if key["weights"] != self._memory_weights:
             self._memory, self._memory_weights = {}, key["weights"]
@@ -216,6 +229,7 @@ class FeatureBank:
             store.finish(done)
         finally:
             store.flush(done)
+            store.close()
             line.close()
 
     def _rows(self, out: Tensor, start: int) -> np.ndarray:
@@ -262,102 +276,190 @@ class _ViewInMemory:
     def finish(self, done: int) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 class _ViewOnDisk:
     """One view of the features, as a folder.
 
-    `features.npy` is the finished array, and `key.json` has its key and checksum. An unfinished
-    array is `partial.npy`, and `partial.json` has its number of finished images.
+    `features.npy` is the array, and `key.json` has its key and checksum. A pass writes to a folder
+    of its own, whose note also has the number of finished images. At the end the checksum of the
+    array in the file is compared, and the folder is renamed; the first one stays. So all that
+    stands under the final name is whole, with locks or without.
     """
 
     def __init__(self, folder: Path, key: dict):
         self.folder, self.key, self.n = folder, key, key["images"]
-        self.partial, self.progress = folder / "partial.npy", folder / "partial.json"
-        self.array: np.ndarray | None = None
+        self.work = self._own_folder()
+        self.array: np.ndarray | None = None  # the finished one
+        self._rows: np.ndarray | None = None  # the unfinished one
         self.crc = 0
+        self._is_locked = False
 
-    def open(self, check: bool = True) -> np.ndarray | None:
-        """Map the finished array; return None if there is none or it is damaged."""
-        file = self.folder / "features.npy"
-        if not file.is_file():
-            return None
-        array = _map_array(file, "r")
-        if not check:
-            return array
-        note = _read_note(self.folder / "key.json")
-        good = array is not None and len(array) == self.n and note.get("key") == self.key
-        if good and note.get("crc") == _checksum(array):
-            return array
-        _log.warning("the cached features in %s are damaged; they are computed again", self.folder)
+    def _own_folder(self) -> Path:
+        return self.folder.with_name(
+            f"{self.folder.name}.part-{os.getpid()}-{secrets.token_hex(4)}"
+        )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Let one process at a time extract this view."""
         with self._writing():
-            shutil.rmtree(self.folder)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+        file = self.folder.absolute().with_name(f"{self.folder.name}.lock")
+        with locked(file, _report_wait) as self._is_locked:
+            yield
+
+    def open(self) -> np.ndarray | None:
+        """Map the finished array; return None if there is none or it is damaged."""
+        array = _map_array(self.folder / _ARRAY, "r")
+        note = _read_note(self.folder / _NOTE)
+        if self._fits(array) and note.get("key") == self.key:
+            # The checksum is of the pages that are mapped, whatever happens to the name.
+            return array if note.get("crc") == _checksum(array) else None
         return None
 
     def resume(self) -> int:
         """Resume an interrupted pass; return the number of its finished images."""
         with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
-        note = _read_note(self.progress)
-        array = _map_array(self.partial, "r+")
-        done = note.get("images")
-        if array is None or array.ndim != 2 or not isinstance(done, int):
-            return 0
-        # The checksum rejects a note from another pass, and rows lost in a crash of the machine.
-        good = array.dtype == self.key["dtype"] and 0 < done <= self.n == len(array)
-        if not good or note.get("crc") != _checksum(array[:done]):
-            return 0
-        self.array, self.crc = array, note["crc"]
+            if self.folder.exists():
+                _log.warning(
+                    "the cached features in %s are damaged; they are computed again", self.folder
+                )
+                self._remove(self.folder)
+            done = 0
+            # Without a lock, their processes may be alive.
+            unfinished = self.folder.parent.glob(f"{self.folder.name}.part-*")
+            for folder in sorted(unfinished) if self._is_locked else ():
+                if done:
+                    shutil.rmtree(folder)
+                    continue
+                os.rename(folder, self.work)
+                done = self._take_up()
+                if not done:
+                    shutil.rmtree(self.work)
+            self.work.mkdir(exist_ok=True)
         return done
 
+    def _take_up(self) -> int:
+        note, array = _read_note(self.work / _NOTE), _map_array(self.work / _ARRAY, "r+")
+        done = note.get("images")
+        # The checksum rejects a note from another pass, and rows lost in a crash of the machine.
+        good = self._fits(array) and isinstance(done, int) and 0 < done <= self.n
+        if not good or note.get("crc") != _checksum(array[:done]):
+            return 0
+        self._rows, self.crc = array, note["crc"]
+        return done
+
+    def _fits(self, array: np.ndarray | None) -> bool:
+        is_table = array is not None and array.ndim == 2 and len(array) == self.n
+        return is_table and array.dtype == self.key["dtype"]
+
     def write(self, rows: np.ndarray, start: int, n: int) -> None:
-        if self.array is None:
+        if self._rows is None:
             with self._writing():
-                self.progress.unlink(missing_ok=True)
-                shape = (n, rows.shape[1])
-                self.array = np.lib.format.open_memmap(self.partial, "w+", rows.dtype, shape)
+                file, shape = self.work / _ARRAY, (n, rows.shape[1])
+                self._rows = np.lib.format.open_memmap(file, "w+", rows.dtype, shape)
                 # Writing to a mapped file on a full disk would kill the process.
                 if hasattr(os, "posix_fallocate"):
-                    with self.partial.open("r+b") as f:
-                        os.posix_fallocate(f.fileno(), 0, self.partial.stat().st_size)
-        self.array[start : start + len(rows)] = rows
+                    with file.open("r+b") as f:
+                        os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
+        self._rows[start : start + len(rows)] = rows
         self.crc = zlib.crc32(rows.tobytes(), self.crc)
 
     def flush(self, done: int) -> None:
         """Save the number of finished images."""
-        if self.array is not None:
+        if self._rows is not None:
             with self._writing():
-                self.array.flush()
-                _replace_text(self.progress, json.dumps({"images": done, "crc": self.crc}))
+                self._rows.flush()
+                self._write_note(images=done)
 
     def finish(self, done: int) -> None:
-        """Rename the finished array; its key is written first, so that no array is without one."""
+        """Check the array in the file, and give its folder the final name."""
         if done != self.n:
             raise RuntimeError(f"the loader returned {done} images, not {self.n}.")
         self.flush(done)
         with self._writing():
-            note = {"key": self.key, "crc": self.crc}
-            _replace_text(self.folder / "key.json", json.dumps(note, indent=1))
-            self.array = None
-            os.replace(self.partial, self.folder / "features.npy")
-            self.progress.unlink(missing_ok=True)
+            self._rows = None
+            self._write_note()
+            array = _map_array(self.work / _ARRAY, "r")
+            if array is None or _checksum(array) != self.crc:
+                self._remove(self.work)
+                raise OSError(None, "its files change while they are written")
+            self.array = self._publish(array)
+
+    def _publish(self, array: np.ndarray) -> np.ndarray:
+        """Rename the finished folder; return its array, or the array of a process that was first.
+
+        Without locks, two processes may have extracted the same view.
+        """
+        try:
+            os.rename(self.work, self.folder)
+        except OSError:
+            first = self.open()
+            if first is not None:
+                self._remove(self.work)
+                return first
+            self._remove(self.folder)
+            os.rename(self.work, self.folder)
+        return array
+
+    def close(self) -> None:
+        """Remove the folder of a pass that wrote nothing."""
+        try:
+            self.work.rmdir()
+        except OSError:
+            pass  # it holds rows, or has its final name
+
+    def _write_note(self, **progress: int) -> None:
+        text = json.dumps({"key": self.key, **progress, "crc": self.crc}, indent=1)
+        temporary = self.work / f".{_NOTE}"
+        temporary.write_text(text)
+        os.replace(temporary, self.work / _NOTE)
+
+    def _remove(self, folder: Path) -> None:
+        """Remove a folder. Its name is free at once, also where its files are slow to remove."""
+        aside = self._own_folder()
+        os.rename(folder, aside)
+        shutil.rmtree(aside)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as e:
-            self.array = None
+            self._rows = None
+            space = "free space there, or " if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
             raise UserError(
-                f"the feature cache {self.folder} cannot be written ({e.strerror or e}); free "
-                f"space there, or set {spell('cache_path')} to another folder."
+                f"the feature cache {self.folder} cannot be written ({reason_of(e)}); {space}"
+                f"set {spell('cache_path')} to another folder."
             ) from e
 
 
-def _map_array(file: Path, mode: str) -> np.ndarray | None:
+def _report_wait(holder: str) -> None:
+    _log.warning("the same features are computed by %s: waiting for them", holder)
+
+
+def _map_array(path: Path, mode: str) -> np.ndarray | None:
+    """Map the array in a file; return None if there is none, or the file is damaged."""
     try:
-        return np.load(file, mmap_mode=mode, allow_pickle=False)
-    except (ValueError, EOFError, OSError):
+        file = open(path, "rb" if mode == "r" else "r+b", buffering=0)
+    except OSError:
         return None
+    try:
+        np.lib.format.read_magic(file)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.hasobject or is_fortran:
+            raise ValueError("not a table of numbers")
+        array = np.memmap(file, dtype, mode, file.tell(), shape)
+    except Exception:  # NumPy's parser of a damaged header raises errors of many kinds
+        file.close()
+        return None
+    # The file stays open as long as the array lives, so that rows can be read from it.
+    array.file = file
+    weakref.finalize(array, file.close)
+    return array
 
 
 def _read_note(file: Path) -> dict:
@@ -373,12 +475,6 @@ def _checksum(array: np.ndarray) -> int:
     for i in range(0, len(array), rows):
         crc = zlib.crc32(array[i : i + rows].tobytes(), crc)
     return crc
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _transform_name(dataset) -> str:

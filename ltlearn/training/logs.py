@@ -10,6 +10,7 @@ from ltlearn.errors import UserError, check_number
 from ltlearn.names import FIGURES
 from ltlearn.training.fit_callback import FitCallback
 from ltlearn.training.history import find_trajectory
+from ltlearn.training.records import TrajectoryRecord
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["check_tensorboard", "EpochLog"]
@@ -91,24 +92,32 @@ class EpochLog(FitCallback):
             self._writer.close()
         self._source = self._writer = None
 
+    def restore(self, record: TrajectoryRecord) -> None:
+        """Write the CSV file of a finished fit again: a full or failing disk may have cut it.
+
+        Args:
+            record: The record of the fit.
+        """
+        rows = _rows_of(record)
+        if self.file is not None and rows:
+            self._write_csv(rows)
+
     def _write(self) -> None:
         self._written = time.perf_counter()
-        record = self._source.record
-        names = ("epoch", "loss", *FIGURES, "seconds")
-        rows = [
-            {**dict(zip(names, values, strict=True)), "evaluated_on": record.select_on}
-            for values in zip(*(record[name] for name in names), strict=True)
-        ]
+        rows = _rows_of(self._source.record)
         if not rows:
             return
         try:
             if self.file is not None:
-                Run(self.file.parent).write_csv(self.file.name, rows)
+                self._write_csv(rows)
             if self.folder is not None:
                 self._send(rows)
         except (OSError, UserError) as e:
             _log.warning("this training is no longer logged: %s", e)
             self._source = None
+
+    def _write_csv(self, rows: list[dict]) -> None:
+        Run(self.file.parent).write_csv(self.file.name, rows)
 
     def _send(self, rows: list[dict]) -> None:
         if self._writer is None:
@@ -125,3 +134,11 @@ class EpochLog(FitCallback):
                     self._writer.add_scalar(tag, value, step)
         self._sent = len(rows)
         self._writer.flush()
+
+
+def _rows_of(record: TrajectoryRecord) -> list[dict]:
+    names = ("epoch", "loss", *FIGURES, "seconds")
+    return [
+        {**dict(zip(names, values, strict=True)), "evaluated_on": record.select_on}
+        for values in zip(*(record[name] for name in names), strict=True)
+    ]

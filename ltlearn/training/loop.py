@@ -14,8 +14,16 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError, spell
 from ltlearn.training.history import Trajectory
+from ltlearn.utils.system_errors import is_out_of_memory, reason_of
 
-__all__ = ["sgd", "listed_callbacks", "oom_to_user_error", "QuietLearner", "LossScaling"]
+__all__ = [
+    "sgd",
+    "listed_callbacks",
+    "memory_to_user_error",
+    "oom_to_user_error",
+    "QuietLearner",
+    "LossScaling",
+]
 
 
 def sgd(momentum: float = 0.9, nesterov: bool = False):
@@ -93,11 +101,15 @@ def oom_to_user_error(batch: int):
     """
     try:
         yield
-    except RuntimeError as e:
-        text = str(e)
-        on_device = isinstance(e, torch.OutOfMemoryError)
-        if not on_device and "DefaultCPUAllocator: can't alloc" not in text:
+    except (RuntimeError, MemoryError) as e:
+        if "DataLoader worker" in str(e):
+            raise UserError(
+                f"a process that reads images has died ({reason_of(e)}); the memory may not be "
+                f"enough: give fewer processes ({spell('num_workers')}), 0 for none."
+            ) from e
+        if not is_out_of_memory(e):
             raise
+        on_device = isinstance(e, torch.OutOfMemoryError)
         remedy = "try smaller images or a smaller model"
         if batch > 1:
             half = batch // 2
@@ -105,6 +117,25 @@ def oom_to_user_error(batch: int):
         raise UserError(
             f"the memory of {'the device' if on_device else 'this machine'} is not enough for a "
             f"batch size of {batch}: {remedy}."
+        ) from e
+
+
+@contextmanager
+def memory_to_user_error():
+    """Turn an out-of-memory error inside the block, outside of batches, into a `UserError`.
+
+    Raises:
+        UserError: If the memory is not enough.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError) as e:
+        if not is_out_of_memory(e):
+            raise
+        raise UserError(
+            f"the memory is not enough ({reason_of(e)[:200]}): give a smaller model "
+            f"({spell('arch')}, {spell('width')}), smaller images ({spell('size')}) or smaller "
+            f"batches ({spell('bs')})."
         ) from e
 
 

@@ -1,58 +1,65 @@
 """Replace a file so that a kill at any instant leaves the old file or the new one."""
 
-import errno
 import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-from ltlearn.errors import UserError, spell
-from ltlearn.utils.interrupts import deferred_interrupt
+from filelock import lock_descriptor
 
-__all__ = ["check_writable", "is_temporary", "remove_file", "replaced_file"]
+from ltlearn.utils.interrupts import deferred_interrupt
+from ltlearn.utils.system_errors import unwritable
+
+__all__ = [
+    "check_writable",
+    "is_temporary",
+    "remove_file",
+    "remove_stale_temporaries",
+    "replaced_file",
+]
 
 _TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
-# Cause of a failed write -> sentence, and the parameter that is the remedy.
-_CAUSES = {
-    errno.ENOSPC: ("The disk that holds {} is full: free space and continue with", "resume"),
-    errno.EDQUOT: ("The disk quota for {} is used up: free space and continue with", "resume"),
-    errno.EROFS: ("{} is on a read-only disk: give another", "out"),
-    errno.EACCES: ("There is no permission to write {}: change it or give another", "out"),
-    errno.EPERM: ("There is no permission to write {}: change it or give another", "out"),
-}
 
 
 @contextmanager
-def replaced_file(target: Path) -> Iterator[BinaryIO]:
+def replaced_file(target: Path, defer: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the place of `target` when the block ends.
 
-    The content is flushed to disk before the file is renamed. An interrupt waits until both are
-    done.
+    The content is flushed to disk before the file is renamed. The temporary file is locked, so that
+    `remove_stale_temporaries` spares it.
 
     Args:
         target: The file to write. Its folder is made if there is none.
+        defer: Whether an interrupt waits until the whole block is done. False lets it end the
+            block.
 
     Raises:
-        UserError: If the disk is full or read-only, or a permission is missing.
+        UserError: If the file cannot be written: the disk is full or read-only, a permission is
+            missing, and so on.
     """
-    temporary = _temporary_beside(target)
-    with deferred_interrupt():
+    with deferred_interrupt() if defer else nullcontext():
+        temporary, in_block = None, False
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "xb") as file:
+            temporary, file = _open_temporary(target)
+            with file:
+                in_block = True
                 yield file
+                in_block = False
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            with deferred_interrupt():
+                os.replace(temporary, target)
         except BaseException as error:
-            remove_file(temporary)
-            if isinstance(error, OSError) and error.errno in _CAUSES:
-                cause, remedy = _CAUSES[error.errno]
-                value = True if remedy == "resume" else None
-                raise UserError(f"{cause.format(target)} {spell(remedy, value)}.") from error
+            if temporary is not None:
+                remove_file(temporary)
+            # The block may have failed to read another file.
+            is_other = in_block and getattr(error, "filename", None) is not None
+            if isinstance(error, OSError) and not is_other:
+                raise unwritable(target, error) from error
             raise
         _sync_folder(target.parent)
 
@@ -60,6 +67,25 @@ def replaced_file(target: Path) -> Iterator[BinaryIO]:
 def is_temporary(name: str) -> bool:
     """Return whether a file name is one that `replaced_file` gives to its temporary files."""
     return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Remove the temporary files in a folder whose process was killed; ignore a failure.
+
+    Args:
+        folder: The folder; its sub-folders are left alone.
+    """
+    try:
+        names = [name for name in os.listdir(folder) if is_temporary(name)]
+    except OSError:
+        return
+    for name in names:
+        try:
+            with open(folder / name, "r+b") as file:
+                if _lock(file, blocking=False):
+                    remove_file(folder / name)
+        except OSError:
+            pass  # it is gone, or another user's
 
 
 def check_writable(folder: Path) -> None:
@@ -91,6 +117,26 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:
         pass
+
+
+def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
+    """Create and lock a temporary file beside a file; return its path and the open file."""
+    while True:
+        temporary = _temporary_beside(target)
+        file = open(temporary, "xb")
+        _lock(file, blocking=True)
+        # Another process may have removed it before it was locked.
+        if temporary.exists():
+            return temporary, file
+        file.close()
+
+
+def _lock(file: BinaryIO, blocking: bool) -> bool:
+    """Lock an open file until it is closed; return whether that was possible."""
+    try:
+        return lock_descriptor(file.fileno(), blocking=blocking)
+    except (OSError, ValueError):
+        return False  # there are no locks on this disk, or this is no file of the system
 
 
 def _temporary_beside(target: Path) -> Path:

@@ -1,5 +1,6 @@
 """Describe the software and the hardware of a run."""
 
+import logging
 import platform
 import re
 import sys
@@ -8,7 +9,9 @@ from typing import Any
 
 from ltlearn.utils.parallel import count_cores
 
-__all__ = ["environment_info"]
+__all__ = ["environment_info", "warn_of_threads"]
+
+_log = logging.getLogger("ltlearn")
 
 _PACKAGES = (
     "ltlearn",
@@ -47,6 +50,22 @@ def environment_info() -> dict[str, Any]:
         "threads": torch.get_num_threads() if torch is not None else None,
         "device": device,
     }
+
+
+def warn_of_threads(before: object) -> None:
+    """Log a warning if torch uses another number of threads than before an interruption.
+
+    Args:
+        before: The number before; None is not known.
+    """
+    torch = sys.modules.get("torch")
+    now = None if torch is None else torch.get_num_threads()
+    if isinstance(before, int) and now not in (None, before):
+        _log.warning(
+            "torch used %d threads before, and uses %d now: the results will differ a little from "
+            "those of a training without interruption; OMP_NUM_THREADS=%d prevents that",
+            before, now, before,
+        )  # fmt: skip
 
 
 def _processor() -> str:

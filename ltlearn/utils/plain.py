@@ -6,9 +6,12 @@ import math
 import os
 from collections.abc import Mapping
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["plain_cell", "plain_value"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["plain_cell", "plain_tensors", "plain_value"]
 
 
 def plain_value(obj: object) -> Any:
@@ -63,3 +66,26 @@ def plain_cell(value: object) -> str | int | float | None:
     if value is None or isinstance(value, str | int | float):
         return value
     return str(plain_value(value))
+
+
+def plain_tensors(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """Return dense tensors on the CPU that share no memory, which safetensors requires.
+
+    Args:
+        tensors: Name to dense tensor, on any device.
+
+    Raises:
+        TypeError: If a value is not a dense tensor.
+    """
+    import torch
+
+    plain, seen = {}, set()
+    for key, value in tensors.items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            kind = getattr(value, "layout", type(value).__name__)
+            raise TypeError(f"tensors[{key!r}] must be a dense tensor, got {kind}")
+        value = value.detach().as_subclass(torch.Tensor).cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        plain[key] = value.clone() if storage in seen else value
+        seen.add(storage)
+    return plain

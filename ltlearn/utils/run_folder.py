@@ -7,24 +7,34 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltlearn.errors import UserError, spell
-from ltlearn.utils.atomic import check_writable, is_temporary, remove_file, replaced_file
-from ltlearn.utils.plain import plain_cell, plain_value
+from ltlearn.utils.atomic import (
+    check_writable,
+    is_temporary,
+    remove_stale_temporaries,
+    replaced_file,
+)
+from ltlearn.utils.locks import InUse, locked
+from ltlearn.utils.plain import plain_cell, plain_tensors, plain_value
+from ltlearn.utils.system_errors import reason_of, unreadable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy import ndarray
     from torch import Tensor
 
-__all__ = ["Run", "checksum_of"]
+__all__ = ["Run", "checksum_of", "waits_for_run"]
 
 _logger = logging.getLogger("ltlearn")
+_LOCK = ".lock"
+_STAMP = "%Y%m%d-%H%M%S"
 
 
 class Run:
@@ -32,7 +42,7 @@ class Run:
 
     Each writer takes a name relative to the folder and makes the sub-folders it needs. It writes
     through `ltlearn.utils.atomic.replaced_file`, so a full disk or a missing permission is a
-    `UserError`.
+    `UserError`. A link that leads out of the folder is never written through.
 
     Args:
         path: An existing folder. `Run.create` makes one.
@@ -86,31 +96,83 @@ class Run:
                 run = cls(folder)
                 run._made = not folder.exists()
                 folder.mkdir(parents=True, exist_ok=True)
-                run._fresh = all(is_temporary(p.name) for p in folder.iterdir())
+                names = [p.name for p in folder.iterdir()]
+                run._fresh = all(is_temporary(name) or name == _LOCK for name in names)
                 if not run._fresh:
                     _check_continued(folder, resume)
+            check_writable(run.path)
             if resume:
-                run.remove_temporaries()
+                with run.lock():
+                    pass  # the lock removes half-written files
                 if run._fresh:
                     _logger.warning(
                         "nothing to resume in %s: a new run starts in %s", folder, run.path
                     )
-            check_writable(run.path)
         except OSError as error:
             if isinstance(error, FileExistsError | NotADirectoryError):
                 reason = "a file has its name, or the name of a folder above it"
             else:
-                reason = error.strerror
+                reason = reason_of(error)
             raise UserError(
                 f"{folder} cannot hold a run ({reason}): give another {spell('out')}."
             ) from error
         return run
 
+    @contextmanager
+    def lock(self, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Keep other processes from writing to the folder inside the block.
+
+        Half-written files of a killed process are removed first. In one thread, blocks can be
+        nested. Reading needs no lock.
+
+        Args:
+            on_wait: Called with a sentence before a wait for another process; None raises instead.
+
+        Raises:
+            UserError: If another process writes to the folder, and `on_wait` is None.
+        """
+
+        def wait(holder: str) -> None:
+            on_wait(f"{self.path} is in use by {holder}: waiting until that ends")
+
+        try:
+            with locked(self.path.absolute() / _LOCK, wait if on_wait else None):
+                self.remove_temporaries()
+                yield
+        except InUse as error:
+            raise UserError(
+                f"{self.path} is in use by {error.holder}: wait until that ends, or give another "
+                f"{spell('out')}."
+            ) from None
+
+    def inside(self, name: str) -> Path:
+        """Return the path of a file or folder of the run.
+
+        Args:
+            name: Its name, relative to the run's folder.
+
+        Raises:
+            UserError: If it is, or lies behind, a link that leads out of the folder.
+            ValueError: If the name itself leads out of the folder.
+        """
+        path = self._target(name)
+        home = self.path.resolve()
+        for part in (path, *path.parents):
+            if part == self.path:
+                break
+            if part.is_symlink() and not part.resolve().is_relative_to(home):
+                raise UserError(
+                    f"{part} is a link that leads out of the run {self.path}: replace it by a "
+                    f"{'file' if part == path else 'folder'}, or remove it."
+                )
+        return path
+
     def remove_if_empty(self) -> None:
         """Remove the folder that `create` made if it holds nothing but a manifest."""
         try:
-            if self._fresh and {p.name for p in self.path.iterdir()} <= {"manifest.json"}:
+            if self._fresh and {p.name for p in self.path.iterdir()} <= {"manifest.json", _LOCK}:
                 (self.path / "manifest.json").unlink(missing_ok=True)
+                (self.path / _LOCK).unlink(missing_ok=True)
                 if self._made:
                     self.path.rmdir()
         except OSError:
@@ -217,7 +279,7 @@ class Run:
             arrays[key] = np.asarray(value)
             if arrays[key].dtype.hasobject:
                 raise TypeError(f"array {key!r} must hold numbers or text, got Python objects")
-        with replaced_file(self._target(name)) as file:
+        with replaced_file(self.inside(name)) as file:
             np.savez(file, **arrays)
         return self.path / name
 
@@ -253,21 +315,12 @@ class Run:
             tensors: Name to dense tensor, on any device.
             metadata: Text for the header of the file.
         """
-        import torch
         from safetensors.torch import save
 
+        plain = plain_tensors(tensors)
         for key, value in (metadata or {}).items():
             if not isinstance(value, str):
                 raise TypeError(f"metadata[{key!r}] must be text, got {type(value).__name__}")
-        plain, seen = {}, set()
-        for key, value in tensors.items():
-            if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-                kind = getattr(value, "layout", type(value).__name__)
-                raise TypeError(f"tensors[{key!r}] must be a dense tensor, got {kind}")
-            value = value.detach().as_subclass(torch.Tensor).cpu().contiguous()
-            storage = value.untyped_storage().data_ptr()
-            plain[key] = value.clone() if storage in seen else value
-            seen.add(storage)
         # `save` holds the whole file in memory. `save_file` does not, but it neither flushes to
         # disk nor respects the user's umask, and its own temporary file survives a kill.
         content = save(plain, dict(metadata) if metadata else None)
@@ -300,7 +353,7 @@ class Run:
             fig: The figure.
             dpi: Pixels per inch.
         """
-        with replaced_file(self._target(name)) as file:
+        with replaced_file(self.inside(name)) as file:
             fig.savefig(file, format=Path(name).suffix[1:] or "png", dpi=dpi, bbox_inches="tight")
         return self.path / name
 
@@ -310,6 +363,10 @@ class Run:
 
         path = self._existing(name)
         try:
+            path.open("rb").close()  # safetensors reports any failure as a missing file
+        except OSError as error:
+            raise unreadable(path, error) from None
+        try:
             with safe_open(path, framework="pt", device=device) as file:
                 yield file
         except SafetensorError as error:
@@ -317,11 +374,15 @@ class Run:
 
     def _existing(self, name: str) -> Path:
         path = self._target(name)
-        if not path.is_file() and name == "manifest.json":
+        try:
+            is_file = path.is_file()
+        except OSError as error:  # a folder above it without permission
+            raise unreadable(path, error) from None
+        if not is_file and name == "manifest.json":
             raise UserError(
                 f"{self.path} holds no run (no manifest.json); give the folder of a run."
             )
-        if not path.is_file():
+        if not is_file:
             raise UserError(
                 f"{path} is missing: the run did not get so far, or lost it. Repeat the command in "
                 f"its manifest.json with {spell('resume', True)}."
@@ -333,7 +394,7 @@ class Run:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+            raise unreadable(path, error) from None
 
     def _target(self, name: str) -> Path:
         relative = Path(name)
@@ -342,22 +403,35 @@ class Run:
         return self.path / relative
 
     def _write_bytes(self, name: str, content: bytes) -> Path:
-        with replaced_file(self._target(name)) as file:
+        with replaced_file(self.inside(name)) as file:
             file.write(content)
         return self.path / name
 
     def remove_temporaries(self, deep: bool = True) -> None:
-        """Remove half-written files of a killed run.
+        """Remove half-written files of a killed process.
 
         Args:
-            deep: Whether to search sub-folders too.
+            deep: Whether to search sub-folders too; never through links.
         """
-        for folder, _, files in os.walk(self.path):
-            for file in files:
-                if is_temporary(file):
-                    remove_file(Path(folder, file))
+        for folder, _, _ in os.walk(self.path):
+            remove_stale_temporaries(Path(folder))
             if not deep:
                 break
+
+
+def waits_for_run(function: Callable) -> Callable:
+    """Lock the run that is a function's first argument, and wait for another process before.
+
+    Args:
+        function: It writes to the run.
+    """
+
+    @wraps(function)
+    def locked_function(run: Run, *args, **kwargs):
+        with run.lock(on_wait=_logger.warning):
+            return function(run, *args, **kwargs)
+
+    return locked_function
 
 
 def checksum_of(content: bytes) -> str:
@@ -385,8 +459,12 @@ def _check_continued(path: Path, resume: bool) -> None:
 
 
 def _new_folder(runs_path: Path, name: str) -> Path:
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    count = 1
+    # The clock may go back, in autumn by an hour. The names of runs ascend nevertheless, so that
+    # the newest run is known.
+    stamp, count = datetime.now().strftime(_STAMP), 1
+    newest, n, _ = max(_runs(runs_path, name), default=("", 0, None))
+    if newest >= stamp:
+        stamp, count = newest, n + 1
     while True:
         path = runs_path / (f"{name}-{stamp}" if count == 1 else f"{name}-{stamp}-{count}")
         try:
@@ -397,10 +475,14 @@ def _new_folder(runs_path: Path, name: str) -> Path:
 
 
 def _newest(runs_path: Path, name: str) -> Path | None:
+    return max(_runs(runs_path, name), default=(None, None, None))[2]
+
+
+def _runs(runs_path: Path, name: str) -> list[tuple[str, int, Path]]:
+    """List time, number and folder of the runs of a name."""
     pattern = re.compile(re.escape(name) + r"-(\d{8}-\d{6})(?:-(\d+))?")
-    runs = [
+    return [
         (match[1], int(match[2] or 1), path)
         for path in runs_path.iterdir()
         if (match := pattern.fullmatch(path.name)) and path.is_dir()
     ]
-    return max(runs)[2] if runs else None

@@ -174,7 +174,8 @@ def test_a_kill_in_the_middle(dl, tmp_path, monkeypatch, views, damage):
     whole = FeatureBank(None).features(Counting(), dl, "data", views).views[0]
     kill_in_the_middle(dl, tmp_path, monkeypatch, views)
     folder = folder_of(tmp_path)
-    note, partial = folder / "partial.json", folder / "partial.npy"
+    assert ".part-" in folder.name
+    note, partial = folder / "key.json", folder / "features.npy"
     assert json.loads(note.read_text())["images"] == 16
     if damage == "no note":
         note.unlink()
@@ -183,7 +184,7 @@ def test_a_kill_in_the_middle(dl, tmp_path, monkeypatch, views, damage):
     elif damage == "a list":
         note.write_text("[16]")
     elif damage == "wrong number":
-        note.write_text(note.read_text().replace("16", "24", 1))
+        note.write_text(note.read_text().replace('"images": 16', '"images": 24'))
     elif damage == "lost rows":
         rows = np.load(partial, mmap_mode="r+")
         rows[8:16] = 0
@@ -196,10 +197,12 @@ def test_a_kill_in_the_middle(dl, tmp_path, monkeypatch, views, damage):
     got = FeatureBank(tmp_path).features(backbone, dl, "data", views).views[0]
     assert np.array_equal(got, whole)
     assert backbone.calls == len(dl) - (2 if damage == "none" else 0)
+    assert [f.name for f in tmp_path.iterdir()] == [folder.name.partition(".part-")[0]]
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut", "one byte", "other shape", "other dtype", "text", "no key", "other key"]
+    "damage",
+    ["cut", "one byte", "other shape", "other dtype", "text", "header", "no key", "other key"],
 )
 def test_a_damaged_or_foreign_array_is_computed_again(dl, tmp_path, caplog, damage):
     bank = FeatureBank(tmp_path)
@@ -217,6 +220,8 @@ def test_a_damaged_or_foreign_array_is_computed_again(dl, tmp_path, caplog, dama
         np.save(file, whole.astype(np.float64))
     elif damage == "text":
         file.write_text("no array")
+    elif damage == "header":  # NumPy's parser raises an error of its own kind
+        file.write_bytes(file.read_bytes().replace(b"}", b" ", 1))
     elif damage == "no key":
         key.unlink()
     else:

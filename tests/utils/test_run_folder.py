@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from ltlearn.errors import UserError
 from ltlearn.utils import atomic
 from ltlearn.utils import run_folder as run_module
+from ltlearn.utils.atomic import replaced_file
 from ltlearn.utils.run_folder import Run
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +121,26 @@ def test_resume_goes_on_in_the_newest_run_of_that_name(tmp_path, caplog):
     assert "nothing to resume" in caplog.text
 
 
+def test_the_newest_run_is_known_after_the_clock_went_back(tmp_path, monkeypatch):
+    class Clock(datetime):
+        hour = 2
+
+        @classmethod
+        def now(cls):
+            return cls(2031, 10, 26, cls.hour, 30, 0)
+
+    monkeypatch.setattr(run_module, "datetime", Clock)
+    summer = Run.create(tmp_path, "a").path
+    Clock.hour = 1
+    winter = [Run.create(tmp_path, "a").path for _ in range(2)]
+    assert Run.create(tmp_path, "a", resume=True).path == winter[1] != summer
+    assert Run.create(tmp_path, "b").path.name == "b-20311026-013000", "other runs do not matter"
+    Clock.hour = 4
+    later = Run.create(tmp_path, "a").path
+    assert Run.create(tmp_path, "a", resume=True).path == later
+    assert later.name == "a-20311026-043000"
+
+
 def test_resume_removes_half_written_files_and_nothing_else(run):
     run.write_text("checkpoints/a.txt", "kept")
     run.write_json("manifest.json", {})
@@ -168,6 +190,133 @@ def test_a_name_that_is_no_file_name(tmp_path, name):
 def test_nothing_is_written_outside_the_folder(run, name):
     with pytest.raises(ValueError, match="name"):
         run.write_text(name, "x")
+
+
+def test_a_link_that_leads_out_is_not_written_through(run, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "norms.png").write_text("mine")
+    (run.path / "plots").symlink_to(victim)
+    (run.path / "file").symlink_to(victim / "norms.png")
+    (run.path / "gone").symlink_to(victim / "nothing")
+    for name in ("plots/norms.png", "plots/deep/norms.png", "file", "gone"):
+        for write in WRITERS.values():
+            with pytest.raises(UserError, match=rf"{run.path / name.split('/')[0]} is a link"):
+                write(run, name)
+    assert [p.name for p in victim.iterdir()] == ["norms.png"]
+    assert (victim / "norms.png").read_text() == "mine"
+
+
+def test_links_inside_a_run_and_to_a_run_are_fine(run, tmp_path):
+    (run.path / "real").mkdir()
+    (run.path / "plots").symlink_to("real")
+    run.write_text("plots/a", "x")
+    (tmp_path / "other name").symlink_to(run.path)
+    Run(tmp_path / "other name").write_text("plots/b", "y")
+    assert sorted(p.name for p in (run.path / "real").iterdir()) == ["a", "b"]
+
+
+def test_half_written_files_are_not_removed_through_links(run, tmp_path):
+    (tmp_path / "victim").mkdir()
+    left = tmp_path / "victim/.tmp-1-0123abcd"
+    left.write_text("another run writes this")
+    (run.path / "plots").symlink_to(left.parent)
+    with run.lock():
+        assert left.exists()
+
+
+# two processes
+
+
+def hold(path, fork=False):
+    """Start a process that holds the lock of a run; return it and the pid of the one it forks."""
+    code = """if True:
+        import os, sys, time
+        from ltlearn.utils.run_folder import Run
+        with Run(sys.argv[1]).lock():
+            worker = os.fork() if sys.argv[2] == "True" else -1
+            if worker:
+                print(worker, flush=True)
+            time.sleep(60)
+    """
+    words = [sys.executable, "-c", code, path, str(fork)]
+    child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE)
+    return child, int(child.stdout.readline())
+
+
+def test_a_second_process_is_refused_and_a_kill_frees_the_run(run):
+    run.write_json("manifest.json", {})
+    child, _ = hold(run.path)
+    try:
+        words = rf"{run.path} is in use by process {child.pid} on {socket.gethostname()}: .* out\."
+        with pytest.raises(UserError, match=words), run.lock():
+            pass
+        with pytest.raises(UserError, match=words):
+            Run.create(run.path.parent, "r", out=run.path, resume=True)
+        waits = []
+        with run.lock(on_wait=lambda text: (waits.append(text), child.kill())):
+            assert len(waits) == 1 and f"process {child.pid}" in waits[0]
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert files(run) == ["manifest.json"]
+
+
+def test_locks_nest_in_a_thread_and_exclude_other_threads(run):
+    refused = []
+
+    def work():
+        try:
+            with Run(run.path).lock():
+                pass
+        except UserError as error:
+            refused.append(error)
+
+    with run.lock():
+        with Run(run.path).lock():
+            pass
+        assert files(run) == [".lock"], "the inner block keeps the lock"
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1 and files(run) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_worker_that_outlives_a_killed_process_does_not_hold_the_lock(run):
+    """Processes that read images live on for seconds."""
+    child, worker = hold(run.path, fork=True)
+    child.kill()
+    child.wait()
+    try:
+        os.kill(worker, 0)
+        with run.lock():
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        child.stdout.close()
+    assert files(run) == []
+
+
+def test_a_disk_without_locks_is_used_without(run, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("ltlearn.utils.locks.FileLock.acquire", refuse)
+    monkeypatch.setattr(atomic, "lock_descriptor", refuse)
+    with run.lock():
+        run.write_text("file", "new")
+    assert files(run) == ["file"]
+
+
+def test_only_files_of_killed_processes_are_removed(run):
+    with replaced_file(run.path / "file") as file:
+        (run.path / ".tmp-1-0123abcd").write_text("left by a kill")
+        with run.lock():
+            pass
+        file.write(b"whole")
+    assert files(run) == ["file"] and (run.path / "file").read_text() == "whole"
 
 
 # atomic writing
@@ -231,6 +380,9 @@ def test_a_full_disk_leaves_the_old_file_and_one_sentence(run, write, monkeypatc
         (errno.EROFS, ("read-only", "another out")),
         (errno.EACCES, ("permission", "another out")),
         (errno.EPERM, ("permission", "another out")),
+        (errno.EFBIG, ("larger than the system allows", "resume=True")),
+        (errno.EIO, (os.strerror(errno.EIO), "resume=True")),
+        (errno.ESTALE, (os.strerror(errno.ESTALE), "resume=True")),
     ],
 )
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -247,13 +399,9 @@ def test_causes_of_a_failed_write(run, monkeypatch, code, words, call):
     assert (run.path / "file").read_text() == "old"
 
 
-def test_another_error_passes_unchanged(run, monkeypatch):
-    def fail(fd):
-        raise OSError(errno.EIO, "broken")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="broken"):
-        run.write_text("file", "new")
+def test_an_error_of_another_file_passes_unchanged(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing"), replaced_file(run.path / "file"):
+        open(tmp_path / "nothing")
     assert files(run) == []
 
 
