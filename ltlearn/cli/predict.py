@@ -109,17 +109,15 @@ def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
     import csv
 
     from ltlearn.utils.atomic import check_writable, remove_stale_temporaries
-    from ltlearn.utils.system_errors import reason_of
+    from ltlearn.utils.system_errors import unwritable
 
-    path = path.expanduser()
+    path, remedy = path.expanduser(), f"give another {spell('csv')}"
     if path.is_dir():
         raise UserError(f"{spell('csv', path)} is a folder; give the path of a file.")
     try:
         check_writable(path.parent)
     except OSError as e:
-        raise UserError(
-            f"{path} cannot be written ({reason_of(e)}); give another {spell('csv')}."
-        ) from e
+        raise unwritable(path, e, remedy) from e
     remove_stale_temporaries(path.parent)
     with ExitStack() as stack:
         rows = None
@@ -127,7 +125,9 @@ def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
         def write(row: list) -> None:
             nonlocal rows
             if rows is None:
-                rows = csv.writer(stack.enter_context(_replaced_text(path)), lineterminator="\n")
+                rows = csv.writer(
+                    stack.enter_context(_replaced_text(path, remedy)), lineterminator="\n"
+                )
                 rows.writerow(head)
             rows.writerow(row)
 
@@ -135,11 +135,11 @@ def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
 
 
 @contextmanager
-def _replaced_text(path: Path) -> Iterator[io.TextIOWrapper]:
+def _replaced_text(path: Path, remedy: str) -> Iterator[io.TextIOWrapper]:
     """Open a text file that takes the place of another when the block ends."""
     from ltlearn.utils.atomic import replaced_file
 
-    with replaced_file(path, defer=False) as file:
+    with replaced_file(path, defer=False, remedy=remedy) as file:
         text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
         try:
             yield text

@@ -34,6 +34,9 @@ __all__ = [
     "Variant",
 ]
 
+# No machine has the memory for more: such a number is a slip.
+MAX_SIDE = 20_000  # pixels of an image's side, or channels of a layer
+MAX_BATCH = 10_000_000  # images
 SECTIONS = ("data", "model", "stage1", "stage2")
 # The keys of [data] that describe how a table or annotations are read.
 READING = ("images", "image_col", "label_col", "split_col", "suffix", "valid", "test")
@@ -67,7 +70,7 @@ class DataSection(RecipeSection):
     few: Literal[FEW_RULES] = "<20"
     n_max: int | None = Field(None, ge=1)
     test_per_class: int | None = Field(None, ge=1)
-    size: int | None = Field(None, ge=1)  # None: the size of the images
+    size: int | None = Field(None, ge=1, le=MAX_SIDE)  # None: the size of the images
     # For sets that are published as lists, and for "own". None: the default of the set.
     transform: Literal[TRANSFORM_NAMES] | None = None
     max_classes: int | None = Field(None, ge=2)  # for published lists; None: all
@@ -87,13 +90,13 @@ class ModelSection(RecipeSection):
     arch: str
     pretrained: bool | str = False
     keep_head: bool = False  # take the classifier from the file, too
-    width: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=1, le=MAX_SIDE)
 
 
 class _Stage(RecipeSection):
     epochs: int = Field(ge=0)
     lr: float = Field(gt=0)
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=MAX_BATCH)
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     schedule: Literal[STAGE2_SCHEDULES] = "cosine"
@@ -172,7 +175,7 @@ class MethodSection(_WithOptions):
 
     epochs: int | None = Field(None, ge=0)
     lr: float | None = Field(None, gt=0)
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, le=MAX_BATCH)
     weight_decay: float | None = Field(None, ge=0)
 
 

@@ -23,6 +23,8 @@ from ltlearn.inspection.text import (
 )
 from ltlearn.metrics.shots import shot_thresholds_text
 from ltlearn.names import PART_LABELS
+from ltlearn.utils.atomic import replaced_file
+from ltlearn.utils.system_errors import reason_of
 from ltlearn.utils.text import clean, escape_markdown
 
 if TYPE_CHECKING:
@@ -108,11 +110,19 @@ def save(inspection: "Inspection", folder: Path, command: str | None) -> None:
     content = json.dumps(inspection.to_dict(command), indent=1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "inspection.md").write_text(text, "utf-8", "backslashreplace")
-        (folder / "inspection.json").write_text(content, "utf-8")
-        figure.savefig(folder / "class_counts.png")
     except OSError as e:
-        raise UserError(f"cannot write to {folder} ({e.strerror}); give another folder.") from None
+        raise UserError(
+            f"cannot write to {folder} ({reason_of(e)}); give another folder."
+        ) from None
+    for name, written in (("inspection.md", text), ("inspection.json", content)):
+        with _replaced(folder / name) as file:
+            file.write(written.encode("utf-8", "backslashreplace"))
+    with _replaced(folder / "class_counts.png") as file:
+        figure.savefig(file, format="png")
+
+
+def _replaced(path: Path):
+    return replaced_file(path, remedy="give another folder")
 
 
 def write_text(inspection: "Inspection", file: TextIO | None, command: str | None) -> None:

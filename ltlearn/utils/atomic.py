@@ -25,7 +25,7 @@ _TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
 
 
 @contextmanager
-def replaced_file(target: Path, defer: bool = True) -> Iterator[BinaryIO]:
+def replaced_file(target: Path, defer: bool = True, remedy: str = "") -> Iterator[BinaryIO]:
     """Open a temporary file that takes the place of `target` when the block ends.
 
     The content is flushed to disk before the file is renamed. The temporary file is locked, so that
@@ -35,6 +35,7 @@ def replaced_file(target: Path, defer: bool = True) -> Iterator[BinaryIO]:
         target: The file to write. Its folder is made if there is none.
         defer: Whether an interrupt waits until the whole block is done. False lets it end the
             block.
+        remedy: What to do if the file cannot be written; empty for the remedies of a run.
 
     Raises:
         UserError: If the file cannot be written: the disk is full or read-only, a permission is
@@ -59,7 +60,7 @@ def replaced_file(target: Path, defer: bool = True) -> Iterator[BinaryIO]:
             # The block may have failed to read another file.
             is_other = in_block and getattr(error, "filename", None) is not None
             if isinstance(error, OSError) and not is_other:
-                raise unwritable(target, error) from error
+                raise unwritable(target, error, remedy) from error
             raise
         _sync_folder(target.parent)
 

@@ -62,8 +62,9 @@ def warn_of_threads(before: object) -> None:
     now = None if torch is None else torch.get_num_threads()
     if isinstance(before, int) and now not in (None, before):
         _log.warning(
-            "torch used %d threads before, and uses %d now: the results will differ a little from "
-            "those of a training without interruption; OMP_NUM_THREADS=%d prevents that",
+            "the number of threads of torch was %d before, and is %d now: the results will differ "
+            "a little from those of a training without interruption; OMP_NUM_THREADS=%d prevents "
+            "that",
             before, now, before,
         )  # fmt: skip
 

@@ -40,18 +40,21 @@ def reason_of(error: BaseException) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
-def unwritable(path: str | os.PathLike, error: OSError) -> UserError:
+def unwritable(path: str | os.PathLike, error: OSError, remedy: str = "") -> UserError:
     """Return the error for a file that cannot be written.
 
     Args:
         path: The file.
         error: What the system raised.
+        remedy: What to do; empty for the remedies of a run: to resume it, or another folder.
     """
+    if remedy:
+        return UserError(f"{path} cannot be written ({reason_of(error)}): {remedy}.")
     default = (f"{{}} cannot be written ({reason_of(error)}): repair that and continue with",
                "resume")  # fmt: skip
-    cause, remedy = _CAUSES.get(error.errno, default)
-    value = True if remedy == "resume" else None
-    return UserError(f"{cause.format(path)} {spell(remedy, value)}.")
+    cause, parameter = _CAUSES.get(error.errno, default)
+    value = True if parameter == "resume" else None
+    return UserError(f"{cause.format(path)} {spell(parameter, value)}.")
 
 
 def unreadable(path: str | os.PathLike, error: OSError) -> UserError:
