@@ -1,7 +1,6 @@
 """The command line. Heavy imports wait until a command needs them, so that help answers at once."""
 
 import os
-import sys
 from typing import Annotated
 
 import typer
@@ -46,7 +45,7 @@ def main() -> None:
     with terminations_as_interrupts():
         try:
             with checked_streams():
-                _run()
+                app(prog_name="ltlearn")
         except UserError as e:
             exit_with(str(e), EXIT_USER)
         except (KeyboardInterrupt, EOFError) as e:
@@ -55,13 +54,6 @@ def main() -> None:
             if os.environ.get("LTLEARN_DEBUG"):
                 raise
             _exit_for(e)
-
-
-def _run() -> None:
-    # Names of files and classes may hold characters that the terminal cannot encode.
-    if getattr(sys.stdout, "errors", "") == "strict" and hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    app(prog_name="ltlearn")
 
 
 def _exit_for(error: Exception) -> None:

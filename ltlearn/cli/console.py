@@ -1,5 +1,6 @@
 """The log, the exit codes and the messages of the command line."""
 
+import io
 import logging
 import os
 import sys
@@ -7,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
@@ -45,8 +46,13 @@ def exit_with(sentence: str, code: int) -> None:
     try:
         print(f"ltlearn: {sentence}", file=sys.stderr)  # noqa: T201
     except OSError:
-        pass  # a full disk behind standard error: the exit code remains
+        _drop(sys.stderr)  # a full disk behind standard error: the exit code remains
     raise SystemExit(code)
+
+
+def _drop(stream: TextIO) -> None:
+    """Send what a stream still holds to nowhere: Python writes it again at its end, and reports."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def exit_interrupted(sentence: str, error: BaseException) -> None:
@@ -62,11 +68,33 @@ def exit_interrupted(sentence: str, error: BaseException) -> None:
     exit_with(sentence, code)
 
 
+class _Output(io.TextIOWrapper):
+    """Standard output that remembers why it failed."""
+
+    error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self.error = error
+            raise
+
+
 @contextmanager
 def checked_streams() -> Iterator[None]:
-    """Exit with 1 if standard output is closed, or cannot be written to at the end of the block.
+    """Exit with 1 if standard output is closed or cannot be written to.
 
-    Results would be lost without a word. A closed standard error only loses messages.
+    Results would be lost without a word. A closed standard error only loses messages. Inside the
+    block, standard output escapes the characters that the terminal cannot encode, which names of
+    files and classes may hold.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # files that are opened later would get the number of a closed stream
@@ -77,21 +105,30 @@ def checked_streams() -> Iterator[None]:
         exit_with(
             f"standard output is closed; send it to a file or to {os.devnull}.", EXIT_INTERNAL
         )
+    stdout = sys.stdout
+    if type(stdout) is not io.TextIOWrapper:  # a test, or a program that imports this one
+        yield
+        return
+    errors = "backslashreplace" if stdout.errors == "strict" else stdout.errors
+    sys.stdout = output = _Output(
+        stdout.buffer, stdout.encoding, errors,
+        line_buffering=stdout.line_buffering, write_through=stdout.write_through,
+    )  # fmt: skip
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            output.flush()
     except OSError as error:
-        try:
-            sys.stdout.flush()  # it fails again if it was the cause
-        except OSError:
-            # Python flushes once more at the end of the process, and would print a traceback.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has enough
-                raise SystemExit(EXIT_INTERNAL) from None
-            exit_with(f"standard output cannot be written ({reason_of(error)}).", EXIT_INTERNAL)
-        raise
+        if error is not output.error:
+            raise
+        _drop(output)
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has enough
+            raise SystemExit(EXIT_INTERNAL) from None
+        exit_with(f"standard output cannot be written ({reason_of(error)}).", EXIT_INTERNAL)
+    finally:
+        output.detach()
+        sys.stdout = stdout
 
 
 class StderrHandler(logging.Handler):

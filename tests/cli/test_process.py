@@ -265,5 +265,5 @@ def test_another_number_of_threads_is_reported(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     done = ltlearn(*TINY, "--out", run, "--resume")
     assert done.returncode == 0
-    lines = [line for line in done.stderr.splitlines() if "threads" in line]
+    lines = [line for line in done.stderr.splitlines() if "number of threads" in line]
     assert len(lines) == 1 and "was 1 " in lines[0] and "is 7 " in lines[0]
