@@ -460,7 +460,12 @@ def test_a_large_download_needs_a_confirmation(tmp_path, monkeypatch):
     from ltlearn.data.benchmarks.registry import BENCHMARKS
 
     fetched = []
-    row = replace(BENCHMARKS["places_lt"], fetch=fetched.append)
+
+    def fetch(root):
+        fetched.append(root)
+        assert (root / ".download.lock").exists(), "a second process has to wait"
+
+    row = replace(BENCHMARKS["places_lt"], fetch=fetch)
     monkeypatch.setitem(BENCHMARKS, "places_lt", row)
     room = namedtuple("Room", "free")(10**15)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: room)
@@ -470,6 +475,7 @@ def test_a_large_download_needs_a_confirmation(tmp_path, monkeypatch):
     assert done.returncode == 2 and not fetched
     assert done.stderr.splitlines()[-1].endswith("give --yes.")
     done = ltlearn(*words, "--yes")
+    assert not list(tmp_path.iterdir())
     assert fetched == [tmp_path] and "Fetch it" not in done.stdout + done.stderr
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
     assert ltlearn(*words).returncode == 2 and len(fetched) == 1

@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -52,13 +54,24 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER],
             env=env, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=open(folder / "stderr", "w"), text=True,
+            stderr=open(folder / "stderr", "a"), text=True,
         )  # fmt: skip
         self.log = folder / "stderr"
 
+    def close(self):
+        self.process.stdin.close()
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
     def run(self, out, kill_after=None, resume=True):
         """Return the exit status, negative for a kill, and the seconds it took."""
-        words = [f"{out}-cache", *WORDS, "--out", str(out), *["--resume"][:resume]]
+        words = [*WORDS, "--out", str(out), *["--resume"][:resume]]
+        return self.call(f"{out}-cache", words, kill_after)
+
+    def call(self, cache, words, kill_after=None):
+        """Run any command; return as `run` does."""
+        words = [cache, *map(str, words)]
         self.process.stdin.write(" ".join(words) + "\n")
         self.process.stdin.flush()
         began, pid = time.monotonic(), int(self.process.stdout.readline())
@@ -78,10 +91,7 @@ class Server:
 def server(tmp_path):
     server = Server(tmp_path)
     yield server
-    server.process.stdin.close()
-    server.process.kill()
-    server.process.wait()
-    server.process.stdout.close()
+    server.close()
 
 
 def read_results(run):
@@ -153,3 +163,91 @@ def test_kills(server, tmp_path):
 @pytest.mark.slow
 def test_many_kills(server, tmp_path):
     check_kills(server, tmp_path, 20, seed=1)
+
+
+def check_compare_kills(server, tmp_path, kills, seed):
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    assert server.run(run, resume=False)[0] == 0, server.log.read_text()
+    words = ["compare", run, "--methods", "ce,crt,samn,tau_norm", "--device", "cpu", "--quiet"]
+
+    def outcome():
+        found = json.loads((run / "compare.json").read_text())
+        return [{k: v for k, v in o.items() if k not in TIMES} for o in found["outcomes"]]
+
+    code, seconds = server.call(tmp_path / "whole", words)
+    assert code == 0, server.log.read_text()
+    whole, rng, done = outcome(), random.Random(seed), 0
+    while done < kills:
+        for name in ("compare.json", "compare.md", "compare"):
+            path = run / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(cache, ignore_errors=True)
+        code, _ = server.call(cache, words, kill_after=(0.3 + 0.7 * rng.random()) * seconds)
+        done += code == -signal.SIGKILL
+        assert code in (0, -signal.SIGKILL), server.log.read_text()
+        assert server.call(cache, words)[0] == 0, server.log.read_text()
+        assert outcome() == whole
+        assert not [p for p in (*run.rglob(".*"), *cache.rglob(".*"), *cache.rglob("*.part-*"))]
+        assert not list(cache.rglob("*.lock"))
+
+
+# What differs from one process to the next.
+TIMES = ("seconds", "stages", "trajectory")
+
+
+@pytest.mark.slow
+def test_many_kills_of_a_comparison(server, tmp_path):
+    check_compare_kills(server, tmp_path, 12, seed=2)
+
+
+@pytest.mark.slow
+def test_pairs_of_commands_on_one_cache(server, tmp_path):
+    """Two runs of one seed at a time: the second waits for the features of the first."""
+    other = Server(tmp_path)
+    try:
+        server.run(tmp_path / "alone", resume=False)
+        alone = read_results(tmp_path / "alone")
+        for k in range(4):
+            ends, cache = [], tmp_path / f"cache{k}"
+            runs = [tmp_path / f"{name}{k}" for name in "ab"]
+
+            def start(one, run, ends=ends, cache=cache):
+                ends.append(one.call(cache, [*WORDS, "--out", run])[0])
+
+            pairs = zip((server, other), runs, strict=True)
+            threads = [threading.Thread(target=start, args=pair) for pair in pairs]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert ends == [0, 0], server.log.read_text()
+            for run in runs:
+                rows, weights, _ = read_results(run)
+                assert rows == alone[0] and weights.keys() == alone[1].keys()
+    finally:
+        other.close()
+
+
+@pytest.mark.slow
+def test_pairs_of_commands_on_one_run(server, tmp_path):
+    """One of them trains, the other is refused, or finds the run finished."""
+    other = Server(tmp_path)
+    try:
+        server.run(tmp_path / "alone", resume=False)
+        alone = read_results(tmp_path / "alone")
+        for k in range(4):
+            run, ends = tmp_path / f"run{k}", []
+
+            def start(one, run=run, ends=ends):
+                ends.append(one.run(run)[0])
+
+            threads = [threading.Thread(target=start, args=[one]) for one in (server, other)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert sorted(ends) in ([0, 0], [0, 2]), server.log.read_text()
+            rows, weights, _ = read_results(run)
+            assert rows == alone[0] and weights.keys() == alone[1].keys()
+    finally:
+        other.close()

@@ -1,5 +1,6 @@
 import json
 import random
+import threading
 from functools import partial
 
 import numpy as np
@@ -24,6 +25,7 @@ from ltlearn import (
 )
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.loop import oom_to_user_error, sgd
+from ltlearn.utils.run_folder import Run
 from tests.callbacks.helpers import make_dls, make_learner, make_lt_learner
 from tests.training.helpers import (
     EPOCHS,
@@ -188,6 +190,50 @@ def test_seconds_add_up(tmp_path):
     stage1(learn, [Checkpoint(tmp_path, resume=True), Kill(-1)])
     assert before > 0 and learn.stages[-1]["seconds"] >= round(before, 2)
     assert (np.diff(learn.trajectory["seconds"]) > 0).all()
+
+
+def test_another_number_of_threads_is_reported(tmp_path, monkeypatch, caplog):
+    with pytest.raises(Killed):
+        stage1(learner(), [Checkpoint(tmp_path, min_seconds=0), Kill()])
+    threads = torch.get_num_threads()
+    note = tmp_path / "epoch-00003.json"
+    assert json.loads(note.read_text())["threads"] == threads
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 3)
+    stage1(learner(), [Checkpoint(tmp_path, resume=True, min_seconds=0), Kill(-1)])
+    assert f"threads of torch was {threads} before, and is {threads + 3} now" in caplog.text
+
+
+def test_a_checkpoint_without_threads_is_taken(tmp_path, caplog):
+    """Earlier versions did not record them."""
+    with pytest.raises(Killed):
+        stage1(learner(), [Checkpoint(tmp_path, min_seconds=0), Kill()])
+    run, name = Run(tmp_path), "epoch-00003.json"
+    note = run.read_json(name, sealed=True)
+    del note["threads"]
+    run.write_json(name, note, sealed=True)
+    checkpoint = Checkpoint(tmp_path, resume=True, min_seconds=0)
+    learn = learner()
+    stage1(learn, [checkpoint, Kill(-1)])
+    assert learn.first_epoch == 3 and "threads" not in caplog.text
+
+
+def test_two_fits_do_not_share_a_folder(tmp_path):
+    stage1(learner(), [Checkpoint(tmp_path, keep_all=True)])
+    before = names(tmp_path)
+    refused = []
+
+    def other():
+        try:
+            stage1(learner(), [Checkpoint(tmp_path, resume=True, keep_all=True)])
+        except UserError as error:
+            refused.append(str(error))
+
+    with Run(tmp_path).lock():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1 and f"{tmp_path} is in use by process" in refused[0]
+    assert names(tmp_path) == before
 
 
 # ------------------------------------------------ refusals
@@ -393,5 +439,7 @@ def test_memory_that_runs_out_is_one_sentence():
         learn.fit_stage1(1, 0.05, loss=loss)
     with pytest.raises(UserError, match="this machine .* smaller images"), oom_to_user_error(1):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+    with pytest.raises(UserError, match="has died .*num_workers"), oom_to_user_error(1):
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed.")
     with pytest.raises(RuntimeError, match="another"), oom_to_user_error(1):
         raise RuntimeError("another")

@@ -1,8 +1,13 @@
+import os
 import signal
 
 import pytest
 
-from ltlearn.utils.interrupts import deferred_interrupt
+from ltlearn.utils.interrupts import (
+    Terminated,
+    deferred_interrupt,
+    terminations_as_interrupts,
+)
 
 
 def interrupt():
@@ -38,3 +43,33 @@ def test_a_handler_of_the_users_own_is_called_at_the_end():
         assert seen == ["handled"]
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_termination_is_an_interrupt_inside_the_block_and_waits_for_a_write():
+    before = signal.getsignal(signal.SIGTERM)
+    reached = []
+    with pytest.raises(Terminated) as caught, terminations_as_interrupts():
+        with deferred_interrupt():
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("the end of the write")
+    assert reached and caught.value.signum == signal.SIGTERM
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_ends_by_the_signal_itself():
+    with terminations_as_interrupts():
+        pid = os.fork()
+        if not pid:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+
+
+def test_the_library_installs_no_handler():
+    before = signal.getsignal(signal.SIGTERM)
+    with deferred_interrupt():
+        assert signal.getsignal(signal.SIGTERM) is before

@@ -538,6 +538,20 @@ def test_reading_missing_or_damaged_files(run):
             read("bad")
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("call", ["open", "is_file", "read_bytes"])
+def test_the_cause_of_a_failed_read(run, monkeypatch, code, call):
+    run.save_tensors("w", {"a": torch.zeros(1)})
+
+    def fail(path, *args, **kwargs):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, call, fail)
+    checksum = "0" * 64 if call == "read_bytes" else None
+    with pytest.raises(UserError, match=f"{run.path / 'w'} .*{os.strerror(code)}"):
+        run.load_tensors("w", checksum=checksum)
+
+
 def test_csv_round_trip(run):
     assert run.read_csv("metrics.csv") == []
     rows = [

@@ -1,5 +1,6 @@
 """Download a benchmark."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,11 @@ from ltlearn.data.benchmarks.facts import Benchmark
 from ltlearn.data.benchmarks.read import hint_to_fetch
 from ltlearn.data.benchmarks.registry import get_benchmark
 from ltlearn.errors import UserError
+from ltlearn.utils.locks import locked
 
 __all__ = ["download_benchmark"]
+
+_log = logging.getLogger("ltlearn")
 
 
 def download_benchmark(
@@ -38,13 +42,19 @@ def download_benchmark(
         _confirm(facts, root, confirm)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        facts.fetch(root)
+        # A second process finds the files of the first complete, and reads them.
+        with locked(root.absolute() / ".download.lock", _report_wait):
+            facts.fetch(root)
     except (OSError, RuntimeError, EOFError) as e:  # urllib, tarfile and torchvision raise these
         raise UserError(
             f"{facts.title} could not be fetched ({e}); try again, or by hand: "
             f"{hint_to_fetch(name, root)}."
         ) from None
     return check_benchmark(name, root)
+
+
+def _report_wait(holder: str) -> None:
+    _log.warning("%s downloads into the same folder: waiting until that ends", holder)
 
 
 def _confirm(facts: Benchmark, root: Path, confirm: Callable[[str], bool] | None) -> None:
