@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,11 @@ def _acquire(lock: FileLock, file: Path, on_wait: Callable[[str], None] | None) 
 
 
 def _holder(file: Path) -> str:
-    try:
-        return file.read_text("utf-8") or "another process"
-    except (OSError, ValueError):
-        return "another process"
+    for _ in range(10):
+        try:
+            if text := file.read_text("utf-8"):
+                return text
+        except (OSError, ValueError):
+            break
+        time.sleep(0.02)  # it has the lock, and has not written its name yet
+    return "another process"

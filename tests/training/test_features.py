@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -270,6 +271,34 @@ def test_a_folder_that_cannot_be_written(dl, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="feature cache .* cannot be written .* set cache_path"):
         FeatureBank(tmp_path / "file" / "cache").features(Counting(), dl, "data")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EFBIG])
+@pytest.mark.parametrize("call", ["os.mkdir", "os.posix_fallocate", "os.rename"])
+def test_a_cache_that_fails(dl, tmp_path, monkeypatch, code, call):
+    def fail(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(call, fail)
+    with pytest.raises(UserError, match=rf"written \({os.strerror(code)}\); set cache_path to"):
+        FeatureBank(tmp_path / "cache").features(Counting(), dl, "data")
+    monkeypatch.undo()
+    FeatureBank(tmp_path / "cache").features(Counting(), dl, "data")
+
+
+def test_a_forbidden_cache_is_not_taken_for_a_fault_of_ours(dl, tmp_path, monkeypatch):
+    """The folder of another user: looking for a file there fails already."""
+    bank = FeatureBank(tmp_path)
+    bank.features(Counting(), dl, "data")
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for name in ("open", "stat", "mkdir", "read_text"):
+        monkeypatch.setattr(Path, name, refuse)
+    monkeypatch.setattr("ltlearn.training.features.open", refuse, raising=False)
+    with pytest.raises(UserError, match=r"\(Permission denied\); set cache_path"):
+        bank.features(Counting(), dl, "data")
 
 
 def test_a_full_disk(dl, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from ltlearn.errors import UserError
 from ltlearn.utils import atomic
 from ltlearn.utils import run_folder as run_module
 from ltlearn.utils.atomic import replaced_file
-from ltlearn.utils.run_folder import Run
+from ltlearn.utils.run_folder import Run, waits_for_run
 
 ROOT = Path(__file__).parents[2]
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -261,6 +261,21 @@ def test_a_second_process_is_refused_and_a_kill_frees_the_run(run):
         child.wait()
         child.stdout.close()
     assert files(run) == ["manifest.json"]
+
+
+def test_a_study_waits_for_another_process(run, caplog):
+    child, _ = hold(run.path)
+    stop = threading.Timer(0.5, child.kill)
+    stop.start()
+    try:
+        assert waits_for_run(lambda run, word: word)(run, "done") == "done"
+        assert child.wait() == -signal.SIGKILL
+        assert f"{run.path} is in use by process {child.pid} on" in caplog.text
+    finally:
+        stop.cancel()
+        child.kill()
+        child.wait()
+        child.stdout.close()
 
 
 def test_locks_nest_in_a_thread_and_exclude_other_threads(run):
