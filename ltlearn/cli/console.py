@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from ltlearn.errors import UserError
+from ltlearn.utils.text import clean
 
 __all__ = [
     "EXIT_INTERNAL",
@@ -38,7 +39,8 @@ def exit_with(sentence: str, code: int) -> None:
         sentence: The sentence.
         code: The exit code.
     """
-    print(f"ltlearn: {sentence}", file=sys.stderr)  # noqa: T201
+    # A sentence quotes names from files, which may hold control characters.
+    print(f"ltlearn: {clean(sentence)}", file=sys.stderr)  # noqa: T201
     raise SystemExit(code)
 
 
@@ -54,7 +56,7 @@ class StderrHandler(logging.Handler):
         Args:
             record: The record.
         """
-        print(self.format(record), file=sys.stderr)  # noqa: T201
+        print(clean(self.format(record)), file=sys.stderr)  # noqa: T201
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def print_json(value: Any) -> None:
 
 def printer(quiet: bool):
     """Return a function that prints a line of progress, or nothing if `quiet`."""
-    return (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))  # noqa: T201
+    return (lambda text: None) if quiet else (lambda text: print(clean(text), file=sys.stderr))  # noqa: T201
 
 
 @contextmanager

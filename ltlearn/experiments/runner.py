@@ -21,8 +21,8 @@ from ltlearn.experiments.build import (
     pick_device,
 )
 from ltlearn.experiments.manifest import MANIFEST_FILE, Manifest, recorded_recipe
+from ltlearn.experiments.model_facts import describe_model, write_model_facts
 from ltlearn.experiments.options import RunOptions
-from ltlearn.experiments.predictor import MODEL_FILE, describe_model
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.results import make_table, write_results
 from ltlearn.experiments.stages import StageFolder, run_seed, stage1_callbacks
@@ -109,7 +109,7 @@ def run_recipe(
         if seed == 0 and may_have_seen(recipe, dls):
             _log.warning("%s", SEEN_WARNING)
         results.append(run_seed(recipe, StageFolder(run, seed, options, notify), learn))
-    run.write_json(MODEL_FILE, describe_model(recipe, learn, results[0].heads).to_dict())
+    write_model_facts(run, describe_model(recipe, learn, results[0].heads))
     table = make_table(recipe, dls, results)
     write_results(recipe, run, dls, results, table, manifest)
     return RecipeResult(run, table, manifest)

@@ -21,6 +21,7 @@ from ltlearn.experiments.manifest import (
     FinishedStage,
     how_to_finish,
     read_manifest,
+    recorded_data_path,
     stage_name,
 )
 from ltlearn.experiments.options import RunOptions
@@ -139,12 +140,12 @@ def load_stage1(
     """
     manifest, name = read_manifest(run), stage_name(seed, "stage1")
     # Features are extracted in the precision in which they were trained.
-    record = run.read_json(f"{name}.json")
+    record = _read_record(run, name)
     options = RunOptions(
-        data_path=data_path or manifest.data_path,
+        data_path=data_path or recorded_data_path(manifest, run),
         cache_path=cache_path,
         device=device,
-        precision=record.get("precision", "auto"),
+        precision=record.precision or "auto",
         skip_bad=bool(manifest.skipped_images),
         follow_links=bool(manifest.follow_links),
     )
