@@ -22,8 +22,8 @@ __all__ = ["MODEL_FILE", "ModelFacts", "describe_model", "read_model_facts", "wr
 
 MODEL_FILE = "model.json"
 _FORMAT = 1
-# Keys of a recipe's [model] that the file does not hold among the arguments.
-_NOT_OURS = {"arch", "pretrained", "keep_head"}
+# Keys of a recipe's [model] that are no arguments of the network.
+_NO_ARGUMENTS = {"arch", "pretrained", "keep_head"}
 _Size = Annotated[list[Annotated[int, Field(ge=1, le=MAX_SIDE)]], Field(min_length=2, max_length=2)]
 _Mean = Annotated[float, Field(ge=-100, le=100)]
 _Std = Annotated[float, Field(gt=0, le=100)]
@@ -95,7 +95,7 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
 
     timm passes any others on: some open a file or the network, or make a network of any size.
     """
-    unknown = arguments.keys() - ModelSection.model_fields.keys() | arguments.keys() & _NOT_OURS
+    unknown = arguments.keys() - ModelSection.model_fields.keys() | arguments.keys() & _NO_ARGUMENTS
     if unknown:
         raise UserError(f"arguments has the key {clean(min(unknown))[:200]}, which no run writes.")
     try:
@@ -124,7 +124,7 @@ def describe_model(recipe: Recipe, learn, heads: Mapping[str, str]) -> ModelFact
         format=_FORMAT,
         arch=recipe.model.arch,
         arguments=recipe.model.model_dump(
-            exclude={"arch", "pretrained", "keep_head"}, exclude_none=True
+            exclude=_NO_ARGUMENTS, exclude_none=True
         ),
         classes=dls.vocab,
         class_counts=dls.shot_counts.tolist(),

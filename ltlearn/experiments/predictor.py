@@ -24,8 +24,8 @@ from ltlearn.models.backbone import LTModel
 from ltlearn.models.pretrained import create_lt_model
 from ltlearn.utils.parallel import compute_ahead, count_threads
 from ltlearn.utils.run_folder import Run
+from ltlearn.utils.stored_weights import check_stored_weights, read_shapes
 from ltlearn.utils.text import clean
-from ltlearn.utils.weights_file import check_recorded_checksum, read_shapes
 
 __all__ = ["Prediction", "Predictor", "find_images"]
 
@@ -229,24 +229,29 @@ def _find(where: Path, method: str | None) -> tuple[Path, Path | None, str | Non
 
 def _load_model(facts: ModelFacts, weights: Path) -> LTModel:
     """Make the model and load its weights, once both are known to be what the run states."""
-    check_recorded_checksum(weights)
-    shapes = read_shapes(weights)
     # Before anything takes memory, the network is made without memory and compared with the file.
+    shapes = read_shapes(weights)
     with torch.device("meta"):
         _check_shapes(_make_model(facts), shapes, weights, facts)
+    # Only now, because the size of the file is now known to be right.
+    check_stored_weights(weights)
     state = Run(weights.parent).load_tensors(weights.name)
     model = _make_model(facts)
     try:
         model.load_state_dict(state)
     except RuntimeError:
         raise _foreign_error(weights, facts) from None
+    _check_finite(model, weights)
+    return model
+
+
+def _check_finite(model: LTModel, weights: Path) -> None:
     for name, values in model.state_dict().items():
         if values.is_floating_point() and not values.isfinite().all():
             raise UserError(
                 f"the weights in {weights} are not finite ({clean(name)}): the training diverged, "
                 "or the file was changed; train again with a lower learning rate."
             )
-    return model
 
 
 def _make_model(facts: ModelFacts) -> LTModel:

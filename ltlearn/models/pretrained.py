@@ -14,6 +14,7 @@ import ltlearn.models.cifar_resnet  # noqa: F401  (registers the CIFAR ResNets)
 from ltlearn.errors import UserError, spell
 from ltlearn.heads.registry import head_from_state
 from ltlearn.models.backbone import HEAD_NAMES, LTModel, evaluating
+from ltlearn.utils.stored_weights import check_stored_weights
 
 __all__ = ["check_weights", "create_lt_model"]
 
@@ -186,6 +187,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             f"there is no weights file {path}; give a .safetensors or .pth file, or "
             f"{spell('pretrained', False)}."
         )
+    check_stored_weights(path)
     try:
         state = timm.models.load_state_dict(path, weights_only=True)
     except Exception as e:
