@@ -3,7 +3,9 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ltlearn.errors import UserError, spell, spell_call
 from ltlearn.experiments.read_recipe import validate_recipe
@@ -235,9 +237,9 @@ class FinishedStage(Record):
 
     trajectory: TrajectoryRecord
     stage: dict[str, Any]
-    images: str | None = None
-    precision: str | None = None
-    weights: str | None = None
+    images: Annotated[str | None, Field(max_length=500)] = None
+    precision: Annotated[str | None, Field(max_length=50)] = None
+    weights: Annotated[str | None, Field(max_length=100)] = None
 
     def describe_selection(self) -> str:
         """Return which weights are tested, and which images they were chosen on."""

@@ -84,11 +84,6 @@ class ModelFacts(Record):
         _check_arguments(facts.arguments)
         return facts
 
-    @property
-    def is_from_outside(self) -> bool:
-        """Return whether timm fetches the architecture from the hub, or from a folder."""
-        return self.arch.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
-
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
     """Allow only the keys and values that a recipe has for a network.

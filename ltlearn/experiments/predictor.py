@@ -21,7 +21,7 @@ from ltlearn.experiments.model_facts import MODEL_FILE, ModelFacts, read_model_f
 from ltlearn.methods import METHODS
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.models.backbone import LTModel
-from ltlearn.models.pretrained import create_lt_model
+from ltlearn.models.pretrained import create_lt_model, is_outside_arch
 from ltlearn.utils.parallel import compute_ahead, count_threads
 from ltlearn.utils.run_folder import Run
 from ltlearn.utils.stored_weights import check_stored_weights, read_shapes
@@ -81,7 +81,7 @@ class Predictor:
     ):
         folder, weights, method = _find(Path(where).expanduser(), method)
         self.facts = facts = read_model_facts(folder)
-        if facts.is_from_outside and not allow_hub:
+        if is_outside_arch(facts.arch) and not allow_hub:
             raise UserError(
                 f"the run {folder} has the architecture {facts.arch!r}, which is fetched from "
                 f"outside; give {spell('allow_hub', True)} if you trust it."

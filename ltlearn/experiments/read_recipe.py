@@ -28,6 +28,8 @@ __all__ = [
 
 _MAX_BYTES = 1_000_000  # of a recipe; ours have at most 10,000
 _MAX_OPTION = 1e12
+_MAX_BITS = 1000  # of an integer, so that it can become a float
+_TOO_LONG = "a number in it has too many digits"
 _SOURCES = ("paper", "code", "own", "dataset")
 
 
@@ -97,13 +99,21 @@ class _Unreadable(Exception):
 def _parse_toml(text: str) -> dict[str, Any]:
     """Parse TOML; raise `_Unreadable` where Python's parser raises something of its own."""
     try:
-        return tomllib.loads(text)
+        raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         raise
     except RecursionError:
         raise _Unreadable("its brackets are nested too deeply") from None
     except ValueError:  # an integer of thousands of digits
-        raise _Unreadable("a number in it has too many digits") from None
+        raise _Unreadable(_TOO_LONG) from None
+    waiting: list[Any] = [raw]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int) and value.bit_length() > _MAX_BITS:  # hexadecimal ones
+            raise _Unreadable(_TOO_LONG)
+    return raw
 
 
 def check_recipe(raw: dict[str, Any], where: str, file: str) -> Recipe:

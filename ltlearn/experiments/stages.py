@@ -30,6 +30,7 @@ from ltlearn.experiments.sections import Stage1Section
 from ltlearn.learner import LTLearner
 from ltlearn.methods import DEFAULT_STAGE1, METHODS
 from ltlearn.metrics.report import ShotReport, shot_report
+from ltlearn.models.pretrained import is_outside_arch
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.logs import EpochLog
 from ltlearn.training.loop import sgd
@@ -149,6 +150,9 @@ def load_stage1(
         skip_bad=bool(manifest.skipped_images),
         follow_links=bool(manifest.follow_links),
     )
+    if is_outside_arch(recipe.model.arch):
+        arch = recipe.model.arch
+        _log.warning("%s has the architecture %s, which is fetched from outside", run.path, arch)
     set_seed(seed)
     dls = make_loaders(recipe, seed, options)
     learn = make_learner(recipe, dls, options)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["clean", "escape_markdown", "name_classes", "short_repr", "validation_reason"]
 
 _MAX_NAMED = 10
+_MAX_REPR = 300
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 200
 _REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 20
@@ -62,9 +63,10 @@ def short_repr(value: Any) -> str:
         value: Any value.
     """
     try:
-        return _REPR.repr(value)
+        text = _REPR.repr(value)
     except ValueError:  # Python refuses to print integers of thousands of digits
-        return f"a {type(value).__name__} that is too long to print"
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else "a value"
+    return text if len(text) <= _MAX_REPR else f"{text[:_MAX_REPR]}..."
 
 
 def validation_reason(error: Mapping[str, Any]) -> str:
