@@ -15,6 +15,7 @@ import typer
 from ltlearn.errors import UserError
 from ltlearn.utils.interrupts import Terminated
 from ltlearn.utils.system_errors import reason_of
+from ltlearn.utils.text import clean
 
 __all__ = [
     "EXIT_INTERNAL",
@@ -44,7 +45,8 @@ def exit_with(sentence: str, code: int) -> None:
         code: The exit code.
     """
     try:
-        print(f"ltlearn: {sentence}", file=sys.stderr)  # noqa: T201
+        # A sentence quotes names from files, which may hold control characters.
+        print(f"ltlearn: {clean(sentence)}", file=sys.stderr)  # noqa: T201
     except OSError:
         _drop(sys.stderr)  # a full disk behind standard error: the exit code remains
     raise SystemExit(code)
@@ -143,7 +145,7 @@ class StderrHandler(logging.Handler):
         Args:
             record: The record.
         """
-        print(self.format(record), file=sys.stderr)  # noqa: T201
+        print(clean(self.format(record)), file=sys.stderr)  # noqa: T201
 
 
 @contextmanager
@@ -205,7 +207,7 @@ def print_json(value: Any) -> None:
 
 def printer(quiet: bool):
     """Return a function that prints a line of progress, or nothing if `quiet`."""
-    return (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))  # noqa: T201
+    return (lambda text: None) if quiet else (lambda text: print(clean(text), file=sys.stderr))  # noqa: T201
 
 
 @contextmanager

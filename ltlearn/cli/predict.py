@@ -13,6 +13,7 @@ from ltlearn.cli.console import configured_log, print_json, report_interrupt
 from ltlearn.cli.options import DEVICE, JSON, PRIOR_NAMES
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.names import PRIORS
+from ltlearn.utils.text import clean
 
 __all__ = []
 
@@ -43,6 +44,13 @@ def predict(
             "images."
         ),
     ] = None,
+    allow_hub: Annotated[
+        bool,
+        typer.Option(
+            "--allow-hub",
+            help="Fetch the architecture from the Hugging Face hub if the run names one there.",
+        ),
+    ] = False,
     device: DEVICE = None,
     as_json: JSON = False,
 ) -> None:
@@ -60,7 +68,7 @@ def predict(
         from ltlearn.experiments.predictor import Predictor, find_images
         from ltlearn.utils.progress import track
 
-        predictor = Predictor(model, method, pick_device(device), target_prior)
+        predictor = Predictor(model, method, pick_device(device), target_prior, allow_hub)
         # Only the paths. Images are read one batch at a time.
         paths = list(find_images(images))
         top = min(top, len(predictor.classes))
@@ -70,7 +78,7 @@ def predict(
             for one in track(predictor.predict(paths, top), len(paths), "classifying"):
                 if one.error:
                     unreadable += 1
-                    print(f"ltlearn: {one.error}", file=sys.stderr)  # noqa: T201
+                    print(f"ltlearn: {clean(one.error)}", file=sys.stderr)  # noqa: T201
                     continue
                 pairs = list(zip(one.classes, one.probabilities, strict=True))
                 write([one.path, *(cell for c, p in pairs for cell in (c, f"{p:.6f}"))])
@@ -129,7 +137,7 @@ def _csv_writer(path: Path | None, head: list[str]) -> Iterator[Any]:
                     stack.enter_context(_replaced_text(path, remedy)), lineterminator="\n"
                 )
                 rows.writerow(head)
-            rows.writerow(row)
+            rows.writerow([clean(cell, keep="\n\t") for cell in row])
 
         yield write
 

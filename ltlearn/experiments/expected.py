@@ -103,7 +103,7 @@ def _measured(manifest: Manifest, run: Run) -> dict[tuple[str, str], float]:
             for group, figure in row["summary"].items()
             if figure is not None
         }
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise UserError(
             f"{run.path / MANIFEST_FILE} is damaged: it has no results of its methods."
         ) from None

@@ -1,15 +1,20 @@
 """The files that describe a run: its manifest, and a record beside the weights of each stage."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ltlearn.errors import UserError, spell, spell_call
 from ltlearn.experiments.read_recipe import validate_recipe
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.training.records import Record, TrajectoryRecord, describe_selection
-from ltlearn.utils.older_runs import known_fields, with_todays_keys
+from ltlearn.training.stored import check_stored_stage, stored_trajectory
+from ltlearn.utils.older_runs import checked_fields, with_todays_keys
 from ltlearn.utils.run_folder import Run
+from ltlearn.utils.text import short_repr
 
 __all__ = [
     "FINISHED",
@@ -19,6 +24,7 @@ __all__ = [
     "finished_seeds",
     "how_to_finish",
     "read_manifest",
+    "recorded_data_path",
     "recorded_recipe",
     "stage_name",
 ]
@@ -105,8 +111,11 @@ class Manifest(Record):
 
         Args:
             values: What the file holds.
+
+        Raises:
+            UserError: If a value is impossible. The caller names the file.
         """
-        return cls(**known_fields(cls, values))
+        return cls(**checked_fields(cls, values))
 
     @property
     def is_finished(self) -> bool:
@@ -129,7 +138,29 @@ def read_manifest(run: Run) -> Manifest:
             f"{run.path / MANIFEST_FILE} is damaged: it has no values of a recipe; give another "
             "folder."
         )
-    return Manifest.from_dict(content)
+    try:
+        return Manifest.from_dict(content)
+    except UserError as e:
+        raise UserError(f"{run.path / MANIFEST_FILE} is damaged: {e}") from None
+
+
+def recorded_data_path(manifest: Manifest, run: Run) -> str:
+    """Return where the images of a run are.
+
+    Args:
+        manifest: The manifest of the run.
+        run: Its folder.
+
+    Raises:
+        UserError: If the path is not absolute. A run records an absolute path. With another one, a
+            received folder would bring the images along that it is read with.
+    """
+    if not os.path.isabs(manifest.data_path):
+        raise UserError(
+            f"{run.path / MANIFEST_FILE} is damaged: data_path = {short_repr(manifest.data_path)} "
+            f"is no absolute path; give the folder of the images as {spell('data_path')}."
+        )
+    return manifest.data_path
 
 
 def recorded_recipe(run: Run) -> Recipe:
@@ -206,9 +237,9 @@ class FinishedStage(Record):
 
     trajectory: TrajectoryRecord
     stage: dict[str, Any]
-    images: str | None = None
-    precision: str | None = None
-    weights: str | None = None
+    images: Annotated[str | None, Field(max_length=500)] = None
+    precision: Annotated[str | None, Field(max_length=50)] = None
+    weights: Annotated[str | None, Field(max_length=100)] = None
 
     def describe_selection(self) -> str:
         """Return which weights are tested, and which images they were chosen on."""
@@ -230,9 +261,6 @@ class FinishedStage(Record):
         values = with_todays_keys(values) if isinstance(values, Mapping) else {}
         if not all(isinstance(values.get(key), Mapping) for key in ("trajectory", "stage")):
             raise UserError("it is no record of a stage.")
-        if not {"stage", "seconds"} <= values["stage"].keys():
-            raise UserError("it does not describe the stage.")
-        trajectory = TrajectoryRecord(**known_fields(TrajectoryRecord, values["trajectory"]))
-        if not trajectory.has_equal_columns():
-            raise UserError("the stage lacks figures of an epoch.")
-        return cls(**{**known_fields(cls, values), "trajectory": trajectory})
+        trajectory = stored_trajectory(values["trajectory"])
+        check_stored_stage(values["stage"])
+        return cls(**{**checked_fields(cls, values), "trajectory": trajectory})

@@ -1,135 +1,37 @@
 """Classify images with the trained model of a run."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
-from ltlearn.data.datasets import ImagesInMemory, NormalizeUint8
+from ltlearn.data.datasets import NormalizeUint8
 from ltlearn.data.images import EXTENSIONS, natural_key, read_image
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, check_whole, spell, spell_call
-from ltlearn.experiments.manifest import MANIFEST_FILE, read_manifest, stage_name
-from ltlearn.experiments.recipe import Recipe
-from ltlearn.methods import METHODS, prior_of
+from ltlearn.experiments.manifest import stage_name
+from ltlearn.experiments.model_facts import MODEL_FILE, ModelFacts, read_model_facts
+from ltlearn.methods import METHODS
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.models.backbone import LTModel
-from ltlearn.models.pretrained import create_lt_model
-from ltlearn.training.records import Record
-from ltlearn.utils.older_runs import known_fields
+from ltlearn.models.pretrained import create_lt_model, is_outside_arch
 from ltlearn.utils.parallel import compute_ahead, count_threads
 from ltlearn.utils.run_folder import Run
+from ltlearn.utils.stored_weights import check_stored_weights, read_shapes
+from ltlearn.utils.text import clean
 
-__all__ = ["MODEL_FILE", "ModelFacts", "Prediction", "Predictor", "describe_model", "find_images"]
+__all__ = ["Prediction", "Predictor", "find_images"]
 
-MODEL_FILE = "model.json"
-_FORMAT = 1
 _BATCH = 64
-
-
-@dataclass(eq=False, kw_only=True)
-class ModelFacts(Record):
-    """What it takes to use the weights of a run: the content of its `model.json`.
-
-    Args:
-        format: The version of the file's format.
-        arch: The architecture.
-        arguments: Further arguments of `create_lt_model`, such as width.
-        classes: The names of the classes.
-        class_counts: Training images per class.
-        size: Height and width of the images.
-        in_memory: Whether the training held the images in memory, at one size.
-        transform: The augmentation of the training.
-        mean: The mean of the pixels per channel, from 0 to 1.
-        std: The standard deviation of the pixels per channel.
-        methods: Label, head and prior of each method, by its name.
-        weights: Where the weights of a method are.
-    """
-
-    format: int
-    arch: str
-    arguments: dict[str, Any]
-    classes: list[str]
-    class_counts: list[int]
-    size: list[int]
-    in_memory: bool
-    transform: str = ""
-    mean: list[float]
-    std: list[float]
-    methods: dict[str, dict[str, str]]
-    weights: str = ""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ModelFacts":
-        """Return the facts in a file, which another version may have written.
-
-        Args:
-            values: What the file holds.
-
-        Raises:
-            TypeError: If a field is missing.
-            ValueError: If a field has the wrong type.
-        """
-        values = known_fields(cls, values)
-        hints = get_type_hints(cls)
-        for name, value in values.items():
-            TypeAdapter(hints[name]).validate_python(value, strict=True)
-        facts = cls(**values)
-        if not (len(facts.size) == 2 and len(facts.mean) == len(facts.std) == 3):
-            raise ValueError("size needs two values, mean and std need three each")
-        if len(facts.classes) != len(facts.class_counts):
-            raise ValueError("each class needs a count")
-        return facts
-
-
-def describe_model(recipe: Recipe, learn, heads: Mapping[str, str]) -> ModelFacts:
-    """Return what it takes to use the weights of a run.
-
-    Args:
-        recipe: The run's recipe.
-        learn: A learner of the recipe, which has its data.
-        heads: The kind of the classifier that each method left, by the method's name.
-    """
-    dls = learn.dls
-    mean, std = (getattr(dls.normalize, key).flatten() / 255 for key in ("mean", "std"))
-    train = dls.train.dataset
-    return ModelFacts(
-        format=_FORMAT,
-        arch=recipe.model.arch,
-        arguments=recipe.model.model_dump(
-            exclude={"arch", "pretrained", "keep_head"}, exclude_none=True
-        ),
-        classes=dls.vocab,
-        class_counts=dls.shot_counts.tolist(),
-        size=list(dls.size),
-        in_memory=isinstance(dls.valid.dataset, ImagesInMemory),
-        transform=getattr(train.transform, "name", train.transform),
-        mean=[round(v, 7) for v in mean.tolist()],
-        std=[round(v, 7) for v in std.tolist()],
-        methods={
-            name: {
-                "label": METHODS[name].label, "head": heads[name], "prior": _prior(recipe, name)
-            }
-            for name in recipe.methods
-        },
-        weights="checkpoints/seed{seed}-{method}.safetensors; for a method of stage 1: -stage1",
-    )  # fmt: skip
-
-
-def _prior(recipe: Recipe, method: str) -> str:
-    """Return the class prior that a method's logits assume: "train" or "uniform"."""
-    row = METHODS[method]
-    if row.kind != "stage 1" and row.prior != "stage 1":
-        return row.prior
-    # A sampler that balances the classes leaves a classifier that assumes a uniform prior.
-    return prior_of(recipe.stage1.method) if recipe.stage1.sampler == "instance" else "uniform"
+_MAX_FREE_HEAD = 10_000_000  # weights of a head that may be made before its file is read
+_MAX_PIXELS = _BATCH * 512 * 512  # of a batch, so that large images take no more memory
 
 
 @dataclass(frozen=True)
@@ -158,6 +60,7 @@ class Predictor:
         device: A torch device.
         target_prior: How often the classes occur among the images: "uniform", "train", "reversed"
             or C numbers. None leaves the logits unchanged.
+        allow_hub: Whether the architecture may be one of the Hugging Face hub or of a local folder.
 
     Raises:
         UserError: If there is no finished run, an earlier version made it, it has no such method,
@@ -174,9 +77,15 @@ class Predictor:
         method: str | None = None,
         device: str | torch.device = "cpu",
         target_prior=None,
+        allow_hub: bool = False,
     ):
         folder, weights, method = _find(Path(where).expanduser(), method)
-        self.facts = facts = _read_facts(folder)
+        self.facts = facts = read_model_facts(folder)
+        if is_outside_arch(facts.arch) and not allow_hub:
+            raise UserError(
+                f"the run {folder} has the architecture {facts.arch!r}, which is fetched from "
+                f"outside; give {spell('allow_hub', True)} if you trust it."
+            )
         if method is None:
             method = list(facts.methods)[-1]
         if method not in facts.methods:
@@ -219,13 +128,14 @@ class Predictor:
         Args:
             paths: The images. One that cannot be read gives a `Prediction` with an `error`.
             top: How many classes each prediction has, at least 1.
-            bs: Images per batch, at least 1.
+            bs: Images per batch, at least 1. Batches of images above 512 pixels a side are smaller.
 
         Raises:
             UserError: If `top` or `bs` is below 1.
         """
         check_whole("top", top, 1)
         check_whole("bs", bs, 1)
+        bs = min(bs, max(1, _MAX_PIXELS // math.prod(self.facts.size)))
         top = min(top, len(self.classes))
         waiting: list[tuple[str, Tensor | str]] = []
         threads = count_threads()
@@ -268,6 +178,9 @@ class Predictor:
                 yield Prediction(path, error=pixels)
                 continue
             probabilities, classes = next(rows)
+            if not all(map(math.isfinite, probabilities)):
+                yield Prediction(path, error=f"the model gives no finite numbers for {path}")
+                continue
             names = tuple(self.classes[c] for c in classes)
             yield Prediction(path, names, tuple(probabilities))
 
@@ -306,7 +219,7 @@ def _find(where: Path, method: str | None) -> tuple[Path, Path | None, str | Non
         )
     own = where.stem.partition("-")[2]
     if own == "stage1":
-        known = _read_facts(folder).methods
+        known = read_model_facts(folder).methods
         # A run may have no method of stage 1: its classifier is then not trained.
         own = next((m for m in known if m in METHODS and METHODS[m].kind == "stage 1"), own)
     if method is not None and method != own:
@@ -314,39 +227,61 @@ def _find(where: Path, method: str | None) -> tuple[Path, Path | None, str | Non
     return folder, where, own
 
 
-def _read_facts(folder: Path) -> ModelFacts:
-    run = Run(folder)
-    if not (folder / MODEL_FILE).is_file():
-        finished = read_manifest(run).is_finished
-        why = "an earlier version of ltlearn made it" if finished else "it is not finished"
-        raise UserError(
-            f"the run {folder} has no {MODEL_FILE}, because {why}; the command in its "
-            f"{MANIFEST_FILE} with {spell('resume', True)} writes one."
-        )
-    content = run.read_json(MODEL_FILE)
-    content = content if isinstance(content, dict) else {}
-    if content.get("format", _FORMAT) != _FORMAT:
-        raise UserError(
-            f"{folder / MODEL_FILE} has the format {content['format']!r}, which this version of "
-            "ltlearn does not read; use a newer version."
-        )
-    try:
-        return ModelFacts.from_dict(content)
-    except (TypeError, ValueError):
-        raise UserError(
-            f"{folder / MODEL_FILE} is damaged: it does not describe a model."
-        ) from None
-
-
 def _load_model(facts: ModelFacts, weights: Path) -> LTModel:
+    """Make the model and load its weights, once both are known to be what the run states."""
+    # Before anything takes memory, the network is made without memory and compared with the file.
+    shapes = read_shapes(weights)
+    with torch.device("meta"):
+        _check_shapes(_make_model(facts), shapes, weights, facts)
+    # Only now, because the size of the file is now known to be right.
+    check_stored_weights(weights)
     state = Run(weights.parent).load_tensors(weights.name)
-    size = tuple(facts.size)
-    model = create_lt_model(facts.arch, len(facts.classes), False, size, **facts.arguments)
+    model = _make_model(facts)
     try:
         model.load_state_dict(state)
     except RuntimeError:
-        raise UserError(f"the weights in {weights} are not those of {facts.arch}.") from None
+        raise _foreign_error(weights, facts) from None
+    _check_finite(model, weights)
     return model
+
+
+def _check_finite(model: LTModel, weights: Path) -> None:
+    for name, values in model.state_dict().items():
+        if values.is_floating_point() and not values.isfinite().all():
+            raise UserError(
+                f"the weights in {weights} are not finite ({clean(name)}): the training diverged, "
+                "or the file was changed; train again with a lower learning rate."
+            )
+
+
+def _make_model(facts: ModelFacts) -> LTModel:
+    classes, size = len(facts.classes), tuple(facts.size)
+    try:
+        return create_lt_model(facts.arch, classes, False, size, **facts.arguments)
+    except UserError:
+        raise
+    except Exception as e:  # timm passes on whatever a network raises about its arguments
+        raise UserError(
+            f"the network {facts.arch} of the run cannot be made ({type(e).__name__}: {e})."
+        ) from e
+
+
+def _check_shapes(
+    model: LTModel, shapes: Mapping[str, tuple[int, ...]], weights: Path, facts: ModelFacts
+) -> None:
+    """Raise a `UserError` unless the header of a file has the shapes of a model."""
+    own = {f"backbone.{k}": tuple(v.shape) for k, v in model.backbone.state_dict().items()}
+    for key in own.keys() | shapes.keys():
+        if not key.startswith("head.") and own.get(key) != shapes.get(key):
+            raise _foreign_error(weights, facts)
+    head = (len(facts.classes), model.head.in_features)
+    # Kinds of heads from outside may have other tensors.
+    if head[0] * head[1] > _MAX_FREE_HEAD and head not in shapes.values():
+        raise _foreign_error(weights, facts)
+
+
+def _foreign_error(weights: Path, facts: ModelFacts) -> UserError:
+    return UserError(f"the weights in {weights} are not those of {facts.arch}.")
 
 
 def find_images(paths: Iterable[Path]) -> Iterator[str]:

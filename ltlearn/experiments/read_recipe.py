@@ -13,6 +13,7 @@ from ltlearn.errors import UserError, spell
 from ltlearn.experiments.recipe import COMMAND_LINE, Recipe
 from ltlearn.experiments.sections import SECTIONS, Expected, MethodSection, Variant
 from ltlearn.methods import METHODS, find_method, find_methods, stage1_methods
+from ltlearn.utils.text import short_repr, validation_reason
 
 __all__ = [
     "apply_override",
@@ -25,6 +26,10 @@ __all__ = [
     "validate_recipe",
 ]
 
+_MAX_BYTES = 1_000_000  # of a recipe; ours have at most 10,000
+_MAX_OPTION = 1e12
+_MAX_BITS = 1000  # of an integer, so that it can become a float
+_TOO_LONG = "a number in it has too many digits"
 _SOURCES = ("paper", "code", "own", "dataset")
 
 
@@ -60,21 +65,55 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
     is_file = name_or_file.endswith(".toml") or os.sep in name_or_file
     path = Path(name_or_file).expanduser() if is_file else recipe_folder() / f"{name_or_file}.toml"
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file; give a recipe file (.toml).")
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise UserError(f"{path} is no recipe: it has more than {_MAX_BYTES:,} bytes.")
+        raw = _parse_toml(content.decode())
     except FileNotFoundError:
         if is_file:
             raise UserError(f"there is no recipe file {path}.") from None
         raise UserError(
             f"there is no recipe {name_or_file!r}; {_suggest(name_or_file, recipe_names())}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except UnicodeDecodeError as e:
         raise UserError(f"{path} is not a TOML file: {e}.") from None
+    except tomllib.TOMLDecodeError as e:
+        raise UserError(f"{path} is not a TOML file: {e}.") from None
+    except _Unreadable as e:
+        raise UserError(f"{path} cannot be used: {e}.") from None
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror}).") from None
     given = {apply_override(raw, override) for override in overrides}
     where = str(path) if is_file else f"recipe {name_or_file}"
     _apply_variants(raw, given, path.name, where)
     return check_recipe(raw, where, path.name)
+
+
+class _Unreadable(Exception):
+    """TOML that is right, and too large to use."""
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML; raise `_Unreadable` where Python's parser raises something of its own."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise _Unreadable("its brackets are nested too deeply") from None
+    except ValueError:  # an integer of thousands of digits
+        raise _Unreadable(_TOO_LONG) from None
+    waiting: list[Any] = [raw]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int) and value.bit_length() > _MAX_BITS:  # hexadecimal ones
+            raise _Unreadable(_TOO_LONG)
+    return raw
 
 
 def check_recipe(raw: dict[str, Any], where: str, file: str) -> Recipe:
@@ -141,13 +180,11 @@ def _describe(error: Mapping[str, Any], raw: dict[str, Any], where: str, recorde
         return f"{where}: {_unknown_key(key, list(_fields_at(keys[:-1])))}"
     if error["type"] == "missing":
         return f"{where}: the key {key} is missing."
-    message = error["msg"].removeprefix("Value error, ")
-    message = message.replace("Input should be", "it must be")
-    assignment = f"{key} = {error['input']!r}"
+    assignment = f"{key} = {short_repr(error['input'])}"
     provenance = None if recorded else raw.get("provenance")
     if isinstance(provenance, dict) and provenance.get(key) == COMMAND_LINE:
         assignment = spell(key, error["input"])
-    return f"{where}: {assignment} is not possible; {message}."
+    return f"{where}: {assignment} is not possible; {validation_reason(error)}."
 
 
 def _unknown_key(key: str, allowed: Sequence[str]) -> str:
@@ -210,7 +247,11 @@ def _convert_option(name: str, value: Any, default: Any) -> Any:
     """Return an option in the type of its default; a number may be written without a point."""
     is_number = isinstance(default, int | float) and not isinstance(default, bool)
     if is_number and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise UserError(f"{name} must be a number, got {value!r}.")
+        raise UserError(f"{name} must be a number, got {short_repr(value)}.")
+    if is_number and not -_MAX_OPTION <= value <= _MAX_OPTION:  # false for not-a-number, too
+        raise UserError(
+            f"{name} must be a number of at most {_MAX_OPTION:g}, got {short_repr(value)}."
+        )
     return float(value) if isinstance(default, float) and is_number else value
 
 
@@ -296,9 +337,11 @@ def apply_override(raw: dict[str, Any], text: str) -> str:
             f"got {text!r}."
         )
     try:
-        parsed: Any = tomllib.loads(f"v = {value}")["v"]
+        parsed: Any = _parse_toml(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
+    except _Unreadable as e:
+        raise UserError(f"{spell('overrides')} cannot set {key}: {e}.") from None
     put(raw, parts, parsed)
     provenance = raw.setdefault("provenance", {})
     if isinstance(provenance, dict):  # otherwise validation reports it

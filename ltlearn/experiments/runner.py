@@ -26,8 +26,8 @@ from ltlearn.experiments.manifest import (
     read_manifest,
     recorded_recipe,
 )
+from ltlearn.experiments.model_facts import describe_model, write_model_facts
 from ltlearn.experiments.options import RunOptions
-from ltlearn.experiments.predictor import MODEL_FILE, describe_model
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.results import make_table, write_results
 from ltlearn.experiments.stages import StageFolder, run_seed, stage1_callbacks
@@ -122,7 +122,7 @@ def _run_locked(
         if seed == 0 and may_have_seen(recipe, dls):
             _log.warning("%s", SEEN_WARNING)
         results.append(run_seed(recipe, StageFolder(run, seed, options, notify), learn))
-    run.write_json(MODEL_FILE, describe_model(recipe, learn, results[0].heads).to_dict())
+    write_model_facts(run, describe_model(recipe, learn, results[0].heads))
     table = make_table(recipe, dls, results)
     write_results(recipe, run, dls, results, table, manifest)
     return RecipeResult(run, table, manifest)

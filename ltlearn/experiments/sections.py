@@ -22,6 +22,7 @@ from ltlearn.names import (
 )
 
 __all__ = [
+    "MAX_SIDE",
     "READING",
     "SECTIONS",
     "DataSection",
@@ -34,9 +35,13 @@ __all__ = [
     "Variant",
 ]
 
-# No machine has the memory for more: such a number is a slip.
-MAX_SIDE = 20_000  # pixels of an image's side, or channels of a layer
-MAX_BATCH = 10_000_000  # images
+# Upper limits, far above any use: a larger number is a slip, or was written to take all memory.
+MAX_SIDE = 4096  # of an image, in pixels
+_MAX_WIDTH = 4096
+_MAX_EPOCHS = 100_000
+_MAX_BATCH = 1_000_000
+_MAX_IMAGES = 10**9
+
 SECTIONS = ("data", "model", "stage1", "stage2")
 # The keys of [data] that describe how a table or annotations are read.
 READING = ("images", "image_col", "label_col", "split_col", "suffix", "valid", "test")
@@ -63,17 +68,17 @@ class DataSection(RecipeSection):
     valid: str | None = None  # further tables or annotations
     test: str | None = None
     # For sets that are cut from balanced ones. None: 100, "exponential", "first_n".
-    imbalance_factor: float | None = Field(None, ge=1)
+    imbalance_factor: float | None = Field(None, ge=1, le=_MAX_IMAGES)
     profile: Literal[PROFILES] | None = None
     split: Literal[SPLITS] | None = None
     valid_pct: float = Field(0.1, gt=0, lt=1)
     few: Literal[FEW_RULES] = "<20"
-    n_max: int | None = Field(None, ge=1)
-    test_per_class: int | None = Field(None, ge=1)
+    n_max: int | None = Field(None, ge=1, le=_MAX_IMAGES)
+    test_per_class: int | None = Field(None, ge=1, le=_MAX_IMAGES)
     size: int | None = Field(None, ge=1, le=MAX_SIDE)  # None: the size of the images
     # For sets that are published as lists, and for "own". None: the default of the set.
     transform: Literal[TRANSFORM_NAMES] | None = None
-    max_classes: int | None = Field(None, ge=2)  # for published lists; None: all
+    max_classes: int | None = Field(None, ge=2, le=_MAX_IMAGES)  # for published lists; None: all
 
     @field_validator("dataset")
     @classmethod
@@ -90,14 +95,14 @@ class ModelSection(RecipeSection):
     arch: str
     pretrained: bool | str = False
     keep_head: bool = False  # take the classifier from the file, too
-    width: int | None = Field(None, ge=1, le=MAX_SIDE)
+    width: int | None = Field(None, ge=1, le=_MAX_WIDTH)
 
 
 class _Stage(RecipeSection):
-    epochs: int = Field(ge=0)
-    lr: float = Field(gt=0)
-    batch_size: int = Field(64, ge=1, le=MAX_BATCH)
-    weight_decay: float = Field(0.0, ge=0)
+    epochs: int = Field(ge=0, le=_MAX_EPOCHS)
+    lr: float = Field(gt=0, le=1e6)
+    batch_size: int = Field(64, ge=1, le=_MAX_BATCH)
+    weight_decay: float = Field(0.0, ge=0, le=1e6)
     momentum: float = Field(0.9, ge=0, lt=1)
     schedule: Literal[STAGE2_SCHEDULES] = "cosine"
     # None: the protocol decides. clean: "last" in stage 1, "best" on validation images in stage 2.
@@ -136,16 +141,16 @@ class Stage1Section(_Stage, _WithOptions):
     """How the representation is trained. Further keys are options of the method."""
 
     method: str = DEFAULT_STAGE1
-    warmup_epochs: int = Field(0, ge=0)
+    warmup_epochs: int = Field(0, ge=0, le=_MAX_EPOCHS)
     schedule: Literal[SCHEDULES] = "cosine"
     # For "multistep": the learning rate is multiplied by `decay` after each of these epochs.
-    milestones: list[Annotated[int, Field(ge=1)]] | None = None
+    milestones: list[Annotated[int, Field(ge=1, le=_MAX_EPOCHS)]] | None = None
     decay: float | None = Field(None, gt=0, le=1)
-    accumulate: int = Field(1, ge=1)  # batches per optimiser step
+    accumulate: int = Field(1, ge=1, le=_MAX_BATCH)  # batches per optimiser step
     # Decay of the average of the weights. None: no average.
     ema_decay: float | None = Field(None, gt=0, lt=1)
     # Radius of sharpness-aware minimisation. None: off.
-    sharpness_rho: float | None = Field(None, gt=0)
+    sharpness_rho: float | None = Field(None, gt=0, le=1e6)
     sampler: Literal[SAMPLER_NAMES] = "instance"
     trains: Literal[TRAINABLE_PARTS] = "all"  # which part of the backbone; see `LastBlock`
 
@@ -163,7 +168,7 @@ class Stage2Section(_Stage):
 
     # None: the protocol decides. clean: cached features of a frozen backbone. paper: images, with
     # batch normalisation in training mode.
-    views: int | None = Field(None, ge=0)
+    views: int | None = Field(None, ge=0, le=10_000)
     bn: Literal[BN_MODES] | None = None
 
 
@@ -173,10 +178,10 @@ class MethodSection(_WithOptions):
     Further keys are options of the method.
     """
 
-    epochs: int | None = Field(None, ge=0)
-    lr: float | None = Field(None, gt=0)
-    batch_size: int | None = Field(None, ge=1, le=MAX_BATCH)
-    weight_decay: float | None = Field(None, ge=0)
+    epochs: int | None = Field(None, ge=0, le=_MAX_EPOCHS)
+    lr: float | None = Field(None, gt=0, le=1e6)
+    batch_size: int | None = Field(None, ge=1, le=_MAX_BATCH)
+    weight_decay: float | None = Field(None, ge=0, le=1e6)
 
 
 class Expected(RecipeSection):

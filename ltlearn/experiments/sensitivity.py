@@ -16,6 +16,8 @@ from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.plots.sensitivity import plot_sensitivity
 from ltlearn.training.records import Record
 from ltlearn.utils.run_folder import Run, waits_for_run
+from ltlearn.utils.run_folder import Run
+from ltlearn.utils.text import clean
 
 __all__ = ["SENSITIVITY_METHODS", "Curve", "Sensitivity", "sensitivity", "sensitivity_run"]
 
@@ -69,7 +71,7 @@ class Sensitivity:
 
     def about_line(self) -> str:
         """Return dataset, split and seed in a line."""
-        return ", ".join(f"{key} {value}" for key, value in self.about.items())
+        return clean(", ".join(f"{key} {value}" for key, value in self.about.items()))
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Return the lowest and the highest test accuracy of each method, by label."""

@@ -21,6 +21,7 @@ from ltlearn.experiments.manifest import (
     FinishedStage,
     how_to_finish,
     read_manifest,
+    recorded_data_path,
     stage_name,
 )
 from ltlearn.experiments.options import RunOptions
@@ -29,6 +30,7 @@ from ltlearn.experiments.sections import Stage1Section
 from ltlearn.learner import LTLearner
 from ltlearn.methods import DEFAULT_STAGE1, METHODS
 from ltlearn.metrics.report import ShotReport, shot_report
+from ltlearn.models.pretrained import is_outside_arch
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.logs import EpochLog
 from ltlearn.training.loop import sgd
@@ -140,15 +142,18 @@ def load_stage1(
     """
     manifest, name = read_manifest(run), stage_name(seed, "stage1")
     # Features are extracted in the precision in which they were trained.
-    record = run.read_json(f"{name}.json")
+    record = _read_record(run, name)
     options = RunOptions(
-        data_path=data_path or manifest.data_path,
+        data_path=data_path or recorded_data_path(manifest, run),
         cache_path=cache_path,
         device=device,
-        precision=record.get("precision", "auto"),
+        precision=record.precision or "auto",
         skip_bad=bool(manifest.skipped_images),
         follow_links=bool(manifest.follow_links),
     )
+    if is_outside_arch(recipe.model.arch):
+        arch = recipe.model.arch
+        _log.warning("%s has the architecture %s, which is fetched from outside", run.path, arch)
     set_seed(seed)
     dls = make_loaders(recipe, seed, options)
     learn = make_learner(recipe, dls, options)

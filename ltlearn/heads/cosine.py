@@ -5,11 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltlearn.errors import UserError, check_number
-from ltlearn.heads.linear import check_directions, check_linear, logits_dtype
+from ltlearn.heads.linear import check_directions, check_linear, logits_dtype, unit_rows
 
 __all__ = ["CosineLinear"]
-
-_MIN_LENGTH = 1e-12  # a feature of zeros has no direction; this makes its cosines 0
 
 
 class CosineLinear(nn.Module):
@@ -72,9 +70,9 @@ class CosineLinear(nn.Module):
         """Return the logits, (..., C)."""
         dtype = logits_dtype(x)
         # Scale the C weight rows rather than the N x C logits.
-        weight = _unit(self.weight) * self.cosine_scale
+        weight = unit_rows(_full(self.weight)) * self.cosine_scale
         # Round the unit vectors to the output dtype; the logits are then rounded only once.
-        return F.linear(_unit(x).to(dtype), weight.to(dtype))
+        return F.linear(unit_rows(_full(x)).to(dtype), weight.to(dtype))
 
     @torch.no_grad()
     def norms(self) -> Tensor:
@@ -107,7 +105,5 @@ class CosineLinear(nn.Module):
         return super()._apply(move, recurse)
 
 
-def _unit(rows: Tensor) -> Tensor:
-    """Divide each row by its length, in float32 or float64."""
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=_MIN_LENGTH)
+def _full(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

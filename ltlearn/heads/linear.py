@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from ltlearn.errors import UserError
 from ltlearn.utils.text import name_classes
 
-__all__ = ["check_directions", "check_linear", "logits_dtype"]
+__all__ = ["check_directions", "check_linear", "logits_dtype", "unit_rows"]
+
+_MIN_LENGTH = 1e-12  # a shorter row has no direction
 
 
 def check_linear(linear: nn.Module, head: str) -> None:
@@ -44,3 +46,18 @@ def logits_dtype(x: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     return x.dtype
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Divide each row by its length; a row without a length becomes 0, and so does its gradient.
+
+    Args:
+        rows: The rows.
+
+    Shape:
+        rows is (..., D), float32 or float64, and so is the result.
+    """
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    # A clamp of the length would give a row of zeros a gradient of 1 / _MIN_LENGTH.
+    has_none = lengths < _MIN_LENGTH
+    return (rows / lengths.masked_fill(has_none, 1)).masked_fill(has_none, 0)

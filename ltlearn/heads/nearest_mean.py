@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltlearn.errors import UserError, check_whole
+from ltlearn.heads.linear import unit_rows
 
 __all__ = ["NearestClassMean"]
 
-_MIN_LENGTH = 1e-12  # a feature at the centre has no direction; this keeps it zeros
 _FAR = 1e4  # the margin between the lowest logit and the logit of a class without images
 
 
@@ -61,8 +61,7 @@ class NearestClassMean(nn.Module):
         """Return phi(x), the centred and normalised features, (..., D), float32 or float64."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         x = x - self.centre.to(x.dtype)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=_MIN_LENGTH)
-        return x / length.where(self.normalize, 1.0)
+        return torch.where(self.normalize, unit_rows(x), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (..., C)."""

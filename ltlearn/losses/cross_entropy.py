@@ -17,8 +17,9 @@ class CrossEntropy(nn.CrossEntropyLoss):
     a millisecond per step, as much as a step of a linear classifier.
 
     Shape:
-        Logits (N, C) and targets (N,), or (N, C) probabilities. The result is the mean over N, a
-        scalar. With class weights, the mean divides by the sum of the targets' weights; if all of
+        Logits (N, C), any floating dtype; targets (N,), or (N, C) probabilities. Half precision is
+        computed in float32. The result is the mean over N, a scalar. With class weights, the mean
+        divides by the sum of the targets' weights; if all of
         these are 0, the result is not a number, as in torch.
 
     Example:
@@ -49,11 +50,15 @@ class CrossEntropy(nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
+        # In float16 the exponentials of large logits are infinite, and in bfloat16 a loss has
+        # three digits.
+        input = input.to(torch.promote_types(input.dtype, torch.float32))
+        if target.is_floating_point():
+            target = target.to(input.dtype)
         if self.weight is not None:
             # torch needs the weights on the device and in the dtype of the logits.
             if self.weight.device != input.device:
                 self.to(input.device)
-            input = input.to(torch.promote_types(input.dtype, torch.float32))
             if self.weight.dtype != input.dtype:
                 self.weight = self.weight.to(input.dtype)
         return super().forward(input, target)

@@ -14,8 +14,9 @@ import ltlearn.models.cifar_resnet  # noqa: F401  (registers the CIFAR ResNets)
 from ltlearn.errors import UserError, spell
 from ltlearn.heads.registry import head_from_state
 from ltlearn.models.backbone import HEAD_NAMES, LTModel, evaluating
+from ltlearn.utils.stored_weights import check_stored_weights
 
-__all__ = ["check_weights", "create_lt_model"]
+__all__ = ["check_weights", "create_lt_model", "is_outside_arch"]
 
 _log = logging.getLogger("ltlearn")
 _FORMATS = (
@@ -102,6 +103,11 @@ def check_weights(arch: str) -> bool:
     return True
 
 
+def is_outside_arch(arch: str) -> bool:
+    """Return whether timm takes an architecture from the Hugging Face hub, or from a folder."""
+    return arch.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+
+
 # ------------------------------------------------------------------ timm's models
 
 
@@ -110,7 +116,7 @@ def _find_config(arch: str):
     if not isinstance(arch, str):
         raise UserError(f"arch must be a name from timm.list_models(), got {arch!r}.")
     name = arch.split(".")[0]
-    if not arch.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
+    if not is_outside_arch(arch) and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = (
             f"did you mean {', '.join(close)}?" if close else "`timm.list_models()` has all names."
@@ -186,6 +192,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             f"there is no weights file {path}; give a .safetensors or .pth file, or "
             f"{spell('pretrained', False)}."
         )
+    check_stored_weights(path)
     try:
         state = timm.models.load_state_dict(path, weights_only=True)
     except Exception as e:

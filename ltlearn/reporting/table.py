@@ -17,6 +17,7 @@ from ltlearn.reporting.text import (
     percent_text,
 )
 from ltlearn.utils.terminal import fitting_blocks, one_line, print_block
+from ltlearn.utils.text import clean
 
 __all__ = ["PROTOCOL_TEXTS", "ResultRow", "ResultTable"]
 
@@ -246,7 +247,7 @@ class ResultTable:
     def _title(self) -> str:
         plus_minus = ", mean ± standard deviation over seeds" if self._several_seeds() else ""
         where = "validation" if self.protocol == "untested" else "test"
-        return f"{self.dataset}: {where} accuracy in %{plus_minus}"
+        return clean(f"{self.dataset}: {where} accuracy in %{plus_minus}")
 
     def _several_seeds(self) -> bool:
         return any(len(row.reports) > 1 for row in self.rows)
@@ -283,7 +284,8 @@ class ResultTable:
             for row in self.rows
             if row.seconds is not None
         ]
-        return [*self._about(), *tested, *([f"time: {'; '.join(times)}"] if times else [])]
+        lines = [*self._about(), *tested, *([f"time: {'; '.join(times)}"] if times else [])]
+        return [clean(line) for line in lines]
 
 
 def _label(row: ResultRow) -> str:

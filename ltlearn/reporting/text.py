@@ -45,11 +45,16 @@ def markdown_table(head: Sequence[str], align: Sequence[str], rows: Sequence[Seq
         align: "---" (left) or "---:" (right) for each column.
         rows: The cells of each row.
     """
-    cells = [[one_line(cell).replace("|", "\\|") for cell in row] for row in rows]
+    cells = [[_harmless(cell).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, align, *cells])
 
 
 def markdown_list(lines: Sequence[str]) -> str:
     """Format lines as a Markdown list."""
-    # "<" before a letter would open an HTML tag; "<20" stays unchanged.
-    return "\n".join(f"- {re.sub('<(?=[A-Za-z/!?])', '&lt;', one_line(line))}" for line in lines)
+    return "\n".join(f"- {_harmless(line)}" for line in lines)
+
+
+def _harmless(text: str) -> str:
+    """Return a text in one line that opens no HTML tag and no link, whatever names it quotes."""
+    # "<" before a letter would open a tag; "<20" stays unchanged.
+    return re.sub("<(?=[A-Za-z/!?])", "&lt;", one_line(text)).replace("](", "]\\(")

@@ -35,6 +35,8 @@ __all__ = ["Run", "checksum_of", "waits_for_run"]
 _logger = logging.getLogger("ltlearn")
 _LOCK = ".lock"
 _STAMP = "%Y%m%d-%H%M%S"
+# Above this no file is read: the longest trajectories of 10,000 classes take a fifth of it.
+_MAX_JSON_BYTES = 1 << 29
 
 
 class Run:
@@ -215,9 +217,12 @@ class Run:
         Raises:
             UserError: If the file is missing, unreadable or damaged.
         """
+        path = self._existing(name)
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise UserError(f"{path} is damaged: it has more than {_MAX_JSON_BYTES:,} bytes.")
         text = self._read_bytes(name)
         try:
-            content = json.loads(text)
+            content = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path / name} is damaged: {error}.") from None
         if sealed is False:
@@ -442,6 +447,11 @@ def checksum_of(content: bytes) -> str:
 def _seal(plain: dict) -> str:
     """Return the checksum of plain values. It is the same after writing and reading them."""
     return checksum_of(json.dumps(plain).encode())
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse not-a-number and infinity, which `write_json` never writes."""
+    raise ValueError(f"it holds {name}")
 
 
 def _check_continued(path: Path, resume: bool) -> None:

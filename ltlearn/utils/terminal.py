@@ -4,6 +4,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from ltlearn.utils.text import clean
+
 __all__ = [
     "render_rows",
     "fitting_blocks",
@@ -170,9 +172,11 @@ def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
 
 
 def one_line(text: Any) -> str:
-    """Return a text without line breaks and double spaces.
+    """Return a text without line breaks, double spaces and control characters.
+
+    Names from files could otherwise move the cursor, or clear the screen.
 
     Args:
         text: Anything `str` takes.
     """
-    return " ".join(str(text).split())
+    return clean(" ".join(str(text).split()))

@@ -3,7 +3,8 @@
 import pytest
 
 from ltlearn.errors import UserError
-from ltlearn.experiments.predictor import ModelFacts, Predictor
+from ltlearn.experiments.model_facts import ModelFacts
+from ltlearn.experiments.predictor import Predictor
 from ltlearn.utils.run_folder import Run
 
 FACTS = {

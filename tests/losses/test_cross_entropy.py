@@ -45,6 +45,21 @@ def test_weights_with_logits_of_any_dtype(dtype):
     torch.testing.assert_close(value.double(), loss(logits, target), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("soft", [False, True])
+def test_large_logits_in_half_precision(dtype, soft):
+    """The difference of two logits of 6e4 is infinite in float16."""
+    logits = torch.tensor([[6e4, -6e4], [-6e4, 6e4]], dtype=dtype, requires_grad=True)
+    target = torch.tensor([0, 0])
+    if soft:
+        target = torch.nn.functional.one_hot(target, 2).to(dtype)
+    loss = CrossEntropy()(logits, target)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(6e4, rel=0.01)
+    loss.backward()
+    assert logits.grad.tolist() == [[0, 0], [-0.5, 0.5]]
+
+
 def test_weights_follow_the_logits():
     loss = weighted()
     loss(torch.zeros(2, 4, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))

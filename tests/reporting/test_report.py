@@ -10,6 +10,7 @@ from ltlearn.errors import UserError
 from ltlearn.metrics.report import shot_report
 from ltlearn.reporting.markdown import render_report_md
 from ltlearn.reporting.table import PROTOCOL_TEXTS, ResultRow, ResultTable
+from ltlearn.reporting.text import markdown_list, markdown_table
 from ltlearn.utils.environment import environment_info
 from tests.helpers import Terminal, without_colour
 
@@ -326,3 +327,11 @@ def test_trajectory_errors():
     broken["all"].pop()
     with pytest.raises(UserError, match="4 epochs but 3 values of 'all'"):
         render_report_md(make_table(), MANIFEST, [], [broken])
+
+
+def test_names_open_no_tag_no_link_and_no_escape_sequence_in_markdown():
+    evil = "<img src=x onerror=a> ![a](http://b) | \x1b[2J\n# c"
+    for text in (markdown_table(["a"], ["---"], [[evil]]), markdown_list([evil])):
+        assert "<img" not in text and "](" not in text and "\x1b" not in text
+        assert "\n# c" not in text
+    assert "<20" in markdown_list(["fewer than <20"])

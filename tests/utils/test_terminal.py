@@ -36,3 +36,11 @@ def test_rows_of_sentences_are_paragraphs_where_no_table_fits(monkeypatch):
     assert lines[0] == "crt" and max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     assert text.count("word") == 40 and "source: word" in text and "remark" not in text
+
+
+def test_control_characters_of_names_are_escaped(monkeypatch):
+    """They once cleared the screen and renamed the window."""
+    for file in (io.StringIO(), Terminal()):
+        render_rows(["class"], [["\x1b]0;owned\x07\x1b[2Jcat\r\n dog"]], file)
+        assert "\x07" not in file.getvalue() and "\x1b[2J" not in file.getvalue()
+        assert "owned" in file.getvalue() and "cat dog" in without_colour(file.getvalue())

@@ -18,6 +18,7 @@ from ltlearn.data.benchmarks.read import BenchmarkCopy, name_first_missing
 from ltlearn.data.benchmarks.registry import get_benchmark
 from ltlearn.errors import UserError
 from ltlearn.metrics.shots import shot_groups
+from ltlearn.utils.text import clean
 
 __all__ = ["Finding", "BenchmarkReport", "check_benchmark"]
 
@@ -79,8 +80,8 @@ class BenchmarkReport:
         verdict = "as published" if self.ok else "not as published"
         if self.absent:
             verdict = "not there"
-        lines = [f"{self.title} in {self.root}: {verdict}"]
-        lines += [f"  {'ok  ' if f.ok else 'FAIL'}  {f.text}" for f in self.findings]
+        lines = [f"{self.title} in {clean(self.root)}: {verdict}"]
+        lines += [f"  {'ok  ' if f.ok else 'FAIL'}  {clean(f.text)}" for f in self.findings]
         return "\n".join([*lines, self.instructions] if self.instructions else lines)
 
 

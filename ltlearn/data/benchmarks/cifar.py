@@ -1,18 +1,19 @@
 """CIFAR-10 and CIFAR-100: their facts, and how they are read."""
 
-import pickle
 from pathlib import Path
 
 import numpy as np
 
+from ltlearn.data.benchmarks.cifar_pickle import read_pickle
 from ltlearn.data.benchmarks.facts import BalancedSet, Download
-from ltlearn.data.images import ImageSet
+from ltlearn.data.images import ImageSet, check_regular
 from ltlearn.data.readers.folders import find_class_folders, list_class_folders
 from ltlearn.errors import UserError, spell
 
 __all__ = ["CIFAR10_LT", "CIFAR100_LT", "CIFAR_STATS", "load_cifar"]
 
 CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_MAX_BYTES = 300_000_000  # the largest file, the training images of CIFAR-100, has 155 MB
 _CIFAR = {
     10: {
         "folder": "cifar10",
@@ -92,52 +93,42 @@ def _cifar_folders(folder: Path, num_classes: int) -> tuple[ImageSet, list[str]]
     return images, names
 
 
-# What an array in a pickle calls, by its names in NumPy 1 and 2.
-_ARRAY_PARTS = {
-    ("numpy.core.multiarray", "_reconstruct"): "numpy._core.multiarray",
-    ("numpy._core.multiarray", "_reconstruct"): "numpy._core.multiarray",
-    ("numpy.core.numeric", "_frombuffer"): "numpy._core.numeric",
-    ("numpy._core.numeric", "_frombuffer"): "numpy._core.numeric",
-    ("numpy", "ndarray"): "numpy",
-    ("numpy", "dtype"): "numpy",
-    ("_codecs", "encode"): "_codecs",
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays, and refuses anything else in a pickle, so that opening a file runs no code."""
-
-    def find_class(self, module: str, name: str):
-        """Return a function or class that an array needs; raise for any other."""
-        if (module, name) not in _ARRAY_PARTS:
-            raise pickle.UnpicklingError(f"{module}.{name} must not be in a CIFAR file")
-        return super().find_class(_ARRAY_PARTS[module, name], name)
-
-
 def _cifar_pickles(folder: Path, facts: dict, part: str) -> tuple[ImageSet, list[str]]:
-    def unpickle(name: str) -> dict:
-        with (folder / name).open("rb") as file:
-            return _ArrayUnpickler(file, encoding="latin1").load()
-
-    pixels, targets = [], []
+    pixels, targets, name = [], [], facts["meta"]
     try:
-        name = facts["meta"]
-        classes = list(unpickle(name)[facts["names"]])
+        classes = _read_file(folder / name)[facts["names"]]
+        if not _is_list_of(str, classes):
+            raise ValueError("its class names are no list of text")
         for name in facts[part]:
-            batch = unpickle(name)
-            rows = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-            labels = np.asarray(batch[facts["labels"]], dtype=np.int64)
-            if labels.shape != rows.shape[:1] or set(labels.tolist()) - set(range(len(classes))):
+            batch = _read_file(folder / name)
+            rows, labels = batch["data"], batch[facts["labels"]]
+            if not isinstance(rows, np.ndarray):
+                raise ValueError("its data is no array")
+            rows = rows.reshape(-1, 3, 32, 32)
+            # Lists of lists can share their parts, and NumPy would then take for ever.
+            fits = _is_list_of(int, labels) and len(labels) == len(rows)
+            if not fits or set(labels) - set(range(len(classes))):
                 raise ValueError("its labels do not fit its images or the class names")
             pixels.append(rows.transpose(0, 2, 3, 1))
-            targets.append(labels)
-    except Exception as e:  # a broken pickle can raise anything
+            targets.append(np.array(labels, dtype=np.int64))
+    except (OSError, ValueError, TypeError, KeyError) as e:
         reason = f"no {e}" if isinstance(e, KeyError) else getattr(e, "strerror", None) or e
         raise UserError(
             f"cannot read {folder / name} as a CIFAR file ({reason}); fetch the archive again."
         ) from None
     images = np.ascontiguousarray(np.concatenate(pixels))
     return ImageSet(np.concatenate(targets), images=images), classes
+
+
+def _read_file(path: Path) -> dict:
+    check_regular(path)
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
+    return read_pickle(path.read_bytes())
+
+
+def _is_list_of(kind: type, values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def _fetch(root: Path, name: str) -> None:
