@@ -72,6 +72,22 @@ def test_correction_is_bayes_rule():
     assert torch.allclose(got, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("as_array", [False, True])
+def test_probabilities_are_refused(as_array):
+    """Their correction once gave wrong figures silently."""
+    logits, targets = data()
+    probs, prior = logits.softmax(1), [1, 1, 1, 1]
+    given = probs.numpy() if as_array else probs
+    with pytest.raises(UserError, match=r"logits holds probabilities.*logits\.log\(\)"):
+        correct_for_prior(given, prior, prior)
+    with pytest.raises(UserError, match=r"logits holds probabilities.*logits\.log\(\)"):
+        prior_report(given, targets, prior)
+    expected = prior_report(logits, targets, prior)
+    assert prior_report(probs.log(), targets, prior).ece == pytest.approx(expected.ece)
+    # One row of logits can be at least 0 and sum to 1 by chance.
+    assert correct_for_prior(probs[:1], prior, prior).allclose(probs[:1])
+
+
 def test_there_and_back():
     logits, _ = data()
     there = correct_for_prior(logits, COUNTS, [1, 1, 1, 1])
