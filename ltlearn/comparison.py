@@ -321,6 +321,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain numbers, lists and None, for a JSON file."""
         table = self.table().to_dict()
+        # The file keeps the order in which the methods were asked for.
+        table["rows"].sort(key=lambda row: self.methods.index(row["method"]))
         for row in table["rows"]:
             row |= self._row_facts(row["method"])
         # Under the paper protocol the validation images are the test set.

@@ -213,6 +213,7 @@ def test_rows_are_sorted_by_balanced_accuracy_after_stage_1(found):
     balanced = [np.mean([r.balanced for r in row.reports]) for row in lines[1:]]
     assert balanced == sorted(balanced, reverse=True)
     assert [row[0] for row in found.prior_rows()[1]] == [row.label for row in lines]
+    assert [row["method"] for row in found.to_dict()["rows"]] == SOME  # as asked for
 
 
 def test_best_is_chosen_on_validation(found):
