@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 
-from ltlearn.metrics.paired import MIN_EFFECTIVE_IMAGES, difference_interval
+from ltlearn.metrics.paired import MIN_DECIDING_IMAGES, difference_interval
 
 
 def exponential(most: int, least: int, classes: int) -> list[int]:
@@ -112,7 +112,7 @@ def main() -> None:
     draws, seed_draws = (300, 200) if args.quick else (4000, 2000)
     rng = np.random.default_rng(0)
     names = list(SETS)[:5] if args.quick else list(SETS)
-    print(f"One training, {draws:,} test sets a cell; none below {MIN_EFFECTIVE_IMAGES} images\n")
+    print(f"One training, {draws:,} test sets a cell; an interval needs {MIN_DECIDING_IMAGES}\n")
     rows = []
     for name in names:
         counts = np.array(SETS[name])

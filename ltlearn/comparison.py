@@ -9,7 +9,7 @@ import numpy as np
 from ltlearn.errors import UserError, check_choice
 from ltlearn.methods import METHODS
 from ltlearn.metrics.paired import PairedDifference, difference_interval
-from ltlearn.metrics.report import ShotReport
+from ltlearn.metrics.report import FEW_IMAGES, ShotReport
 from ltlearn.metrics.shots import shot_groups
 from ltlearn.names import SHOTS
 from ltlearn.reporting.table import ResultRow, ResultTable
@@ -33,6 +33,7 @@ class PriorFigures(Record):
         covered: Share of the prior on classes with test images.
         n_images: Number of test images.
         corrected: Accuracy after the logits are corrected for the prior.
+        n_effective: Number of images of equal weight with the same precision; None if unknown.
     """
 
     accuracy: float
@@ -41,6 +42,7 @@ class PriorFigures(Record):
     covered: float
     n_images: int
     corrected: float
+    n_effective: float | None = None
 
 
 @dataclass
@@ -272,10 +274,11 @@ class Comparison:
             covered += f" and other seeds after this stage 1 (Student's t, {seeds} seeds)"
         else:
             covered += ", but not other seeds"
-        text = f"with a 95 % interval that covers {covered}."
         found = [d for of_method in self.differences().values() for d in of_method.values()]
-        reasons = dict.fromkeys(d.reason for d in found if d.reason)
-        return " ".join([text, *(f"{_NO_INTERVAL} is no interval: {r}." for r in reasons)])
+        # All differences are on the same images, so all have an interval or none has.
+        if found and found[0].reason:
+            return f"without an interval ({_NO_INTERVAL}): {found[0].reason}."
+        return f"with a 95 % interval that covers {covered}."
 
     def _row(self, method: str) -> ResultRow:
         """Return the row of a method in the table."""
@@ -303,11 +306,17 @@ class Comparison:
         return head, rows
 
     def prior_rows(self) -> tuple[list[str], list[list[str]]]:
-        """Return heading and rows of the table of class priors; without priors, no rows."""
+        """Return heading and rows of the table of class priors; without priors, no rows.
+
+        A heading names the number of images of equal weight, where these are few.
+        """
         names = list(dict.fromkeys(name for o in self.outcomes for name in o.priors))
         head = ["method"]
         for name in names:
-            head += [name, f"{name}, corrected"]
+            effective = self._of_prior(name)[0].n_effective
+            small = effective is not None and effective < FEW_IMAGES
+            head += [f"{name} (like {effective:.0f} images)" if small else name]
+            head += [f"{name}, corrected"]
         rows = []
         for method in self._ordered() if names else []:
             row = [METHODS[method].label]
@@ -317,6 +326,9 @@ class Comparison:
                 row.append(_mean_sd([100 * figures.corrected for figures in own], 1))
             rows.append(row)
         return head, rows
+
+    def _of_prior(self, name: str) -> list[PriorFigures]:
+        return [o.priors[name] for o in self.outcomes if name in o.priors]
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain numbers, lists and None, for a JSON file."""

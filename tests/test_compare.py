@@ -160,7 +160,7 @@ def test_few_images_have_no_interval_and_a_warning(found):
     assert (d.low, d.high, d.excludes_zero) == (None, None, False) and "30" in d.reason
     text = str(few)
     assert re.search(r"^cRT .*[+-]\d+\.\d \[–\]", text, re.MULTILINE)
-    assert d.reason in text and "but not other seeds" in text
+    assert f"without an interval ([–]): {d.reason}" in text
     for shown in (text, few.table().to_markdown()):
         assert "test images: many 60 in 1 class, medium 30 in 1 class, few 2 in 1 class" in shown
         assert "few rests on 2 images; one image can change its accuracy by 50.0 points" in shown
@@ -170,6 +170,17 @@ def test_few_images_have_no_interval_and_a_warning(found):
     assert record["rows"][1]["differences"]["ce"]["low"] is None
     assert few.difference("crt", "ce", "all").low is not None
     assert few.difference("crt", "ce", "many").low is not None
+    runs = {(m, 0, 0): rng.random(180) < p for m, p in (("ce", 0.5), ("crt", 0.7))}
+    assert "but not other seeds" in str(comparison_of(found, runs, np.arange(180) % 3))
+
+
+def test_a_prior_that_rests_on_few_images_names_their_number(found):
+    for n, heading in ((12.4, "reversed (like 12 images)"), (31, "reversed"), (None, "reversed")):
+        outcomes = [copy.copy(o) for o in found.outcomes]
+        for o in outcomes:
+            o.priors = {"reversed": replace(o.priors["reversed"], n_effective=n)}
+        comparison = Comparison(outcomes, found.targets, found.class_counts, found.about)
+        assert comparison.prior_rows()[0] == ["method", heading, "reversed, corrected"]
 
 
 def test_seeds_of_stage_1_are_in_the_interval_and_in_the_text(found):

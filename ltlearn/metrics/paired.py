@@ -10,14 +10,14 @@ from torch import Tensor
 from ltlearn.errors import UserError, check_number, check_whole
 from ltlearn.metrics.rows import check_lengths, read_labels, unwrap
 
-__all__ = ["MIN_EFFECTIVE_IMAGES", "PairedDifference", "difference_interval", "paired_difference"]
+__all__ = ["MIN_DECIDING_IMAGES", "PairedDifference", "difference_interval", "paired_difference"]
 
 # An estimate this close to 0 is set to 0, because sums over classes of different sizes have
 # rounding errors.
 _ROUNDING = 1e-12
-# With fewer images of equal weight, the coverage depends on values that so few images cannot show.
-# benchmarks/interval_coverage.py measures it.
-MIN_EFFECTIVE_IMAGES = 30
+# With fewer images that decide the difference, the coverage depends on probabilities that so few
+# images do not show. benchmarks/interval_coverage.py measures it.
+MIN_DECIDING_IMAGES = 30
 # Half a win and half a loss are added to the variance, as Agresti and Min add 0.5 to each cell.
 _PSEUDO_IMAGES = 1.0
 # The variance of a class is averaged with the pooled variance, which counts like one more image.
@@ -38,8 +38,8 @@ class PairedDifference:
         n_images: Number of test images.
         n_seeds: Number of trainings that are averaged. From two on, the interval covers the
             choice of the seed too.
-        n_effective: Number of images of equal weight with the same precision. It is below
-            n_images if classes with few images have a large weight.
+        n_deciding: Number of images that decide the variance: n_images if all have equal weight,
+            fewer if the images of some classes have most of it.
         reason: Why there is no interval; empty if there is one.
     """
 
@@ -50,7 +50,7 @@ class PairedDifference:
     balanced: bool
     n_images: int
     n_seeds: int
-    n_effective: float
+    n_deciding: float
     reason: str = ""
 
     @property
@@ -129,7 +129,7 @@ def difference_interval(
     Student's t with Satterthwaite's degrees of freedom.
 
     If a few images have most of the weight, as those of classes with one image have, no procedure
-    works: below `MIN_EFFECTIVE_IMAGES` images of equal weight there is no interval.
+    works: below `MIN_DECIDING_IMAGES` images that decide, there is no interval.
 
     With several seeds, the differences are averaged over the seeds. The variance over seeds beyond
     the part that the choice of images explains is added, with the t quantile of its few degrees of
@@ -152,14 +152,13 @@ def difference_interval(
     strata = labels if balanced else np.zeros_like(labels)
     kinds, strata = np.unique(strata, return_inverse=True)
     sample = _Sample(differences.astype(np.float64), strata, np.bincount(strata), len(kinds))
-    estimate, effective, reason = sample.estimate, sample.n_effective, ""
+    estimate, deciding, reason = sample.estimate, sample.n_deciding, ""
     low = high = None
     # A sum of weights such as 1/10 may miss a whole number by rounding.
-    if effective + _ROUNDING < MIN_EFFECTIVE_IMAGES:
-        images = f"{effective:.0f} image{'' if round(effective) == 1 else 's'}"
+    if deciding + _ROUNDING < MIN_DECIDING_IMAGES:
         reason = (
-            f"the test images count like {images} of equal weight; an interval needs "
-            f"{MIN_EFFECTIVE_IMAGES}"
+            f"about {deciding:.0f} of the {len(labels):,} images decide the difference; an "
+            f"interval needs {MIN_DECIDING_IMAGES}"
         )
     else:
         margin = sample.margin((1 + level) / 2)
@@ -173,7 +172,7 @@ def difference_interval(
         balanced=bool(balanced),
         n_images=images,
         n_seeds=seeds,
-        n_effective=effective,
+        n_deciding=deciding,
         reason=reason,
     )
 
@@ -209,8 +208,8 @@ class _Sample:
         return 0.0 if abs(value) < _ROUNDING else value
 
     @property
-    def n_effective(self) -> float:
-        """Return the number of images of equal weight; N if all classes have as many images."""
+    def n_deciding(self) -> float:
+        """Return the number of images that decide; N if all classes have as many images."""
         return float(self.shares.sum() ** 2 / self.fourth.sum())
 
     def margin(self, quantile: float) -> float:
@@ -230,18 +229,18 @@ class _Sample:
 
     def _image_variance(self) -> tuple[float, float]:
         """Return the variance of the estimate over test sets, and its degrees of freedom."""
-        n, shares, effective = self.counts, self.shares, self.n_effective
+        n, shares, deciding = self.counts, self.shares, self.n_deciding
         means, squares = self._class_means(self.mean), self._class_means(self.mean**2)
         own = np.maximum(squares - means**2, 0) * n / np.maximum(n - 1, 1)
         part = shares / shares.sum()
-        pooled = max(part @ squares - (part @ means) ** 2, 0) * effective / (effective - 1)
+        pooled = max(part @ squares - (part @ means) ** 2, 0) * deciding / (deciding - 1)
         lent = _POOLED_WEIGHT / (n - 1 + _POOLED_WEIGHT)  # 1 for a class with one image
         # The weight of the imagined images is a mean over the images, by their share.
         imagined = self.fourth.sum() / shares.sum()
         from_own = (1 - lent) * own * shares
         from_pooled = pooled * (lent @ shares)
         variance = from_own.sum() + from_pooled + _PSEUDO_IMAGES * imagined
-        spread = (from_own**2 / np.maximum(n - 1, 1)).sum() + from_pooled**2 / (effective - 1)
+        spread = (from_own**2 / np.maximum(n - 1, 1)).sum() + from_pooled**2 / (deciding - 1)
         freedom = variance**2 / spread if spread else np.inf
         # Satterthwaite's formula assumes normal differences. Where nearly all are 0, the variance
         # is known only as well as the disagreements can be counted.

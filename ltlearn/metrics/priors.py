@@ -131,6 +131,8 @@ class PriorReport:
         covered: Share of the distribution on classes that have test images. Below 1, the figures
             hold for these classes only.
         n_images: Number of test images.
+        n_effective: Number of images of equal weight with the same precision. It is far below
+            n_images if the distribution gives much weight to classes with few test images.
     """
 
     accuracy: float
@@ -138,6 +140,7 @@ class PriorReport:
     ece: float
     covered: float
     n_images: int
+    n_effective: float
 
 
 def prior_report(
@@ -195,6 +198,7 @@ def prior_report(
         ece=calibration_error_of(confidence, correct, _N_BINS, weights),
         covered=min(covered, 1.0) if unseen.any() else 1.0,
         n_images=len(labels),
+        n_effective=1 / float((weights**2).sum()),  # Kish's effective sample size
     )
 
 

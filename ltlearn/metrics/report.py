@@ -29,12 +29,12 @@ from ltlearn.metrics.shots import (
 )
 from ltlearn.names import FEW_RULES, FIGURES
 
-__all__ = ["GroupSize", "ShotReport", "shot_report", "mean_and_sd"]
+__all__ = ["FEW_IMAGES", "GroupSize", "ShotReport", "shot_report", "mean_and_sd"]
 
 _log = logging.getLogger("ltlearn")
 _DASH = "–"
 _SUMMARY = (*FIGURES, "ece", "nll")
-_FEW_IMAGES = 30  # the accuracy of fewer images has a standard error of up to 9 points
+FEW_IMAGES = 30  # the accuracy of fewer images has a standard error of up to 9 points
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class GroupSize:
     @property
     def is_small(self) -> bool:
         """Return whether the images are so few that a warning is due; an empty group needs none."""
-        return 0 < self.images < _FEW_IMAGES
+        return 0 < self.images < FEW_IMAGES
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,7 +36,7 @@ def test_with_many_images_it_equals_the_textbook_interval(balanced, sizes):
 
 
 @pytest.mark.parametrize(
-    ("counts", "effective"),
+    ("counts", "deciding"),
     [
         ([30] * 10, 300),
         ([3] * 200, 600),
@@ -47,15 +47,16 @@ def test_with_many_images_it_equals_the_textbook_interval(balanced, sizes):
         ([60, 36, 22, 13, 8, 5, 3, 2, 1, 1], 5.1),
     ],
 )
-def test_there_is_no_interval_where_few_images_have_most_of_the_weight(counts, effective):
+def test_there_is_no_interval_where_few_images_have_most_of_the_weight(counts, deciding):
     labels = np.repeat(np.arange(len(counts)), counts)
     rng = np.random.default_rng(0)
     a, b = rng.random((2, len(labels))) < 0.5
     got = paired_difference(a, b, labels, len(counts))
-    assert got.n_effective == pytest.approx(effective, rel=0.01)
-    if effective < 30:
+    assert got.n_deciding == pytest.approx(deciding, rel=0.01)
+    if deciding < 30:
         assert (got.low, got.high, got.excludes_zero) == (None, None, False)
-        assert f"like {round(effective)} images" in got.reason and "30" in got.reason
+        assert f"{round(deciding)} of the {sum(counts)} images" in got.reason
+        assert "30" in got.reason
     else:
         assert got.low < got.estimate < got.high and got.reason == ""
     per_class = [a[labels == c].mean() - b[labels == c].mean() for c in range(len(counts))]

@@ -168,6 +168,14 @@ def test_report_equals_numpy(prior, as_array):
     assert (report.covered, report.n_images) == (1, 400)
 
 
+def test_a_report_names_how_many_images_of_equal_weight_it_rests_on():
+    logits, targets = data()
+    targets[:397], targets[397:] = 0, 1
+    assert prior_report(logits, targets, [397, 3, 0, 0]).n_effective == pytest.approx(400)
+    # Three images have half of the weight: 1 / (0.25 / 397 + 0.25 / 3).
+    assert prior_report(logits, targets, [1, 1, 0, 0]).n_effective == pytest.approx(11.91, abs=0.01)
+
+
 def test_report_under_the_test_distribution_is_the_plain_report():
     logits, targets = data()
     plain = shot_report(logits, targets, COUNTS)
