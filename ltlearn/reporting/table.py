@@ -87,8 +87,8 @@ class ResultTable:
         >>> row = ResultRow("ce", "CE", [report], "last epoch")
         >>> print(ResultTable([row], "clean", "my split", "3f9a11c0", "<20", [0], "my data"))
         my data: test accuracy in %
-        method    all   many  medium    few  balanced   ECE
-        CE      100.0  100.0   100.0  100.0     100.0  42.4
+        method    all   many  medium    few  balanced  ECE
+        CE      100.0  100.0   100.0  100.0     100.0  0.0
         ...
     """
 
