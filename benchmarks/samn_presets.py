@@ -7,8 +7,8 @@ RUN is a folder of `ltlearn recipe` under the clean protocol, its stage 1 finish
 class-balanced accuracy on the carved validation images, in points above post-hoc logit adjustment
 with its tau chosen there, for samplers, losses and rates under `SAMN()`, alone and followed by
 logit adjustment ("+adj"). "test" prints the last epoch of each preset in the table of methods
-against SAMN's best epoch *on the test set* and against logit adjustment, with the 95 % interval of
-a paired bootstrap over test images, three seeds each.
+against SAMN's best epoch *on the test set* and against logit adjustment, with the 95 % interval
+over test images, three seeds each.
 """
 
 import argparse
@@ -110,7 +110,8 @@ def test(learn) -> None:
         to_best = paired_difference(np.stack(runs), np.stack(best), targets, classes)
         to_adjusted = found.difference(name, "logit_adjustment")
         words = [
-            f"{100 * d.estimate:+5.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+            f"{100 * d.estimate:+5.1f} "
+            + ("[no interval]" if d.low is None else f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
             for d in (to_best, to_adjusted)
         ]
         print(f"{name:30s} to SAMN's best on test {words[0]:22s} to logit adjustment {words[1]}")

@@ -6,16 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, check_choice
 from ltlearn.methods import METHODS
-from ltlearn.metrics.paired import PairedDifference, paired_difference
-from ltlearn.metrics.report import ShotReport
+from ltlearn.metrics.paired import PairedDifference, difference_interval
+from ltlearn.metrics.report import FEW_IMAGES, ShotReport
+from ltlearn.metrics.shots import shot_groups
+from ltlearn.names import SHOTS
 from ltlearn.reporting.table import ResultRow, ResultTable
 from ltlearn.training.records import Record, TrajectoryRecord
 
 __all__ = ["Comparison", "ComparisonFacts", "Outcome", "PriorFigures", "merge_comparisons"]
 
-_RESAMPLES = 10_000
+# The accuracies whose differences have an interval.
+_GROUPS = ("all", *SHOTS, "balanced")
+_NO_INTERVAL = "[–]"
 
 
 @dataclass(eq=False)
@@ -29,6 +33,7 @@ class PriorFigures(Record):
         covered: Share of the prior on classes with test images.
         n_images: Number of test images.
         corrected: Accuracy after the logits are corrected for the prior.
+        n_effective: Number of images of equal weight with the same precision; None if unknown.
     """
 
     accuracy: float
@@ -37,6 +42,7 @@ class PriorFigures(Record):
     covered: float
     n_images: int
     corrected: float
+    n_effective: float | None = None
 
 
 @dataclass
@@ -152,61 +158,94 @@ class Comparison:
     def differences(self) -> dict[str, dict[str, PairedDifference]]:
         """Compare each method with stage 1 and with the best method; see `difference`."""
         if self._differences is None:
-            others = dict.fromkeys(m for m in (self.stage1, self.best) if m is not None)
             self._differences = {
                 method: {
-                    other: self.difference(method, other) for other in others if other != method
+                    other: self.difference(method, other)
+                    for other in self._others()
+                    if other != method
                 }
                 for method in self.methods
             }
         return self._differences
 
-    def difference(self, method: str, other: str) -> PairedDifference:
-        """Compare the class-balanced accuracy of two methods, averaged over seeds.
+    def _others(self) -> list[str]:
+        """List the methods that all methods are compared with: stage 1 and the best one."""
+        return list(dict.fromkeys(m for m in (self.stage1, self.best) if m is not None))
 
-        The 95 % interval is from a paired bootstrap over the test images. It shows how far another
-        test set of this size could move the difference. The standard deviation in the table shows
-        the effect of other seeds.
+    def difference(
+        self, method: str, other: str, group: str = "balanced"
+    ) -> PairedDifference | None:
+        """Compare the accuracy of two methods, averaged over seeds, with a 95 % interval.
+
+        The interval covers the choice of the test images. From two stages 1 on, it covers their
+        seeds too; with one stage 1, it covers the seeds of the later stages. There is no interval
+        where too few images decide; see `ltlearn.metrics.paired.difference_interval`.
 
         Args:
             method: The method.
             other: The method that is subtracted.
+            group: The accuracy to compare: "all" (over images), "balanced", or "many", "medium" or
+                "few" (the mean over the classes of the group). A group without test images has no
+                difference: None.
+
+        Raises:
+            UserError: If a method has no outcome, or `group` is not allowed.
         """
-        pairs = [self._correct(m) for m in (method, other)]
-        return paired_difference(*pairs, self.targets, len(self.class_counts), _RESAMPLES)
+        check_choice("group", group, _GROUPS)
+        for name in (method, other):
+            if not self.of(name):
+                raise UserError(
+                    f"the comparison has no method {name!r}; it has {', '.join(self.methods)}."
+                )
+        labels = np.asarray(self.targets)
+        rows = self._per_training(method, other)
+        if group in SHOTS:
+            mask = shot_groups(self.class_counts, self.about.few)[group].numpy()[labels]
+            rows, labels = rows[:, mask], labels[mask]
+        return difference_interval(rows, labels, 0.95, group != "all") if len(labels) else None
 
-    def _correct(self, method: str) -> np.ndarray:
-        """Return which test images are classified correctly, (S, N).
+    def _per_training(self, method: str, other: str) -> np.ndarray:
+        """Return how much more often a method is correct on each image, (S, N).
 
-        A method whose outcome does not depend on the seed is paired with every run of the others.
+        A row is a stage 1, averaged over the later stages; with one stage 1, a row is a seed of
+        the later stages. A method whose outcome does not depend on the seed is paired with every
+        run of the other.
         """
-        starts = self._stage1_seeds
-        runs = max(
-            sum(o.stage1_seed == start for o in self.of(m))
-            for m in self.methods
-            for start in starts
-        )
-        rows = []
-        for start in starts:
-            own = [o.correct for o in self.of(method) if o.stage1_seed == start]
-            rows += [own[min(k, len(own) - 1)] for k in range(runs)]
-        return np.stack(rows)
+        runs = {name: self._runs(name) for name in (method, other)}
+        starts = sorted(runs[method].keys() & runs[other].keys())
+        if len(starts) > 1:
+            return np.stack(
+                [_mean_row(runs[method][k]) - _mean_row(runs[other][k]) for k in starts]
+            )
+        if not starts:
+            rows = [np.mean([_mean_row(r) for r in runs[m].values()], 0) for m in (method, other)]
+            return (rows[0] - rows[1])[None]
+        ours, theirs = runs[method][starts[0]], runs[other][starts[0]]
+        if min(len(ours), len(theirs)) > 1 and ours.keys() != theirs.keys():
+            return (_mean_row(ours) - _mean_row(theirs))[None]
+        seeds = max(ours, theirs, key=len)
+        return np.stack([_row_of(ours, seed) - _row_of(theirs, seed) for seed in seeds])
 
-    @property
-    def _stage1_seeds(self) -> list[int]:
-        return sorted({o.stage1_seed for o in self.outcomes})
+    def _runs(self, method: str) -> dict[int, dict[int, np.ndarray]]:
+        """Return which test images are correct, by the seeds of stage 1 and the later stages."""
+        runs: dict[int, dict[int, np.ndarray]] = {}
+        for o in self.of(method):
+            runs.setdefault(o.stage1_seed, {})[o.seed] = np.asarray(o.correct, dtype=np.float64)
+        return runs
 
     def table(self) -> ResultTable:
-        """Return the table: figures, their spread over seeds, and the paired differences."""
+        """Return the table: figures, their spread over seeds, and the paired differences.
+
+        Stage 1 comes first, the other methods follow by class-balanced accuracy.
+        """
         about, best = self.about, METHODS[self.best].label
         chosen_on = "the test set" if about.protocol == "paper" else "validation"
-        tested_on = "validation" if about.protocol == "untested" else "test"
         note = (
-            f"best on {chosen_on}: {best}. Differences in class-balanced accuracy, in points, with "
-            f"the 95 % interval of a paired bootstrap over the {tested_on} images."
+            f"best on {chosen_on}: {best}. Differences in class-balanced accuracy are in points, "
+            f"{self._about_intervals()}"
         )
         return ResultTable(
-            [self._row(method) for method in self.methods],
+            [self._row(method) for method in self._ordered()],
             about.protocol,
             about.split,
             about.fingerprint,
@@ -215,29 +254,71 @@ class Comparison:
             about.dataset,
             note=" ".join(part for part in (note, self.note) if part),
             valid_from=about.valid_from,
+            stage1_seeds=sorted({o.stage1_seed for o in self.outcomes}),
         )
+
+    def _ordered(self) -> list[str]:
+        """List the methods in the order of the table."""
+        balanced = {m: np.mean([o.report.balanced for o in self.of(m)]) for m in self.methods}
+        return sorted(self.methods, key=lambda m: (m != self.stage1, -balanced[m]))
+
+    def _about_intervals(self) -> str:
+        """Describe the intervals: what they cover, and why some are absent."""
+        tested_on = "validation" if self.about.protocol == "untested" else "test"
+        starts = len({o.stage1_seed for o in self.outcomes})
+        seeds = len({o.seed for o in self.outcomes})
+        covered = f"other {tested_on} images"
+        if starts > 1:
+            covered += f" and other seeds of stage 1 (Student's t, {starts} seeds)"
+        elif seeds > 1:
+            covered += f" and other seeds after this stage 1 (Student's t, {seeds} seeds)"
+        else:
+            covered += ", but not other seeds"
+        found = [d for of_method in self.differences().values() for d in of_method.values()]
+        # All differences are on the same images, so all have an interval or none has.
+        if found and found[0].reason:
+            return f"without an interval ({_NO_INTERVAL}): {found[0].reason}."
+        return f"with a 95 % interval that covers {covered}."
 
     def _row(self, method: str) -> ResultRow:
         """Return the row of a method in the table."""
         own, differences = self.of(method), self.differences()
         extra = {"NLL": _mean_sd([o.report.nll for o in own])}
-        for other in dict.fromkeys(k for d in differences.values() for k in d):
-            difference = differences[method].get(other)
-            interval = "–" if difference is None else _interval(difference)
+        for other in self._others() if len(differences) > 1 else []:
+            interval = _interval(differences[method].get(other))
             extra[f"to {METHODS[other].label}"] = interval
         selected = "; ".join(dict.fromkeys(o.selected for o in own))
         seconds = float(np.mean([o.seconds for o in own]))
         reports = [o.report for o in own]
         return ResultRow(method, METHODS[method].label, reports, selected, seconds, extra)
 
+    def difference_rows(self) -> tuple[list[str], list[list[str]]]:
+        """Return heading and rows of the table of differences by group, in points.
+
+        The differences are those to stage 1, or to the best method without stage 1.
+        """
+        other = self.stage1 or self.best
+        head, rows = [f"to {METHODS[other].label}", *_GROUPS], []
+        for method in self._ordered():
+            if method != other:
+                found = [self.difference(method, other, group) for group in _GROUPS]
+                rows.append([METHODS[method].label, *(_interval(d) for d in found)])
+        return head, rows
+
     def prior_rows(self) -> tuple[list[str], list[list[str]]]:
-        """Return heading and rows of the table of class priors; without priors, no rows."""
+        """Return heading and rows of the table of class priors; without priors, no rows.
+
+        A heading names the number of images of equal weight, where these are few.
+        """
         names = list(dict.fromkeys(name for o in self.outcomes for name in o.priors))
         head = ["method"]
         for name in names:
-            head += [name, f"{name}, corrected"]
+            effective = self._of_prior(name)[0].n_effective
+            small = effective is not None and effective < FEW_IMAGES
+            head += [f"{name} (like {effective:.0f} images)" if small else name]
+            head += [f"{name}, corrected"]
         rows = []
-        for method in self.methods if names else []:
+        for method in self._ordered() if names else []:
             row = [METHODS[method].label]
             for name in names:
                 own = [o.priors[name] for o in self.of(method)]
@@ -246,9 +327,14 @@ class Comparison:
             rows.append(row)
         return head, rows
 
+    def _of_prior(self, name: str) -> list[PriorFigures]:
+        return [o.priors[name] for o in self.outcomes if name in o.priors]
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain numbers, lists and None, for a JSON file."""
         table = self.table().to_dict()
+        # The file keeps the order in which the methods were asked for.
+        table["rows"].sort(key=lambda row: self.methods.index(row["method"]))
         for row in table["rows"]:
             row |= self._row_facts(row["method"])
         # Under the paper protocol the validation images are the test set.
@@ -265,7 +351,14 @@ class Comparison:
             "validation_balanced": [o.validation for o in own],
             "runs": [{"stage1_seed": o.stage1_seed, "seed": o.seed} for o in own],
             "differences": {
-                other: {**asdict(d), "excludes_zero": d.excludes_zero}
+                other: {
+                    **_plain(d),
+                    "groups": {
+                        group: _plain(self.difference(method, other, group))
+                        for group in _GROUPS
+                        if group != "balanced"
+                    },
+                }
                 for other, d in self.differences()[method].items()
             },
             "norms": [o.norms for o in own],
@@ -281,9 +374,24 @@ class Comparison:
         return self.table().to_text()
 
 
-def _interval(d: PairedDifference) -> str:
-    low, high = 100 * d.low, 100 * d.high
-    return f"{100 * d.estimate:+.1f} [{low:+.1f}, {high:+.1f}]"
+def _interval(d: PairedDifference | None) -> str:
+    if d is None:
+        return "–"
+    ends = _NO_INTERVAL if d.low is None else f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+    return f"{100 * d.estimate:+.1f} {ends}"
+
+
+def _plain(d: PairedDifference | None) -> dict[str, Any] | None:
+    return None if d is None else {**asdict(d), "excludes_zero": d.excludes_zero}
+
+
+def _mean_row(runs: dict[int, np.ndarray]) -> np.ndarray:
+    return np.mean(list(runs.values()), axis=0)
+
+
+def _row_of(runs: dict[int, np.ndarray], seed: int) -> np.ndarray:
+    """Return the run of a seed; the only run, if the seed does not matter."""
+    return runs[seed] if seed in runs else next(iter(runs.values()))
 
 
 def _mean_sd(values: Sequence[float], digits: int = 3) -> str:

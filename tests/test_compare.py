@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ltlearn import UserError
 from ltlearn.compare import compare
 from ltlearn.comparison import Comparison, merge_comparisons
 from ltlearn.methods import METHODS, registered_method
+from ltlearn.metrics.report import shot_report
 from ltlearn.utils.run_folder import Run
 from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
 
@@ -111,7 +113,118 @@ def test_differences_are_paired_and_their_sign_is_right(found):
         accuracy = {m: np.mean([o.report.balanced for o in found.of(m)]) for m in (method, "ce")}
         assert d.estimate == pytest.approx(accuracy[method] - accuracy["ce"])
         assert d.low <= d.estimate <= d.high and d.n_images == 60
+        assert d.n_seeds == len(found.of(method))
     assert found.difference("crt", "crt").estimate == 0
+    assert found.difference("tau_norm", "ncm").n_seeds == 1
+
+
+def test_each_group_has_a_difference(found):
+    for group in ("all", "few"):
+        accuracy = {
+            m: np.mean([getattr(o.report, group) for o in found.of(m)]) for m in ("crt", "ce")
+        }
+        d = found.difference("crt", "ce", group)
+        assert d.estimate == pytest.approx(accuracy["crt"] - accuracy["ce"])
+        assert d.low < d.estimate < d.high and d.balanced is (group != "all")
+    assert found.difference("crt", "ce", "many") is None
+    kept = next(row for row in found.to_dict()["rows"] if row["method"] == "crt")
+    groups = kept["differences"]["ce"]["groups"]
+    assert groups["many"] is None and groups["all"]["n_images"] == 60
+    head, rows = found.difference_rows()
+    assert head == ["to CE", "all", "many", "medium", "few", "balanced"] and len(rows) == 5
+    assert all(row[2] == "–" and re.match(r"[+-]\d+\.\d \[.*, .*\]$", row[1]) for row in rows)
+    with pytest.raises(UserError, match=r"group.*'rare'"):
+        found.difference("crt", "ce", "rare")
+    with pytest.raises(UserError, match="'lws'"):
+        found.difference("lws", "ce")
+
+
+def comparison_of(found, runs, targets):
+    """A comparison of made-up outcomes: `runs` maps (method, stage 1, seed) to what is correct."""
+    counts, outcomes = [500, 50, 5], []
+    for (method, start, seed), correct in runs.items():
+        pred = np.where(correct, targets, (targets + 1) % 3)
+        report = shot_report(9 * np.eye(3)[pred], targets, counts)
+        changes = {"correct": correct, "report": report}
+        outcome = replace(found.of("ce")[0], method=method, stage1_seed=start, seed=seed, **changes)
+        outcomes.append(outcome)
+    return Comparison(outcomes, targets, counts, found.about)
+
+
+def test_few_images_have_no_interval_and_a_warning(found):
+    targets = np.repeat([0, 1, 2], [60, 30, 2])
+    rng = np.random.default_rng(0)
+    runs = {(m, 0, 0): rng.random(92) < p for m, p in (("ce", 0.5), ("crt", 0.7))}
+    few = comparison_of(found, runs, targets)
+    d = few.difference("crt", "ce")
+    assert (d.low, d.high, d.excludes_zero) == (None, None, False) and "30" in d.reason
+    text = str(few)
+    assert re.search(r"^cRT .*[+-]\d+\.\d \[–\]", text, re.MULTILINE)
+    assert f"without an interval ([–]): {d.reason}" in text
+    for shown in (text, few.table().to_markdown()):
+        assert "test images: many 60 in 1 class, medium 30 in 1 class, few 2 in 1 class" in shown
+        assert "few rests on 2 images; one image can change its accuracy by 50.0 points" in shown
+        assert "medium rests" not in shown
+    record = json.loads(json.dumps(few.to_dict(), allow_nan=False))
+    assert record["tested"]["few"] == {"classes": 1, "images": 2} and len(record["warnings"]) == 1
+    assert record["rows"][1]["differences"]["ce"]["low"] is None
+    assert few.difference("crt", "ce", "all").low is not None
+    assert few.difference("crt", "ce", "many").low is not None
+    runs = {(m, 0, 0): rng.random(180) < p for m, p in (("ce", 0.5), ("crt", 0.7))}
+    assert "but not other seeds" in str(comparison_of(found, runs, np.arange(180) % 3))
+
+
+def test_a_prior_that_rests_on_few_images_names_their_number(found):
+    for n, heading in ((12.4, "reversed (like 12 images)"), (31, "reversed"), (None, "reversed")):
+        outcomes = [copy.copy(o) for o in found.outcomes]
+        for o in outcomes:
+            o.priors = {"reversed": replace(o.priors["reversed"], n_effective=n)}
+        comparison = Comparison(outcomes, found.targets, found.class_counts, found.about)
+        assert comparison.prior_rows()[0] == ["method", heading, "reversed, corrected"]
+
+
+def test_seeds_of_stage_1_are_in_the_interval_and_in_the_text(found):
+    targets = np.arange(300) % 3
+    easy = np.random.default_rng(0).random(300)
+    runs = {("ce", start, 0): easy < 0.5 for start in range(3)}
+    for start, level in enumerate((0.5, 0.6, 0.7)):
+        runs |= {("crt", start, seed): easy < level + 0.01 * seed for seed in range(2)}
+    several = comparison_of(found, runs, targets)
+    d = several.difference("crt", "ce")
+    assert d.n_seeds == 3 and d.low < 0 < d.high  # 0, 10 and 20 points
+    means = {m: np.mean([o.report.balanced for o in several.of(m)]) for m in ("crt", "ce")}
+    assert d.estimate == pytest.approx(means["crt"] - means["ce"])
+    one = comparison_of(found, {k: v for k, v in runs.items() if k[1] == 1}, targets)
+    assert one.difference("crt", "ce").excludes_zero
+    text = str(several)
+    assert "seeds of stage 1: 0, 1, 2\n" in text and "seeds of later stages: 0, 1\n" in text
+    assert "other seeds of stage 1 (Student's t, 3 seeds)" in text
+    assert "mean ± standard deviation over runs" in text and "runs: CE 3; cRT 6" in text
+    one_later = comparison_of(found, {k: v for k, v in runs.items() if k[2] == 0}, targets)
+    assert "deviation over seeds" in str(one_later)
+    assert "seeds of stage 1: 0, 1, 2\nseed of later stages: 0\n" in str(one_later)
+
+
+def test_runs_that_cannot_be_paired_are_averaged(found):
+    targets = np.arange(90) % 3
+    right = np.random.default_rng(0).random((5, 90)) < 0.6
+    names = [("ce", 0, 0), ("ce", 0, 1), ("crt", 0, 0), ("crt", 0, 1), ("crt", 0, 2)]
+    d = comparison_of(found, dict(zip(names, right, strict=True)), targets).difference("crt", "ce")
+    assert d.n_seeds == 1 and d.estimate == pytest.approx(right[2:].mean() - right[:2].mean())
+    apart = [("ce", 0, 0), ("crt", 1, 0)]
+    other = comparison_of(found, dict(zip(apart, right[:2], strict=True)), targets)
+    assert other.difference("crt", "ce").estimate == pytest.approx(
+        right[1].mean() - right[0].mean()
+    )
+
+
+def test_rows_are_sorted_by_balanced_accuracy_after_stage_1(found):
+    lines = found.table().rows
+    assert lines[0].method == "ce" and sorted(row.method for row in lines) == sorted(SOME)
+    balanced = [np.mean([r.balanced for r in row.reports]) for row in lines[1:]]
+    assert balanced == sorted(balanced, reverse=True)
+    assert [row[0] for row in found.prior_rows()[1]] == [row.label for row in lines]
+    assert [row["method"] for row in found.to_dict()["rows"]] == SOME  # as asked for
 
 
 def test_best_is_chosen_on_validation(found):
@@ -128,7 +241,9 @@ def test_the_table_describes_the_comparison(found):
     head = text.splitlines()[1]
     for word in ("all", "many", "medium", "few", "balanced", "ECE", "NLL", "to CE"):
         assert word in head
-    assert "protocol: clean" in text and "95 % interval of a paired bootstrap" in text
+    assert "protocol: clean" in text and "95 % interval that covers other test images and" in text
+    assert "other seeds after this stage 1 (Student's t, 2 seeds)" in text
+    assert "test images: medium 20 in 1 class, few 40 in 2 classes" in text
     assert "±" in next(line for line in text.splitlines() if line.startswith("cRT"))
     assert "±" not in next(line for line in text.splitlines() if line.startswith("tau-norm"))
     assert "tau_norm" in text and "on validation" in text

@@ -70,6 +70,9 @@ def compare(
         print_json({"run": str(run), **result.to_dict()})
         return
     result.table().render()
+    head, rows = result.difference_rows()
+    if rows:
+        render_rows(head, rows, title="differences by group in points")
     head, rows = result.prior_rows()
     if rows:
         render_rows(head, rows, title="accuracy in % under other class priors")

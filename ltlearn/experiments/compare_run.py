@@ -123,6 +123,10 @@ def _plots(comparison: Comparison) -> dict[str, tuple[str, Figure]]:
 
 def _markdown(comparison: Comparison, titles: dict[str, str]) -> str:
     parts = ["# Methods compared on one stage 1", comparison.table().to_markdown()]
+    head, rows = comparison.difference_rows()
+    if rows:
+        align = ["---", *["---:"] * (len(head) - 1)]
+        parts += ["## Differences by group, in points", markdown_table(head, align, rows)]
     head, rows = comparison.prior_rows()
     if rows:
         align = ["---", *["---:"] * (len(head) - 1)]

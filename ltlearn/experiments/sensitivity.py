@@ -16,7 +16,6 @@ from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.plots.sensitivity import plot_sensitivity
 from ltlearn.training.records import Record
 from ltlearn.utils.run_folder import Run, waits_for_run
-from ltlearn.utils.run_folder import Run
 from ltlearn.utils.text import clean
 
 __all__ = ["SENSITIVITY_METHODS", "Curve", "Sensitivity", "sensitivity", "sensitivity_run"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ltlearn.errors import UserError, check_choice
 from ltlearn.metrics.calibration import calibration_error_of
-from ltlearn.metrics.rows import check_lengths, read_labels, read_rows, unwrap
+from ltlearn.metrics.rows import check_lengths, check_logits, read_labels, read_rows, unwrap
 from ltlearn.names import PRIORS
 from ltlearn.utils.text import name_classes
 from ltlearn.utils.vectors import check_vector
@@ -83,8 +83,8 @@ def correct_for_prior(
         result is a new tensor, (N, C), with the dtype and the device of logits.
 
     Raises:
-        UserError: If logits is not (N, C), or a prior is no vector of C finite numbers of at least
-            0, not all 0.
+        UserError: If logits is not (N, C) or holds probabilities, or a prior is no vector of C
+            finite numbers of at least 0, not all 0.
 
     Source:
         Saerens et al., Neural Computation 14 (1), 2002.
@@ -98,6 +98,7 @@ def correct_for_prior(
             f"logits has shape {tuple(logits.shape)} and {logits.dtype}; it must be (N, C) of a "
             "floating type."
         )
+    check_logits(logits, "logits")
     num_classes = logits.shape[1]
     source = _shares("source_prior", source_prior, num_classes, "logits")
     target = _shares("target_prior", target_prior, num_classes, "logits")
@@ -130,6 +131,8 @@ class PriorReport:
         covered: Share of the distribution on classes that have test images. Below 1, the figures
             hold for these classes only.
         n_images: Number of test images.
+        n_effective: Number of images of equal weight with the same precision. It is far below
+            n_images if the distribution gives much weight to classes with few test images.
     """
 
     accuracy: float
@@ -137,6 +140,7 @@ class PriorReport:
     ece: float
     covered: float
     n_images: int
+    n_effective: float
 
 
 def prior_report(
@@ -161,12 +165,13 @@ def prior_report(
 
     Raises:
         UserError: If the shapes differ, there is no image, a label is out of range, a logit is not
-            finite, or the prior is no vector of C finite numbers of at least 0 with one above 0
-            for a class that has test images.
+            finite, logits holds probabilities, or the prior is no vector of C finite numbers of at
+            least 0 with one above 0 for a class that has test images.
     """
     logits = unwrap(logits)
     if logits.ndim != 2:
         raise UserError(f"logits has shape {tuple(logits.shape)}; it must be (N, C).")
+    check_logits(logits, "logits")
     num_classes = logits.shape[1]
     prior = _shares("prior", prior, num_classes, "logits")
     labels = read_labels(targets, num_classes, "targets")
@@ -193,6 +198,7 @@ def prior_report(
         ece=calibration_error_of(confidence, correct, _N_BINS, weights),
         covered=min(covered, 1.0) if unseen.any() else 1.0,
         n_images=len(labels),
+        n_effective=1 / float((weights**2).sum()),  # Kish's effective sample size
     )
 
 

@@ -1,5 +1,6 @@
 """`ShotReport`: accuracy per shot group and class, and calibration."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,14 @@ from torch import Tensor
 from ltlearn.errors import UserError, check_choice
 from ltlearn.metrics.accuracy import per_class_accuracy
 from ltlearn.metrics.calibration import calibration_error_of
-from ltlearn.metrics.rows import check_lengths, is_float, read_labels, read_rows, unwrap
+from ltlearn.metrics.rows import (
+    are_probabilities,
+    check_lengths,
+    is_float,
+    read_labels,
+    read_rows,
+    unwrap,
+)
 from ltlearn.metrics.shots import (
     SHOTS,
     read_class_counts,
@@ -21,10 +29,32 @@ from ltlearn.metrics.shots import (
 )
 from ltlearn.names import FEW_RULES, FIGURES
 
-__all__ = ["ShotReport", "shot_report", "mean_and_sd"]
+__all__ = ["FEW_IMAGES", "GroupSize", "ShotReport", "shot_report", "mean_and_sd"]
 
+_log = logging.getLogger("ltlearn")
 _DASH = "–"
 _SUMMARY = (*FIGURES, "ece", "nll")
+FEW_IMAGES = 30  # the accuracy of fewer images has a standard error of up to 9 points
+
+
+@dataclass(frozen=True)
+class GroupSize:
+    """On how much the accuracy of a shot group rests.
+
+    Args:
+        classes: Number of classes with test images.
+        images: Number of test images.
+        step: The largest change of the group's accuracy by one image, from 0 to 1.
+    """
+
+    classes: int
+    images: int
+    step: float
+
+    @property
+    def is_small(self) -> bool:
+        """Return whether the images are so few that a warning is due; an empty group needs none."""
+        return 0 < self.images < FEW_IMAGES
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +96,12 @@ class ShotReport:
     few_rule: str
     n_images: int
 
+    @property
+    def groups(self) -> dict[str, GroupSize]:
+        """Return on how many classes and test images each shot group rests."""
+        masks = shot_groups(self.class_counts, self.few_rule)
+        return {name: _group_size(self.per_class_total[masks[name].numpy()]) for name in SHOTS}
+
     def rows(self) -> list[dict[str, Any]]:
         """List the classes in label order, one JSON-ready dictionary each.
 
@@ -95,6 +131,7 @@ class ShotReport:
             "n_images": self.n_images,
             "few_rule": self.few_rule,
             "group_sizes": dict(self.group_sizes),
+            "group_images": {name: group.images for name, group in self.groups.items()},
             "classes": list(self.classes) if self.classes is not None else None,
             "class_counts": [int(n) for n in self.class_counts],
             "per_class": [_json_number(a) for a in self.per_class],
@@ -115,7 +152,30 @@ class ShotReport:
         if self.ece is not None:
             about += "; NLL in nats"
         sizes = shot_thresholds_text(self.few_rule, self.group_sizes)
-        return "\n".join([*lines, about, f"training images: {sizes}"])
+        lines += [about, self.tested_text(), *self.warnings(), f"training images: {sizes}"]
+        return "\n".join(lines)
+
+    def tested_text(self, images: str = "test images") -> str:
+        """Describe on how many images and classes each group rests.
+
+        Args:
+            images: The name of the images.
+        """
+        parts = [
+            f"{name} {g.images:,} in {g.classes:,} class{'' if g.classes == 1 else 'es'}"
+            for name, g in self.groups.items()
+            if g.images
+        ]
+        return f"{images}: {', '.join(parts)}"
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each group whose accuracy rests on few images."""
+        return [
+            f"caution: {name} rests on {g.images} image{'' if g.images == 1 else 's'}; one image "
+            f"can change its accuracy by {100 * g.step:.1f} points"
+            for name, g in self.groups.items()
+            if g.is_small
+        ]
 
 
 def shot_report(
@@ -125,7 +185,7 @@ def shot_report(
     *,
     classes: Sequence[str] | None = None,
     few: str = "<20",
-    probabilities: bool = False,
+    probabilities: bool | None = None,
 ) -> ShotReport:
     """Evaluate a classifier: accuracy over all images, per class and shot group, and calibration.
 
@@ -135,7 +195,8 @@ def shot_report(
         class_counts: Training images per class, which define the shot groups.
         classes: Class names in label order.
         few: The few-shot rule, "<20" or "<=20" (see `shot_groups`).
-        probabilities: Whether output holds probabilities instead of logits.
+        probabilities: Whether output holds probabilities instead of logits, as fastai's `get_preds`
+            gives them. None: if all rows are at least 0 and sum to 1.
 
     Shape:
         output is (N, C), logits or probabilities, or (N,), integer predictions; target is (N,),
@@ -147,7 +208,7 @@ def shot_report(
             allowed.
 
     Example:
-        >>> logits, target = torch.eye(3), torch.tensor([0, 1, 1])
+        >>> logits, target = 9 * torch.eye(3), torch.tensor([0, 1, 1])
         >>> report = shot_report(logits, target, class_counts=[500, 50, 5])
         >>> report.many, report.medium, report.few
         (1.0, 0.5, None)
@@ -173,6 +234,11 @@ def shot_report(
         if output.ndim == 2 and output.shape[1] != num_classes:
             raise UserError(
                 f"output has {output.shape[1]} columns but class_counts has {num_classes} classes."
+            )
+        if probabilities is None and (probabilities := are_probabilities(output)):
+            _log.info(
+                "output holds probabilities: its rows are at least 0 and sum to 1; pass "
+                "probabilities=False if they are logits"
             )
         pred, confidence, row_nll, correct = read_rows(
             output, target, probabilities=probabilities, name="output"
@@ -228,6 +294,12 @@ def mean_and_sd(
             sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
             result[name] = (float(np.mean(values)), sd)
     return result
+
+
+def _group_size(images: np.ndarray) -> GroupSize:
+    tested = images[images > 0]
+    step = 1 / (len(tested) * int(tested.min())) if len(tested) else 0.0
+    return GroupSize(len(tested), int(tested.sum()), step)
 
 
 def _mean_or_none(per_class: Tensor) -> float | None:

@@ -12,6 +12,8 @@ from ltlearn.errors import UserError
 
 __all__ = [
     "read_rows",
+    "are_probabilities",
+    "check_logits",
     "unwrap",
     "is_float",
     "read_whole_numbers",
@@ -22,6 +24,8 @@ __all__ = [
 
 # Numbers per float64 block (128 MiB), so that memory does not grow with the test set.
 _BLOCK_NUMBERS = 2**24
+# The sum of a row of probabilities may miss 1 by so much, if it was rounded to half precision.
+_ROUNDED = 1e-2
 
 
 def read_rows(
@@ -50,7 +54,7 @@ def read_rows(
         check_finite(block, start, name)
         true = target[start : start + len(block), None]
         if probabilities:
-            _check_distribution(block, start, name, half=_is_half(output))
+            _check_distribution(block, start, name)
             p = block
             nll = -p.gather(1, true).clamp(tiny, 1).log()
         else:
@@ -65,6 +69,33 @@ def read_rows(
         kept.append((pred, confidence[:, 0], nll[:, 0]))
     pred, confidence, nll = (torch.cat(parts) for parts in zip(*kept, strict=True))
     return pred, confidence, nll, pred == target
+
+
+def are_probabilities(output: Tensor | np.ndarray) -> bool:
+    """Return whether all rows are at least 0 and sum to 1, as no rows of logits do by chance.
+
+    Args:
+        output: Logits or probabilities, (N, C). With a single row or class the result is False,
+            because its logits can be such numbers.
+    """
+    if output.ndim != 2 or min(output.shape) < 2 or not is_float(output):
+        return False
+    # Logits end this in the first block.
+    return all(bool(_are_distributions(block).all()) for _, block in _float64_blocks(output))
+
+
+def check_logits(logits: Tensor | np.ndarray, name: str) -> None:
+    """Raise a `UserError` for probabilities in place of logits: all results would be wrong.
+
+    Args:
+        logits: The rows to check, (N, C).
+        name: Their name in the message.
+    """
+    if are_probabilities(logits):
+        raise UserError(
+            f"{name} holds probabilities (its rows are at least 0 and sum to 1), not logits; pass "
+            f"their logarithm, {name}.log()."
+        )
 
 
 def _float64_blocks(output: Tensor | np.ndarray) -> Iterator[tuple[int, Tensor]]:
@@ -96,8 +127,8 @@ def is_float(values: Tensor | np.ndarray) -> bool:
     return values.dtype.kind not in "iub"
 
 
-def _is_half(values: Tensor | np.ndarray) -> bool:
-    return values.dtype in (torch.float16, torch.bfloat16, np.float16)
+def _are_distributions(block: Tensor) -> Tensor:
+    return ((block.sum(1) - 1).abs() <= _ROUNDED) & (block.amin(1) >= 0)
 
 
 def read_whole_numbers(values: Any, name: str) -> Tensor:
@@ -177,12 +208,11 @@ def check_finite(block: Tensor, start: int, name: str) -> None:
             )
 
 
-def _check_distribution(block: Tensor, start: int, name: str, half: bool) -> None:
-    total = block.sum(1)
-    wrong = ((total - 1).abs() > (1e-2 if half else 1e-3)) | (block.amin(1) < 0)
+def _check_distribution(block: Tensor, start: int, name: str) -> None:
+    wrong = ~_are_distributions(block)
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise UserError(
-            f"{name} row {start + row} sums to {float(total[row]):.4g} with smallest number "
+            f"{name} row {start + row} sums to {float(block[row].sum()):.4g} with smallest number "
             f"{float(block[row].min()):.4g}; probabilities must be at least 0 and sum to 1."
         )

@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from ltlearn.errors import check_number
-from ltlearn.metrics.rows import check_finite
+from ltlearn.metrics.rows import check_finite, check_logits
 from ltlearn.posthoc.choose import iterate_blocks, read_features
 from ltlearn.posthoc.linear import as_linear_layer, new_linear
 
@@ -55,8 +55,8 @@ def fit_temperature(logits: Tensor | np.ndarray, targets: Tensor | Sequence[int]
         Computed in float64, a block of rows at a time.
 
     Raises:
-        UserError: If the shapes disagree, there is no image, a label is out of range, or a logit is
-            not finite.
+        UserError: If the shapes disagree, there is no image, a label is out of range, a logit
+            is not finite, or logits holds probabilities.
 
     Source:
         Guo et al., ICML 2017, arXiv:1706.04599.
@@ -66,6 +66,7 @@ def fit_temperature(logits: Tensor | np.ndarray, targets: Tensor | Sequence[int]
     for start, block in iterate_blocks(logits):
         check_finite(block, start, "logits")
         spread = max(spread, float((block.amax(1) - block.amin(1)).max()))
+    check_logits(logits, "logits")
     if spread == 0:
         return 1.0
 

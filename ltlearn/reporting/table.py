@@ -77,18 +77,19 @@ class ResultTable:
         dataset: The name of the dataset.
         note: A remark to print below the table.
         valid_from: The origin of the validation images, as in `SplitInfo`.
+        stage1_seeds: The seeds of stage 1, if `seeds` are the seeds of the later stages.
 
     Raises:
         UserError: If `protocol` or `few_rule` is not allowed, a row has no report, or a row has
             another few-shot rule.
 
     Example:
-        >>> report = shot_report(torch.eye(3), torch.arange(3), class_counts=[500, 50, 5])
+        >>> report = shot_report(9 * torch.eye(3), torch.arange(3), class_counts=[500, 50, 5])
         >>> row = ResultRow("ce", "CE", [report], "last epoch")
         >>> print(ResultTable([row], "clean", "my split", "3f9a11c0", "<20", [0], "my data"))
         my data: test accuracy in %
-        method    all   many  medium    few  balanced   ECE
-        CE      100.0  100.0   100.0  100.0     100.0  42.4
+        method    all   many  medium    few  balanced  ECE
+        CE      100.0  100.0   100.0  100.0     100.0  0.0
         ...
     """
 
@@ -101,6 +102,7 @@ class ResultTable:
     dataset: str
     note: str = ""
     valid_from: str = "training images"
+    stage1_seeds: Sequence[int] = ()
     _values: list[dict] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -192,7 +194,10 @@ class ResultTable:
             "fingerprint": self.fingerprint,
             "few_rule": self.few_rule,
             "shots": shot_thresholds_text(self.few_rule),
+            "tested": self._tested(),
+            "warnings": self.rows[0].reports[0].warnings() if self.rows else [],
             "seeds": [int(s) for s in self.seeds],
+            "stage1_seeds": [int(s) for s in self.stage1_seeds],
             "note": self.note,
             "rows": rows,
         }
@@ -245,23 +250,37 @@ class ResultTable:
         return list(self.rows[0].extra) if self.rows else []
 
     def _title(self) -> str:
-        plus_minus = ", mean ± standard deviation over seeds" if self._several_seeds() else ""
-        where = "validation" if self.protocol == "untested" else "test"
-        return clean(f"{self.dataset}: {where} accuracy in %{plus_minus}")
+        over = "runs" if len(self.stage1_seeds) > 1 and len(self.seeds) > 1 else "seeds"
+        plus_minus = f", mean ± standard deviation over {over}" if self._several_seeds() else ""
+        return clean(f"{self.dataset}: {self._tested_on()} accuracy in %{plus_minus}")
+
+    def _tested_on(self) -> str:
+        return "validation" if self.protocol == "untested" else "test"
 
     def _several_seeds(self) -> bool:
         return any(len(row.reports) > 1 for row in self.rows)
 
+    def _tested(self) -> dict[str, dict[str, int]]:
+        """Return on how many classes and images each group rests; all rows have the same images."""
+        groups = self.rows[0].reports[0].groups if self.rows else {}
+        return {name: {"classes": g.classes, "images": g.images} for name, g in groups.items()}
+
     def _about(self) -> list[str]:
-        sizes = self.rows[0].reports[0].group_sizes if self.rows else None
+        first = self.rows[0].reports[0] if self.rows else None
+        sizes = first.group_sizes if first else None
         counts = {len(row.reports) for row in self.rows}
-        seeds = ", ".join(str(s) for s in self.seeds)
         lines = [
             f"protocol: {self.protocol_text}",
             f"split: {self.split_name} ({self.fingerprint})",
             f"training images per class: {shot_thresholds_text(self.few_rule, sizes)}",
-            f"{'seed' if len(self.seeds) == 1 else 'seeds'}: {seeds}",
         ]
+        if first:
+            lines += [first.tested_text(f"{self._tested_on()} images"), *first.warnings()]
+        if self.stage1_seeds:
+            lines.append(_seeds_text("of stage 1", self.stage1_seeds))
+            lines.append(_seeds_text("of later stages", self.seeds))
+        else:
+            lines.append(_seeds_text("", self.seeds))
         if len(counts) > 1:
             # Some rows are not a mean over all seeds, so list the number of runs.
             runs = "; ".join(f"{_label(row)} {len(row.reports)}" for row in self.rows)
@@ -290,6 +309,11 @@ class ResultTable:
 
 def _label(row: ResultRow) -> str:
     return one_line(row.label or row.method)
+
+
+def _seeds_text(which: str, seeds: Sequence[int]) -> str:
+    noun = "seed" if len(seeds) == 1 else "seeds"
+    return f"{f'{noun} {which}'.rstrip()}: {', '.join(str(s) for s in seeds)}"
 
 
 def _mean_sd(value: tuple[float, float | None] | None) -> str:

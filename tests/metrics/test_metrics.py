@@ -124,6 +124,56 @@ def test_group_sizes_of_cifar100_lt(factor, under, up_to):
         assert [int(mask.sum()) for mask in shot_groups(counts, "<=20").values()] == up_to
 
 
+def test_a_report_states_on_how_many_images_each_group_rests():
+    target = torch.tensor([0] * 40 + [1] * 5 + [2] * 3)
+    report = shot_report(target, target, [500, 10, 10, 10])
+    assert {name: (g.classes, g.images) for name, g in report.groups.items()} == {
+        "many": (1, 40), "medium": (0, 0), "few": (2, 8),
+    }  # fmt: skip
+    assert report.groups["few"].step == pytest.approx(1 / 6)
+    assert [report.groups[name].is_small for name in ("many", "medium", "few")] == [
+        False,
+        False,
+        True,
+    ]
+    assert "test images: many 40 in 1 class, few 8 in 2 classes" in str(report)
+    assert "few rests on 8 images; one image can change its accuracy by 16.7 points" in str(report)
+    assert report.to_dict()["group_images"] == {"many": 40, "medium": 0, "few": 8}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_probabilities_are_detected(dtype, caplog):
+    """Probabilities taken as logits once gave a calibration error of 45 % for 3 %."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(500, 5, generator=generator)
+    probs, target = logits.softmax(1).to(dtype), torch.arange(500) % 5
+    with caplog.at_level("INFO", "ltlearn"):
+        found = shot_report(probs, target, COUNTS5)
+        assert "probabilities=False" in caplog.text and len(caplog.records) == 1
+        given = shot_report(probs, target, COUNTS5, probabilities=True)
+        from_logits = shot_report(logits, target, COUNTS5)
+        assert len(caplog.records) == 1
+    assert (found.ece, found.nll) == (given.ece, given.nll)
+    near = 0.02 if dtype.itemsize == 2 else 1e-6
+    assert found.nll == pytest.approx(from_logits.nll, rel=near)
+    wrong = shot_report(probs, target, COUNTS5, probabilities=False)
+    assert wrong.nll != pytest.approx(given.nll, rel=0.1) and wrong.all == given.all
+    assert shot_report(probs.float().numpy(), target, COUNTS5).nll == pytest.approx(
+        given.nll, rel=near
+    )
+
+
+def test_logits_near_probabilities_stay_logits():
+    target = torch.tensor([0, 1, 1])
+    probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
+    for logits in (probs.log(), probs - 1, 2 * probs, probs * torch.tensor([[1], [1], [1.1]])):
+        found = shot_report(logits, target, [9, 9])
+        assert found.nll == shot_report(logits, target, [9, 9], probabilities=False).nll
+
+
+COUNTS5 = [200, 90, 40, 18, 6]
+
+
 def test_empty_group_is_none_and_prints_as_a_dash():
     logits, target = data(num_classes=3)
     report = shot_report(logits, target, [500, 300, 200])

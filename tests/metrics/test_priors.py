@@ -72,6 +72,22 @@ def test_correction_is_bayes_rule():
     assert torch.allclose(got, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("as_array", [False, True])
+def test_probabilities_are_refused(as_array):
+    """Their correction once gave wrong figures silently."""
+    logits, targets = data()
+    probs, prior = logits.softmax(1), [1, 1, 1, 1]
+    given = probs.numpy() if as_array else probs
+    with pytest.raises(UserError, match=r"logits holds probabilities.*logits\.log\(\)"):
+        correct_for_prior(given, prior, prior)
+    with pytest.raises(UserError, match=r"logits holds probabilities.*logits\.log\(\)"):
+        prior_report(given, targets, prior)
+    expected = prior_report(logits, targets, prior)
+    assert prior_report(probs.log(), targets, prior).ece == pytest.approx(expected.ece)
+    # One row of logits can be at least 0 and sum to 1 by chance.
+    assert correct_for_prior(probs[:1], prior, prior).allclose(probs[:1])
+
+
 def test_there_and_back():
     logits, _ = data()
     there = correct_for_prior(logits, COUNTS, [1, 1, 1, 1])
@@ -150,6 +166,14 @@ def test_report_equals_numpy(prior, as_array):
     report = prior_report(*args, prior)
     assert as_tuple(report) == pytest.approx(numpy_report(logits, targets, prior), abs=1e-12)
     assert (report.covered, report.n_images) == (1, 400)
+
+
+def test_a_report_names_how_many_images_of_equal_weight_it_rests_on():
+    logits, targets = data()
+    targets[:397], targets[397:] = 0, 1
+    assert prior_report(logits, targets, [397, 3, 0, 0]).n_effective == pytest.approx(400)
+    # Three images have half of the weight: 1 / (0.25 / 397 + 0.25 / 3).
+    assert prior_report(logits, targets, [1, 1, 0, 0]).n_effective == pytest.approx(11.91, abs=0.01)
 
 
 def test_report_under_the_test_distribution_is_the_plain_report():

@@ -160,6 +160,14 @@ def test_fit_temperature_undoes_a_scale(factor):
     assert fit_temperature(logits * factor, targets) == pytest.approx(expected * factor, rel=1e-6)
 
 
+def test_fit_temperature_refuses_probabilities():
+    logits, targets = useful_logits()
+    with pytest.raises(UserError, match="logits holds probabilities"):
+        fit_temperature(logits.softmax(1), targets)
+    expected = fit_temperature(logits, targets)
+    assert fit_temperature(logits.log_softmax(1), targets) == pytest.approx(expected, rel=1e-6)
+
+
 def test_fit_temperature_is_finite_where_there_is_no_minimum():
     sure = 5 * torch.eye(4)
     assert fit_temperature(sure, torch.arange(4)) == 1e-3  # all right
