@@ -2,8 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,20 @@ from torch import Tensor, nn
 
 from ltlearn.data.benchmarks.facts import IMAGENET_STATS
 from ltlearn.data.loaders import LTDataLoaders
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import check_choice
 from ltlearn.losses import CrossEntropy
 from ltlearn.methods import Method
-from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.models.backbone import LTModel
 from ltlearn.models.pretrained import create_lt_model
 from ltlearn.names import FEW_RULES
 from ltlearn.training.features import FeatureBank, Features
 from ltlearn.training.history import head_norms
-from ltlearn.training.loop import LossScaling, QuietLearner, listed_callbacks, sgd
+from ltlearn.training.image_learner import ImageLearner
+from ltlearn.training.loop import LossScaling, listed_callbacks, sgd
 from ltlearn.training.plan import resolve_stage1
-from ltlearn.training.precision import DTYPES, resolve_precision
-from ltlearn.training.prediction import extract_features, predict_images, predict_part
+from ltlearn.training.precision import resolve_precision
+from ltlearn.training.prediction import extract_features, predict_part
 from ltlearn.training.prior import assumed_prior, stage1_method
 from ltlearn.training.records import PosthocRecord, StageRecord, TrajectoryRecord
 from ltlearn.training.selection import default_select, selects_on
@@ -49,7 +47,7 @@ def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     return [list(model.backbone.parameters()), list(model.head.parameters())]
 
 
-class LTLearner(QuietLearner):
+class LTLearner(ImageLearner):
     """A fastai Learner for long-tailed recognition; `lt_learner` makes one.
 
     Attributes: `stages` (a record for each stage that led to the current classifier), `trajectory`
@@ -117,38 +115,6 @@ class LTLearner(QuietLearner):
         self.stages: list[StageRecord | PosthocRecord] = []
         self.trajectory: TrajectoryRecord | None = None
         super().__init__(dls, model, **kwargs)
-
-    @property
-    def autocast_dtype(self) -> torch.dtype | None:
-        """Return the dtype that the model runs in under autocast; None without autocast."""
-        return DTYPES[self.precision]
-
-    def autocast(self):
-        """Return the context that the model runs in."""
-        return (self.autocast_or_none() or nullcontext)()
-
-    def autocast_or_none(self):
-        """Return a function that makes the autocast context; None without autocast."""
-        if self.autocast_dtype is None:
-            return None
-        context = partial(torch.autocast, self.dls.device.type, dtype=self.autocast_dtype)
-        context.dtype = self.autocast_dtype
-        return context
-
-    def _do_one_batch(self):
-        # Autocast covers the model alone and ends with it, however the batch ends. The loss is
-        # computed in float32.
-        with self.autocast():
-            self.pred = self.model(*self.xb)
-        if self.pred.dtype != torch.float32:
-            self.pred = self.pred.float()
-        self("after_pred")
-        if len(self.yb):
-            self.loss_grad = self.loss_func(self.pred, *self.yb)
-            self.loss = self.loss_grad.clone()
-        self("after_loss")
-        if self.training and len(self.yb):
-            self._do_grad_opt()
 
     def fit_stage1(
         self,
@@ -434,34 +400,6 @@ class LTLearner(QuietLearner):
             logits, targets, self.dls.shot_counts, classes=self.dls.vocab, few=self.few
         )
 
-    def predict(self, images, *, target_prior=None, source_prior=None) -> tuple[list[str], Tensor]:
-        """Classify images: a path, a PIL image or an (H, W, 3) uint8 array, or a list of them.
-
-        Args:
-            images: One image or a list.
-            target_prior: Class prior of the images, if it is known: "uniform", "train", "reversed"
-                or C numbers. The logits are corrected for it. None: no correction.
-            source_prior: Class prior that the classifier assumes. None: `assumed_prior`.
-
-        Returns:
-            Class names, one per image, and probabilities (N, C), float32 on the CPU.
-
-        Raises:
-            UserError: If an image cannot be read, or a prior is not allowed.
-        """
-        if target_prior is not None:
-            counts = self.dls.shot_counts
-            target_prior = prior_vector(target_prior, counts)
-            source_prior = self.assumed_prior if source_prior is None else source_prior
-            source_prior = prior_vector(source_prior, counts)
-        elif source_prior is not None:
-            raise UserError("source_prior has no meaning without a target_prior; give both.")
-        logits = predict_images(self, images)
-        if target_prior is not None:
-            logits = correct_for_prior(logits, source_prior, target_prior)
-        probs = logits.softmax(1)
-        return [self.dls.vocab[c] for c in probs.argmax(1).tolist()], probs
-
     @property
     def select_on(self) -> str:
         """Return what the validation loader holds: "validation" or "test"."""
@@ -480,20 +418,6 @@ class LTLearner(QuietLearner):
     def head_norms(self) -> Tensor:
         """Return the weight norm of each class, (C,), float32 on the CPU."""
         return head_norms(self.model)
-
-    def load(self, file, device=None, with_opt=True, strict=True):
-        """Load a file that `save` wrote. The model takes over the kind of head in the file."""
-        path = self.path / self.model_dir / f"{file}.pth"
-        if not path.is_file():
-            raise UserError(f"there is no saved model {path}.")
-        head = self.model.head
-        super().load(file, device=device, with_opt=False, strict=strict)
-        if self.model.head is not head:
-            # A new optimiser is needed for the parameters of the loaded head.
-            self.opt = None
-        if with_opt:
-            super().load(file, device=device, with_opt=True, strict=strict)
-        return self
 
 
 def lt_learner(
