@@ -1,13 +1,13 @@
 """`Comparison`: the results of several methods, with paired intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ltlearn.errors import UserError
-from ltlearn.methods import METHODS
+from ltlearn.methods import Method, find_method
 from ltlearn.metrics.paired import PairedDifference, paired_difference
 from ltlearn.metrics.report import ShotReport
 from ltlearn.reporting.table import ResultRow, ResultTable
@@ -108,6 +108,7 @@ class Comparison:
         class_counts: Training images per class, which decide the shot groups.
         about: Facts about the data.
         note: A remark to print below the table.
+        rows: The rows of the methods by name, for those that are not registered.
 
     Shape:
         targets is (N,), class_counts (C,).
@@ -123,12 +124,21 @@ class Comparison:
     class_counts: list[int]
     about: ComparisonFacts
     note: str = ""
+    rows: Mapping[str, Method] = field(default_factory=dict)
     _differences: dict | None = field(default=None, init=False, repr=False)
 
     @property
     def methods(self) -> list[str]:
         """List the methods in their order."""
         return list(dict.fromkeys(o.method for o in self.outcomes))
+
+    def row_of(self, method: str) -> Method:
+        """Return the row of a method.
+
+        Args:
+            method: The method.
+        """
+        return self.rows[method] if method in self.rows else find_method(method)
 
     def of(self, method: str) -> list[Outcome]:
         """List the outcomes of a method.
@@ -141,7 +151,7 @@ class Comparison:
     @property
     def stage1(self) -> str | None:
         """Return the method of stage 1; None if it is not among the methods."""
-        return next((m for m in self.methods if METHODS[m].kind == "stage 1"), None)
+        return next((m for m in self.methods if self.row_of(m).kind == "stage 1"), None)
 
     @property
     def best(self) -> str:
@@ -198,7 +208,7 @@ class Comparison:
 
     def table(self) -> ResultTable:
         """Return the table: figures, their spread over seeds, and the paired differences."""
-        about, best = self.about, METHODS[self.best].label
+        about, best = self.about, self.row_of(self.best).label
         chosen_on = "the test set" if about.protocol == "paper" else "validation"
         tested_on = "validation" if about.protocol == "untested" else "test"
         note = (
@@ -224,11 +234,11 @@ class Comparison:
         for other in dict.fromkeys(k for d in differences.values() for k in d):
             difference = differences[method].get(other)
             interval = "–" if difference is None else _interval(difference)
-            extra[f"to {METHODS[other].label}"] = interval
+            extra[f"to {self.row_of(other).label}"] = interval
         selected = "; ".join(dict.fromkeys(o.selected for o in own))
         seconds = float(np.mean([o.seconds for o in own]))
         reports = [o.report for o in own]
-        return ResultRow(method, METHODS[method].label, reports, selected, seconds, extra)
+        return ResultRow(method, self.row_of(method).label, reports, selected, seconds, extra)
 
     def prior_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return heading and rows of the table of class priors; without priors, no rows."""
@@ -238,7 +248,7 @@ class Comparison:
             head += [name, f"{name}, corrected"]
         rows = []
         for method in self.methods if names else []:
-            row = [METHODS[method].label]
+            row = [self.row_of(method).label]
             for name in names:
                 own = [o.priors[name] for o in self.of(method)]
                 row.append(_mean_sd([100 * figures.accuracy for figures in own], 1))
@@ -260,8 +270,8 @@ class Comparison:
         """Return what the file holds about a method beside its row in the table."""
         own = self.of(method)
         return {
-            "source": METHODS[method].source,
-            "values_from": METHODS[method].values_from,
+            "source": self.row_of(method).source,
+            "values_from": self.row_of(method).values_from,
             "validation_balanced": [o.validation for o in own],
             "runs": [{"stage1_seed": o.stage1_seed, "seed": o.seed} for o in own],
             "differences": {
@@ -307,4 +317,5 @@ def merge_comparisons(parts: Sequence[Comparison]) -> Comparison:
         )
     order = {m: i for i, m in enumerate(first.methods)}
     outcomes = sorted((o for p in parts for o in p.outcomes), key=lambda o: order[o.method])
-    return Comparison(outcomes, first.targets, first.class_counts, first.about, first.note)
+    rows = {name: row for p in parts for name, row in p.rows.items()}
+    return Comparison(outcomes, first.targets, first.class_counts, first.about, first.note, rows)

@@ -77,6 +77,9 @@ class LTLearner(ImageLearner):
     # Class attributes, because learners that earlier versions exported lack them.
     stage1_state: Stage1State | None = None
     compared: ComparedClassifiers | None = None
+    # fastai deletes the attribute of the instance when a fit is interrupted: its callback
+    # `Trajectory` has the same name.
+    trajectory: TrajectoryRecord | None = None
 
     def __init__(
         self,
@@ -113,7 +116,6 @@ class LTLearner(ImageLearner):
         if precision == "fp16":
             kwargs["cbs"] += [LossScaling()]
         self.stages: list[StageRecord | PosthocRecord] = []
-        self.trajectory: TrajectoryRecord | None = None
         super().__init__(dls, model, **kwargs)
 
     def fit_stage1(

@@ -75,8 +75,6 @@ def compare_run(
         )  # fmt: skip
         parts.append(part)
     comparison = merge_comparisons(parts)
-    if learn.dls.split.test is None:
-        comparison.about.protocol = "untested"
     _write_comparison(run, comparison)
     return comparison
 
