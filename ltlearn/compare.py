@@ -7,7 +7,7 @@ chosen on the validation images. The test set is read when all choices are made.
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -57,8 +57,10 @@ def compare(
     bn: str = "frozen",
     flip: bool = False,
     stage1_seed: int = 0,
+    first_seed: int = 0,
     arguments: Mapping[str, Mapping[str, Any]] | None = None,
     run: Run | None = None,
+    earlier: Mapping[str, Collection[int]] | None = None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Retrain or correct the classifier of a finished stage 1 by each method, then test them all.
@@ -79,8 +81,10 @@ def compare(
         bn: "frozen", or "train" as in the authors' code.
         flip: Whether logits are averaged over mirror images; with `views=0`.
         stage1_seed: Seed of stage 1, for the record.
+        first_seed: The first seed of each method, at least 0. The augmented views have it, too.
         arguments: Arguments of `retrain_classifier` that replace those of the table, by method.
         run: Folder that keeps trained classifiers, so that a later call trains new methods only.
+        earlier: Seeds by method of an earlier comparison. Those that `run` keeps are tested, too.
         notify: Called with a line of text at each method.
 
     Raises:
@@ -92,6 +96,7 @@ def compare(
     """
     with offered(methods, learn.stage1_method) as candidates:
         names = [candidate.name for candidate in candidates]
+        check_whole("first_seed", first_seed, 0)
         _, priors = check_request(names, seeds, priors, select, learn.stage1_method)
         if select == "best":
             select = learn.settle_select()
@@ -100,12 +105,18 @@ def compare(
             options={"views": views, "bn": bn, "flip": flip, "select": select},
             shares={name: prior_vector(name, learn.dls.shot_counts) for name in priors},
             stage1_seed=stage1_seed,
+            first_seed=first_seed,
             arguments=arguments or {},
             run=run,
         )
         with restored_stage1(learn) as restart:
             study.begin()
-            outcomes = study.make_and_test(candidates, seeds, restart, notify)
+            made = study.make_all(
+                candidates, range(first_seed, first_seed + seeds), restart, notify
+            )
+            made += study.load_earlier(earlier or {}, made, restart)
+            # The test set is read here, after all choices.
+            outcomes = [study.test_one(one, restart) for one in made]
         part = tested_part(learn.dls)
         comparison = Comparison(
             outcomes,
@@ -113,7 +124,7 @@ def compare(
             learn.dls.shot_counts.tolist(),
             _facts(learn),
             _remark(learn, bn, select),
-            {candidate.name: METHODS[candidate.name] for candidate in candidates},
+            {one.method: METHODS[one.method] for one in made},
         )
         study.compared.best = comparison.best
         learn.compared = study.compared
@@ -215,6 +226,8 @@ def _remark(learn, bn: str, select: str) -> str:
 class _Trained:
     """A method that is trained or corrected, and not yet tested."""
 
+    method: str
+    seed: int
     classifier: KeptClassifier
     seconds: float
     selected: str = ""
@@ -228,6 +241,7 @@ class _Study:
     options: dict[str, Any]
     shares: dict[str, Any]
     stage1_seed: int
+    first_seed: int
     arguments: Mapping[str, Mapping[str, Any]]
     run: Run | None
     fingerprint: str = field(init=False)
@@ -245,23 +259,44 @@ class _Study:
         runs = dict(before.runs) if before and before.stage1 == self.fingerprint else {}
         self.compared = ComparedClassifiers(self.fingerprint, learn.stage1_method, runs=runs)
 
-    def make_and_test(
-        self, candidates: Sequence[Candidate], seeds: int, restart: Callable, notify: Callable
-    ) -> list[Outcome]:
-        """Make all classifiers, and then test them: the test set is read after all choices."""
-        waiting = []
+    def make_all(
+        self, candidates: Sequence[Candidate], seeds: range, restart: Callable, notify: Callable
+    ) -> list[_Trained]:
+        """Take or make the classifier of each method and seed."""
+        made = []
         for candidate in candidates:
-            label = METHODS[candidate.name].label
-            for seed in range(seeds if candidate.draws else 1):
-                notify(f"{label}, seed {seed}")
-                waiting.append((candidate.name, seed, self.load_or_train(candidate, seed, restart)))
-        outcomes = []
-        for method, seed, trained in waiting:
+            for seed in seeds if candidate.draws else seeds[:1]:
+                notify(f"{METHODS[candidate.name].label}, seed {seed}")
+                restart()
+                # A function has no description that would show whether it has changed.
+                make = self._load_or_train if candidate.call is None else self._call
+                made.append(make(candidate, seed, restart))
+        return made
+
+    def load_earlier(
+        self, earlier: Mapping[str, Collection[int]], made: Sequence[_Trained], restart: Callable
+    ) -> list[_Trained]:
+        """Take further classifiers of an earlier comparison, where the run still keeps them."""
+        done = {(one.method, one.seed) for one in made}
+        wanted = [(name, seed) for name, seeds in earlier.items() for seed in sorted(seeds)]
+        found = []
+        for method, seed in wanted:
+            if method not in METHODS or (method, seed) in done:
+                continue
             restart()
-            self._put(trained.classifier)
-            outcomes.append(self.test(method, seed, trained))
-            self.compared.runs[method, seed] = trained.classifier
-        return outcomes
+            if METHODS[method].kind == "stage 1":
+                one = self._train(method, seed, {}) if method == self.compared.stage1_name else None
+            else:
+                one = self._load(method, seed)
+            found += [] if one is None else [one]
+        return found
+
+    def test_one(self, made: _Trained, restart: Callable) -> Outcome:
+        """Put a classifier into the learner and test it."""
+        restart()
+        self._put(made.classifier)
+        self.compared.runs[made.method, made.seed] = made.classifier
+        return self._test(made)
 
     def _put(self, classifier: KeptClassifier) -> None:
         """Put a classifier into the learner, which has stage 1."""
@@ -269,27 +304,20 @@ class _Study:
         learn.model.head = copy.deepcopy(classifier.head).to(learn.dls.device)
         learn.model.backbone.load_state_dict(classifier.backbone, strict=False)
 
-    def load_or_train(
+    def _load_or_train(
         self, candidate: Candidate, seed: int, restart: Callable[[], None]
     ) -> _Trained:
         """Take a classifier that the run keeps, or make it from stage 1."""
-        restart()
-        if candidate.call is not None:
-            # A function has no description that would show whether it has changed.
-            return self._call(candidate, seed)
         method = candidate.name
-        own = dict(self.arguments.get(method, {}))
-        name = KeptName(self.stage1_seed, method, seed, self.options["select"])
-        key = self._key(method, seed, own)
-        trained = self._load(str(name), key)
+        trained = self._load(method, seed)
         if trained is None:
             # A file that does not fit may have changed a part of the model.
             restart()
-            trained = self._train(method, seed, own)
-            self._keep(str(name), key, trained)
+            trained = self._train(method, seed, self.arguments.get(method, {}))
+            self._keep(trained)
         return trained
 
-    def _call(self, candidate: Candidate, seed: int) -> _Trained:
+    def _call(self, candidate: Candidate, seed: int, restart: Callable[[], None]) -> _Trained:
         """Let a function of the user's change the classifier."""
         learn, began = self.learn, time.perf_counter()
         with torch.random.fork_rng(devices=[]):
@@ -303,10 +331,14 @@ class _Study:
         stages = [dict(record) for record in learn.stages if record not in self.stages]
         is_trained = any(stage["stage"] != "post hoc" for stage in stages)
         trajectory = as_trajectory(learn.trajectory) if is_trained else None
-        trained = self._as_trained(stages, trajectory, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        trained = self._as_trained(candidate.name, seed, stages, trajectory, seconds)
         return replace(trained, selected=trained.selected if stages else "as the function left it")
 
-    def _key(self, method: str, seed: int, own: dict[str, Any]) -> dict[str, Any]:
+    def _name(self, method: str, seed: int) -> str:
+        return str(KeptName(self.stage1_seed, method, seed, self.options["select"]))
+
+    def _key(self, method: str, seed: int) -> dict[str, Any]:
         """Return what decides the outcome, in values that a JSON file preserves."""
         split = self.learn.dls.split
         return {
@@ -317,32 +349,41 @@ class _Study:
             "values": _describe_row(method),
             "library": ltlearn.__version__,
             "seed": seed,
+            # Classifiers that earlier versions kept have no such key; their views had the seed 0.
+            **({"view_seed": self.first_seed} if self.first_seed else {}),
             **self.options,
-            **own,
+            **self.arguments.get(method, {}),
         }
 
-    def _train(self, method: str, seed: int, own: dict[str, Any]) -> _Trained:
-        learn, row = self.learn, METHODS[method]
+    def _train(self, method: str, seed: int, own: Mapping[str, Any]) -> _Trained:
+        learn, row, views = self.learn, METHODS[method], self.options["views"]
         trajectory = None
         if row.kind == "stage 2":
             # All methods share one draw of augmented views: features are extracted once.
             trajectory = learn.retrain_classifier(
-                method=method, seed=seed, view_seed=0, **{**self.options, **own}
+                method=method, seed=seed, view_seed=self.first_seed, **{**self.options, **own}
             )
             trajectory = as_trajectory(trajectory)
         elif row.kind == "post hoc":
-            learn.correct_classifier(method, views=max(1, self.options["views"]), seed=0)
+            learn.correct_classifier(method, views=max(1, views), seed=self.first_seed)
         stages = [dict(record) for record in learn.stages[len(self.stages) :]]
-        return self._as_trained(stages, trajectory, sum(stage["seconds"] for stage in stages))
+        seconds = sum(stage["seconds"] for stage in stages)
+        return self._as_trained(method, seed, stages, trajectory, seconds)
 
     def _as_trained(
-        self, stages: list[dict[str, Any]], trajectory: TrajectoryRecord | None, seconds: float
+        self,
+        method: str,
+        seed: int,
+        stages: list[dict[str, Any]],
+        trajectory: TrajectoryRecord | None,
+        seconds: float,
     ) -> _Trained:
         # On the CPU: the classifiers of all methods stay until the next comparison.
         head = copy.deepcopy(self.learn.model.head).cpu()
         backbone = changed_tensors(self.learn, self.backbone)
         classifier = KeptClassifier(head, backbone, stages, trajectory)
-        return _Trained(classifier, seconds, describe_selection(stages, trajectory))
+        selected = describe_selection(stages, trajectory)
+        return _Trained(method, seed, classifier, seconds, selected)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """Return what a method may change: the head, or the whole model."""
@@ -354,15 +395,16 @@ class _Study:
         whole = self.options["bn"] == "train"
         return weights_fingerprint(self.learn.model if whole else self.learn.model.head)
 
-    def _keep(self, name: str, key: dict[str, Any], trained: _Trained) -> None:
-        made = trained.classifier
+    def _keep(self, trained: _Trained) -> None:
+        made, method = trained.classifier, trained.method
         if self.run is None or not made.stages:
             return
-        self.run.save_tensors(f"{name}.safetensors", self._weights(), {"method": key["method"]})
+        name = self._name(method, trained.seed)
+        self.run.save_tensors(f"{name}.safetensors", self._weights(), {"method": method})
         # A kill may come between the two files, so the record identifies the weights.
         record = ClassifierRecord(
-            key, self._weights_fingerprint(), made.stages, made.trajectory, trained.seconds,
-            self._prior(made.stages),
+            self._key(method, trained.seed), self._weights_fingerprint(), made.stages,
+            made.trajectory, trained.seconds, self._prior(made.stages),
         )  # fmt: skip
         self.run.write_json(f"{name}.json", record.to_dict(), sealed=True)
 
@@ -370,27 +412,28 @@ class _Study:
         """Return the class prior that the logits assume after stage 1 and these stages."""
         return assumed_prior([*self.stages, *stages])
 
-    def _load(self, name: str, key: dict[str, Any]) -> _Trained | None:
+    def _load(self, method: str, seed: int) -> _Trained | None:
         """Load a classifier that was made before from the same stage 1 in the same way."""
-        run, model = self.run, self.learn.model
+        run, model, name = self.run, self.learn.model, self._name(method, seed)
         if run is None or not (run.path / f"{name}.json").is_file():
             return None
         try:
             # Early versions wrote no checksum.
             record = ClassifierRecord.from_dict(run.read_json(f"{name}.json", sealed=None))
             state = run.load_tensors(f"{name}.safetensors")
-            if with_todays_keys(record.key) != key:
+            if with_todays_keys(record.key) != self._key(method, seed):
                 return None
             backbone = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
             model.load_state_dict({**backbone, **state})
             if record.weights != self._weights_fingerprint():
                 raise UserError("the weights are not those of the record")
-            return self._as_trained(record.stages, record.trajectory, float(record.seconds))
+            seconds = float(record.seconds)
+            return self._as_trained(method, seed, record.stages, record.trajectory, seconds)
         except (UserError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as e:
             _log.warning("%s cannot be used (%s): it is made again.", run.path / name, e)
             return None
 
-    def test(self, method: str, seed: int, trained: _Trained) -> Outcome:
+    def _test(self, trained: _Trained) -> Outcome:
         """Test the classifier that the learner has."""
         learn, flip, made = self.learn, self.options["flip"], trained.classifier
         logits, targets = learn.predict_logits(tested_part(learn.dls), flip)
@@ -398,9 +441,9 @@ class _Study:
         counts, classes = learn.dls.shot_counts, learn.dls.vocab
         assumed = prior_vector(self._prior(made.stages), counts)
         return Outcome(
-            method=method,
+            method=trained.method,
             stage1_seed=self.stage1_seed,
-            seed=seed,
+            seed=trained.seed,
             report=shot_report(logits, targets, counts, classes=classes, few=learn.few),
             correct=(logits.argmax(1) == targets).numpy(),
             norms=learn.head_norms().tolist() if is_head(learn.model.head) else [],

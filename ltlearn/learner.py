@@ -27,7 +27,7 @@ from ltlearn.training.precision import resolve_precision
 from ltlearn.training.prediction import extract_features, predict_part
 from ltlearn.training.prior import assumed_prior, stage1_method
 from ltlearn.training.records import PosthocRecord, StageRecord, TrajectoryRecord
-from ltlearn.training.selection import default_select, selects_on
+from ltlearn.training.selection import default_select, selects_on, tested_part
 from ltlearn.training.stage1 import run_stage1
 from ltlearn.training.start import (
     ComparedClassifiers,
@@ -317,13 +317,14 @@ class LTLearner(ImageLearner):
         """
         return correct_from(self, method, start, value=value, views=views, seed=seed)
 
-    def use(self, name: str, seed: int = 0) -> "LTLearner":
+    def use(self, name: str, seed: int | None = None) -> "LTLearner":
         """Put a classifier that `compare_classifiers` made into the learner.
 
         Args:
             name: A method that was compared, "best" for the one with the best accuracy on the
                 validation images, or "stage1" for the classifier of stage 1.
-            seed: Seed of the classifier, for a method that was compared with several.
+            seed: Seed of the classifier, for a method that was compared with several. None: the
+                first.
 
         Returns:
             The learner.
@@ -394,7 +395,7 @@ class LTLearner(ImageLearner):
             flip: Whether to average the logits of each image and its mirror image.
         """
         if part is None:
-            part = "test" if self.dls.test is not None else "valid"
+            part = tested_part(self.dls)
             if part == "valid":
                 _log.warning("there is no test set: the report is on the validation images")
         logits, targets = self.predict_logits(part, flip)

@@ -108,21 +108,24 @@ class ComparedClassifiers:
         # An exported learner has its own classifier alone.
         return {**vars(self), "runs": {}}
 
-    def find(self, name: str, seed: int) -> KeptClassifier:
+    def find(self, name: str, seed: int | None) -> KeptClassifier:
         """Return the classifier of a method and a seed.
 
         Args:
             name: The method.
-            seed: The seed.
+            seed: The seed. None: the first.
 
         Raises:
             UserError: If the method was not compared, or not with this seed.
         """
-        if (name, seed) in self.runs:
-            return self.runs[name, seed]
-        seeds = [str(s) for n, s in self.runs if n == name]
-        if seeds:
-            raise UserError(f"{name} was compared with seed {', '.join(seeds)}, got seed={seed!r}.")
+        of_name = {s: made for (n, s), made in self.runs.items() if n == name}
+        if of_name and seed is None:
+            return of_name[min(of_name)]
+        if seed in of_name:
+            return of_name[seed]
+        if of_name:
+            seeds = ", ".join(map(str, sorted(of_name)))
+            raise UserError(f"{name} was compared with seed {seeds}, got seed={seed!r}.")
         names = dict.fromkeys(["stage1", *(n for n, _ in self.runs)])
         raise UserError(
             f"{name!r} was not compared; choose from {', '.join(names)}, or compare it first."
@@ -255,13 +258,13 @@ def correct_from(learn: Learner, method: Any, start: str, **values: Any) -> dict
             return run_posthoc(learn, plan)
 
 
-def use_classifier(learn: Learner, name: str, seed: int = 0) -> None:
+def use_classifier(learn: Learner, name: str, seed: int | None = None) -> None:
     """Put the classifier of stage 1, or one of the last comparison, into a learner.
 
     Args:
         learn: An `LTLearner`.
         name: "stage1", a method that was compared, or "best".
-        seed: Seed of the classifier, for a method that was compared with several.
+        seed: Seed of the classifier, for a method that was compared with several. None: the first.
 
     Raises:
         UserError: If there is no such classifier, or it belongs to another stage 1.

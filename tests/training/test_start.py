@@ -125,7 +125,8 @@ def test_an_interrupted_stage_is_no_stage_1(learn, alone, tmp_path):
         # Two epochs of one batch each.
         learn.retrain_classifier(**arguments, cbs=[kept(), Stop(KeyboardInterrupt(), 2)])
     one(learn, "ncm")
-    resumed = learn.retrain_classifier(**arguments, cbs=kept())
+    never = Stop(KeyboardInterrupt(), 1_000)
+    resumed = learn.retrain_classifier(**arguments, cbs=[kept(), never])
     assert resumed["norms"] == whole["norms"] and resumed["balanced"] == whole["balanced"]
 
 
