@@ -48,7 +48,14 @@ def compared(run):
         cwd=run.parent,
     )
     assert done.returncode == 0, done.stderr
+    shutil.copytree(run, run.parent / "compared")
     return done
+
+
+@pytest.fixture
+def joined(run, compared):
+    """The run with its first comparison, which no test changes."""
+    return run.parent / "compared"
 
 
 def test_compare_takes_the_recipe_s_values_of_a_method(tmp_path):
@@ -102,9 +109,9 @@ def test_a_second_compare_loads_kept_classifiers(run, compared):
 DIGIT = Path(__file__).parents[1] / "fixtures/run_db4ea7a/images/digit3-grey.png"
 
 
-def test_a_further_comparison_joins_the_table(run, compared, tmp_path):
+def test_a_further_comparison_joins_the_table(joined, tmp_path):
     """The table once had the rows of the last comparison alone."""
-    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(joined, tmp_path / "run")
     first = json.loads((tmp_path / "run/compare.json").read_text())
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/compare").iterdir()}
     found = compare_run(Run(tmp_path / "run"), "ncm,ce", priors="uniform")
@@ -121,12 +128,12 @@ def test_a_further_comparison_joins_the_table(run, compared, tmp_path):
     assert not (tmp_path / "run/compare-1.json").exists()
 
 
-def test_a_table_that_cannot_be_joined_is_kept(run, compared, tmp_path, caplog):
-    shutil.copytree(run, tmp_path / "run")
+def test_a_table_that_cannot_be_joined_is_kept(joined, tmp_path, caplog):
+    shutil.copytree(joined, tmp_path / "run")
     before = (tmp_path / "run/compare.json").read_text()
     found = compare_run(Run(tmp_path / "run"), "crt", select="last")
     assert found.methods == ["ce", "crt"]
-    assert "tau_norm, samn_start" in caplog.text and "select='best'" in caplog.text
+    assert "tau_norm, crt, samn_start" in caplog.text and "select='best'" in caplog.text
     assert json.loads((tmp_path / "run/compare-1.json").read_text()) == json.loads(before)
     page = (tmp_path / "run/compare-1.md").read_text()
     assert "| tau-norm |" in page and "plots/" not in page
@@ -135,44 +142,44 @@ def test_a_table_that_cannot_be_joined_is_kept(run, compared, tmp_path, caplog):
     assert "compare.json is damaged" in caplog.text
 
 
-def test_a_classifier_of_the_comparison_predicts(run, compared):
+def test_a_classifier_of_the_comparison_predicts(joined, compared):
     """`predict --method crt` once refused what the comparison had called the best."""
-    by_name = ltlearn("predict", run, DIGIT, "--method", "crt")
+    by_name = ltlearn("predict", joined, DIGIT, "--method", "crt")
     assert by_name.returncode == 0, by_name.stderr
-    by_file = ltlearn("predict", run / "compare/seed0-crt-0.safetensors", DIGIT)
+    by_file = ltlearn("predict", joined / "compare/seed0-crt-0.safetensors", DIGIT)
     assert by_file.stdout == by_name.stdout
-    other = ltlearn("predict", run / "compare/seed0-crt-1.safetensors", DIGIT)
+    other = ltlearn("predict", joined / "compare/seed0-crt-1.safetensors", DIGIT)
     assert other.returncode == 0 and other.stdout != by_name.stdout
-    best = json.loads((run / "compare.json").read_text())["best_on_validation"]
+    best = json.loads((joined / "compare.json").read_text())["best_on_validation"]
     assert f"--method {best}`" in compared.stderr
-    done = ltlearn("predict", run, DIGIT, "--method", "best", "--json")
+    done = ltlearn("predict", joined, DIGIT, "--method", "best", "--json")
     assert json.loads(done.stdout)["method"] == best
-    done = ltlearn("predict", run, DIGIT, "--method", "mislas")
+    done = ltlearn("predict", joined, DIGIT, "--method", "mislas")
     assert done.returncode == 2 and "'mislas'" in done.stderr and "crt" in done.stderr
     assert "ltlearn compare" in done.stderr
-    done = ltlearn("predict", run / "compare/seed0-crt-0.safetensors", DIGIT, "--method", "lws")
+    done = ltlearn("predict", joined / "compare/seed0-crt-0.safetensors", DIGIT, "--method", "lws")
     assert done.returncode == 2 and "'crt', not 'lws'" in done.stderr
 
 
-def test_a_classifier_of_the_comparison_gives_the_logits_of_the_comparison(run, compared):
-    learn = load_stage1(recorded_recipe(Run(run)), Run(run), 0, device="cpu")
-    rows = {r["method"]: r for r in json.loads((run / "compare.json").read_text())["rows"]}
+def test_a_classifier_of_the_comparison_gives_the_logits_of_the_comparison(joined):
+    learn = load_stage1(recorded_recipe(Run(joined)), Run(joined), 0, device="cpu")
+    rows = {r["method"]: r for r in json.loads((joined / "compare.json").read_text())["rows"]}
     data = learn.dls.test.dataset
-    pixels = torch.from_numpy(np.stack([data.images.images[i] for i in range(len(data))]))
+    pixels = data.get_batch(range(len(data)))[0]
     for method in ("ce", "tau_norm", "crt", "samn_start"):
-        predictor = Predictor(run, method, target_prior="train")
-        plain = Predictor(run, method).logits(pixels.permute(0, 3, 1, 2))
+        predictor = Predictor(joined, method, target_prior="train")
+        plain = Predictor(joined, method).logits(pixels)
         report = shot_report(plain, data.targets, learn.dls.shot_counts)
         assert report.nll == pytest.approx(rows[method]["reports"][0]["nll"], abs=1e-4)
-        corrected = predictor.logits(pixels.permute(0, 3, 1, 2)).softmax(1)
+        corrected = predictor.logits(pixels).softmax(1)
         # Stage 1 assumes the training prior already; the others are corrected for it.
         assert torch.allclose(corrected, plain.softmax(1), atol=1e-5) == (method == "ce")
 
 
-def test_a_damaged_classifier_of_the_comparison_is_refused(run, compared, tmp_path):
+def test_a_damaged_classifier_of_the_comparison_is_refused(joined, tmp_path):
     def changed(name, change):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        shutil.copytree(run, tmp_path / "run")
+        shutil.copytree(joined, tmp_path / "run")
         change(tmp_path / "run" / name)
         return Predictor(tmp_path / "run", "crt")
 
