@@ -16,11 +16,18 @@ from ltlearn.cli.app import main
 from ltlearn.experiments.compare_run import compare_run
 from ltlearn.experiments.manifest import recorded_recipe
 from ltlearn.experiments.predictor import Predictor
-from ltlearn.experiments.sensitivity import SENSITIVITY_METHODS, Curve, Sensitivity, sensitivity_run
+from ltlearn.experiments.sensitivity import (
+    SENSITIVITY_METHODS,
+    Curve,
+    Sensitivity,
+    sensitivity,
+    sensitivity_run,
+)
 from ltlearn.experiments.stages import load_stage1
 from ltlearn.methods import DEFAULT_STAGE2, METHODS, registered_method
 from ltlearn.metrics.report import shot_report
 from ltlearn.utils.run_folder import Run
+from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
 from tests.helpers import TINY, ltlearn
 
 FEW = "ce,tau_norm,crt,samn_start"
@@ -258,6 +265,14 @@ def test_sensitivity(run, request):
     curve = wide.curves[0]
     assert np.allclose(curve["accuracy"], record["curves"][0]["accuracy"])
     assert set(wide.lines) == {"CE", "tau-norm"}
+
+
+def test_sensitivity_without_a_test_part_is_on_the_validation_images():
+    learn = make_lt_learner(make_dls(valid=make_images([15, 15, 15], seed=1), test=None))
+    learn.retrain_classifier(method="ncm")
+    found = sensitivity(learn, "ce,tau_norm")
+    assert found.about["accuracy on"] == "validation images"
+    assert found.lines["CE"] == learn.use("stage1").shot_report("valid").balanced
 
 
 def test_the_default_methods_of_sensitivity_are_all_that_have_a_range():
