@@ -63,7 +63,7 @@ def search(learn) -> dict[str, float]:
             10, rate, sampler=sampler, loss=LOSSES[loss](), cbs=SAMN(), select="last", view_seed=0
         )
         found[name] = balanced(learn) - base
-        learn.correct_classifier("logit_adjustment")
+        learn.correct_classifier("logit_adjustment", start="current")
         found[f"{name} +adj"] = balanced(learn) - base
     return found
 

@@ -6,9 +6,10 @@ chosen on the validation images. The test set is read when all choices are made.
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,26 @@ import torch
 import ltlearn
 from ltlearn.comparison import Comparison, ComparisonFacts, Outcome, PriorFigures
 from ltlearn.errors import UserError, check_choice, check_whole, log_once
-from ltlearn.methods import METHODS, find_methods, is_built_in, prior_of
+from ltlearn.heads.registry import is_head
+from ltlearn.methods import METHODS, Candidate, find_methods, is_built_in, offered
 from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.metrics.priors import correct_for_prior, prior_report, prior_vector
 from ltlearn.metrics.report import shot_report
 from ltlearn.names import PRIORS, SELECTS
 from ltlearn.training.checkpoint import describe_options
 from ltlearn.training.features import weights_fingerprint
-from ltlearn.training.records import Record, TrajectoryRecord, describe_selection
-from ltlearn.utils.older_runs import known_fields, with_todays_keys
+from ltlearn.training.kept import ClassifierRecord, KeptName, as_trajectory
+from ltlearn.training.prior import assumed_prior
+from ltlearn.training.records import TrajectoryRecord, describe_selection
+from ltlearn.training.selection import tested_part
+from ltlearn.training.start import (
+    ComparedClassifiers,
+    KeptClassifier,
+    changed_tensors,
+    put_stage1_back,
+    stage1_of,
+)
+from ltlearn.utils.older_runs import with_todays_keys
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["check_request", "compare", "restored_stage1"]
@@ -36,7 +48,7 @@ _log = logging.getLogger("ltlearn")
 @log_once()
 def compare(
     learn,
-    methods: Sequence[str] | str | None = None,
+    methods: Sequence[Any] | str | None = None,
     seeds: int = 1,
     *,
     priors: Sequence[str] | str = (),
@@ -45,17 +57,23 @@ def compare(
     bn: str = "frozen",
     flip: bool = False,
     stage1_seed: int = 0,
+    first_seed: int = 0,
     arguments: Mapping[str, Mapping[str, Any]] | None = None,
     run: Run | None = None,
+    earlier: Mapping[str, Collection[int]] | None = None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Retrain or correct the classifier of a finished stage 1 by each method, then test them all.
 
-    The learner is restored at the end.
+    Without a test set the figures are those of the validation images, and the table reports it. The
+    learner is restored at the end; its `use` puts one of the classifiers into it.
 
     Args:
-        learn: An `LTLearner` after stage 1, with a test set.
-        methods: Names of methods, a list or separated by commas; None takes all.
+        learn: An `LTLearner` after stage 1.
+        methods: Names of methods, a list or separated by commas; None takes all. A list may also
+            hold a `Method`, a pair of a name and a `Method`, and a pair of a name and a function.
+            The function gets the learner, and the seed if it has a parameter `seed`. It changes the
+            learner's classifier.
         seeds: Runs of each method whose outcome depends on the seed.
         priors: Class priors to report the same classifiers under: "uniform", "train", "reversed".
         select: Which epoch of stage 2 is kept: "best" on validation, or "last".
@@ -63,79 +81,91 @@ def compare(
         bn: "frozen", or "train" as in the authors' code.
         flip: Whether logits are averaged over mirror images; with `views=0`.
         stage1_seed: Seed of stage 1, for the record.
+        first_seed: The first seed of each method, at least 0. The augmented views have it, too.
         arguments: Arguments of `retrain_classifier` that replace those of the table, by method.
         run: Folder that keeps trained classifiers, so that a later call trains new methods only.
+        earlier: Seeds by method of an earlier comparison. Those that `run` keeps are tested, too.
         notify: Called with a line of text at each method.
 
     Raises:
-        UserError: If there is no test set, a method or a prior is unknown, or the stage 1 is not
-            finished.
+        UserError: If a method or a prior is unknown, or a name of your own method is taken.
 
     Example:
         >>> print(compare(learn, ["ce", "crt", "samn"], 3))  # doctest: +SKIP
+        >>> print(compare(learn, ["ce", ("mine", my_function)]))  # doctest: +SKIP
     """
-    methods, priors = check_request(methods, seeds, priors, select, learn.stage1_method)
-    _warn_if_changed(learn)
-    if learn.dls.test is None:
-        raise UserError(
-            "there is no test set to compare on; give the data a test part (a folder test/)."
+    with offered(methods, learn.stage1_method) as candidates:
+        names = [candidate.name for candidate in candidates]
+        check_whole("first_seed", first_seed, 0)
+        _, priors = check_request(names, seeds, priors, select, learn.stage1_method)
+        if select == "best":
+            select = learn.settle_select()
+        study = _Study(
+            learn,
+            options={"views": views, "bn": bn, "flip": flip, "select": select},
+            shares={name: prior_vector(name, learn.dls.shot_counts) for name in priors},
+            stage1_seed=stage1_seed,
+            first_seed=first_seed,
+            arguments=arguments or {},
+            run=run,
         )
-    if select == "best":
-        select = learn.settle_select()
-    study = _Study(
-        learn,
-        options={"views": views, "bn": bn, "flip": flip, "select": select},
-        shares={name: prior_vector(name, learn.dls.shot_counts) for name in priors},
-        stage1_seed=stage1_seed,
-        arguments=arguments or {},
-        run=run,
-    )
-    outcomes, waiting = [], []
-    with restored_stage1(learn) as restart:
-        for method in methods:
-            row = METHODS[method]
-            for seed in range(seeds if row.draws else 1):
-                notify(f"{row.label}, seed {seed}")
-                trained = study.load_or_train(method, seed, restart)
-                if bn == "train":
-                    # Each method leaves other batch statistics in the backbone, so it is tested
-                    # before the next one.
-                    outcomes.append(study.test(method, seed, trained))
-                else:
-                    waiting.append((method, seed, trained))
-        for method, seed, trained in waiting:
-            learn.model.head = trained.head
-            outcomes.append(study.test(method, seed, trained))
-    return Comparison(
-        outcomes,
-        np.asarray(learn.dls.test.dataset.targets),
-        learn.dls.shot_counts.tolist(),
-        _facts(learn),
-        _remark(learn, bn, select),
-    )
+        with restored_stage1(learn) as restart:
+            study.begin()
+            made = study.make_all(
+                candidates, range(first_seed, first_seed + seeds), restart, notify
+            )
+            made += study.load_earlier(earlier or {}, made, restart)
+            # The test set is read here, after all choices.
+            outcomes = [study.test_one(one, restart) for one in made]
+        part = tested_part(learn.dls)
+        comparison = Comparison(
+            outcomes,
+            np.asarray(getattr(learn.dls, part).dataset.targets),
+            learn.dls.shot_counts.tolist(),
+            _facts(learn),
+            _remark(learn, bn, select),
+            {one.method: METHODS[one.method] for one in made},
+        )
+        study.compared.best = comparison.best
+        learn.compared = study.compared
+        return comparison
 
 
 @contextmanager
 def restored_stage1(learn) -> Iterator[Callable[[], None]]:
-    """Restore the learner's weights and records at the end of the block.
+    """Put the classifier of stage 1 into the learner, and restore the learner at the end.
 
-    The block gets a function that restores the weights, for the start of each method.
+    The block gets a function that puts stage 1 back, for the start of each method.
 
     Args:
         learn: An `LTLearner` after stage 1.
     """
-    weights = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-    before = (learn.trajectory, list(learn.stages))
+    found_head, records = learn.model.head, (learn.trajectory, list(learn.stages))
+    kept, compared = stage1_of(learn), learn.compared
+    result, state = kept.result, learn.model.backbone.state_dict()
+    found = {name: state[name].detach().clone() for name in kept.backbone}
+    put_stage1_back(learn)
+    # A head of the user's may be of a kind that the model cannot make from a state dict.
+    head, weights = copy.deepcopy(learn.model.head), dict(_copied(learn.model))
 
     def restart() -> None:
+        learn.model.head, learn.opt = copy.deepcopy(head), None
         learn.model.load_state_dict(weights)
+        learn.trajectory, learn.stages = kept.trajectory, list(kept.stages)
+        learn.stage1_state, kept.result = kept, kept.fingerprint
 
     try:
         yield restart
     finally:
         restart()
-        learn.opt = None
-        learn.trajectory, learn.stages = before
+        learn.model.head = found_head
+        learn.model.backbone.load_state_dict(found, strict=False)
+        learn.trajectory, learn.stages = records
+        learn.compared, kept.result = compared, result
+
+
+def _copied(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((k, v.detach().clone()) for k, v in module.state_dict().items())
 
 
 def check_request(
@@ -166,22 +196,12 @@ def check_request(
     return find_methods(methods, stage1), priors
 
 
-def _warn_if_changed(learn) -> None:
-    """Warn if a later stage has changed the classifier of stage 1."""
-    if learn.stages and learn.stages[-1]["stage"] != "stage 1":
-        last = learn.stages[-1]
-        _log.warning(
-            "the classifier is no longer that of stage 1, from which each method must begin: %s "
-            "has changed it; compare right after fit_stage1 instead",
-            last.get("method") or last["stage"],
-        )
-
-
 def _facts(learn) -> ComparisonFacts:
     split = learn.dls.split
     factor = split.imbalance_factor
+    protocol = "paper" if split.valid_from == "test set" else "clean"
     return ComparisonFacts(
-        protocol="paper" if split.valid_from == "test set" else "clean",
+        protocol="untested" if tested_part(learn.dls) == "valid" else protocol,
         dataset=split.dataset,
         valid_from=split.valid_from,
         split=f"{split.name}, imbalance factor {factor:g}" if factor else split.name,
@@ -202,43 +222,13 @@ def _remark(learn, bn: str, select: str) -> str:
     return " ".join(parts)
 
 
-@dataclass(eq=False)
-class _KeptClassifier(Record):
-    """The record of a classifier that a run keeps.
-
-    Args:
-        key: The circumstances that decide the outcome.
-        weights: The fingerprint of the weights.
-        stages: A record of each stage.
-        trajectory: Stage 2 epoch by epoch; None if nothing was trained.
-        seconds: Seconds of training.
-    """
-
-    key: dict[str, Any]
-    weights: str
-    stages: list[dict[str, Any]]
-    trajectory: TrajectoryRecord | None
-    seconds: float
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "_KeptClassifier":
-        trajectory = values["trajectory"]
-        if trajectory is not None:
-            trajectory = _as_trajectory(trajectory)
-        return cls(**{**known_fields(cls, values), "trajectory": trajectory})
-
-
-def _as_trajectory(values: Mapping[str, Any]) -> TrajectoryRecord:
-    return TrajectoryRecord(**known_fields(TrajectoryRecord, values))
-
-
 @dataclass
 class _Trained:
     """A method that is trained or corrected, and not yet tested."""
 
-    head: torch.nn.Module
-    stages: list[dict[str, Any]]
-    trajectory: TrajectoryRecord | None
+    method: str
+    seed: int
+    classifier: KeptClassifier
     seconds: float
     selected: str = ""
 
@@ -251,29 +241,104 @@ class _Study:
     options: dict[str, Any]
     shares: dict[str, Any]
     stage1_seed: int
+    first_seed: int
     arguments: Mapping[str, Mapping[str, Any]]
     run: Run | None
     fingerprint: str = field(init=False)
+    backbone: dict[str, torch.Tensor] = field(init=False)
+    stages: list = field(init=False)
+    compared: ComparedClassifiers = field(init=False)
 
-    def __post_init__(self):
-        self.fingerprint = weights_fingerprint(self.learn.model)
+    def begin(self) -> None:
+        """Note the stage 1 that the learner has now, from which all methods begin."""
+        learn = self.learn
+        self.fingerprint = weights_fingerprint(learn.model)
+        self.backbone = dict(_copied(learn.model.backbone))
+        self.stages = list(learn.stages)
+        before = learn.compared
+        runs = dict(before.runs) if before and before.stage1 == self.fingerprint else {}
+        self.compared = ComparedClassifiers(self.fingerprint, learn.stage1_method, runs=runs)
 
-    def load_or_train(self, method: str, seed: int, restart: Callable[[], None]) -> _Trained:
-        """Take a classifier that the run keeps, or make it from stage 1."""
-        own = dict(self.arguments.get(method, {}))
-        ending = "-last" if self.options["select"] == "last" else ""
-        name = f"compare/seed{self.stage1_seed}-{method}-{seed}{ending}"
-        key = self._key(method, seed, own)
+    def make_all(
+        self, candidates: Sequence[Candidate], seeds: range, restart: Callable, notify: Callable
+    ) -> list[_Trained]:
+        """Take or make the classifier of each method and seed."""
+        made = []
+        for candidate in candidates:
+            for seed in seeds if candidate.draws else seeds[:1]:
+                notify(f"{METHODS[candidate.name].label}, seed {seed}")
+                restart()
+                # A function has no description that would show whether it has changed.
+                make = self._load_or_train if candidate.call is None else self._call
+                made.append(make(candidate, seed, restart))
+        return made
+
+    def load_earlier(
+        self, earlier: Mapping[str, Collection[int]], made: Sequence[_Trained], restart: Callable
+    ) -> list[_Trained]:
+        """Take further classifiers of an earlier comparison, where the run still keeps them."""
+        done = {(one.method, one.seed) for one in made}
+        wanted = [(name, seed) for name, seeds in earlier.items() for seed in sorted(seeds)]
+        found = []
+        for method, seed in wanted:
+            if method not in METHODS or (method, seed) in done:
+                continue
+            restart()
+            if METHODS[method].kind == "stage 1":
+                one = self._train(method, seed, {}) if method == self.compared.stage1_name else None
+            else:
+                one = self._load(method, seed)
+            found += [] if one is None else [one]
+        return found
+
+    def test_one(self, made: _Trained, restart: Callable) -> Outcome:
+        """Put a classifier into the learner and test it."""
         restart()
-        trained = self._load(name, key)
+        self._put(made.classifier)
+        self.compared.runs[made.method, made.seed] = made.classifier
+        return self._test(made)
+
+    def _put(self, classifier: KeptClassifier) -> None:
+        """Put a classifier into the learner, which has stage 1."""
+        learn = self.learn
+        learn.model.head = copy.deepcopy(classifier.head).to(learn.dls.device)
+        learn.model.backbone.load_state_dict(classifier.backbone, strict=False)
+
+    def _load_or_train(
+        self, candidate: Candidate, seed: int, restart: Callable[[], None]
+    ) -> _Trained:
+        """Take a classifier that the run keeps, or make it from stage 1."""
+        method = candidate.name
+        trained = self._load(method, seed)
         if trained is None:
             # A file that does not fit may have changed a part of the model.
             restart()
-            trained = self._train(method, seed, own)
-            self._keep(name, key, trained)
+            trained = self._train(method, seed, self.arguments.get(method, {}))
+            self._keep(trained)
         return trained
 
-    def _key(self, method: str, seed: int, own: dict[str, Any]) -> dict[str, Any]:
+    def _call(self, candidate: Candidate, seed: int, restart: Callable[[], None]) -> _Trained:
+        """Let a function of the user's change the classifier."""
+        learn, began = self.learn, time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            candidate.run(learn, seed)
+        if not isinstance(learn.model.head, torch.nn.Module):
+            raise UserError(
+                f"the function {candidate.name!r} must leave a classifier in learn.model.head, got "
+                f"{type(learn.model.head).__name__}."
+            )
+        stages = [dict(record) for record in learn.stages if record not in self.stages]
+        is_trained = any(stage["stage"] != "post hoc" for stage in stages)
+        trajectory = as_trajectory(learn.trajectory) if is_trained else None
+        seconds = time.perf_counter() - began
+        trained = self._as_trained(candidate.name, seed, stages, trajectory, seconds)
+        return replace(trained, selected=trained.selected if stages else "as the function left it")
+
+    def _name(self, method: str, seed: int) -> str:
+        return str(KeptName(self.stage1_seed, method, seed, self.options["select"]))
+
+    def _key(self, method: str, seed: int) -> dict[str, Any]:
         """Return what decides the outcome, in values that a JSON file preserves."""
         split = self.learn.dls.split
         return {
@@ -284,29 +349,41 @@ class _Study:
             "values": _describe_row(method),
             "library": ltlearn.__version__,
             "seed": seed,
+            # Classifiers that earlier versions kept have no such key; their views had the seed 0.
+            **({"view_seed": self.first_seed} if self.first_seed else {}),
             **self.options,
-            **own,
+            **self.arguments.get(method, {}),
         }
 
-    def _train(self, method: str, seed: int, own: dict[str, Any]) -> _Trained:
-        learn, row = self.learn, METHODS[method]
-        n_before, trajectory = len(learn.stages), None
+    def _train(self, method: str, seed: int, own: Mapping[str, Any]) -> _Trained:
+        learn, row, views = self.learn, METHODS[method], self.options["views"]
+        trajectory = None
         if row.kind == "stage 2":
             # All methods share one draw of augmented views: features are extracted once.
             trajectory = learn.retrain_classifier(
-                method=method, seed=seed, view_seed=0, **{**self.options, **own}
+                method=method, seed=seed, view_seed=self.first_seed, **{**self.options, **own}
             )
-            trajectory = _as_trajectory(trajectory)
+            trajectory = as_trajectory(trajectory)
         elif row.kind == "post hoc":
-            learn.correct_classifier(method, views=max(1, self.options["views"]), seed=0)
-        stages = [dict(record) for record in learn.stages[n_before:]]
-        return self._as_trained(stages, trajectory, sum(stage["seconds"] for stage in stages))
+            learn.correct_classifier(method, views=max(1, views), seed=self.first_seed)
+        stages = [dict(record) for record in learn.stages[len(self.stages) :]]
+        seconds = sum(stage["seconds"] for stage in stages)
+        return self._as_trained(method, seed, stages, trajectory, seconds)
 
     def _as_trained(
-        self, stages: list[dict[str, Any]], trajectory: TrajectoryRecord | None, seconds: float
+        self,
+        method: str,
+        seed: int,
+        stages: list[dict[str, Any]],
+        trajectory: TrajectoryRecord | None,
+        seconds: float,
     ) -> _Trained:
-        head = copy.deepcopy(self.learn.model.head)
-        return _Trained(head, stages, trajectory, seconds, describe_selection(stages, trajectory))
+        # On the CPU: the classifiers of all methods stay until the next comparison.
+        head = copy.deepcopy(self.learn.model.head).cpu()
+        backbone = changed_tensors(self.learn, self.backbone)
+        classifier = KeptClassifier(head, backbone, stages, trajectory)
+        selected = describe_selection(stages, trajectory)
+        return _Trained(method, seed, classifier, seconds, selected)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """Return what a method may change: the head, or the whole model."""
@@ -318,54 +395,63 @@ class _Study:
         whole = self.options["bn"] == "train"
         return weights_fingerprint(self.learn.model if whole else self.learn.model.head)
 
-    def _keep(self, name: str, key: dict[str, Any], trained: _Trained) -> None:
-        if self.run is None or not trained.stages:
+    def _keep(self, trained: _Trained) -> None:
+        made, method = trained.classifier, trained.method
+        if self.run is None or not made.stages:
             return
-        self.run.save_tensors(f"{name}.safetensors", self._weights(), {"method": key["method"]})
+        name = self._name(method, trained.seed)
+        self.run.save_tensors(f"{name}.safetensors", self._weights(), {"method": method})
         # A kill may come between the two files, so the record identifies the weights.
-        record = _KeptClassifier(
-            key, self._weights_fingerprint(), trained.stages, trained.trajectory, trained.seconds
-        )
-        self.run.write_json(f"{name}.json", record.to_dict())
+        record = ClassifierRecord(
+            self._key(method, trained.seed), self._weights_fingerprint(), made.stages,
+            made.trajectory, trained.seconds, self._prior(made.stages),
+        )  # fmt: skip
+        self.run.write_json(f"{name}.json", record.to_dict(), sealed=True)
 
-    def _load(self, name: str, key: dict[str, Any]) -> _Trained | None:
+    def _prior(self, stages: Sequence[Mapping]) -> str:
+        """Return the class prior that the logits assume after stage 1 and these stages."""
+        return assumed_prior([*self.stages, *stages])
+
+    def _load(self, method: str, seed: int) -> _Trained | None:
         """Load a classifier that was made before from the same stage 1 in the same way."""
-        run, model = self.run, self.learn.model
+        run, model, name = self.run, self.learn.model, self._name(method, seed)
         if run is None or not (run.path / f"{name}.json").is_file():
             return None
         try:
-            record = _KeptClassifier.from_dict(run.read_json(f"{name}.json"))
+            # Early versions wrote no checksum.
+            record = ClassifierRecord.from_dict(run.read_json(f"{name}.json", sealed=None))
             state = run.load_tensors(f"{name}.safetensors")
-            if with_todays_keys(record.key) != key:
+            if with_todays_keys(record.key) != self._key(method, seed):
                 return None
             backbone = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
             model.load_state_dict({**backbone, **state})
             if record.weights != self._weights_fingerprint():
                 raise UserError("the weights are not those of the record")
-            return self._as_trained(record.stages, record.trajectory, float(record.seconds))
+            seconds = float(record.seconds)
+            return self._as_trained(method, seed, record.stages, record.trajectory, seconds)
         except (UserError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as e:
             _log.warning("%s cannot be used (%s): it is made again.", run.path / name, e)
             return None
 
-    def test(self, method: str, seed: int, trained: _Trained) -> Outcome:
+    def _test(self, trained: _Trained) -> Outcome:
         """Test the classifier that the learner has."""
-        learn, flip = self.learn, self.options["flip"]
-        logits, targets = learn.predict_logits("test", flip)
+        learn, flip, made = self.learn, self.options["flip"], trained.classifier
+        logits, targets = learn.predict_logits(tested_part(learn.dls), flip)
         valid_logits, valid_targets = learn.predict_logits("valid", flip)
         counts, classes = learn.dls.shot_counts, learn.dls.vocab
-        assumed = prior_vector(prior_of(method, learn.stage1_method), counts)
+        assumed = prior_vector(self._prior(made.stages), counts)
         return Outcome(
-            method=method,
+            method=trained.method,
             stage1_seed=self.stage1_seed,
-            seed=seed,
+            seed=trained.seed,
             report=shot_report(logits, targets, counts, classes=classes, few=learn.few),
             correct=(logits.argmax(1) == targets).numpy(),
-            norms=learn.head_norms().tolist(),
+            norms=learn.head_norms().tolist() if is_head(learn.model.head) else [],
             validation=mean_class_accuracy(valid_logits.argmax(1), valid_targets, learn.dls.c),
             selected=trained.selected,
             seconds=trained.seconds,
-            stages=trained.stages,
-            trajectory=trained.trajectory,
+            stages=made.stages,
+            trajectory=made.trajectory,
             priors={
                 name: _prior_figures(logits, targets, assumed, share)
                 for name, share in self.shares.items()

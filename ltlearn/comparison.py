@@ -1,13 +1,13 @@
 """`Comparison`: the results of several methods, with paired intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ltlearn.errors import UserError, check_choice
-from ltlearn.methods import METHODS
+from ltlearn.methods import Method, find_method
 from ltlearn.metrics.paired import PairedDifference, difference_interval
 from ltlearn.metrics.report import FEW_IMAGES, ShotReport
 from ltlearn.metrics.shots import shot_groups
@@ -114,6 +114,7 @@ class Comparison:
         class_counts: Training images per class, which decide the shot groups.
         about: Facts about the data.
         note: A remark to print below the table.
+        rows: The rows of the methods by name, for those that are not registered.
 
     Shape:
         targets is (N,), class_counts (C,).
@@ -129,12 +130,21 @@ class Comparison:
     class_counts: list[int]
     about: ComparisonFacts
     note: str = ""
+    rows: Mapping[str, Method] = field(default_factory=dict)
     _differences: dict | None = field(default=None, init=False, repr=False)
 
     @property
     def methods(self) -> list[str]:
         """List the methods in their order."""
         return list(dict.fromkeys(o.method for o in self.outcomes))
+
+    def row_of(self, method: str) -> Method:
+        """Return the row of a method.
+
+        Args:
+            method: The method.
+        """
+        return self.rows[method] if method in self.rows else find_method(method)
 
     def of(self, method: str) -> list[Outcome]:
         """List the outcomes of a method.
@@ -147,7 +157,7 @@ class Comparison:
     @property
     def stage1(self) -> str | None:
         """Return the method of stage 1; None if it is not among the methods."""
-        return next((m for m in self.methods if METHODS[m].kind == "stage 1"), None)
+        return next((m for m in self.methods if self.row_of(m).kind == "stage 1"), None)
 
     @property
     def best(self) -> str:
@@ -238,7 +248,7 @@ class Comparison:
 
         Stage 1 comes first, the other methods follow by class-balanced accuracy.
         """
-        about, best = self.about, METHODS[self.best].label
+        about, best = self.about, self.row_of(self.best).label
         chosen_on = "the test set" if about.protocol == "paper" else "validation"
         note = (
             f"best on {chosen_on}: {best}. Differences in class-balanced accuracy are in points, "
@@ -286,11 +296,11 @@ class Comparison:
         extra = {"NLL": _mean_sd([o.report.nll for o in own])}
         for other in self._others() if len(differences) > 1 else []:
             interval = _interval(differences[method].get(other))
-            extra[f"to {METHODS[other].label}"] = interval
+            extra[f"to {self.row_of(other).label}"] = interval
         selected = "; ".join(dict.fromkeys(o.selected for o in own))
         seconds = float(np.mean([o.seconds for o in own]))
         reports = [o.report for o in own]
-        return ResultRow(method, METHODS[method].label, reports, selected, seconds, extra)
+        return ResultRow(method, self.row_of(method).label, reports, selected, seconds, extra)
 
     def difference_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return heading and rows of the table of differences by group, in points.
@@ -298,11 +308,11 @@ class Comparison:
         The differences are those to stage 1, or to the best method without stage 1.
         """
         other = self.stage1 or self.best
-        head, rows = [f"to {METHODS[other].label}", *_GROUPS], []
+        head, rows = [f"to {self.row_of(other).label}", *_GROUPS], []
         for method in self._ordered():
             if method != other:
                 found = [self.difference(method, other, group) for group in _GROUPS]
-                rows.append([METHODS[method].label, *(_interval(d) for d in found)])
+                rows.append([self.row_of(method).label, *(_interval(d) for d in found)])
         return head, rows
 
     def prior_rows(self) -> tuple[list[str], list[list[str]]]:
@@ -319,7 +329,7 @@ class Comparison:
             head += [f"{name}, corrected"]
         rows = []
         for method in self._ordered() if names else []:
-            row = [METHODS[method].label]
+            row = [self.row_of(method).label]
             for name in names:
                 own = [o.priors[name] for o in self.of(method)]
                 row.append(_mean_sd([100 * figures.accuracy for figures in own], 1))
@@ -346,8 +356,8 @@ class Comparison:
         """Return what the file holds about a method beside its row in the table."""
         own = self.of(method)
         return {
-            "source": METHODS[method].source,
-            "values_from": METHODS[method].values_from,
+            "source": self.row_of(method).source,
+            "values_from": self.row_of(method).values_from,
             "validation_balanced": [o.validation for o in own],
             "runs": [{"stage1_seed": o.stage1_seed, "seed": o.seed} for o in own],
             "differences": {
@@ -415,4 +425,5 @@ def merge_comparisons(parts: Sequence[Comparison]) -> Comparison:
         )
     order = {m: i for i, m in enumerate(first.methods)}
     outcomes = sorted((o for p in parts for o in p.outcomes), key=lambda o: order[o.method])
-    return Comparison(outcomes, first.targets, first.class_counts, first.about, first.note)
+    rows = {name: row for p in parts for name, row in p.rows.items()}
+    return Comparison(outcomes, first.targets, first.class_counts, first.about, first.note, rows)

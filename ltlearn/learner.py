@@ -2,8 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +11,31 @@ from torch import Tensor, nn
 
 from ltlearn.data.benchmarks.facts import IMAGENET_STATS
 from ltlearn.data.loaders import LTDataLoaders
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import check_choice
 from ltlearn.losses import CrossEntropy
-from ltlearn.metrics.priors import correct_for_prior, prior_vector
+from ltlearn.methods import Method
 from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.models.backbone import LTModel
 from ltlearn.models.pretrained import create_lt_model
 from ltlearn.names import FEW_RULES
 from ltlearn.training.features import FeatureBank, Features
 from ltlearn.training.history import head_norms
-from ltlearn.training.loop import LossScaling, QuietLearner, listed_callbacks, sgd
-from ltlearn.training.plan import PosthocPlan, resolve_stage1, resolve_stage2
-from ltlearn.training.posthoc import run_posthoc
-from ltlearn.training.precision import DTYPES, resolve_precision
-from ltlearn.training.prediction import extract_features, predict_images, predict_part
+from ltlearn.training.image_learner import ImageLearner
+from ltlearn.training.loop import LossScaling, listed_callbacks, sgd
+from ltlearn.training.plan import resolve_stage1
+from ltlearn.training.precision import resolve_precision
+from ltlearn.training.prediction import extract_features, predict_part
 from ltlearn.training.prior import assumed_prior, stage1_method
 from ltlearn.training.records import PosthocRecord, StageRecord, TrajectoryRecord
-from ltlearn.training.selection import default_select, selects_on
+from ltlearn.training.selection import default_select, selects_on, tested_part
 from ltlearn.training.stage1 import run_stage1
-from ltlearn.training.stage2 import run_stage2
+from ltlearn.training.start import (
+    ComparedClassifiers,
+    Stage1State,
+    correct_from,
+    retrain_from,
+    use_classifier,
+)
 
 __all__ = ["LTLearner", "lt_learner"]
 
@@ -43,12 +47,13 @@ def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     return [list(model.backbone.parameters()), list(model.head.parameters())]
 
 
-class LTLearner(QuietLearner):
+class LTLearner(ImageLearner):
     """A fastai Learner for long-tailed recognition; `lt_learner` makes one.
 
-    Attributes: `stages` (a record for each finished stage), `trajectory` (the record of the last
-    stage's epochs), `bank` (the `FeatureBank`). Parameter groups are [backbone, head]; `freeze()`
-    freezes all of the backbone.
+    Attributes: `stages` (a record for each stage that led to the current classifier), `trajectory`
+    (the record of the last stage's epochs), `bank` (the `FeatureBank`), `stage1_state` (the
+    classifier that stage 2 begins from), `compared` (the classifiers of the last comparison).
+    Parameter groups are [backbone, head]; `freeze()` freezes all of the backbone.
 
     Args:
         dls: Long-tailed data.
@@ -68,6 +73,13 @@ class LTLearner(QuietLearner):
         >>> learn.fit_stage1(90)
         >>> print(learn.shot_report())
     """
+
+    # Class attributes, because learners that earlier versions exported lack them.
+    stage1_state: Stage1State | None = None
+    compared: ComparedClassifiers | None = None
+    # fastai deletes the attribute of the instance when a fit is interrupted: its callback
+    # `Trajectory` has the same name.
+    trajectory: TrajectoryRecord | None = None
 
     def __init__(
         self,
@@ -104,40 +116,7 @@ class LTLearner(QuietLearner):
         if precision == "fp16":
             kwargs["cbs"] += [LossScaling()]
         self.stages: list[StageRecord | PosthocRecord] = []
-        self.trajectory: TrajectoryRecord | None = None
         super().__init__(dls, model, **kwargs)
-
-    @property
-    def autocast_dtype(self) -> torch.dtype | None:
-        """Return the dtype that the model runs in under autocast; None without autocast."""
-        return DTYPES[self.precision]
-
-    def autocast(self):
-        """Return the context that the model runs in."""
-        return (self.autocast_or_none() or nullcontext)()
-
-    def autocast_or_none(self):
-        """Return a function that makes the autocast context; None without autocast."""
-        if self.autocast_dtype is None:
-            return None
-        context = partial(torch.autocast, self.dls.device.type, dtype=self.autocast_dtype)
-        context.dtype = self.autocast_dtype
-        return context
-
-    def _do_one_batch(self):
-        # Autocast covers the model alone and ends with it, however the batch ends. The loss is
-        # computed in float32.
-        with self.autocast():
-            self.pred = self.model(*self.xb)
-        if self.pred.dtype != torch.float32:
-            self.pred = self.pred.float()
-        self("after_pred")
-        if len(self.yb):
-            self.loss_grad = self.loss_func(self.pred, *self.yb)
-            self.loss = self.loss_grad.clone()
-        self("after_loss")
-        if self.training and len(self.yb):
-            self._do_grad_opt()
 
     def fit_stage1(
         self,
@@ -220,8 +199,9 @@ class LTLearner(QuietLearner):
         epochs: int | None = None,
         lr: float | None = None,
         *,
-        method: str | None = None,
+        method: str | Method | None = None,
         options: Mapping[str, float] | None = None,
+        start: str = "stage1",
         wd: float | None = None,
         bs: int | None = None,
         sampler=None,
@@ -240,14 +220,20 @@ class LTLearner(QuietLearner):
     ) -> TrajectoryRecord:
         """Freeze the backbone and train the classifier again.
 
+        Each call begins from the classifier of stage 1, so that methods can be tried one after
+        another. The weights that `fit_stage1`, `fit`, `load` or your own code left are stage 1.
+
         Args:
             epochs: Passes over the training images, at least 0. None: the method's, or 20. With 0
                 and `SAMN()` the classifier gets SAMN's starting norms.
             lr: Learning rate of the head, > 0. None: the method's, or 5e-4.
-            method: A name in `ltlearn.methods.METHODS`. Arguments that are not given here come
-                from its row. A post-hoc method trains nothing, see `correct_classifier`.
+            method: A name in `ltlearn.methods.METHODS`, or a `Method` of your own. Arguments that
+                are not given here come from its row. A post-hoc method trains nothing, see
+                `correct_classifier`.
             options: Options of the method by name, such as {"head_smoothing": 0.2};
                 `METHODS[method].options` lists them.
+            start: "stage1" begins from the classifier of stage 1. "current" goes on with the result
+                of the last stage 2.
             wd: Weight decay of the head, at least 0. None: the method's, or 0.
             bs: Batch size. None: the method's, or 64; on images the method's, or the loader's own.
             sampler: Name of a sampler, or a torch sampler. None: the method's, or "instance".
@@ -282,8 +268,8 @@ class LTLearner(QuietLearner):
             The trajectory: one list per figure; the first entry is before the first step.
 
         Raises:
-            UserError: If an argument is outside its range, or training diverges. The head is then
-                restored.
+            UserError: If an argument is outside its range, or training diverges. The learner is
+                then as it was before.
 
         Example:
             >>> learn.retrain_classifier(5, method="crt")
@@ -294,22 +280,26 @@ class LTLearner(QuietLearner):
             "schedule": schedule, "opt_func": opt_func, "select": select, "flip": flip,
             "seed": seed, "view_seed": view_seed, "on_nan": on_nan, "cbs": cbs,
         }  # fmt: skip
-        plan = resolve_stage2(given, self.dls)
-        if isinstance(plan, PosthocPlan):
-            run_posthoc(self, plan)
-        else:
-            run_stage2(self, plan)
+        retrain_from(self, given, start)
         return self.trajectory
 
     def correct_classifier(
-        self, method: str, value: float | None = None, *, views: int = 1, seed: int = 0
+        self,
+        method: str | Method,
+        value: float | None = None,
+        *,
+        start: str = "stage1",
+        views: int = 1,
+        seed: int = 0,
     ) -> dict[str, Any]:
-        """Correct the classifier without training it.
+        """Correct the classifier of stage 1 without training it.
 
         Args:
-            method: Name of a post-hoc method, such as "tau_norm", "logit_adjustment" or "ncm".
+            method: A post-hoc method, by name, such as "tau_norm", "logit_adjustment" or "ncm", or
+                as a `Method` of your own.
             value: Strength of the correction (tau, or the temperature), at least 0. None chooses
                 it on the validation images; if they are too few to choose on, it is 1.
+            start: "stage1" corrects the classifier of stage 1, "current" the last result.
             views: For "ncm": augmented passes over the training images, of which the first is used,
                 as stage 2 caches them. 0 takes the images without augmentation.
             seed: Seed of that augmentation.
@@ -325,7 +315,29 @@ class LTLearner(QuietLearner):
             >>> learn.correct_classifier("tau_norm")["value"]
             0.7
         """
-        return run_posthoc(self, PosthocPlan(method=method, value=value, views=views, seed=seed))
+        return correct_from(self, method, start, value=value, views=views, seed=seed)
+
+    def use(self, name: str, seed: int | None = None) -> "LTLearner":
+        """Put a classifier that `compare_classifiers` made into the learner.
+
+        Args:
+            name: A method that was compared, "best" for the one with the best accuracy on the
+                validation images, or "stage1" for the classifier of stage 1.
+            seed: Seed of the classifier, for a method that was compared with several. None: the
+                first.
+
+        Returns:
+            The learner.
+
+        Raises:
+            UserError: If there is no such classifier, or it belongs to another stage 1.
+
+        Example:
+            >>> learn.compare_classifiers(["crt", "samn"])
+            >>> learn.use("best").predict("photo.jpg")
+        """
+        use_classifier(self, name, seed)
+        return self
 
     def settle_select(self) -> str:
         """Return the default of `select` in stage 2, see `ltlearn.training.selection`."""
@@ -359,8 +371,12 @@ class LTLearner(QuietLearner):
     def compare_classifiers(self, methods=None, seeds: int = 1, **kwargs):
         """Compare all methods, or those named, on the same features; see `ltlearn.compare`.
 
+        `use` puts one of the classifiers into the learner.
+
         Args:
-            methods: Names as a list or with commas between them. None: all.
+            methods: Names as a list or with commas between them. A list may also hold a `Method` of
+                your own, a pair of a name and a `Method`, and a pair of a name and a function that
+                gets the learner and changes its classifier. None: all.
             seeds: Runs of each method that draws at random.
             **kwargs: Arguments of `ltlearn.compare.compare`.
 
@@ -379,41 +395,13 @@ class LTLearner(QuietLearner):
             flip: Whether to average the logits of each image and its mirror image.
         """
         if part is None:
-            part = "test" if self.dls.test is not None else "valid"
+            part = tested_part(self.dls)
             if part == "valid":
                 _log.warning("there is no test set: the report is on the validation images")
         logits, targets = self.predict_logits(part, flip)
         return shot_report(
             logits, targets, self.dls.shot_counts, classes=self.dls.vocab, few=self.few
         )
-
-    def predict(self, images, *, target_prior=None, source_prior=None) -> tuple[list[str], Tensor]:
-        """Classify images: a path, a PIL image or an (H, W, 3) uint8 array, or a list of them.
-
-        Args:
-            images: One image or a list.
-            target_prior: Class prior of the images, if it is known: "uniform", "train", "reversed"
-                or C numbers. The logits are corrected for it. None: no correction.
-            source_prior: Class prior that the classifier assumes. None: `assumed_prior`.
-
-        Returns:
-            Class names, one per image, and probabilities (N, C), float32 on the CPU.
-
-        Raises:
-            UserError: If an image cannot be read, or a prior is not allowed.
-        """
-        if target_prior is not None:
-            counts = self.dls.shot_counts
-            target_prior = prior_vector(target_prior, counts)
-            source_prior = self.assumed_prior if source_prior is None else source_prior
-            source_prior = prior_vector(source_prior, counts)
-        elif source_prior is not None:
-            raise UserError("source_prior has no meaning without a target_prior; give both.")
-        logits = predict_images(self, images)
-        if target_prior is not None:
-            logits = correct_for_prior(logits, source_prior, target_prior)
-        probs = logits.softmax(1)
-        return [self.dls.vocab[c] for c in probs.argmax(1).tolist()], probs
 
     @property
     def select_on(self) -> str:
@@ -433,20 +421,6 @@ class LTLearner(QuietLearner):
     def head_norms(self) -> Tensor:
         """Return the weight norm of each class, (C,), float32 on the CPU."""
         return head_norms(self.model)
-
-    def load(self, file, device=None, with_opt=True, strict=True):
-        """Load a file that `save` wrote. The model takes over the kind of head in the file."""
-        path = self.path / self.model_dir / f"{file}.pth"
-        if not path.is_file():
-            raise UserError(f"there is no saved model {path}.")
-        head = self.model.head
-        super().load(file, device=device, with_opt=False, strict=strict)
-        if self.model.head is not head:
-            # A new optimiser is needed for the parameters of the loaded head.
-            self.opt = None
-        if with_opt:
-            super().load(file, device=device, with_opt=True, strict=strict)
-        return self
 
 
 def lt_learner(

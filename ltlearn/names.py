@@ -22,6 +22,7 @@ __all__ = [
     "SHOTS",
     "SPLITS",
     "STAGE2_SCHEDULES",
+    "STARTS",
     "TRAINABLE_PARTS",
     "TRANSFORM_NAMES",
 ]
@@ -48,6 +49,8 @@ SCHEDULES = ("cosine", "constant", "multistep", "lagged_cosine")
 STAGE2_SCHEDULES = ("cosine", "constant")
 SELECTS = ("best", "last")
 BN_MODES = ("frozen", "train", "last_block")
+# The classifier that stage 2 begins from: the one of stage 1, or the last result.
+STARTS = ("stage1", "current")
 ON_NAN = ("stop", "skip")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 PRIORS = ("uniform", "train", "reversed")

@@ -415,9 +415,6 @@ def test_mistakes():
         learn.compare_classifiers("ce", 0)
     with pytest.raises(UserError, match="select.*best, last.*'middle'"):
         compare(learn, "ce", select="middle")
-    without = make_lt_learner(make_dls(test=None))
-    with pytest.raises(UserError, match="no test set"):
-        compare(without, "ce")
 
 
 def test_no_file_is_written_without_a_run(found, monkeypatch, tmp_path):
@@ -426,12 +423,161 @@ def test_no_file_is_written_without_a_run(found, monkeypatch, tmp_path):
     assert list(Path().iterdir()) == []
 
 
-def test_a_classifier_that_a_later_stage_changed_gives_a_warning(caplog):
-    """Its row was once called CE, stage 1, although another stage had changed it."""
+def figures(comparison, method):
+    return [(o.report.nll, o.validation) for o in comparison.of(method)]
+
+
+def test_each_method_begins_from_stage_1_whatever_came_before(found):
+    """A comparison after cRT once called the classifier of cRT stage 1."""
     learn = make()
-    with caplog.at_level(logging.WARNING, "ltlearn"):
-        compare(learn, ["ce", "samn_start"])
-        assert "no longer that of stage 1" not in caplog.text
-        learn.retrain_classifier(method="crt")
-        compare(learn, ["ce", "samn_start"])
-    assert "no longer that of stage 1" in caplog.text and "crt has changed it" in caplog.text
+    learn.retrain_classifier(method="crt", view_seed=0, bn="train")
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    records = list(learn.stages)
+    again = learn.compare_classifiers(SOME, 2)
+    for method in SOME:
+        assert figures(again, method) == figures(found, method)
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+    assert learn.stages == records
+    learn.correct_classifier("tau_norm")
+    assert learn.stages[:-1] == records[:1]
+
+
+def test_a_classifier_that_was_compared_can_be_used(tmp_path):
+    learn = make()
+    found = learn.compare_classifiers(["ce", "crt", "samn", "ncm", "temperature"], 2)
+    for outcome in found.outcomes:
+        assert learn.use(outcome.method, outcome.seed) is learn
+        assert learn.shot_report("test").nll == pytest.approx(outcome.report.nll)
+        assert [dict(s) for s in learn.stages[1:]] == outcome.stages
+    learn.use("crt", 1)
+    assert learn.assumed_prior == "uniform"
+    learn.use("temperature")
+    assert learn.assumed_prior == "train"
+    # A method after that begins from stage 1 all the same.
+    learn.retrain_classifier(method="crt", view_seed=0)
+    assert learn.shot_report("test").nll == pytest.approx(found.of("crt")[0].report.nll)
+    best = learn.use("best").shot_report("test").nll
+    assert best == pytest.approx(found.of(found.best)[0].report.nll)
+    assert learn.use("stage1").shot_report("test").nll == found.of("ce")[0].report.nll
+    learn.compare_classifiers(["lws"])
+    assert learn.use("crt", 1).shot_report("test").nll == pytest.approx(figures(found, "crt")[1][0])
+    with pytest.raises(UserError, match=r"'mislas'.*crt"):
+        learn.use("mislas")
+    with pytest.raises(UserError, match=r"samn.*0, 1.*seed=7"):
+        learn.use("samn", 7)
+    learn.path = tmp_path
+    learn.export("model.pkl")
+    assert learn.compared.runs, "the export alone has none"
+
+
+def test_a_classifier_of_another_stage_1_cannot_be_used():
+    learn = make()
+    with pytest.raises(UserError, match="'crt'.*compare_classifiers"):
+        learn.use("crt")
+    learn.compare_classifiers(["samn_start"])
+    learn.fit(1, 0.05)
+    with pytest.raises(UserError, match="samn_start.*another stage 1"):
+        learn.use("samn_start")
+
+
+def test_batch_statistics_are_used_with_their_classifier():
+    learn = make()
+    found = compare(learn, ["ce", "samn"], views=0, bn="train", select="last")
+    for method in ("samn", "ce"):
+        learn.use(method)
+        assert learn.shot_report("test").nll == pytest.approx(found.of(method)[0].report.nll)
+
+
+def double(learn):
+    with torch.no_grad():
+        for parameter in learn.model.head.parameters():
+            parameter.mul_(2)
+
+
+def drawn(learn, seed):
+    learn.retrain_classifier(2, 0.05, seed=seed, reset=True)
+
+
+def whole(learn):
+    learn.fit(1, 0.05)
+
+
+class Two(torch.nn.Module):
+    def __init__(self, width, classes):
+        super().__init__()
+        self.in_features, self.out_features = width, classes
+        self.layers = torch.nn.Sequential(torch.nn.Linear(width, 4), torch.nn.Linear(4, classes))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def foreign(learn):
+    learn.model.head = Two(learn.model.head.in_features, 3)
+
+
+def test_methods_of_one_s_own_are_compared():
+    learn, registered = make(), list(METHODS)
+    mine = replace(METHODS["samn"], label="mine", values={"epochs": 2})
+    own = [("twice", double), ("Drawn anew", drawn), ("whole", whole), ("foreign", foreign)]
+    changed = ("samn_changed", replace(METHODS["samn"], values={"epochs": 1}))
+    found = learn.compare_classifiers(["ce", "samn", mine, *own, changed], 2, priors="uniform")
+    assert list(METHODS) == registered
+    names = ["ce", "samn", "mine", "twice", "drawn_anew", "whole", "foreign", "samn_changed"]
+    assert found.methods == names
+    assert [len(found.of(name)) for name in names] == [1, 2, 2, 1, 2, 1, 1, 2]
+    assert found.of("mine")[0].stages[0]["epochs"] == 2
+    assert found.of("samn_changed")[0].stages[0]["epochs"] == 1
+    assert np.array_equal(found.of("twice")[0].correct, found.of("ce")[0].correct)
+    assert found.of("twice")[0].norms == pytest.approx([2 * n for n in found.of("ce")[0].norms])
+    nlls = [nll for nll, _ in figures(found, "drawn_anew")]
+    assert nlls[0] != nlls[1]
+    text = found.table().to_text()
+    for label in ("mine", "Drawn anew", "foreign", "samn_changed"):
+        assert any(line.startswith(label) for line in text.splitlines())
+    json.dumps(found.to_dict(), allow_nan=False)
+    for name in ("whole", "foreign", "mine", "twice"):
+        learn.use(name)
+        assert learn.shot_report("test").nll == pytest.approx(figures(found, name)[0][0])
+    assert learn.use("stage1").shot_report("test").nll == figures(found, "ce")[0][0]
+    assert learn.compare_classifiers(("twice", double)).methods == ["twice"]
+    assert learn.compare_classifiers(mine).methods == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (("crt", double), "'crt'.*another name"),
+        (("mine", "crt"), "no method 'mine'"),
+        (("mine", 3), "'mine'.*Method.* 3"),
+        (replace(METHODS["samn"], values={"epochs": 1}), "label 'CE [+] SAMN'"),
+        (replace(METHODS["mixup"], label="mine"), "mine needs a stage 1"),
+        (3, "3"),
+        ({}, "{}"),
+    ],
+)
+def test_candidates_that_are_refused(method, words):
+    learn, registered = make_lt_learner(), list(METHODS)
+    with pytest.raises(UserError, match=words):
+        learn.compare_classifiers(["ce", method] if method != ("mine", "crt") else method)
+    assert list(METHODS) == registered
+
+
+def test_without_a_test_part_the_validation_images_are_tested():
+    learn = make_lt_learner(make_dls(valid=make_images([15, 15, 15], seed=1), test=None))
+    learn.fit_stage1(1, 0.05)
+    found = learn.compare_classifiers(["ce", "samn_start"])
+    assert found.about.protocol == "untested" and len(found.targets) == 45
+    text = found.table().to_text()
+    assert "validation accuracy" in text and "no test set" in text and "test images" not in text
+    assert found.of("ce")[0].report.balanced == found.of("ce")[0].validation
+
+
+def test_a_row_assumes_the_prior_that_its_training_left():
+    """The correction of CE once subtracted the training prior, whatever the sampler of stage 1."""
+    learn = make()
+    learn.fit_stage1(1, 0.05, sampler="class_balanced")
+    found = learn.compare_classifiers(["ce", "temperature"], priors="uniform")
+    for outcome in found.outcomes:
+        figure = outcome.priors["uniform"]
+        assert figure.corrected == pytest.approx(figure.accuracy)

@@ -414,7 +414,8 @@ def test_without_samn_a_samn_head_is_folded_first(fit, caplog):
     learn = make_lt_learner()
     learn.retrain_classifier(1, 0.05, cbs=SAMN())
     before = learn.predict_logits("test")[0]
-    options = {"views": 0} if fit == "images" else {}
+    options = {} if fit == "fit_stage1" else {"start": "current"}
+    options |= {"views": 0} if fit == "images" else {}
     call = getattr(learn, "retrain_classifier" if fit == "images" else fit)
     with caplog.at_level(logging.WARNING, "ltlearn"):
         call(0, **options)
@@ -429,7 +430,7 @@ def test_without_samn_a_samn_head_is_folded_first(fit, caplog):
 def test_with_samn_the_head_stays_a_samn_head():
     learn = make_lt_learner(cbs=SAMN())
     learn.retrain_classifier(1, 0.05)
-    learn.retrain_classifier(1, 0.05)
+    learn.retrain_classifier(1, 0.05, start="current")
     learn.fit_stage1(1, 0.05)
     assert_monotone(learn.model.head)
 

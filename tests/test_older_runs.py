@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ltlearn.cli import main
+from ltlearn.experiments.predictor import Predictor
 
 FIXTURE = Path(__file__).parent / "fixtures" / "run_db4ea7a"
 RECORDED = json.loads((FIXTURE / "recorded.json").read_text())
@@ -125,6 +126,14 @@ def test_compare_trains_the_same_classifiers_again(ltlearn, tmp_path):
     words = ("compare", run, "--methods", ",".join(COMPARED), "--device", "cpu", "--json")
     assert_compared(ltlearn(*words))
     assert (run / "compare.md").is_file()
+
+
+def test_predict_takes_up_a_classifier_that_was_compared():
+    run = FIXTURE / "finished"
+    own = read_json(run / "model.json")["methods"]
+    for method in set(COMPARED) - set(own):
+        predictor = Predictor(run, method, target_prior="uniform")
+        assert predictor.method == method and predictor.model.head is not None
 
 
 def test_compare_takes_up_the_classifiers_that_were_kept(ltlearn, tmp_path):

@@ -12,10 +12,11 @@ def methods(as_json: JSON = False) -> None:
     """List the methods, with the sources of their values."""
     from ltlearn.methods import METHODS
 
-    rows = [
-        [name, m.label, m.kind, m.sampler, "new" if m.reset else "kept", m.source, m.values_from]
-        for name, m in METHODS.items()
-    ]
+    rows = []
+    for name, m in METHODS.items():
+        # Stage 1 gets its sampler elsewhere, and a correction draws no images.
+        training = [m.sampler, "new" if m.reset else "kept"] if m.kind == "stage 2" else [None] * 2
+        rows.append([name, m.label, m.kind, *training, m.source, m.values_from])
     head = ["name", "label", "kind", "sampler", "head", "source", "values from"]
     _print_list(head, rows, as_json)
 
@@ -45,4 +46,4 @@ def _print_list(head: Sequence[str], rows: Sequence[Sequence], as_json: bool) ->
     if as_json:
         print_json([dict(zip(head, row, strict=True)) for row in rows])
     else:
-        render_rows(head, rows)
+        render_rows(head, [["–" if cell is None else cell for cell in row] for row in rows])

@@ -22,7 +22,7 @@ def predict(
     model: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="Folder of a run, or one of its checkpoints (.safetensors)."
+            metavar="RUN", help="Folder of a run, or one of its weights files (.safetensors)."
         ),
     ],
     images: Annotated[
@@ -31,7 +31,10 @@ def predict(
     ],
     method: Annotated[
         str | None,
-        typer.Option(help="Method whose classifier predicts; by default, the run's last."),
+        typer.Option(
+            help="Method whose classifier predicts, also one that `ltlearn compare` trained; best "
+            "is the one that it found best on validation. By default, the run's last."
+        ),
     ] = None,
     top: Annotated[int, typer.Option(help="Number of classes to print for each image.", min=1)] = 5,
     csv: Annotated[

@@ -14,7 +14,7 @@ from ltlearn.cli.console import (
     split_names,
 )
 from ltlearn.cli.options import DATA, DEVICE, JSON, PRIOR_NAMES, QUIET, RUN, SELECT
-from ltlearn.errors import check_choice, check_whole, spell
+from ltlearn.errors import check_choice, check_whole, spell, spell_call
 from ltlearn.names import PRIORS, SELECTS
 
 __all__ = []
@@ -41,7 +41,8 @@ def compare(
 ) -> None:
     """Compare all ways to correct the classifier of a run.
 
-    All methods get the same features of the backbone.
+    All methods get the same features of the backbone. A further comparison adds its rows to the
+    table. `ltlearn predict RUN IMAGE --method NAME` uses a classifier of it.
     """
     from ltlearn.methods import find_methods
     from ltlearn.utils.settings import load_settings
@@ -77,7 +78,9 @@ def compare(
     if rows:
         render_rows(head, rows, title="accuracy in % under other class priors")
     if not quiet:
+        use = spell_call("predict", model=str(run), images="IMAGE", method=result.best)
         print(f"report: {run / 'compare.md'}", file=sys.stderr)  # noqa: T201
+        print(f"{use} classifies with the best method", file=sys.stderr)  # noqa: T201
 
 
 def sensitivity(

@@ -1,5 +1,7 @@
 """Compare methods on a finished run."""
 
+import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,8 +10,11 @@ from matplotlib.figure import Figure
 
 from ltlearn.compare import check_request, compare
 from ltlearn.comparison import Comparison, merge_comparisons
-from ltlearn.experiments.manifest import finished_seeds, recorded_recipe
+from ltlearn.errors import spell
+from ltlearn.experiments.compared import COMPARE_FILE, EarlierTable
+from ltlearn.experiments.manifest import finished_seeds, recorded_recipe, stage_name
 from ltlearn.experiments.own_data import fitting_methods
+from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.stages import load_stage1
 from ltlearn.methods import METHODS
 from ltlearn.names import SHOTS
@@ -19,6 +24,8 @@ from ltlearn.reporting.text import markdown_table
 from ltlearn.utils.run_folder import Run, waits_for_run
 
 __all__ = ["compare_run"]
+
+_log = logging.getLogger("ltlearn")
 
 
 @waits_for_run
@@ -36,7 +43,9 @@ def compare_run(
 ) -> Comparison:
     """Compare methods on every stage 1 of a run; write `compare.json`, `compare.md` and the plots.
 
-    If another process writes to the run, this one waits for it.
+    The rows of an earlier comparison stay in the table, if they were made in the same way. If not,
+    the earlier table is kept under another name. If another process writes to the run, this one
+    waits for it.
 
     Args:
         run: A run whose stage 1 is finished.
@@ -64,6 +73,9 @@ def compare_run(
     options = {"views": recipe.settled().stage2.views or 1, "select": select}
     if recipe.protocol == "paper":
         options = {"views": 0, "bn": "train", "flip": True, "select": "best"}
+    before = EarlierTable.read(run)
+    earlier = {} if before is None else before.runs
+    priors = list(dict.fromkeys([*(before.priors if before is not None else ()), *priors]))
     parts = []
     for seed in stage1_seeds:
         notify(f"stage 1 of seed {seed}")
@@ -72,23 +84,100 @@ def compare_run(
         )
         part = compare(
             learn, methods, seeds,
-            priors=priors, stage1_seed=seed, run=run, notify=notify,
-            arguments={m: recipe.arguments_of(m) for m in methods if m in recipe.method},
+            # The first seed is the one of the run itself, so that both reports have one figure.
+            priors=priors, stage1_seed=seed, first_seed=seed, run=run, notify=notify,
+            arguments={m: recipe.arguments_of(m) for m in recipe.method if m in METHODS},
+            earlier={m: [s for first, s in pairs if first == seed] for m, pairs in earlier.items()},
             **options,
         )  # fmt: skip
         parts.append(part)
-    comparison = merge_comparisons(parts)
-    if learn.dls.split.test is None:
-        comparison.about.protocol = "untested"
-    _write_comparison(run, comparison)
+    comparison = _in_order(parts, methods)
+    comparison.note = " ".join(
+        text for text in (comparison.note, _other_values(recipe, run, comparison)) if text
+    )
+    if before is not None:
+        _keep_earlier(run, before, comparison, select)
+    _write_comparison(run, comparison, select)
     return comparison
 
 
-def _write_comparison(run: Run, comparison: Comparison) -> None:
+def _in_order(parts: Sequence[Comparison], methods: Sequence[str]) -> Comparison:
+    """Merge the comparisons of all stages 1.
+
+    The rows have the order of the request; with rows of an earlier comparison among them, the order
+    of the table of methods. An earlier row that not every stage 1 has is left out.
+    """
+    everywhere = set.intersection(*(set(part.methods) for part in parts))
+    order = METHODS if everywhere - set(methods) else methods
+    for part in parts:
+        names = [name for name in order if name in everywhere]
+        part.outcomes = [o for name in names for o in sorted(part.of(name), key=lambda o: o.seed)]
+    return merge_comparisons(parts)
+
+
+def _keep_earlier(run: Run, before: EarlierTable, now: Comparison, select: str) -> None:
+    """Keep the earlier table under another name if the new one does not have all its rows."""
+    runs = {m: {(o.stage1_seed, o.seed) for o in now.of(m)} for m in now.methods}
+    missing = [m for m, pairs in before.runs.items() if not pairs <= runs.get(m, set())]
+    if not missing:
+        return
+    number = 1
+    while (run.path / f"compare-{number}.json").exists():
+        number += 1
+    run.write_json(f"compare-{number}.json", before.content)
+    page = run.path / "compare.md"
+    if page.is_file():
+        # The plots are drawn again for the new table.
+        text = re.sub(r"(## [^\n]*\n\n)?!\[[^\n]*\n+", "", page.read_text(encoding="utf-8"))
+        run.write_text(f"compare-{number}.md", text)
+    other = before.select is not None and before.select != select
+    why = (
+        f"they were made with {spell('select', before.select)}"
+        if other
+        else "their classifiers are gone, or were made in another way"
+    )
+    _log.warning(
+        "the rows %s of the earlier comparison are not in the new table, because %s; the earlier "
+        "table is kept as %s",
+        ", ".join(missing), why, run.path / f"compare-{number}.md",
+    )  # fmt: skip
+
+
+# Facts of a stage 2 that a user can set, and how a sentence names them.
+_VALUES = {
+    "epochs": "epochs", "lr": "learning rate", "batch": "batch size",
+    "weight_decay": "weight decay", "schedule": "schedule", "chosen_on": "epoch chosen on",
+}  # fmt: skip
+
+
+def _other_values(recipe: Recipe, run: Run, comparison: Comparison) -> str:
+    """Return why figures differ from those of the run's report: other values, or more seeds."""
+    sentences = []
+    for method in comparison.methods:
+        outcome = comparison.of(method)[0]
+        own = f"{stage_name(outcome.stage1_seed, method)}.json"
+        if method not in recipe.methods or not outcome.stages or not (run.path / own).is_file():
+            continue
+        there, here = run.read_json(own, sealed=None).get("stage"), outcome.stages[0]
+        if not isinstance(there, dict):
+            continue
+        differing = [key for key in _VALUES if there.get(key) != here.get(key)]
+        if differing:
+            texts = [[f"{_VALUES[k]} {s.get(k)}" for k in differing] for s in (here, there)]
+            label = comparison.row_of(method).label
+            sentences.append(f"{label} has {', '.join(texts[0])} here, {', '.join(texts[1])} there")
+    notes = [f"The figures of report.md differ: {'; '.join(sentences)}."] if sentences else []
+    starts = {o.stage1_seed for o in comparison.outcomes}
+    if any(len(comparison.of(m)) > len(starts) for m in recipe.methods if m in comparison.methods):
+        notes.append("In report.md each method has one run for each stage 1, the first one here.")
+    return " ".join(notes)
+
+
+def _write_comparison(run: Run, comparison: Comparison, select: str) -> None:
     plots = _plots(comparison)
     for name, (_, figure) in plots.items():
         run.save_figure(f"plots/{name}.png", figure)
-    run.write_json("compare.json", comparison.to_dict())
+    run.write_json(COMPARE_FILE, {**comparison.to_dict(), "select": select})
     titles = {name: title for name, (title, _) in plots.items()}
     run.write_text("compare.md", _markdown(comparison, titles))
 
@@ -122,6 +211,7 @@ def _plots(comparison: Comparison) -> dict[str, tuple[str, Figure]]:
 
 
 def _markdown(comparison: Comparison, titles: dict[str, str]) -> str:
+    tested = "validation" if comparison.about.protocol == "untested" else "test"
     parts = ["# Methods compared on one stage 1", comparison.table().to_markdown()]
     head, rows = comparison.difference_rows()
     if rows:
@@ -132,7 +222,7 @@ def _markdown(comparison: Comparison, titles: dict[str, str]) -> str:
         align = ["---", *["---:"] * (len(head) - 1)]
         parts += ["## Under other class priors", markdown_table(head, align, rows)]
         parts.append(
-            "Accuracy in %, with the test images weighted to the prior. `corrected` adds the "
+            f"Accuracy in %, with the {tested} images weighted to the prior. `corrected` adds the "
             "logarithm of that prior to the logits, and subtracts the one that the classifier "
             "assumes."
         )

@@ -16,12 +16,14 @@ from ltlearn.data.datasets import NormalizeUint8
 from ltlearn.data.images import EXTENSIONS, natural_key, read_image
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, check_whole, spell, spell_call
+from ltlearn.experiments.compared import find_compared, kept_methods
 from ltlearn.experiments.manifest import stage_name
 from ltlearn.experiments.model_facts import MODEL_FILE, ModelFacts, read_model_facts
 from ltlearn.methods import METHODS
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.models.backbone import LTModel
 from ltlearn.models.pretrained import create_lt_model, is_outside_arch
+from ltlearn.training.kept import KEPT_FOLDER, KeptName
 from ltlearn.utils.parallel import compute_ahead, count_threads
 from ltlearn.utils.run_folder import Run
 from ltlearn.utils.stored_weights import check_stored_weights, read_shapes
@@ -55,8 +57,10 @@ class Predictor:
     """A trained model, ready for images.
 
     Args:
-        where: A run's folder, or one of the .safetensors files in its `checkpoints`.
-        method: The method of the run whose classifier is used; None takes the last.
+        where: A run's folder, or one of the .safetensors files in its `checkpoints` or `compare`.
+        method: The method whose classifier is used, of the run or of a comparison of it; "best" is
+            the one that the comparison found best on the validation images. None takes the last
+            of the run.
         device: A torch device.
         target_prior: How often the classes occur among the images: "uniform", "train", "reversed"
             or C numbers. None leaves the logits unchanged.
@@ -88,21 +92,31 @@ class Predictor:
             )
         if method is None:
             method = list(facts.methods)[-1]
-        if method not in facts.methods:
+        compared = find_compared(folder, weights, method, facts.methods)
+        if compared is not None:
+            method, weights = compared.method, compared.stage1_file
+        elif method not in facts.methods:
+            names = ", ".join(dict.fromkeys([*facts.methods, *kept_methods(Run(folder))]))
+            compare = spell_call("compare_run", run=str(folder), methods=method)
             raise UserError(
-                f"the run {folder} has no method {method!r}; it has {', '.join(facts.methods)}."
+                f"the run {folder} has no method {method!r}; it has {names}. {compare} adds it."
             )
         self.method, self.classes = method, facts.classes
         is_first = method in METHODS and METHODS[method].kind == "stage 1"
         name = stage_name(0, "stage1" if is_first else method)
         self.device = torch.device(device)
         weights = weights or folder / f"{name}.safetensors"
-        self.model = _load_model(facts, weights).to(self.device).eval()
+        model = _load_model(facts, weights)
+        if compared is not None:
+            compared.put_into(model)
+        self.model = model.to(self.device).eval()
         self._normalize = NormalizeUint8(facts.mean, facts.std)
         self._transform = None if facts.in_memory else ImageTransform("none", facts.size[0])
         self._priors = None
         if target_prior is not None:
-            priors = (facts.methods[method]["prior"], target_prior)
+            own = facts.methods
+            assumed = own[method]["prior"] if compared is None else compared.prior(own)
+            priors = (assumed, target_prior)
             self._priors = [prior_vector(prior, facts.class_counts) for prior in priors]
 
     @torch.no_grad()
@@ -217,7 +231,8 @@ def _find(where: Path, method: str | None) -> tuple[Path, Path | None, str | Non
             f"there is no {MODEL_FILE} beside {where} or in the folder above, and it describes the "
             "model; give the run's folder, or copy its file there."
         )
-    own = where.stem.partition("-")[2]
+    kept = KeptName.from_stem(where.stem) if where.absolute().parent.name == KEPT_FOLDER else None
+    own = where.stem.partition("-")[2] if kept is None else kept.method
     if own == "stage1":
         known = read_model_facts(folder).methods
         # A run may have no method of stage 1: its classifier is then not trained.

@@ -13,8 +13,10 @@ from ltlearn.experiments.stages import load_stage1
 from ltlearn.learner import LTLearner
 from ltlearn.methods import METHODS
 from ltlearn.metrics.accuracy import mean_class_accuracy
+from ltlearn.names import PART_LABELS
 from ltlearn.plots.sensitivity import plot_sensitivity
 from ltlearn.training.records import Record
+from ltlearn.training.selection import tested_part
 from ltlearn.utils.run_folder import Run, waits_for_run
 from ltlearn.utils.text import clean
 
@@ -108,18 +110,17 @@ def sensitivity(
     Every value is tested; no value is chosen. The learner is restored at the end.
 
     Args:
-        learn: An `LTLearner` after stage 1, with a test set.
+        learn: An `LTLearner` after stage 1. Without a test set the accuracy is measured on the
+            validation images.
         methods: Names of methods. A method without a hyper-parameter gives a line.
         seed: Seed of order and augmentation.
         select: Which epoch of stage 2 is kept: "best" on validation, or "last".
         notify: Called with a line of text at each step.
 
     Raises:
-        UserError: If there is no test set, or a method is unknown.
+        UserError: If a method is unknown.
     """
     methods, _ = check_request(methods, 1, (), select, learn.stage1_method)
-    if learn.dls.test is None:
-        raise UserError("there is no test set to measure on; give the data a test part.")
     if select == "best":
         select = learn.settle_select()
     curves, lines = [], {}
@@ -156,7 +157,7 @@ def _about(learn: LTLearner, seed: int, select: str) -> dict[str, Any]:
     split = learn.dls.split
     return {
         "dataset": split.dataset, "split": split.name, "fingerprint": split.train,
-        "accuracy on": f"{'validation' if split.test is None else 'test'} images",
+        "accuracy on": f"{PART_LABELS[tested_part(learn.dls)]} images",
         "epoch": select, "seed": seed,
     }  # fmt: skip
 
@@ -169,7 +170,7 @@ def _balanced(learn: LTLearner, method: str, **arguments: Any) -> tuple[float, f
     elif row.kind == "post hoc":
         learn.correct_classifier(method)
     figures = []
-    for part in ("test", "valid"):
+    for part in (tested_part(learn.dls), "valid"):
         logits, targets = learn.predict_logits(part)
         figures.append(mean_class_accuracy(logits.argmax(1), targets, learn.dls.c))
     return tuple(figures)

@@ -178,9 +178,12 @@ def run_seed(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> SeedResul
     result = SeedResult()
     first = _run_stage1(recipe, folder, learn)
     stage1 = _copy_weights(learn)
+    # A stage 1 that was loaded has no record in the learner yet.
+    stages = learn.stages or [first.stage]
     weights = {}
     for name in recipe.methods:
         learn.model.load_state_dict(stage1)
+        learn.stages = list(stages)
         is_first = METHODS[name].stage == 1
         finished = first if is_first else _run_method(recipe, folder, learn, name)
         result.stages.append({**finished.stage, "seed": folder.seed, "method": name})

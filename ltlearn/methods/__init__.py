@@ -1,6 +1,7 @@
 """The methods, which the Python API, the command line and the recipes take by name."""
 
 from ltlearn.methods.base import KINDS, Method, Sweep
+from ltlearn.methods.candidates import Candidate, as_registered, offered
 from ltlearn.methods.learning_rate import LARGEST_SCALED_BATCH, usual_rate
 from ltlearn.methods.registry import (
     DEFAULT_STAGE1,
@@ -17,6 +18,7 @@ from ltlearn.methods.registry import (
 from ltlearn.names import DEFAULT_STAGE2, DEFAULT_WITH_RESET
 
 __all__ = [
+    "Candidate",
     "DEFAULT_STAGE1",
     "DEFAULT_STAGE2",
     "DEFAULT_WITH_RESET",
@@ -25,9 +27,11 @@ __all__ = [
     "METHODS",
     "Method",
     "Sweep",
+    "as_registered",
     "find_method",
     "find_methods",
     "is_built_in",
+    "offered",
     "prior_of",
     "register_method",
     "registered_method",

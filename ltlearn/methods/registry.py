@@ -216,6 +216,11 @@ def find_method(name: str) -> Method:
     Raises:
         UserError: If the name is unknown; the message suggests close names.
     """
+    if isinstance(name, Method):
+        raise UserError(
+            f"the name of a method is needed here, got the row {name.label!r}; register_method "
+            "gives it one."
+        )
     if not isinstance(name, str) or name not in METHODS:
         close = difflib.get_close_matches(str(name), METHODS, n=3)
         names = ", ".join(close or METHODS)

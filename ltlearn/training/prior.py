@@ -80,6 +80,10 @@ def stage1_method(stages: Sequence[Mapping]) -> str:
 
 def _leaves_by_name(stage: Mapping) -> bool:
     """Return `leaves_prior` for a record from disk, which has the names alone."""
+    row = METHODS.get(stage.get("method"))
+    if row is not None:
+        # Loss and callbacks may be from outside ltlearn. The row of the method describes them.
+        return stage.get("sampler") == "instance" and row.prior == "train"
     import ltlearn.callbacks as callbacks
     import ltlearn.losses as losses
 

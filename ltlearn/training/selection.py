@@ -4,7 +4,7 @@ import logging
 
 from ltlearn.names import MIN_VALID_IMAGES
 
-__all__ = ["default_select", "is_too_small_to_select", "selects_on"]
+__all__ = ["default_select", "is_too_small_to_select", "selects_on", "tested_part"]
 
 _log = logging.getLogger("ltlearn")
 
@@ -13,6 +13,19 @@ def selects_on(dls) -> str:
     """Return what the validation loader holds: "validation" or "test"."""
     split = getattr(dls, "split", None)
     return "test" if split is not None and split.valid_from == "test set" else "validation"
+
+
+def tested_part(dls) -> str:
+    """Return the part that is tested: "test", or "valid" without a test set.
+
+    The command line lets the validation loader stand in for a test loader, so that `dls.test` alone
+    does not decide.
+
+    Args:
+        dls: The data.
+    """
+    split = getattr(dls, "split", None)
+    return "valid" if dls.test is None or (split is not None and split.test is None) else "test"
 
 
 def is_too_small_to_select(dls, consequence: str) -> bool:

@@ -60,8 +60,8 @@ def fold_unowned_head(learn: Learner, callbacks: Sequence[Callback]) -> None:
     except UserError:
         raise UserError(
             f"the head is a {kind.__name__}, which cannot be folded into a linear layer: pass "
-            f"{_callback_of(kind)} in cbs to train it, or begin with a new head "
-            f"({spell('reset', True)})."
+            f"{_callback_of(kind)} in cbs to train it, begin with a new head "
+            f"({spell('reset', True)}), or put the classifier of stage 1 back: use('stage1')."
         ) from None
     _log.warning(
         "the head is a %s and no callback that trains one is given: it is folded into an "

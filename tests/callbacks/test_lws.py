@@ -172,7 +172,7 @@ def test_without_the_callback_it_is_folded(caplog):
     learn.retrain_classifier(1, 0.1, select="last", cbs=LearnableWeightScaling())
     logits = learn.predict_logits()[0]
     with caplog.at_level("WARNING", "ltlearn"):
-        learn.retrain_classifier(0)
+        learn.retrain_classifier(0, start="current")
     assert "the head is a ScaledLinear and no callback that trains one is given" in caplog.text
     assert type(learn.model.head) is nn.Linear
     assert all(p.requires_grad for p in learn.model.head.parameters())
@@ -186,7 +186,7 @@ def test_one_head_becomes_another(where, caplog):
     learn = make_lt_learner() if where == "LTLearner" else make_learner()
     for cb, kind in zip(cbs, kinds, strict=True):
         if where == "LTLearner":
-            learn.retrain_classifier(1, 0.05, cbs=cb())
+            learn.retrain_classifier(1, 0.05, cbs=cb(), start="current")
         else:
             learn.fit(1, 0.05, cbs=cb())
         assert type(find_head(learn.model)[1]) is kind

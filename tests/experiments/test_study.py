@@ -5,16 +5,29 @@ import shutil
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ltlearn import UserError
 from ltlearn.cli.app import main
 from ltlearn.experiments.compare_run import compare_run
-from ltlearn.experiments.sensitivity import SENSITIVITY_METHODS, Curve, Sensitivity, sensitivity_run
+from ltlearn.experiments.manifest import recorded_recipe
+from ltlearn.experiments.predictor import Predictor
+from ltlearn.experiments.sensitivity import (
+    SENSITIVITY_METHODS,
+    Curve,
+    Sensitivity,
+    sensitivity,
+    sensitivity_run,
+)
+from ltlearn.experiments.stages import load_stage1
 from ltlearn.methods import DEFAULT_STAGE2, METHODS, registered_method
+from ltlearn.metrics.report import shot_report
 from ltlearn.utils.run_folder import Run
+from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
 from tests.helpers import TINY, ltlearn
 
 FEW = "ce,tau_norm,crt,samn_start"
@@ -42,7 +55,14 @@ def compared(run):
         cwd=run.parent,
     )
     assert done.returncode == 0, done.stderr
+    shutil.copytree(run, run.parent / "compared")
     return done
+
+
+@pytest.fixture
+def joined(run, compared):
+    """The run with its first comparison, which no test changes."""
+    return run.parent / "compared"
 
 
 def test_compare_takes_the_recipe_s_values_of_a_method(tmp_path):
@@ -93,6 +113,135 @@ def test_a_second_compare_loads_kept_classifiers(run, compared):
     assert rows["lws"]["summary"]["all"]["mean"] >= 0
 
 
+DIGIT = Path(__file__).parents[1] / "fixtures/run_db4ea7a/images/digit3-grey.png"
+
+
+def test_a_further_comparison_joins_the_table(joined, tmp_path):
+    """The table once had the rows of the last comparison alone."""
+    shutil.copytree(joined, tmp_path / "run")
+    first = json.loads((tmp_path / "run/compare.json").read_text())
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/compare").iterdir()}
+    found = compare_run(Run(tmp_path / "run"), "ncm,ce", priors="uniform")
+    assert found.methods == ["ce", "crt", "tau_norm", "ncm", "samn_start"]
+    assert [len(found.of(m)) for m in found.methods] == [1, 2, 1, 1, 1]
+    assert {p: p.stat().st_mtime_ns for p in files} == files, "no earlier classifier is made again"
+    record = json.loads((tmp_path / "run/compare.json").read_text())
+    reports = {row["method"]: row["reports"] for row in record["rows"]}
+    for row in first["rows"]:
+        assert reports[row["method"]] == row["reports"]
+        assert set(record["rows"][0]["priors"][0]) == {"train", "reversed", "uniform"}
+    page = (tmp_path / "run/compare.md").read_text()
+    assert "| NCM |" in page and "| cRT |" in page
+    assert not (tmp_path / "run/compare-1.json").exists()
+
+
+def test_a_table_that_cannot_be_joined_is_kept(joined, tmp_path, caplog):
+    shutil.copytree(joined, tmp_path / "run")
+    before = (tmp_path / "run/compare.json").read_text()
+    found = compare_run(Run(tmp_path / "run"), "crt", select="last")
+    assert found.methods == ["ce", "crt"]
+    assert "tau_norm, crt, samn_start" in caplog.text and "select='best'" in caplog.text
+    assert json.loads((tmp_path / "run/compare-1.json").read_text()) == json.loads(before)
+    page = (tmp_path / "run/compare-1.md").read_text()
+    assert "| tau-norm |" in page and "plots/" not in page
+    (tmp_path / "run/compare.json").write_text("[]")
+    assert compare_run(Run(tmp_path / "run"), "ce").methods == ["ce"]
+    assert "compare.json is damaged" in caplog.text
+
+
+def test_a_classifier_of_the_comparison_predicts(joined, compared):
+    """`predict --method crt` once refused what the comparison had called the best."""
+    by_name = ltlearn("predict", joined, DIGIT, "--method", "crt")
+    assert by_name.returncode == 0, by_name.stderr
+    by_file = ltlearn("predict", joined / "compare/seed0-crt-0.safetensors", DIGIT)
+    assert by_file.stdout == by_name.stdout
+    other = ltlearn("predict", joined / "compare/seed0-crt-1.safetensors", DIGIT)
+    assert other.returncode == 0 and other.stdout != by_name.stdout
+    best = json.loads((joined / "compare.json").read_text())["best_on_validation"]
+    assert f"--method {best}`" in compared.stderr
+    done = ltlearn("predict", joined, DIGIT, "--method", "best", "--json")
+    assert json.loads(done.stdout)["method"] == best
+    done = ltlearn("predict", joined, DIGIT, "--method", "mislas")
+    assert done.returncode == 2 and "'mislas'" in done.stderr and "crt" in done.stderr
+    assert "ltlearn compare" in done.stderr
+    done = ltlearn("predict", joined / "compare/seed0-crt-0.safetensors", DIGIT, "--method", "lws")
+    assert done.returncode == 2 and "'crt', not 'lws'" in done.stderr
+
+
+def test_a_classifier_of_the_comparison_gives_the_logits_of_the_comparison(joined):
+    learn = load_stage1(recorded_recipe(Run(joined)), Run(joined), 0, device="cpu")
+    rows = {r["method"]: r for r in json.loads((joined / "compare.json").read_text())["rows"]}
+    data = learn.dls.test.dataset
+    pixels = data.get_batch(range(len(data)))[0]
+    for method in ("ce", "tau_norm", "crt", "samn_start"):
+        predictor = Predictor(joined, method, target_prior="train")
+        plain = Predictor(joined, method).logits(pixels)
+        report = shot_report(plain, data.targets, learn.dls.shot_counts)
+        assert report.nll == pytest.approx(rows[method]["reports"][0]["nll"], abs=1e-4)
+        corrected = predictor.logits(pixels).softmax(1)
+        # Stage 1 assumes the training prior already; the others are corrected for it.
+        assert torch.allclose(corrected, plain.softmax(1), atol=1e-5) == (method == "ce")
+
+
+def test_a_damaged_classifier_of_the_comparison_is_refused(joined, tmp_path):
+    def changed(name, change):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(joined, tmp_path / "run")
+        change(tmp_path / "run" / name)
+        return Predictor(tmp_path / "run", "crt")
+
+    def flip(file):
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 0x40
+        file.write_bytes(content)
+
+    def other(file):
+        shutil.copy(file.with_name("seed0-tau_norm-0.safetensors"), file)
+
+    def of_another_stage1(file):
+        record = json.loads(file.read_text())
+        del record["checksum"]
+        record["key"]["stage1"] = "0" * 16
+        file.write_text(json.dumps(record))
+
+    weights, record = "compare/seed0-crt-0.safetensors", "compare/seed0-crt-0.json"
+    for name, change, words in (
+        (weights, flip, r"seed0-crt-0\.safetensors is damaged"),
+        (weights, other, r"seed0-crt-0\.safetensors is damaged"),
+        (record, flip, r"seed0-crt-0\.json is damaged"),
+        (record, lambda file: file.write_text('{"key": []}'), r"seed0-crt-0\.json is damaged"),
+        (record, lambda file: file.unlink(), r"seed0-crt-0\.json is missing"),
+        (record, of_another_stage1, "another stage 1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            changed(name, change)
+    (tmp_path / "run/compare.json").unlink()
+    with pytest.raises(UserError, match="no comparison.*compare_run"):
+        Predictor(tmp_path / "run", "best")
+
+
+def test_both_reports_of_a_run_have_one_figure(tmp_path):
+    """CE + SAMN once had one figure in report.md and another in compare.md, of other seeds."""
+    words = ["--seeds", "2", "--set", "method.samn.epochs=2", "--out", tmp_path / "run"]
+    done = ltlearn(*TINY, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = compare_run(Run(tmp_path / "run"), "ce,samn")
+    rows = json.loads((tmp_path / "run/manifest.json").read_text())["results"]["rows"]
+    for row in rows:
+        ours = [o.report.to_dict() for o in found.of(row["method"])]
+        assert json.loads(json.dumps(ours)) == row["reports"]
+    assert "report.md" not in found.note
+    found = compare_run(Run(tmp_path / "run"), "samn", 2)
+    assert [(o.stage1_seed, o.seed) for o in found.of("samn")] == [(0, 0), (0, 1), (1, 1), (1, 2)]
+    assert "report.md each method has one run" in found.note
+
+
+def test_other_values_than_those_of_the_run_are_named(run, compared):
+    found = compare_run(Run(run), "samn")
+    assert "CE + SAMN has epochs 20 here, epochs 2 there" in found.note
+    assert "epochs 20 here" in (run / "compare.md").read_text()
+
+
 def test_sensitivity(run, request):
     brief = ExitStack()
     request.addfinalizer(brief.close)
@@ -118,6 +267,14 @@ def test_sensitivity(run, request):
     assert set(wide.lines) == {"CE", "tau-norm"}
 
 
+def test_sensitivity_without_a_test_part_is_on_the_validation_images():
+    learn = make_lt_learner(make_dls(valid=make_images([15, 15, 15], seed=1), test=None))
+    learn.retrain_classifier(method="ncm")
+    found = sensitivity(learn, "ce,tau_norm")
+    assert found.about["accuracy on"] == "validation images"
+    assert found.lines["CE"] == learn.use("stage1").shot_report("valid").balanced
+
+
 def test_the_default_methods_of_sensitivity_are_all_that_have_a_range():
     ranged = {name for name, method in METHODS.items() if method.sweep is not None}
     assert set(SENSITIVITY_METHODS) == ranged | {DEFAULT_STAGE2}
@@ -134,7 +291,12 @@ def test_methods_lists_every_row_and_its_source():
     lines = ltlearn("methods").stdout.splitlines()
     assert [line.split("\t")[0] for line in lines[1:]] == list(METHODS)
     records = json.loads(ltlearn("methods", "--json").stdout)
-    assert next(r for r in records if r["name"] == "crt")["source"].startswith("Kang et al.")
+    rows = {r["name"]: r for r in records}
+    assert rows["crt"]["source"].startswith("Kang et al.")
+    # A correction without training has neither a sampler nor a head to begin with.
+    assert (rows["crt"]["sampler"], rows["crt"]["head"]) == ("class_balanced", "new")
+    assert (rows["tau_norm"]["sampler"], rows["tau_norm"]["head"]) == (None, None)
+    assert next(line for line in lines if line.startswith("ncm\t")).split("\t")[3:5] == ["–"] * 2
 
 
 MISTAKES = {
