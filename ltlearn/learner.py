@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import fastai.callback.schedule  # noqa: F401  (gives Learner lr_find, fit_one_cycle, fit_flat_cos)
 import torch
@@ -28,7 +27,7 @@ from ltlearn.training.posthoc import run_posthoc
 from ltlearn.training.precision import DTYPES, resolve_precision
 from ltlearn.training.prediction import extract_features, predict_images, predict_part
 from ltlearn.training.prior import assumed_prior, stage1_method
-from ltlearn.training.records import PosthocRecord, StageRecord, TrajectoryRecord
+from ltlearn.training.records import CorrectionRecord, PosthocRecord, StageRecord, TrajectoryRecord
 from ltlearn.training.selection import default_select, selects_on
 from ltlearn.training.stage1 import run_stage1
 from ltlearn.training.stage2 import run_stage2
@@ -303,7 +302,7 @@ class LTLearner(QuietLearner):
 
     def correct_classifier(
         self, method: str, value: float | None = None, *, views: int = 1, seed: int = 0
-    ) -> dict[str, Any]:
+    ) -> CorrectionRecord:
         """Correct the classifier without training it.
 
         Args:
@@ -315,7 +314,7 @@ class LTLearner(QuietLearner):
             seed: Seed of that augmentation.
 
         Returns:
-            `value`, `chosen_on`, and `curve`, a list of (value, figure).
+            A record with `value`, `chosen_on`, and `curve`, a list of (value, figure).
 
         Raises:
             UserError: If the method is not a post-hoc one, or the classifier cannot be corrected
