@@ -17,7 +17,7 @@ import torch
 import ltlearn
 from ltlearn.comparison import Comparison, ComparisonFacts, Outcome, PriorFigures
 from ltlearn.errors import UserError, check_choice, check_whole, log_once
-from ltlearn.methods import METHODS, find_methods, is_built_in, prior_of
+from ltlearn.methods import METHODS, find_methods, is_built_in, label_of, prior_of
 from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.metrics.priors import correct_for_prior, prior_report, prior_vector
 from ltlearn.metrics.report import shot_report
@@ -26,6 +26,7 @@ from ltlearn.training.checkpoint import describe_options
 from ltlearn.training.features import weights_fingerprint
 from ltlearn.training.records import Record, TrajectoryRecord, describe_selection
 from ltlearn.utils.older_runs import known_fields, with_todays_keys
+from ltlearn.utils.progress import brief_progress
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["check_request", "compare", "restored_stage1"]
@@ -34,6 +35,7 @@ _log = logging.getLogger("ltlearn")
 
 
 @log_once()
+@brief_progress()
 def compare(
     learn,
     methods: Sequence[str] | str | None = None,
@@ -95,7 +97,7 @@ def compare(
         for method in methods:
             row = METHODS[method]
             for seed in range(seeds if row.draws else 1):
-                notify(f"{row.label}, seed {seed}")
+                notify(f"{label_of(method, learn.stage1_method)}, seed {seed}")
                 trained = study.load_or_train(method, seed, restart)
                 if bn == "train":
                     # Each method leaves other batch statistics in the backbone, so it is tested
@@ -188,6 +190,7 @@ def _facts(learn) -> ComparisonFacts:
         fingerprint=split.train,
         few=learn.few,
         classes=learn.dls.vocab,
+        stage1=learn.stage1_method,
     )
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from ltlearn.errors import UserError
-from ltlearn.methods import METHODS
+from ltlearn.methods import DEFAULT_STAGE1, METHODS, labels_of
 from ltlearn.metrics.paired import PairedDifference, paired_difference
 from ltlearn.metrics.report import ShotReport
 from ltlearn.reporting.table import ResultRow, ResultTable
 from ltlearn.training.records import Record, TrajectoryRecord
+from ltlearn.utils.html import html_table
 
 __all__ = ["Comparison", "ComparisonFacts", "Outcome", "PriorFigures", "merge_comparisons"]
 
@@ -87,6 +88,7 @@ class ComparisonFacts(Record):
         fingerprint: The fingerprint of the training images.
         few: The rule for few-shot classes.
         classes: The names of the classes.
+        stage1: The method of stage 1; None if the model was trained elsewhere.
     """
 
     protocol: str
@@ -96,6 +98,7 @@ class ComparisonFacts(Record):
     fingerprint: str
     few: str
     classes: list[str]
+    stage1: str | None = DEFAULT_STAGE1
 
 
 @dataclass
@@ -129,6 +132,11 @@ class Comparison:
     def methods(self) -> list[str]:
         """List the methods in their order."""
         return list(dict.fromkeys(o.method for o in self.outcomes))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return what each method is called in tables and plots."""
+        return labels_of(self.methods, self.about.stage1)
 
     def of(self, method: str) -> list[Outcome]:
         """List the outcomes of a method.
@@ -198,7 +206,7 @@ class Comparison:
 
     def table(self) -> ResultTable:
         """Return the table: figures, their spread over seeds, and the paired differences."""
-        about, best = self.about, METHODS[self.best].label
+        about, best = self.about, self.labels[self.best]
         chosen_on = "the test set" if about.protocol == "paper" else "validation"
         tested_on = "validation" if about.protocol == "untested" else "test"
         note = (
@@ -224,11 +232,11 @@ class Comparison:
         for other in dict.fromkeys(k for d in differences.values() for k in d):
             difference = differences[method].get(other)
             interval = "–" if difference is None else _interval(difference)
-            extra[f"to {METHODS[other].label}"] = interval
+            extra[f"to {self.labels[other]}"] = interval
         selected = "; ".join(dict.fromkeys(o.selected for o in own))
         seconds = float(np.mean([o.seconds for o in own]))
         reports = [o.report for o in own]
-        return ResultRow(method, METHODS[method].label, reports, selected, seconds, extra)
+        return ResultRow(method, self.labels[method], reports, selected, seconds, extra)
 
     def prior_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return heading and rows of the table of class priors; without priors, no rows."""
@@ -238,7 +246,7 @@ class Comparison:
             head += [name, f"{name}, corrected"]
         rows = []
         for method in self.methods if names else []:
-            row = [METHODS[method].label]
+            row = [self.labels[method]]
             for name in names:
                 own = [o.priors[name] for o in self.of(method)]
                 row.append(_mean_sd([100 * figures.accuracy for figures in own], 1))
@@ -279,6 +287,21 @@ class Comparison:
     def __str__(self) -> str:
         """Return the plain text table."""
         return self.table().to_text()
+
+    def __repr__(self) -> str:
+        """Return the methods and the best of them."""
+        n, best = len(self.methods), self.labels[self.best]
+        return (
+            f"Comparison of {n} method{'s' if n > 1 else ''} on {self.about.dataset}, best on "
+            f"validation: {best}. print() writes the table."
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the tables that a notebook shows."""
+        html, (head, rows) = self.table()._repr_html_(), self.prior_rows()
+        if rows:
+            html += html_table(head, rows, "accuracy in % under other class priors")
+        return html
 
 
 def _interval(d: PairedDifference) -> str:

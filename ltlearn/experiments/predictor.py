@@ -18,7 +18,7 @@ from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, check_whole, spell, spell_call
 from ltlearn.experiments.manifest import MANIFEST_FILE, read_manifest, stage_name
 from ltlearn.experiments.recipe import Recipe
-from ltlearn.methods import METHODS, prior_of
+from ltlearn.methods import METHODS, labels_of, prior_of
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.models.backbone import LTModel
 from ltlearn.models.pretrained import create_lt_model
@@ -115,9 +115,9 @@ def describe_model(recipe: Recipe, learn, heads: Mapping[str, str]) -> ModelFact
         std=[round(v, 7) for v in std.tolist()],
         methods={
             name: {
-                "label": METHODS[name].label, "head": heads[name], "prior": _prior(recipe, name)
+                "label": label, "head": heads[name], "prior": _prior(recipe, name)
             }
-            for name in recipe.methods
+            for name, label in labels_of(recipe.methods, recipe.named_stage1).items()
         },
         weights="checkpoints/seed{seed}-{method}.safetensors; for a method of stage 1: -stage1",
     )  # fmt: skip

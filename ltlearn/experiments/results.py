@@ -10,7 +10,7 @@ from ltlearn.experiments.build import SEEN_WARNING, is_untested, may_have_seen
 from ltlearn.experiments.manifest import FINISHED, MANIFEST_FILE, Manifest
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.stages import SeedResult
-from ltlearn.methods import METHODS
+from ltlearn.methods import METHODS, label_of, labels_of
 from ltlearn.names import FIGURES
 from ltlearn.plots.classes import plot_class_counts, plot_per_class_accuracy
 from ltlearn.plots.norms import plot_norms
@@ -32,14 +32,12 @@ def make_table(recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult]
         dls: The loaders of a seed.
         results: The results of each seed.
     """
-    rows = []
+    rows, labels = [], labels_of(recipe.methods, recipe.named_stage1)
     for name in recipe.methods:
         reports = [r.reports[name] for r in results]
         selected = "; ".join(dict.fromkeys(r.selected[name] for r in results))
         seconds = sum(r.seconds[name] for r in results) / len(results)
-        as_given = recipe.keeps_given_model and METHODS[name].stage == 1
-        label = "as given" if as_given else METHODS[name].label
-        rows.append(ResultRow(name, label, reports, selected, seconds))
+        rows.append(ResultRow(name, labels[name], reports, selected, seconds))
     split = dls.split
     name = (split.name, split.profile, f"imbalance factor {split.imbalance_factor:g}")
     notes = (published_note(recipe), SEEN_WARNING if may_have_seen(recipe, dls) else "")
@@ -74,7 +72,7 @@ def published_note(recipe: Recipe) -> str:
     figures: dict[str, list[str]] = {}
     for e in expected:
         source = f"{e.protocol} protocol; {e.source}"
-        figures.setdefault(source, []).append(e.describe(METHODS[e.method].label))
+        figures.setdefault(source, []).append(e.describe(label_of(e.method, recipe.named_stage1)))
     if not figures:
         return ""
     by_source = [f"{', '.join(texts)} ({source})" for source, texts in figures.items()]
@@ -106,7 +104,8 @@ def write_results(
     trajectories = [r.trajectories[trained[-1]] for r in results] if trained else None
     plots = _plots_of_classes(recipe, dls, results, table)
     if trajectories:
-        title = f"{METHODS[trained[-1]].label}: stage 2, epoch by epoch"
+        label = label_of(trained[-1], recipe.named_stage1)
+        title = f"{label}: stage 2, epoch by epoch"
         plots["trajectory"] = (title, plot_trajectory(trajectories))
     for name, (_, figure) in plots.items():
         run.save_figure(f"plots/{name}.png", figure)

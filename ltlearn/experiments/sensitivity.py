@@ -1,6 +1,6 @@
 """Sensitivity: accuracy over the hyper-parameter of a method."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from ltlearn.experiments.manifest import finished_seeds, recorded_recipe
 from ltlearn.experiments.own_data import fitting_methods
 from ltlearn.experiments.stages import load_stage1
 from ltlearn.learner import LTLearner
-from ltlearn.methods import METHODS
+from ltlearn.methods import METHODS, labels_of
 from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.plots.sensitivity import plot_sensitivity
 from ltlearn.training.records import Record
+from ltlearn.utils.progress import brief_progress
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["SENSITIVITY_METHODS", "Curve", "Sensitivity", "sensitivity", "sensitivity_run"]
@@ -94,12 +95,14 @@ class Sensitivity:
 
 
 @log_once()
+@brief_progress()
 def sensitivity(
     learn: LTLearner,
     methods: Sequence[str] | str = SENSITIVITY_METHODS,
     *,
     seed: int = 0,
     select: str = "best",
+    labels: Mapping[str, str] | None = None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Sensitivity:
     """Train each method over the published range of its own hyper-parameter.
@@ -111,6 +114,8 @@ def sensitivity(
         methods: Names of methods. A method without a hyper-parameter gives a line.
         seed: Seed of order and augmentation.
         select: Which epoch of stage 2 is kept: "best" on validation, or "last".
+        labels: What each method is called in tables and plots. None: as after the learner's stage
+            1.
         notify: Called with a line of text at each step.
 
     Raises:
@@ -121,6 +126,7 @@ def sensitivity(
         raise UserError("there is no test set to measure on; give the data a test part.")
     if select == "best":
         select = learn.settle_select()
+    labels = labels or labels_of(methods, learn.stage1_method)
     curves, lines = [], {}
     with restored_stage1(learn) as restart:
 
@@ -131,22 +137,21 @@ def sensitivity(
         for method in methods:
             row = METHODS[method]
             if row.sweep is None:
-                lines[row.label], _ = measure(method)
+                lines[labels[method]], _ = measure(method)
                 continue
             figures = []
             for value in row.sweep.values:
-                notify(f"{row.label}, {row.sweep.parameter} {value:g}")
+                notify(f"{labels[method]}, {row.sweep.parameter} {value:g}")
                 figures.append(measure(method, **row.sweep.arguments(value)))
             test, validation = (list(column) for column in zip(*figures, strict=True))
-            curves.append(_curve(method, test, validation))
+            curves.append(_curve(method, labels[method], test, validation))
     return Sensitivity(curves, lines, _about(learn, seed, select))
 
 
-def _curve(method: str, accuracy: list[float], validation: list[float]) -> Curve:
-    row = METHODS[method]
-    sweep = row.sweep
+def _curve(method: str, label: str, accuracy: list[float], validation: list[float]) -> Curve:
+    sweep = METHODS[method].sweep
     return Curve(
-        row.label, sweep.parameter, list(sweep.values), accuracy, method, validation,
+        label, sweep.parameter, list(sweep.values), accuracy, method, validation,
         sweep.default, sweep.log,
     )  # fmt: skip
 
@@ -215,7 +220,8 @@ def sensitivity_run(
     learn = load_stage1(
         recipe, run, seeds[0], data_path=data_path, cache_path=cache_path, device=device
     )
-    result = sensitivity(learn, methods, select=select, notify=notify)
+    labels = labels_of(methods, recipe.named_stage1)
+    result = sensitivity(learn, methods, select=select, labels=labels, notify=notify)
     run.write_json("sensitivity.json", result.to_dict())
     if result.curves:
         run.save_figure("plots/sensitivity.png", plot_sensitivity(result.curves, result.lines))

@@ -1,6 +1,7 @@
 """The methods, which the Python API, the command line and the recipes take by name."""
 
 from ltlearn.methods.base import KINDS, Method, Sweep
+from ltlearn.methods.labels import GIVEN_MODEL, label_of, labels_of
 from ltlearn.methods.learning_rate import LARGEST_SCALED_BATCH, usual_rate
 from ltlearn.methods.registry import (
     DEFAULT_STAGE1,
@@ -20,6 +21,7 @@ __all__ = [
     "DEFAULT_STAGE1",
     "DEFAULT_STAGE2",
     "DEFAULT_WITH_RESET",
+    "GIVEN_MODEL",
     "KINDS",
     "LARGEST_SCALED_BATCH",
     "METHODS",
@@ -28,6 +30,8 @@ __all__ = [
     "find_method",
     "find_methods",
     "is_built_in",
+    "label_of",
+    "labels_of",
     "prior_of",
     "register_method",
     "registered_method",

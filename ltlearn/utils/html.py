@@ -6,7 +6,7 @@ from typing import Any
 
 from ltlearn.utils.text import clean
 
-__all__ = ["html_details", "html_paragraph", "html_table"]
+__all__ = ["html_code", "html_details", "html_paragraph", "html_table"]
 
 # Notebooks style tables themselves. These keep numbers aligned, and long texts readable.
 _RIGHT = ' style="text-align: right"'
@@ -55,6 +55,15 @@ def html_paragraph(*lines: Any) -> str:
         *lines: The lines, anything `str` takes.
     """
     return f'<p style="font-size: smaller">{"<br>".join(map(_text, lines))}</p>'
+
+
+def html_code(code: Any) -> str:
+    """Return code with its line breaks and spaces.
+
+    Args:
+        code: The code.
+    """
+    return f"<pre>{escape(str(code))}</pre>"
 
 
 def html_details(summary: Any, content: str) -> str:
