@@ -11,11 +11,15 @@ from ltlearn.experiments.manifest import FINISHED, MANIFEST_FILE, Manifest
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.stages import SeedResult
 from ltlearn.methods import METHODS, label_of, labels_of
+from ltlearn.metrics.confusion import mistaken_classes
+from ltlearn.metrics.report import ShotReport
 from ltlearn.names import FIGURES
 from ltlearn.plots.classes import plot_class_counts, plot_per_class_accuracy
+from ltlearn.plots.confusion import plot_confusion
 from ltlearn.plots.norms import plot_norms
 from ltlearn.plots.trajectory import plot_trajectory
-from ltlearn.reporting.markdown import render_report_md
+from ltlearn.reporting.classes import ClassTable
+from ltlearn.reporting.markdown import CLASSES_FILE, render_report_md
 from ltlearn.reporting.table import ResultRow, ResultTable
 from ltlearn.utils.run_folder import Run
 
@@ -87,8 +91,8 @@ def write_results(
     results: Sequence[SeedResult],
     table: ResultTable,
     manifest: Manifest,
-) -> None:
-    """Write the files of a finished run.
+) -> ClassTable:
+    """Write the files of a finished run; return the table of its classes.
 
     Args:
         recipe: The recipe.
@@ -103,6 +107,10 @@ def write_results(
     trained = [name for name in recipe.methods if METHODS[name].kind == "stage 2"]
     trajectories = [r.trajectories[trained[-1]] for r in results] if trained else None
     plots = _plots_of_classes(recipe, dls, results, table)
+    classes = _class_table(recipe, dls, results, table)
+    run.write_csv(CLASSES_FILE, classes.rows())
+    if len(dls.vocab) > 1:
+        plots["confusion"] = _confusion_plot(recipe, dls, results, classes)
     if trajectories:
         label = label_of(trained[-1], recipe.named_stage1)
         title = f"{label}: stage 2, epoch by epoch"
@@ -114,9 +122,64 @@ def write_results(
     manifest.stages = [stage for r in results for stage in r.stages]
     manifest.results = table.to_dict()
     links = [(title, f"plots/{name}.png") for name, (title, _) in plots.items()]
-    run.write_text("report.md", render_report_md(table, manifest, links, trajectories))
+    run.write_text("report.md", render_report_md(table, manifest, links, trajectories, classes))
     # The manifest comes last: "finished" states that every other file is there.
     run.write_json(MANIFEST_FILE, manifest.to_dict())
+    return classes
+
+
+def _class_table(
+    recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult], table: ResultTable
+) -> ClassTable:
+    """Make the table of the classes; their mistakes are those of the last trained method."""
+    method = recipe.methods[_ends(recipe)[-1]]
+    rows, first = {row.method: row for row in table.rows}, table.rows[0].reports[0]
+    true, predicted = _predicted(results, method)
+    number = np.bincount(true, minlength=len(dls.vocab))
+    mistakes = mistaken_classes(true, predicted, len(dls.vocab))
+    return ClassTable(
+        classes=dls.vocab,
+        groups=[row["shot"] for row in first.rows()],
+        training_images=first.class_counts.tolist(),
+        images=first.per_class_total.tolist(),
+        part="validation" if is_untested(dls) else "test",
+        accuracy={m: _mean_per_class(rows[m].reports) for m in recipe.methods},
+        labels={m: rows[m].label for m in recipe.methods},
+        method=method,
+        mistakes=[[(c, n / number[own]) for c, n in row] for own, row in enumerate(mistakes)],
+    )
+
+
+def _mean_per_class(reports: Sequence[ShotReport]) -> np.ndarray:
+    return np.mean([report.per_class for report in reports], axis=0)
+
+
+def _predicted(results: Sequence[SeedResult], method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the true and the predicted classes of all seeds, one after the other."""
+    predicted = []
+    for result in results:
+        if method in result.predictions:
+            predicted.append(result.predictions[method].argmax(1))
+        else:  # too many logits to keep
+            predicted.append(result.predictions[f"{method}/classes"][:, 0])
+    return np.concatenate([r.targets.numpy() for r in results]), np.concatenate(predicted)
+
+
+def _confusion_plot(
+    recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult], classes: ClassTable
+) -> tuple[str, Figure]:
+    """Return title and figure of the confusion matrix."""
+    label = classes.labels[classes.method]
+    figure = plot_confusion(
+        *_predicted(results, classes.method), dls.shot_counts, dls.vocab, label, recipe.data.few
+    )
+    return f"Which classes {label} takes for which, on the {classes.part} set", figure
+
+
+def _ends(recipe: Recipe) -> tuple[int, int]:
+    """Return the positions of the first method and of the last trained one, or the last."""
+    trained = [i for i, m in enumerate(recipe.methods) if METHODS[m].kind == "stage 2"]
+    return 0, trained[-1] if trained else len(recipe.methods) - 1
 
 
 def _write_figures(run: Run, results: Sequence[SeedResult]) -> None:
@@ -149,10 +212,9 @@ def _plots_of_classes(
     }
     if len(recipe.methods) < 2:
         return plots
-    trained = [i for i, m in enumerate(recipe.methods) if METHODS[m].kind == "stage 2"]
-    ends = (0, trained[-1] if trained else -1)
+    ends = _ends(recipe)
     labels = tuple(table.rows[i].label for i in ends)
-    accuracy = [np.mean([r.per_class for r in table.rows[i].reports], 0) for i in ends]
+    accuracy = [_mean_per_class(table.rows[i].reports) for i in ends]
     norms = [np.mean([r.norms[recipe.methods[i]] for r in results], 0) for i in ends]
     part = "validation" if is_untested(dls) else "test"
     plots["per_class_accuracy"] = (

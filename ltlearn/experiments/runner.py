@@ -27,6 +27,7 @@ from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.results import make_table, write_results
 from ltlearn.experiments.stages import StageFolder, run_seed, stage1_callbacks
 from ltlearn.methods import METHODS
+from ltlearn.reporting.classes import ClassTable
 from ltlearn.reporting.table import ResultTable
 from ltlearn.training.logs import check_tensorboard
 from ltlearn.utils.environment import environment_info
@@ -45,11 +46,13 @@ class RecipeResult:
         run: The folder that was written.
         table: The result table.
         manifest: The manifest of the run.
+        classes: The accuracy of each class.
     """
 
     run: Run
     table: ResultTable
     manifest: Manifest
+    classes: ClassTable
 
 
 @log_once()
@@ -111,8 +114,8 @@ def run_recipe(
         results.append(run_seed(recipe, StageFolder(run, seed, options, notify), learn))
     run.write_json(MODEL_FILE, describe_model(recipe, learn, results[0].heads).to_dict())
     table = make_table(recipe, dls, results)
-    write_results(recipe, run, dls, results, table, manifest)
-    return RecipeResult(run, table, manifest)
+    classes = write_results(recipe, run, dls, results, table, manifest)
+    return RecipeResult(run, table, manifest, classes)
 
 
 def _check_methods(recipe: Recipe) -> None:
@@ -164,10 +167,13 @@ def _record_data(manifest: Manifest, seed: int, dls: LTDataLoaders) -> None:
 def _report_data(dls: LTDataLoaders, notify: Callable[[str], None]) -> None:
     if dls.columns:
         notify(f"columns: {columns_text(dls.columns)}")
+    origin = dls.split.valid_from
+    if origin == "training images":
+        origin = "taken from the training images"
     n_test = "no" if is_untested(dls) else dls.test.n
     notify(
         f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation "
-        f"({dls.split.valid_from}), {n_test} test images"
+        f"({origin}), {n_test} test images"
     )
     if is_untested(dls):
         notify(

@@ -64,7 +64,7 @@ def plot_trajectory(trajectory: Mapping[str, Any] | Sequence[Mapping[str, Any]])
     noun = "epoch" if len(runs) == 1 else "epochs"
     title = f"dotted: {noun} {chosen}, chosen on {where}"
     if len(runs) > 1:
-        title += f"; thick: mean of {len(runs)} seeds"
+        title += f"; thin: a seed, thick: mean of {len(runs)} seeds"
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     for axes, columns in ((left, 5), (right, 3)):
         axes.legend(
