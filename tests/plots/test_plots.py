@@ -159,7 +159,7 @@ def test_class_without_a_test_image(num_classes):
     figure = draw(plot_per_class_accuracy(accuracy, accuracy, counts))
     (axes,) = figure.axes
     if num_classes <= 20:
-        assert [text.get_text() for text in axes.texts] == ["no test image"]
+        assert [text.get_text() for text in axes.texts] == ["no image"]
     else:
         smooth = axes.lines[1].get_ydata()  # the average is over the classes that have images
         np.testing.assert_allclose(smooth, 50)
@@ -247,6 +247,7 @@ def test_tradeoff(methods, seeds):
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1
         assert frame.y0 <= box.y0 and box.y1 <= frame.y1
     assert ("one seed" in texts(figure)) == (seeds > 1)
+    assert {f"{names[-1]}, for reference", "equal mean of many and few"} <= set(texts(figure))
     assert any(text.get_text().startswith("mean ") for text in axes.texts)
 
 

@@ -91,9 +91,9 @@ def test_a_terminal_of_80_columns_shows_one_table(monkeypatch, num_classes):
     table.render(file)
     lines = without_colour(file.getvalue()).splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
-    (head,) = [line for line in lines if line.split()[:1] == ["class"]]
+    (head,) = [line for line in lines if "group" in line]
     assert head.split() == ["class", "group", "train", "test", "CE", "SAMN", "taken", "for"]
-    assert sum(line.strip().startswith("class ") for line in lines) == 1 + min(num_classes, 10)
+    assert sum(bool(re.match(r" *class \d", line)) for line in lines) == min(num_classes, 10)
 
 
 def test_rows_are_those_of_a_csv_file():
