@@ -326,3 +326,11 @@ def test_trajectory_errors():
     broken["all"].pop()
     with pytest.raises(UserError, match="4 epochs but 3 values of 'all'"):
         render_report_md(make_table(), MANIFEST, [], [broken])
+
+
+def test_a_table_in_a_notebook():
+    table = make_table(rows=[ResultRow("ce", "<i>CE</i>", [make_report()], "last epoch")])
+    html = table._repr_html_()
+    assert "&lt;i&gt;CE" in html and "<i>" not in html
+    assert PROTOCOL_TEXTS["clean"] in html and "tested: last epoch" in html
+    assert len(repr(make_table())) < 100 and "CE; CE + SAMN" in repr(make_table())
