@@ -75,6 +75,11 @@ class Outcome:
     trajectory: TrajectoryRecord | None = None
     priors: dict[str, PriorFigures] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Return the method, its seeds and its figures."""
+        seeds = f"seed {self.seed} of stage 1 {self.stage1_seed}"
+        return f"Outcome: {self.method}, {seeds}, {self.selected}; {self.report!r}"
+
 
 @dataclass(eq=False)
 class ComparisonFacts(Record):
@@ -298,7 +303,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """Return the tables that a notebook shows."""
-        html, (head, rows) = self.table()._repr_html_(), self.prior_rows()
+        html, (head, rows) = self.table().to_html(), self.prior_rows()
         if rows:
             html += html_table(head, rows, "accuracy in % under other class priors")
         return html

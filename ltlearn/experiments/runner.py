@@ -54,6 +54,14 @@ class RecipeResult:
     manifest: Manifest
     classes: ClassTable
 
+    def __repr__(self) -> str:
+        """Return the folder and the table in short."""
+        return f"RecipeResult in {self.run.path}: {self.table!r}"
+
+    def _repr_html_(self) -> str:
+        """Return the tables that a notebook shows."""
+        return self.table.to_html() + self.classes.to_html()
+
 
 @log_once()
 def run_recipe(

@@ -15,13 +15,24 @@ from ltlearn.methods import METHODS, labels_of
 from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.plots.sensitivity import plot_sensitivity
 from ltlearn.training.records import Record
+from ltlearn.utils.html import html_paragraph, html_table
 from ltlearn.utils.progress import brief_progress
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["SENSITIVITY_METHODS", "Curve", "Sensitivity", "sensitivity", "sensitivity_run"]
+__all__ = [
+    "SENSITIVITY_HEAD",
+    "SENSITIVITY_METHODS",
+    "Curve",
+    "Sensitivity",
+    "sensitivity",
+    "sensitivity_run",
+]
 
 # The methods whose hyper-parameter has a published range, and one without for comparison.
 SENSITIVITY_METHODS = ("max_norm", "label_aware_smoothing", "samn")
+
+# The headings of `Sensitivity.rows`.
+SENSITIVITY_HEAD = ("method", "hyper-parameter", "tried", "lowest", "highest", "span")
 
 
 @dataclass(eq=False)
@@ -87,6 +98,17 @@ class Sensitivity:
             figures = [f"{figure:.1f}" for figure in (low, high, high - low)]
             rows.append([label, parameters.get(label, "–"), values.get(label, "–"), *figures])
         return rows
+
+    def __repr__(self) -> str:
+        """Return the range of each method."""
+        ranges = [f"{label} {100 * low:.1f}-{100 * high:.1f}"
+                  for label, (low, high) in self.ranges().items()]  # fmt: skip
+        return f"Sensitivity: class-balanced accuracy in %: {'; '.join(ranges)}"
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        table = html_table(SENSITIVITY_HEAD, self.rows(), "class-balanced accuracy in %", left=3)
+        return table + html_paragraph(self.about_line())
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain numbers and lists, for a JSON file."""

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ltlearn.reporting.text import DASH, markdown_table, percent_text
+from ltlearn.utils.html import html_table
 from ltlearn.utils.terminal import render_rows
 from ltlearn.utils.text import clean, escape_markdown
 
@@ -87,10 +88,8 @@ class ClassTable:
             file: Name of the file with `rows`, relative to the report.
         """
         shown, about = self._shown(_ALL_IN_REPORT, _WORST_IN_REPORT)
-        label, methods = self.labels[self.method], self._methods(_METHODS_IN_REPORT)
-        rows = self._cells(shown, methods, _MISTAKES_IN_REPORT)
-        head = ["class", "group", "training images", f"{self.part} images"]
-        head += [*(f"{self.labels[m]} %" for m in methods), f"{label} takes it for"]
+        methods = self._methods(_METHODS_IN_REPORT)
+        rows, head = self._cells(shown, methods, _MISTAKES_IN_REPORT), self._head(methods)
         # `markdown_table` escapes the bars of a table itself.
         rows = [[escape_markdown(cell).replace("\\|", "|") for cell in row] for row in rows]
         align = ["---", "---", *["---:"] * (len(head) - 3), "---"]
@@ -111,6 +110,26 @@ class ClassTable:
         head += [*(self.labels[m] for m in methods), "taken for"]
         title = f"accuracy in %. {about} The last column is of {self.labels[self.method]}."
         render_rows(head, self._cells(shown, methods, 1), file, title)
+
+    def __repr__(self) -> str:
+        """Return the number of classes and the methods."""
+        return f"ClassTable of {len(self.classes)} classes: {'; '.join(self.labels.values())}"
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self) -> str:
+        """Return the table that a notebook shows."""
+        shown, about = self._shown(_ALL_IN_REPORT, _WORST_IN_REPORT)
+        methods = self._methods(_METHODS_IN_REPORT)
+        cells = self._cells(shown, methods, _MISTAKES_IN_REPORT)
+        return html_table(self._head(methods), cells, about, left=2)
+
+    def _head(self, methods: Sequence[str]) -> list[str]:
+        """Return the headings where there is room for them."""
+        head = ["class", "group", "training images", f"{self.part} images"]
+        head += [f"{self.labels[m]} %" for m in methods]
+        return [*head, f"{self.labels[self.method]} takes it for"]
 
     def _shown(self, all_up_to: int, number: int) -> tuple[list[int], str]:
         """Return the classes to show, and a sentence on which they are."""

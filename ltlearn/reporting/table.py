@@ -206,6 +206,9 @@ class ResultTable:
         return f"ResultTable: {self._title()}: {'; '.join(_label(row) for row in self.rows)}"
 
     def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self) -> str:
         """Return the table that a notebook shows."""
         table = html_table(self._heads(), self._lines(), self._title())
         return table + html_paragraph(*self._footer())

@@ -24,12 +24,16 @@ _DASH = "–"
 class Record(Mapping):
     """A dataclass that also reads as a mapping: `record["epochs"]` is `record.epochs`.
 
-    A subclass is a dataclass with `repr=False`, so that long values print in short. Fields that
-    are None are left out of the mapping and of `to_dict` when the subclass lists them in
-    `_optional`. For pandas, pass `to_dict()`: `pd.DataFrame(trajectory.to_dict())`.
+    A subclass is a dataclass, and prints in short. Fields that are None are left out of the mapping
+    and of `to_dict` when the subclass lists them in `_optional`. For pandas, pass `to_dict()`:
+    `pd.DataFrame(trajectory.to_dict())`.
     """
 
     _optional: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls):
+        # A dataclass keeps a `__repr__` of its own, and replaces an inherited one.
+        cls.__repr__ = cls.__repr__
 
     def facts(self) -> dict[str, str]:
         """Return the fields that have a value, as short texts by name."""
@@ -87,7 +91,7 @@ def _short_text(value: Any) -> str:
     return text[: _MAX_TEXT - 1] + "…"
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False)
 class TrajectoryRecord(Record):
     """The figures of a fit, one entry per epoch.
 
@@ -189,7 +193,7 @@ def _epochs(number: int) -> str:
     return "1 epoch" if number == 1 else f"{number} epochs"
 
 
-@dataclass(eq=False, kw_only=True, repr=False)
+@dataclass(eq=False, kw_only=True)
 class StageRecord(Record):
     """What a stage trained and how, for the manifest.
 
@@ -261,7 +265,7 @@ class StageRecord(Record):
         return values
 
 
-@dataclass(eq=False, kw_only=True, repr=False)
+@dataclass(eq=False, kw_only=True)
 class PosthocRecord(Record):
     """What a post-hoc method did, for the manifest.
 
@@ -282,7 +286,7 @@ class PosthocRecord(Record):
     seconds: float
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False)
 class CorrectionRecord(Record):
     """The result of a post-hoc correction.
 

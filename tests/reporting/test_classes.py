@@ -102,3 +102,10 @@ def test_rows_are_those_of_a_csv_file():
     writer = csv.DictWriter(file, rows[0])
     writer.writerows(rows)
     assert rows[1]["taken_for_samn"] == "class 0 (40.0 %)" and rows[1]["training_images"] == 20
+
+
+def test_a_table_in_a_notebook():
+    table = make_table(classes=["<b>a", "b", "c"])
+    html = table._repr_html_()
+    assert "&lt;b&gt;a" in html and "<b>a" not in html and ">SAMN takes it for<" in html
+    assert repr(table) == "ClassTable of 3 classes: CE; SAMN"

@@ -1,4 +1,5 @@
 import re
+from dataclasses import dataclass
 
 import pandas as pd
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from ltlearn.training.records import (
     CorrectionRecord,
     PosthocRecord,
+    Record,
     TrajectoryRecord,
     describe_selection,
 )
@@ -84,3 +86,13 @@ def test_a_correction_names_its_strength_and_where_it_was_chosen(record, expecte
     assert record.describe() == expected
     assert expected in repr(record) and expected in record._repr_html_()
     assert record["value"] == record.value and dict(record)["curve"] == []
+
+
+def test_a_record_of_another_module_prints_in_short_too():
+    @dataclass(eq=False)
+    class Own(Record):
+        counts: list[int]
+        name: str
+
+    assert repr(Own([1] * 1000, "n" * 500)).startswith("Own(counts=1000 values, name=nnn")
+    assert len(repr(Own([1] * 1000, "n" * 500))) < 120
