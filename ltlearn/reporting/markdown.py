@@ -123,8 +123,8 @@ def _trajectory_section(
 ) -> list[str]:
     parts = [
         "## Stage 2, epoch by epoch",
-        "Epoch 0 is the model before the first step. The chosen epoch is in bold. Norms are those "
-        "of the classifier's rows.",
+        "Epoch 0 is the model before the first step. The epoch that is kept is in bold. Norms are "
+        "those of the classifier's rows.",
     ]
     for seed, trajectory in zip(seeds, trajectories, strict=True):
         if len(trajectories) > 1:
@@ -153,6 +153,7 @@ def _trajectory_table(trajectory: Mapping[str, Any]) -> str:
         cells += [f"{min(norms):.3f}", f"{max(norms):.3f}"] if norms else [DASH, DASH]
         if epoch == chosen:
             cells = [f"**{cell}**" for cell in cells]
-            cells[0] += f" (chosen on {where})"
+            is_last = trajectory.get("select") == "last"
+            cells[0] += " (the last is kept)" if is_last else f" (chosen on {where})"
         lines.append(cells)
     return markdown_table(head, ["---", *["---:"] * (len(head) - 1)], lines)

@@ -529,3 +529,10 @@ def test_of_many_classes_the_rarest_are_shown():
 def test_a_confusion_matrix_of_impossible_labels(target, predicted, message):
     with pytest.raises(UserError, match=message):
         plot_confusion(target, predicted, [5, 4, 3])
+
+
+def test_a_last_epoch_is_not_called_chosen():
+    record = make_trajectory(chosen=4)
+    last = plot_trajectory({**record, "select": "last"})
+    assert last.get_suptitle() == "dotted: epoch 4, the last"
+    assert plot_trajectory(record).get_suptitle() == "dotted: epoch 4, chosen on validation"

@@ -334,3 +334,13 @@ def test_a_table_in_a_notebook():
     assert "&lt;i&gt;CE" in html and "<i>" not in html
     assert PROTOCOL_TEXTS["clean"] in html and "tested: last epoch" in html
     assert len(repr(make_table())) < 100 and "CE; CE + SAMN" in repr(make_table())
+
+
+@pytest.mark.parametrize(
+    ("select", "words"), [("best", "(chosen on validation)"), ("last", "(the last is kept)")]
+)
+def test_a_last_epoch_is_not_called_chosen(select, words):
+    trajectory = {**make_trajectory(4, 3), "select": select}
+    report = render_report_md(make_table(), MANIFEST, [], [trajectory])
+    assert f"| **3** {words} |" in report
+    assert ("chosen on validation) |" in report) == (select == "best")
