@@ -16,8 +16,8 @@ __all__ = [
     "brief_progress",
     "duration",
     "hide_progress",
-    "in_notebook",
     "plain_lines",
+    "runs_in_notebook",
     "track",
 ]
 
@@ -31,7 +31,7 @@ _notify: Callable[[str], None] | None = None
 _shared: "_Cell | None" = None  # where all bars of a `brief_progress` stand
 
 
-def in_notebook() -> bool:
+def runs_in_notebook() -> bool:
     """Return whether this process is a Jupyter kernel, whose output a notebook shows as HTML."""
     # IPython is a module of every kernel, so nothing is imported here.
     ipython = sys.modules.get("IPython")
@@ -76,7 +76,7 @@ def brief_progress() -> Iterator[None]:
     For work of many fits, whose tables would fill the notebook.
     """
     global _shared
-    if _shared is not None or not in_notebook():
+    if _shared is not None or not runs_in_notebook():
         yield
         return
     _shared = _Cell()
@@ -146,7 +146,7 @@ class ProgressLine:
         terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.notify = None if _hidden or terminal else _notify
         self._cell = None
-        if not _hidden and not terminal and self.notify is None and in_notebook():
+        if not _hidden and not terminal and self.notify is None and runs_in_notebook():
             self._cell = _shared or _Cell()
         self.takes_table, self.table = self._cell is not None and self._cell is not _shared, ""
         self.on = not _hidden and (terminal or self.notify is not None or self._cell is not None)

@@ -16,8 +16,8 @@ from ltlearn.utils.progress import (
     brief_progress,
     duration,
     hide_progress,
-    in_notebook,
     plain_lines,
+    runs_in_notebook,
     track,
 )
 from tests.callbacks.helpers import Stop, make_lt_learner
@@ -282,7 +282,7 @@ def notebook(monkeypatch):
             if self.shown:
                 self.shown.append("")
 
-    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    monkeypatch.setattr(progress, "runs_in_notebook", lambda: True)
     monkeypatch.setattr(progress, "_Cell", Cell)
     monkeypatch.setattr(progress, "_SHOW_S", 0.0)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
@@ -290,7 +290,7 @@ def notebook(monkeypatch):
 
 
 def test_a_process_without_a_kernel_is_no_notebook():
-    assert not in_notebook()
+    assert not runs_in_notebook()
 
 
 def test_a_notebook_gets_a_bar_that_goes_away(notebook):
