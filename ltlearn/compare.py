@@ -19,7 +19,7 @@ import ltlearn
 from ltlearn.comparison import Comparison, ComparisonFacts, Outcome, PriorFigures
 from ltlearn.errors import UserError, check_choice, check_whole, log_once
 from ltlearn.heads.registry import is_head
-from ltlearn.methods import METHODS, Candidate, find_methods, is_built_in, offered
+from ltlearn.methods import METHODS, Candidate, find_methods, is_built_in, label_of, offered
 from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.metrics.priors import correct_for_prior, prior_report, prior_vector
 from ltlearn.metrics.report import shot_report
@@ -38,6 +38,7 @@ from ltlearn.training.start import (
     stage1_of,
 )
 from ltlearn.utils.older_runs import with_todays_keys
+from ltlearn.utils.progress import brief_progress
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["check_request", "compare", "restored_stage1"]
@@ -46,6 +47,7 @@ _log = logging.getLogger("ltlearn")
 
 
 @log_once()
+@brief_progress()
 def compare(
     learn,
     methods: Sequence[Any] | str | None = None,
@@ -208,6 +210,7 @@ def _facts(learn) -> ComparisonFacts:
         fingerprint=split.train,
         few=learn.few,
         classes=learn.dls.vocab,
+        stage1=learn.stage1_method,
     )
 
 
@@ -266,7 +269,7 @@ class _Study:
         made = []
         for candidate in candidates:
             for seed in seeds if candidate.draws else seeds[:1]:
-                notify(f"{METHODS[candidate.name].label}, seed {seed}")
+                notify(f"{label_of(candidate.name, self.learn.stage1_method)}, seed {seed}")
                 restart()
                 # A function has no description that would show whether it has changed.
                 make = self._load_or_train if candidate.call is None else self._call

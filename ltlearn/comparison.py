@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from ltlearn.errors import UserError, check_choice
-from ltlearn.methods import Method, find_method
+from ltlearn.methods import DEFAULT_STAGE1, Method, find_method, labels_of
 from ltlearn.metrics.paired import PairedDifference, difference_interval
 from ltlearn.metrics.report import FEW_IMAGES, ShotReport
 from ltlearn.metrics.shots import shot_groups
 from ltlearn.names import SHOTS
 from ltlearn.reporting.table import ResultRow, ResultTable
 from ltlearn.training.records import Record, TrajectoryRecord
+from ltlearn.utils.html import html_table
 
 __all__ = ["Comparison", "ComparisonFacts", "Outcome", "PriorFigures", "merge_comparisons"]
 
@@ -80,6 +81,11 @@ class Outcome:
     trajectory: TrajectoryRecord | None = None
     priors: dict[str, PriorFigures] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Return the method, its seeds and its figures."""
+        seeds = f"seed {self.seed} of stage 1 {self.stage1_seed}"
+        return f"Outcome: {self.method}, {seeds}, {self.selected}; {self.report!r}"
+
 
 @dataclass(eq=False)
 class ComparisonFacts(Record):
@@ -93,6 +99,7 @@ class ComparisonFacts(Record):
         fingerprint: The fingerprint of the training images.
         few: The rule for few-shot classes.
         classes: The names of the classes.
+        stage1: The method of stage 1; None if the model was trained elsewhere.
     """
 
     protocol: str
@@ -102,6 +109,7 @@ class ComparisonFacts(Record):
     fingerprint: str
     few: str
     classes: list[str]
+    stage1: str | None = DEFAULT_STAGE1
 
 
 @dataclass
@@ -145,6 +153,12 @@ class Comparison:
             method: The method.
         """
         return self.rows[method] if method in self.rows else find_method(method)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return what each method is called in tables and plots."""
+        rows = {method: self.row_of(method) for method in self.methods}
+        return labels_of(self.methods, self.about.stage1, rows)
 
     def of(self, method: str) -> list[Outcome]:
         """List the outcomes of a method.
@@ -248,7 +262,7 @@ class Comparison:
 
         Stage 1 comes first, the other methods follow by class-balanced accuracy.
         """
-        about, best = self.about, self.row_of(self.best).label
+        about, best = self.about, self.labels[self.best]
         chosen_on = "the test set" if about.protocol == "paper" else "validation"
         note = (
             f"best on {chosen_on}: {best}. Differences in class-balanced accuracy are in points, "
@@ -296,11 +310,11 @@ class Comparison:
         extra = {"NLL": _mean_sd([o.report.nll for o in own])}
         for other in self._others() if len(differences) > 1 else []:
             interval = _interval(differences[method].get(other))
-            extra[f"to {self.row_of(other).label}"] = interval
+            extra[f"to {self.labels[other]}"] = interval
         selected = "; ".join(dict.fromkeys(o.selected for o in own))
         seconds = float(np.mean([o.seconds for o in own]))
         reports = [o.report for o in own]
-        return ResultRow(method, self.row_of(method).label, reports, selected, seconds, extra)
+        return ResultRow(method, self.labels[method], reports, selected, seconds, extra)
 
     def difference_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return heading and rows of the table of differences by group, in points.
@@ -308,11 +322,11 @@ class Comparison:
         The differences are those to stage 1, or to the best method without stage 1.
         """
         other = self.stage1 or self.best
-        head, rows = [f"to {self.row_of(other).label}", *_GROUPS], []
+        head, rows = [f"to {self.labels[other]}", *_GROUPS], []
         for method in self._ordered():
             if method != other:
                 found = [self.difference(method, other, group) for group in _GROUPS]
-                rows.append([self.row_of(method).label, *(_interval(d) for d in found)])
+                rows.append([self.labels[method], *(_interval(d) for d in found)])
         return head, rows
 
     def prior_rows(self) -> tuple[list[str], list[list[str]]]:
@@ -329,7 +343,7 @@ class Comparison:
             head += [f"{name}, corrected"]
         rows = []
         for method in self._ordered() if names else []:
-            row = [self.row_of(method).label]
+            row = [self.labels[method]]
             for name in names:
                 own = [o.priors[name] for o in self.of(method)]
                 row.append(_mean_sd([100 * figures.accuracy for figures in own], 1))
@@ -382,6 +396,21 @@ class Comparison:
     def __str__(self) -> str:
         """Return the plain text table."""
         return self.table().to_text()
+
+    def __repr__(self) -> str:
+        """Return the methods and the best of them."""
+        n, best = len(self.methods), self.labels[self.best]
+        return (
+            f"Comparison of {n} method{'s' if n > 1 else ''} on {self.about.dataset}, best on "
+            f"validation: {best}. print() writes the table."
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the tables that a notebook shows."""
+        html, (head, rows) = self.table().to_html(), self.prior_rows()
+        if rows:
+            html += html_table(head, rows, "accuracy in % under other class priors")
+        return html
 
 
 def _interval(d: PairedDifference | None) -> str:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import fastai.callback.schedule  # noqa: F401  (gives Learner lr_find, fit_one_cycle, fit_flat_cos)
 import torch
@@ -26,7 +25,7 @@ from ltlearn.training.plan import resolve_stage1
 from ltlearn.training.precision import resolve_precision
 from ltlearn.training.prediction import extract_features, predict_part
 from ltlearn.training.prior import assumed_prior, stage1_method
-from ltlearn.training.records import PosthocRecord, StageRecord, TrajectoryRecord
+from ltlearn.training.records import CorrectionRecord, PosthocRecord, StageRecord, TrajectoryRecord
 from ltlearn.training.selection import default_select, selects_on, tested_part
 from ltlearn.training.stage1 import run_stage1
 from ltlearn.training.start import (
@@ -291,7 +290,7 @@ class LTLearner(ImageLearner):
         start: str = "stage1",
         views: int = 1,
         seed: int = 0,
-    ) -> dict[str, Any]:
+    ) -> CorrectionRecord:
         """Correct the classifier of stage 1 without training it.
 
         Args:
@@ -305,7 +304,7 @@ class LTLearner(ImageLearner):
             seed: Seed of that augmentation.
 
         Returns:
-            `value`, `chosen_on`, and `curve`, a list of (value, figure).
+            A record with `value`, `chosen_on`, and `curve`, a list of (value, figure).
 
         Raises:
             UserError: If the method is not a post-hoc one, or the classifier cannot be corrected

@@ -246,7 +246,11 @@ def test_the_table_describes_the_comparison(found):
     assert "test images: medium 20 in 1 class, few 40 in 2 classes" in text
     assert "±" in next(line for line in text.splitlines() if line.startswith("cRT"))
     assert "±" not in next(line for line in text.splitlines() if line.startswith("tau-norm"))
-    assert "tau_norm" in text and "on validation" in text
+    assert re.search(r"tau [\d.]+, chosen on validation", text) and "tau_norm" not in text
+    assert len(repr(found)) < 200 and "best on validation" in repr(found)
+    html = found._repr_html_()
+    assert all(f">{label}<" in html for label in ("CE", "cRT", "tau-norm"))
+    assert "under other class priors" in html
     json.dumps(found.to_dict(), allow_nan=False)
 
 

@@ -76,24 +76,28 @@ def predict(
         paths = list(find_images(images))
         top = min(top, len(predictor.classes))
         head = ["file", *(f"{name} {k}" for k in range(1, top + 1) for name in ("class", "p"))]
-        rows, unreadable = [], 0
+        rows, classified, unreadable = [], 0, 0
         with _csv_writer(csv, head) as write:
             for one in track(predictor.predict(paths, top), len(paths), "classifying"):
                 if one.error:
                     unreadable += 1
                     print(f"ltlearn: {clean(one.error)}", file=sys.stderr)  # noqa: T201
                     continue
+                classified += 1
                 pairs = list(zip(one.classes, one.probabilities, strict=True))
                 write([one.path, *(cell for c, p in pairs for cell in (c, f"{p:.6f}"))])
                 if as_json or csv is None:
                     rows.append((one.path, pairs))
+    if csv is not None and classified:
+        images = "1 image" if classified == 1 else f"{classified:,} images"
+        print(f"classes of {images}: {csv}", file=sys.stderr)  # noqa: T201
     if as_json:
-        classified = [
+        found = [
             {"file": path, "top": [{"class": c, "probability": p} for c, p in pairs]}
             for path, pairs in rows
         ]
         result = {
-            "model": str(model), "method": predictor.method, "images": classified,
+            "model": str(model), "method": predictor.method, "images": found,
             "unreadable": unreadable,
         }  # fmt: skip
         print_json(result)

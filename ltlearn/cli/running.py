@@ -181,6 +181,7 @@ def run_and_print(recipe, flags: RunFlags, suffix: str = "") -> None:
         render_stages(result.manifest["stages"], file=sys.stderr)
     result.table.render()
     if not quiet:
+        result.classes.render()
         print(f"report: {run.path / 'report.md'}", file=sys.stderr)  # noqa: T201
 
 

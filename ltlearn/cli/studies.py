@@ -107,7 +107,11 @@ def sensitivity(
     check_choice(spell("select"), select, SELECTS)
     quiet = quiet or as_json
     with report_interrupt(), configured_log(quiet):
-        from ltlearn.experiments.sensitivity import SENSITIVITY_METHODS, sensitivity_run
+        from ltlearn.experiments.sensitivity import (
+            SENSITIVITY_HEAD,
+            SENSITIVITY_METHODS,
+            sensitivity_run,
+        )
         from ltlearn.utils.terminal import render_rows
 
         result = sensitivity_run(
@@ -118,6 +122,5 @@ def sensitivity(
     if as_json:
         print_json({"run": str(run), **result.to_dict()})
         return
-    head = ["method", "hyper-parameter", "tried", "lowest", "highest", "span"]
-    render_rows(head, result.rows(), title="class-balanced accuracy in %")
+    render_rows(SENSITIVITY_HEAD, result.rows(), title="class-balanced accuracy in %")
     typer.echo(result.about_line())

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +92,7 @@ def compare_run(
         )  # fmt: skip
         parts.append(part)
     comparison = _in_order(parts, methods)
+    comparison.about.stage1 = recipe.named_stage1
     comparison.note = " ".join(
         text for text in (comparison.note, _other_values(recipe, run, comparison)) if text
     )
@@ -184,7 +185,7 @@ def _write_comparison(run: Run, comparison: Comparison, select: str) -> None:
 
 def _plots(comparison: Comparison) -> dict[str, tuple[str, Figure]]:
     """Return title and figure by file name."""
-    labels = {m: METHODS[m].label for m in comparison.methods}
+    labels = comparison.labels
     sizes = comparison.outcomes[0].report.group_sizes
     groups = [g for g in SHOTS if sizes[g]]
     plots = {}
@@ -228,13 +229,13 @@ def _markdown(comparison: Comparison, titles: dict[str, str]) -> str:
         )
     for name, title in titles.items():
         parts += [f"## {title[0].upper()}{title[1:]}", f"![{title}](plots/{name}.png)"]
-    parts += ["## Sources of the values", _sources(comparison.methods)]
+    parts += ["## Sources of the values", _sources(comparison.labels)]
     return "\n\n".join(parts) + "\n"
 
 
-def _sources(methods: Sequence[str]) -> str:
+def _sources(labels: Mapping[str, str]) -> str:
     lines = []
-    for name in methods:
+    for name, label in labels.items():
         row = METHODS[name]
-        lines.append(f"* {row.label} (`{name}`): {row.source}. {row.values_from}".rstrip(" ."))
+        lines.append(f"* {label} (`{name}`): {row.source}. {row.values_from}".rstrip(" ."))
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from ltlearn.errors import UserError, spell
 from ltlearn.experiments.manifest import MANIFEST_FILE, read_manifest
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.sections import MAX_SIDE, ModelSection
-from ltlearn.methods import METHODS, prior_of
+from ltlearn.methods import METHODS, labels_of, prior_of
 from ltlearn.training.records import Record
 from ltlearn.utils.older_runs import checked_fields
 from ltlearn.utils.run_folder import Run
@@ -130,9 +130,9 @@ def describe_model(recipe: Recipe, learn, heads: Mapping[str, str]) -> ModelFact
         std=[round(v, 7) for v in std.tolist()],
         methods={
             name: {
-                "label": METHODS[name].label, "head": heads[name], "prior": _prior(recipe, name)
+                "label": label, "head": heads[name], "prior": _prior(recipe, name)
             }
-            for name in recipe.methods
+            for name, label in labels_of(recipe.methods, recipe.named_stage1).items()
         },
         weights="checkpoints/seed{seed}-{method}.safetensors; for a method of stage 1: -stage1",
     )  # fmt: skip

@@ -75,6 +75,12 @@ class Recipe(RecipeSection):
             and not self.model.keep_head
         )
 
+    @property
+    def named_stage1(self) -> str | None:
+        """Return the method of stage 1; None if its model was trained elsewhere."""
+        is_given = self.keeps_given_model or self.starts_without_head
+        return None if is_given else self.stage1.method
+
     def keys(self, section: str) -> list[str]:
         """Return the keys of a section, the given options of a method included.
 

@@ -10,12 +10,16 @@ from ltlearn.experiments.build import SEEN_WARNING, is_untested, may_have_seen
 from ltlearn.experiments.manifest import FINISHED, MANIFEST_FILE, Manifest
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.stages import SeedResult
-from ltlearn.methods import METHODS
+from ltlearn.methods import METHODS, label_of, labels_of
+from ltlearn.metrics.confusion import mistaken_classes
+from ltlearn.metrics.report import ShotReport
 from ltlearn.names import FIGURES
 from ltlearn.plots.classes import plot_class_counts, plot_per_class_accuracy
+from ltlearn.plots.confusion import plot_confusion
 from ltlearn.plots.norms import plot_norms
 from ltlearn.plots.trajectory import plot_trajectory
-from ltlearn.reporting.markdown import render_report_md
+from ltlearn.reporting.classes import ClassTable
+from ltlearn.reporting.markdown import CLASSES_FILE, render_report_md
 from ltlearn.reporting.table import ResultRow, ResultTable
 from ltlearn.utils.run_folder import Run
 
@@ -32,14 +36,12 @@ def make_table(recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult]
         dls: The loaders of a seed.
         results: The results of each seed.
     """
-    rows = []
+    rows, labels = [], labels_of(recipe.methods, recipe.named_stage1)
     for name in recipe.methods:
         reports = [r.reports[name] for r in results]
         selected = "; ".join(dict.fromkeys(r.selected[name] for r in results))
         seconds = sum(r.seconds[name] for r in results) / len(results)
-        as_given = recipe.keeps_given_model and METHODS[name].stage == 1
-        label = "as given" if as_given else METHODS[name].label
-        rows.append(ResultRow(name, label, reports, selected, seconds))
+        rows.append(ResultRow(name, labels[name], reports, selected, seconds))
     split = dls.split
     name = (split.name, split.profile, f"imbalance factor {split.imbalance_factor:g}")
     notes = (published_note(recipe), SEEN_WARNING if may_have_seen(recipe, dls) else "")
@@ -74,7 +76,7 @@ def published_note(recipe: Recipe) -> str:
     figures: dict[str, list[str]] = {}
     for e in expected:
         source = f"{e.protocol} protocol; {e.source}"
-        figures.setdefault(source, []).append(e.describe(METHODS[e.method].label))
+        figures.setdefault(source, []).append(e.describe(label_of(e.method, recipe.named_stage1)))
     if not figures:
         return ""
     by_source = [f"{', '.join(texts)} ({source})" for source, texts in figures.items()]
@@ -89,8 +91,8 @@ def write_results(
     results: Sequence[SeedResult],
     table: ResultTable,
     manifest: Manifest,
-) -> None:
-    """Write the files of a finished run.
+) -> ClassTable:
+    """Write the files of a finished run; return the table of its classes.
 
     Args:
         recipe: The recipe.
@@ -105,8 +107,13 @@ def write_results(
     trained = [name for name in recipe.methods if METHODS[name].kind == "stage 2"]
     trajectories = [r.trajectories[trained[-1]] for r in results] if trained else None
     plots = _plots_of_classes(recipe, dls, results, table)
+    classes = _class_table(recipe, dls, results, table)
+    run.write_csv(CLASSES_FILE, classes.rows())
+    if len(dls.vocab) > 1:
+        plots["confusion"] = _confusion_plot(recipe, dls, results, classes)
     if trajectories:
-        title = f"{METHODS[trained[-1]].label}: stage 2, epoch by epoch"
+        label = label_of(trained[-1], recipe.named_stage1)
+        title = f"{label}: stage 2, epoch by epoch"
         plots["trajectory"] = (title, plot_trajectory(trajectories))
     for name, (_, figure) in plots.items():
         run.save_figure(f"plots/{name}.png", figure)
@@ -115,9 +122,64 @@ def write_results(
     manifest.stages = [stage for r in results for stage in r.stages]
     manifest.results = table.to_dict()
     links = [(title, f"plots/{name}.png") for name, (title, _) in plots.items()]
-    run.write_text("report.md", render_report_md(table, manifest, links, trajectories))
+    run.write_text("report.md", render_report_md(table, manifest, links, trajectories, classes))
     # The manifest comes last: "finished" states that every other file is there.
     run.write_json(MANIFEST_FILE, manifest.to_dict())
+    return classes
+
+
+def _class_table(
+    recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult], table: ResultTable
+) -> ClassTable:
+    """Make the table of the classes; their mistakes are those of the last trained method."""
+    method = recipe.methods[_ends(recipe)[-1]]
+    rows, first = {row.method: row for row in table.rows}, table.rows[0].reports[0]
+    true, predicted = _predicted(results, method)
+    number = np.bincount(true, minlength=len(dls.vocab))
+    mistakes = mistaken_classes(true, predicted, len(dls.vocab))
+    return ClassTable(
+        classes=dls.vocab,
+        groups=[row["shot"] for row in first.rows()],
+        training_images=first.class_counts.tolist(),
+        images=first.per_class_total.tolist(),
+        part="validation" if is_untested(dls) else "test",
+        accuracy={m: _mean_per_class(rows[m].reports) for m in recipe.methods},
+        labels={m: rows[m].label for m in recipe.methods},
+        method=method,
+        mistakes=[[(c, n / number[own]) for c, n in row] for own, row in enumerate(mistakes)],
+    )
+
+
+def _mean_per_class(reports: Sequence[ShotReport]) -> np.ndarray:
+    return np.mean([report.per_class for report in reports], axis=0)
+
+
+def _predicted(results: Sequence[SeedResult], method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the true and the predicted classes of all seeds, one after the other."""
+    predicted = []
+    for result in results:
+        if method in result.predictions:
+            predicted.append(result.predictions[method].argmax(1))
+        else:  # too many logits to keep
+            predicted.append(result.predictions[f"{method}/classes"][:, 0])
+    return np.concatenate([r.targets.numpy() for r in results]), np.concatenate(predicted)
+
+
+def _confusion_plot(
+    recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult], classes: ClassTable
+) -> tuple[str, Figure]:
+    """Return title and figure of the confusion matrix."""
+    label = classes.labels[classes.method]
+    figure = plot_confusion(
+        *_predicted(results, classes.method), dls.shot_counts, dls.vocab, label, recipe.data.few
+    )
+    return f"Which classes {label} takes for which, on the {classes.part} set", figure
+
+
+def _ends(recipe: Recipe) -> tuple[int, int]:
+    """Return the positions of the first method and of the last trained one, or the last."""
+    trained = [i for i, m in enumerate(recipe.methods) if METHODS[m].kind == "stage 2"]
+    return 0, trained[-1] if trained else len(recipe.methods) - 1
 
 
 def _write_figures(run: Run, results: Sequence[SeedResult]) -> None:
@@ -150,10 +212,9 @@ def _plots_of_classes(
     }
     if len(recipe.methods) < 2:
         return plots
-    trained = [i for i, m in enumerate(recipe.methods) if METHODS[m].kind == "stage 2"]
-    ends = (0, trained[-1] if trained else -1)
+    ends = _ends(recipe)
     labels = tuple(table.rows[i].label for i in ends)
-    accuracy = [np.mean([r.per_class for r in table.rows[i].reports], 0) for i in ends]
+    accuracy = [_mean_per_class(table.rows[i].reports) for i in ends]
     norms = [np.mean([r.norms[recipe.methods[i]] for r in results], 0) for i in ends]
     part = "validation" if is_untested(dls) else "test"
     plots["per_class_accuracy"] = (

@@ -32,6 +32,7 @@ from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.results import make_table, write_results
 from ltlearn.experiments.stages import StageFolder, run_seed, stage1_callbacks
 from ltlearn.methods import METHODS
+from ltlearn.reporting.classes import ClassTable
 from ltlearn.reporting.table import ResultTable
 from ltlearn.training.logs import check_tensorboard
 from ltlearn.training.loop import memory_to_user_error
@@ -51,11 +52,21 @@ class RecipeResult:
         run: The folder that was written.
         table: The result table.
         manifest: The manifest of the run.
+        classes: The accuracy of each class.
     """
 
     run: Run
     table: ResultTable
     manifest: Manifest
+    classes: ClassTable
+
+    def __repr__(self) -> str:
+        """Return the folder and the table in short."""
+        return f"RecipeResult in {self.run.path}: {self.table!r}"
+
+    def _repr_html_(self) -> str:
+        """Return the tables that a notebook shows."""
+        return self.table.to_html() + self.classes.to_html()
 
 
 @log_once()
@@ -124,8 +135,8 @@ def _run_locked(
         results.append(run_seed(recipe, StageFolder(run, seed, options, notify), learn))
     write_model_facts(run, describe_model(recipe, learn, results[0].heads))
     table = make_table(recipe, dls, results)
-    write_results(recipe, run, dls, results, table, manifest)
-    return RecipeResult(run, table, manifest)
+    classes = write_results(recipe, run, dls, results, table, manifest)
+    return RecipeResult(run, table, manifest, classes)
 
 
 def _check_methods(recipe: Recipe) -> None:
@@ -177,10 +188,13 @@ def _record_data(manifest: Manifest, seed: int, dls: LTDataLoaders) -> None:
 def _report_data(dls: LTDataLoaders, notify: Callable[[str], None]) -> None:
     if dls.columns:
         notify(f"columns: {columns_text(dls.columns)}")
+    origin = dls.split.valid_from
+    if origin == "training images":
+        origin = "taken from the training images"
     n_test = "no" if is_untested(dls) else dls.test.n
     notify(
         f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation "
-        f"({dls.split.valid_from}), {n_test} test images"
+        f"({origin}), {n_test} test images"
     )
     if is_untested(dls):
         notify(

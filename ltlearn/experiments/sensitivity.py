@@ -1,6 +1,6 @@
 """Sensitivity: accuracy over the hyper-parameter of a method."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,31 @@ from ltlearn.experiments.manifest import finished_seeds, recorded_recipe
 from ltlearn.experiments.own_data import fitting_methods
 from ltlearn.experiments.stages import load_stage1
 from ltlearn.learner import LTLearner
-from ltlearn.methods import METHODS
+from ltlearn.methods import METHODS, labels_of
 from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.names import PART_LABELS
 from ltlearn.plots.sensitivity import plot_sensitivity
 from ltlearn.training.records import Record
 from ltlearn.training.selection import tested_part
+from ltlearn.utils.html import html_paragraph, html_table
+from ltlearn.utils.progress import brief_progress
 from ltlearn.utils.run_folder import Run, waits_for_run
 from ltlearn.utils.text import clean
 
-__all__ = ["SENSITIVITY_METHODS", "Curve", "Sensitivity", "sensitivity", "sensitivity_run"]
+__all__ = [
+    "SENSITIVITY_HEAD",
+    "SENSITIVITY_METHODS",
+    "Curve",
+    "Sensitivity",
+    "sensitivity",
+    "sensitivity_run",
+]
 
 # The methods whose hyper-parameter has a published range, and one without for comparison.
 SENSITIVITY_METHODS = ("max_norm", "label_aware_smoothing", "samn")
+
+# The headings of `Sensitivity.rows`.
+SENSITIVITY_HEAD = ("method", "hyper-parameter", "tried", "lowest", "highest", "span")
 
 
 @dataclass(eq=False)
@@ -90,6 +102,17 @@ class Sensitivity:
             rows.append([label, parameters.get(label, "–"), values.get(label, "–"), *figures])
         return rows
 
+    def __repr__(self) -> str:
+        """Return the range of each method."""
+        ranges = [f"{label} {100 * low:.1f}-{100 * high:.1f}"
+                  for label, (low, high) in self.ranges().items()]  # fmt: skip
+        return f"Sensitivity: class-balanced accuracy in %: {'; '.join(ranges)}"
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        table = html_table(SENSITIVITY_HEAD, self.rows(), "class-balanced accuracy in %", left=3)
+        return table + html_paragraph(self.about_line())
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain numbers and lists, for a JSON file."""
         curves = [curve.to_dict() for curve in self.curves]
@@ -97,12 +120,14 @@ class Sensitivity:
 
 
 @log_once()
+@brief_progress()
 def sensitivity(
     learn: LTLearner,
     methods: Sequence[str] | str = SENSITIVITY_METHODS,
     *,
     seed: int = 0,
     select: str = "best",
+    labels: Mapping[str, str] | None = None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Sensitivity:
     """Train each method over the published range of its own hyper-parameter.
@@ -115,6 +140,8 @@ def sensitivity(
         methods: Names of methods. A method without a hyper-parameter gives a line.
         seed: Seed of order and augmentation.
         select: Which epoch of stage 2 is kept: "best" on validation, or "last".
+        labels: What each method is called in tables and plots. None: as after the learner's stage
+            1.
         notify: Called with a line of text at each step.
 
     Raises:
@@ -123,6 +150,7 @@ def sensitivity(
     methods, _ = check_request(methods, 1, (), select, learn.stage1_method)
     if select == "best":
         select = learn.settle_select()
+    labels = labels or labels_of(methods, learn.stage1_method)
     curves, lines = [], {}
     with restored_stage1(learn) as restart:
 
@@ -133,22 +161,21 @@ def sensitivity(
         for method in methods:
             row = METHODS[method]
             if row.sweep is None:
-                lines[row.label], _ = measure(method)
+                lines[labels[method]], _ = measure(method)
                 continue
             figures = []
             for value in row.sweep.values:
-                notify(f"{row.label}, {row.sweep.parameter} {value:g}")
+                notify(f"{labels[method]}, {row.sweep.parameter} {value:g}")
                 figures.append(measure(method, **row.sweep.arguments(value)))
             test, validation = (list(column) for column in zip(*figures, strict=True))
-            curves.append(_curve(method, test, validation))
+            curves.append(_curve(method, labels[method], test, validation))
     return Sensitivity(curves, lines, _about(learn, seed, select))
 
 
-def _curve(method: str, accuracy: list[float], validation: list[float]) -> Curve:
-    row = METHODS[method]
-    sweep = row.sweep
+def _curve(method: str, label: str, accuracy: list[float], validation: list[float]) -> Curve:
+    sweep = METHODS[method].sweep
     return Curve(
-        row.label, sweep.parameter, list(sweep.values), accuracy, method, validation,
+        label, sweep.parameter, list(sweep.values), accuracy, method, validation,
         sweep.default, sweep.log,
     )  # fmt: skip
 
@@ -220,7 +247,8 @@ def sensitivity_run(
     learn = load_stage1(
         recipe, run, seeds[0], data_path=data_path, cache_path=cache_path, device=device
     )
-    result = sensitivity(learn, methods, select=select, notify=notify)
+    labels = labels_of(methods, recipe.named_stage1)
+    result = sensitivity(learn, methods, select=select, labels=labels, notify=notify)
     run.write_json("sensitivity.json", result.to_dict())
     if result.curves:
         run.save_figure("plots/sensitivity.png", plot_sensitivity(result.curves, result.lines))

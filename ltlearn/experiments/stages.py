@@ -28,7 +28,7 @@ from ltlearn.experiments.options import RunOptions
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.sections import Stage1Section
 from ltlearn.learner import LTLearner
-from ltlearn.methods import DEFAULT_STAGE1, METHODS
+from ltlearn.methods import DEFAULT_STAGE1, METHODS, label_of
 from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.models.pretrained import is_outside_arch
 from ltlearn.training.checkpoint import Checkpoint
@@ -287,10 +287,11 @@ def stage1_callbacks(stage1: Stage1Section) -> list[Callback]:
 def _run_method(recipe: Recipe, folder: StageFolder, learn: LTLearner, name: str) -> FinishedStage:
     """Retrain or correct the classifier with a method of stage 2."""
     stage2, method = recipe.stage2, METHODS[name]
+    label = label_of(name, recipe.named_stage1)
     file = stage_name(folder.seed, name)
     if method.kind == "post hoc":
         correct = partial(_correct, learn, name, folder.seed)
-        return _load_or_train(folder, file, learn, method.label, correct)
+        return _load_or_train(folder, file, learn, label, correct)
     values = recipe.arguments_of(name)
     if recipe.is_smoke:
         values["epochs"] = min(values["epochs"], stage2.epochs)
@@ -309,7 +310,7 @@ def _run_method(recipe: Recipe, folder: StageFolder, learn: LTLearner, name: str
         on_nan=folder.options.on_nan,
     )
     inputs = "features" if stage2.views else "images"
-    title = f"stage 2, {method.label}, {_epochs(values['epochs'])} on {inputs}"
+    title = f"stage 2, {label}, {_epochs(values['epochs'])} on {inputs}"
     return _load_or_train(folder, file, learn, title, train)
 
 

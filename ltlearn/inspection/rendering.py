@@ -24,13 +24,14 @@ from ltlearn.inspection.text import (
 from ltlearn.metrics.shots import shot_thresholds_text
 from ltlearn.names import PART_LABELS
 from ltlearn.utils.atomic import replaced_file
+from ltlearn.utils.html import html_code, html_details, html_table
 from ltlearn.utils.system_errors import reason_of
 from ltlearn.utils.text import clean, escape_markdown
 
 if TYPE_CHECKING:
     from ltlearn.inspection.result import CopyGroup, Inspection
 
-__all__ = ["BLOCK", "finding_rows", "save", "to_markdown", "to_text", "write_text"]
+__all__ = ["BLOCK", "finding_rows", "save", "to_html", "to_markdown", "to_text", "write_text"]
 
 BLOCK = "█"
 _MAX_EXAMPLES = 3  # groups of copies
@@ -89,6 +90,20 @@ def to_markdown(inspection: "Inspection", command: str | None) -> str:
         sections += [f"```\n{command}\n```"] if command else []
         sections.append(f"```python\n{inspection.advice.code}\n```")
     return "\n\n".join(sections) + "\n"
+
+
+def to_html(inspection: "Inspection") -> str:
+    """Return an inspection as HTML for a notebook.
+
+    Args:
+        inspection: The inspection.
+    """
+    html = html_table([], finding_rows(inspection), inspection.name, left=2)
+    head = ["training images", "classes", "shot group"]
+    html += html_details("histogram", html_table(head, inspection.histogram(), left=0))
+    if inspection.advice:
+        html += html_details("how to train", html_code(inspection.advice.code))
+    return html
 
 
 def save(inspection: "Inspection", folder: Path, command: str | None) -> None:

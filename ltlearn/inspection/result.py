@@ -9,6 +9,7 @@ import numpy as np
 from ltlearn.data.counts import count_classes, imbalance_factor_of
 from ltlearn.inspection import rendering
 from ltlearn.metrics.shots import shot_groups
+from ltlearn.utils.text import clean
 
 __all__ = ["Advice", "CopyGroup", "Duplicates", "Inspection", "Sizes", "UnreadableImage"]
 
@@ -117,7 +118,7 @@ class Advice:
     code: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Inspection:
     """The result of `inspect_images`. `print` writes it as text of 80 columns.
 
@@ -289,3 +290,15 @@ class Inspection:
     def __str__(self) -> str:
         """Return the text."""
         return self.to_text()
+
+    def __repr__(self) -> str:
+        """Return the number of images and classes, and of problems."""
+        problems = f", {len(self.problems)} problems" if self.problems else ""
+        return (
+            f"Inspection of {clean(self.name)}: {self.total:,} images, {len(self.classes):,} "
+            f"classes{problems}. print() writes the findings."
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the tables that a notebook shows; the code unfolds at a click."""
+        return rendering.to_html(self)

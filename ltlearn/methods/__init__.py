@@ -2,6 +2,7 @@
 
 from ltlearn.methods.base import KINDS, Method, Sweep
 from ltlearn.methods.candidates import Candidate, as_registered, offered
+from ltlearn.methods.labels import GIVEN_MODEL, label_of, labels_of
 from ltlearn.methods.learning_rate import LARGEST_SCALED_BATCH, usual_rate
 from ltlearn.methods.registry import (
     DEFAULT_STAGE1,
@@ -22,6 +23,7 @@ __all__ = [
     "DEFAULT_STAGE1",
     "DEFAULT_STAGE2",
     "DEFAULT_WITH_RESET",
+    "GIVEN_MODEL",
     "KINDS",
     "LARGEST_SCALED_BATCH",
     "METHODS",
@@ -31,6 +33,8 @@ __all__ = [
     "find_method",
     "find_methods",
     "is_built_in",
+    "label_of",
+    "labels_of",
     "offered",
     "prior_of",
     "register_method",

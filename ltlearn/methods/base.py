@@ -85,6 +85,7 @@ class Method:
         choose: Post hoc only. Chooses the strength from a `PosthocData` of the validation images,
             as a `TauChoice`. None: the method has no strength.
         published_value: Strength if the validation set is too small to choose on.
+        strength: Post hoc only. Name of the strength in reports.
         uses_features_only: Post hoc only. Whether `apply` ignores the trained classifier and needs
             the features of the training images.
 
@@ -113,6 +114,7 @@ class Method:
     apply: "Callable[[PosthocData, float | None], nn.Module] | None" = None
     choose: "Callable[[PosthocData], TauChoice] | None" = None
     published_value: float = 1.0
+    strength: str = "tau"
     uses_features_only: bool = False
 
     def __post_init__(self):

@@ -132,6 +132,7 @@ BUILT_IN: dict[str, Method] = {
     "temperature": _post_hoc(
         "temperature", _GUO, "chosen on validation images by their NLL", prior="stage 1",
         apply=_posthoc("apply_temperature"), choose=_posthoc("choose_temperature"),
+        strength="temperature",
     ),
     "class_balanced": _stage2(
         "class-balanced CE", _CB, f"beta .9999: the authors. {_AS_REN}",

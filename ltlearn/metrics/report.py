@@ -28,11 +28,13 @@ from ltlearn.metrics.shots import (
     shot_thresholds_text,
 )
 from ltlearn.names import FEW_RULES, FIGURES
+from ltlearn.utils.html import html_details, html_paragraph, html_table
 
 __all__ = ["FEW_IMAGES", "GroupSize", "ShotReport", "shot_report", "mean_and_sd"]
 
 _log = logging.getLogger("ltlearn")
 _DASH = "–"
+_MAX_CLASSES = 20  # that a notebook shows
 _SUMMARY = (*FIGURES, "ece", "nll")
 FEW_IMAGES = 30  # the accuracy of fewer images has a standard error of up to 9 points
 
@@ -138,22 +140,63 @@ class ShotReport:
             "per_class_total": [int(n) for n in self.per_class_total],
         }
 
+    def __repr__(self) -> str:
+        """Return the figures in a line."""
+        values = [f"{name} {_percent(getattr(self, name))}" for name in FIGURES]
+        known = [text for text in values if not text.endswith(_DASH)]
+        return f"ShotReport: {', '.join(known)} {self._about()}"
+
+    def _repr_html_(self) -> str:
+        """Return the tables that a notebook shows; the classes unfold at a click."""
+        head = [f"{name} %" for name in FIGURES]
+        row = [_percent(getattr(self, name)) for name in FIGURES]
+        if self.ece is not None:
+            head, row = [*head, "ECE %", "NLL"], [*row, _percent(self.ece), f"{self.nll:.3f}"]
+        sizes = shot_thresholds_text(self.few_rule, self.group_sizes)
+        return (
+            html_table(head, [row], f"accuracy {self._about()}", left=0)
+            + html_paragraph(f"shot groups by training images: {sizes}")
+            + html_paragraph(". ".join([self.tested_text(), *self.warnings()]))
+            + self._classes_html()
+        )
+
+    def _classes_html(self) -> str:
+        rows = sorted(self.rows(), key=lambda row: -row["train_images"])
+        summary = "accuracy of each class"
+        if len(rows) > _MAX_CLASSES:
+            tested = [row for row in rows if row["accuracy"] is not None]
+            rows = sorted(tested, key=lambda row: row["accuracy"])[:_MAX_CLASSES]
+            summary = f"the {len(rows)} classes with the lowest accuracy; rows() has all of them"
+        cells = [
+            [
+                f"class {row['label']}" if row["name"] is None else row["name"], row["shot"],
+                f"{row['train_images']:,}", f"{row['test_images']:,}", _percent(row["accuracy"]),
+            ]
+            for row in rows
+        ]  # fmt: skip
+        head = ["class", "group", "training images", "evaluated images", "accuracy %"]
+        return html_details(summary, html_table(head, cells, left=2))
+
     def __str__(self) -> str:
         """Write a few lines of plain text, accuracies in % to one decimal, no value as a dash."""
         lines = [f"{name:<9}{_percent(getattr(self, name)):>6}" for name in FIGURES]
         if self.ece is not None:
             lines.append(f"{'ECE':<9}{_percent(self.ece):>6}")
             lines.append(f"{'NLL':<9}{self.nll:>6.3f}")
-        missing = int((self.per_class_total == 0).sum())
-        images = "image" if self.n_images == 1 else "images"
-        about = f"in % over {self.n_images:,} {images}, {len(self.per_class):,} classes"
-        if missing:
-            about += f", {missing:,} of them without an image (left out of the means)"
+        about = self._about()
         if self.ece is not None:
             about += "; NLL in nats"
         sizes = shot_thresholds_text(self.few_rule, self.group_sizes)
         lines += [about, self.tested_text(), *self.warnings(), f"training images: {sizes}"]
         return "\n".join(lines)
+
+    def _about(self) -> str:
+        missing = int((self.per_class_total == 0).sum())
+        images = "image" if self.n_images == 1 else "images"
+        about = f"in % over {self.n_images:,} {images}, {len(self.per_class):,} classes"
+        if missing:
+            about += f", {missing:,} of them without an image (left out of the means)"
+        return about
 
     def tested_text(self, images: str = "test images") -> str:
         """Describe on how many images and classes each group rests.

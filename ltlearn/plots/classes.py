@@ -115,6 +115,7 @@ def plot_per_class_accuracy(
     Up to 20 classes have one row each, with the name and one mark per classifier. More classes are
     thin lines over the class rank, with a moving average (1/20 of the classes wide) on top. Above
     1,000 classes the thin lines are averages too (1/500 wide), because they would fill the axes.
+    The legends name all lines.
 
     Args:
         before: Accuracy per class, a fraction in [0, 1]; NaN for a class with no test image.
@@ -160,20 +161,41 @@ def _draw_accuracy_rows(axes: "Axes", pair: list[np.ndarray], labels: tuple[str,
     axes.plot(before, rows, "o", label=labels[0], zorder=3, **ring)
     axes.plot(after, rows, "D", color=AFTER_COLOUR, ms=5, label=labels[1], zorder=4)
     for row in np.flatnonzero(np.isnan(before) & np.isnan(after)):
-        axes.text(0, row, "no test image", va="center", fontsize=8, color=INK)
+        axes.text(0, row, "no image", va="center", fontsize=8, color=INK)
     axes.set_xlim(-3, 103)
     axes.set_xlabel("accuracy (%)")
     axes.grid(axis="x", color="#EEEEEE", zorder=0)
 
 
+def _odd(width: int) -> int:
+    """Return how many values `moving_average` takes together."""
+    return 2 * (width // 2) + 1
+
+
 def _draw_accuracy_lines(axes: "Axes", pair: list[np.ndarray], labels: tuple[str, str]) -> None:
+    from matplotlib.lines import Line2D
+
     num_classes = len(pair[0])
     rank = np.arange(num_classes) + 0.5
+    fine_width = num_classes // 500 if num_classes > 1000 else 1
+    width = max(3, num_classes // 20)
+    thin, thick = {"linewidth": 0.6, "alpha": 0.45}, {"linewidth": 2}
     for values, label, colour in zip(pair, labels, (BEFORE_COLOUR, AFTER_COLOUR), strict=True):
-        fine = moving_average(values, num_classes // 500) if num_classes > 1000 else values
-        axes.plot(rank, fine, color=colour, linewidth=0.4, alpha=0.35, zorder=2)
-        smooth = moving_average(values, max(3, num_classes // 20))
-        axes.plot(rank, smooth, color=colour, linewidth=2, label=label, zorder=3)
+        fine = moving_average(values, fine_width)
+        axes.plot(rank, fine, color=colour, zorder=2, **thin)
+        smooth = moving_average(values, width)
+        axes.plot(rank, smooth, color=colour, label=label, zorder=3, **thick)
+    averages = "moving average over {} classes"
+    texts = ["each class" if fine_width == 1 else averages.format(_odd(fine_width))]
+    texts.append(averages.format(_odd(width)))
+    axes.legend(
+        handles=[
+            Line2D([], [], color=INK, label=text, **style)
+            for text, style in zip(texts, (thin, thick), strict=True)
+        ],
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8,
+        borderaxespad=0, borderpad=0.2,
+    )  # fmt: skip
     axes.set_xlim(0, num_classes)
     axes.set_ylim(-3, 103)
     axes.set_xlabel("class, by rank (most frequent first)")

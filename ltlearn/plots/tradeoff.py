@@ -19,6 +19,7 @@ __all__ = ["plot_tradeoff"]
 
 # Colours of dots; dominated methods have a paler one for dots and a darker one for text.
 _BEST, _REST, _REST_TEXT, _MARKED = "#004488", "#8FA9C4", "#5F6B78", "#BB5566"
+_EQUAL_MEANS = "#D8D8D8"
 _MAX_LEGEND_ROWS = 30
 # The size of a number beside its dot and the size of a dot, in points (1/72 inch).
 _NUMBER_SIZE, _DOT_SIZE = np.array([10.0, 8.0]), 6.5
@@ -73,7 +74,7 @@ def plot_tradeoff(
     for method in methods:
         _draw_method(axes, method)
     _draw_equal_means(axes)
-    _add_mark_legend(figure, methods)
+    _add_mark_legend(figure, methods, groups)
     _add_number_legend(figure, methods)
     _draw_numbers(axes, methods)
     return figure
@@ -229,7 +230,11 @@ def _draw_equal_means(axes: "Axes") -> None:
     for level in levels[(levels > low) & (levels < high)]:
         first, last = max(left, 2 * level - top), min(right, 2 * level - bottom)
         axes.plot(
-            [first, last], [2 * level - first, 2 * level - last], color="#D8D8D8", lw=0.7, zorder=1
+            [first, last],
+            [2 * level - first, 2 * level - last],
+            color=_EQUAL_MEANS,
+            lw=0.7,
+            zorder=1,
         )
         if first > left:
             x, offset, style = first, (0, 2), {"ha": "center", "va": "bottom"}
@@ -268,7 +273,7 @@ def _add_number_legend(figure: "Figure", methods: Sequence[_Method]) -> None:
     )
 
 
-def _add_mark_legend(figure: "Figure", methods: Sequence[_Method]) -> None:
+def _add_mark_legend(figure: "Figure", methods: Sequence[_Method], groups: tuple[str, str]) -> None:
     from matplotlib.lines import Line2D
 
     def mark(marker: str, colour: str, size: float, label: str, **style: Any) -> Line2D:
@@ -281,4 +286,8 @@ def _add_mark_legend(figure: "Figure", methods: Sequence[_Method]) -> None:
     if any(len(method.seeds) > 1 for method in methods):
         handles.append(mark("o", _REST_TEXT, 2.5, "one seed"))
         handles.append(mark("+", _REST_TEXT, 8, "± 1 sd over seeds", markeredgewidth=0.8))
+    marked = [shorten(method.label) for method in methods if method.is_marked]
+    handles += [mark("s", _MARKED, 6, f"{label}, for reference") for label in marked]
+    equal = f"equal mean of {groups[0]} and {groups[1]}"
+    handles.append(Line2D([], [], color=_EQUAL_MEANS, lw=0.7, label=equal))
     add_handles(figure, handles)

@@ -62,9 +62,11 @@ def plot_trajectory(trajectory: Mapping[str, Any] | Sequence[Mapping[str, Any]])
     right.set_ylim(bottom=0)
     chosen = ", ".join(str(run["chosen"]) for run in runs)
     noun = "epoch" if len(runs) == 1 else "epochs"
-    title = f"dotted: {noun} {chosen}, chosen on {where}"
+    # Records of other programs have no "select"; `retrain_classifier` chooses by default.
+    is_last = all(run.get("select") == "last" for run in runs)
+    title = f"dotted: {noun} {chosen}, {'the last' if is_last else f'chosen on {where}'}"
     if len(runs) > 1:
-        title += f"; thick: mean of {len(runs)} seeds"
+        title += f"; thin: a seed, thick: mean of {len(runs)} seeds"
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     for axes, columns in ((left, 5), (right, 3)):
         axes.legend(

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from ltlearn.errors import UserError
 from ltlearn.metrics.shots import SHOTS, shot_groups, shot_thresholds_text
+from ltlearn.reporting.classes import ClassTable
 from ltlearn.reporting.table import ResultTable
 from ltlearn.reporting.text import (
     DASH,
@@ -17,8 +18,9 @@ from ltlearn.reporting.text import (
 from ltlearn.utils.terminal import one_line
 from ltlearn.utils.text import escape_markdown
 
-__all__ = ["render_report_md", "protocol_paragraph", "counts_paragraph"]
+__all__ = ["CLASSES_FILE", "render_report_md", "protocol_paragraph", "counts_paragraph"]
 
+CLASSES_FILE = "classes.csv"
 # The hardware that `environment_info` records, and its titles.
 _HARDWARE = {
     "device": "device", "cpu_count": "processor cores", "threads": "threads of torch",
@@ -31,6 +33,7 @@ def render_report_md(
     manifest: Mapping[str, Any],
     plots: Sequence[tuple[str, str]],
     trajectories: Sequence[Mapping[str, Any]] | None,
+    classes: ClassTable | None = None,
 ) -> str:
     """Write the report.md of a run: its command, results, protocol, trajectories and plots.
 
@@ -41,6 +44,8 @@ def render_report_md(
         plots: Title and path of each plot; the path is relative to the report.
         trajectories: The trajectory of stage 2 for each seed, as for
             `ltlearn.plots.plot_trajectory`. None if no method was trained in stage 2.
+        classes: The accuracy of each class; the file `classes.csv` beside the report has all of
+            them.
 
     Raises:
         UserError: If the lists of a trajectory differ in length, or its chosen epoch is unknown.
@@ -50,6 +55,8 @@ def render_report_md(
         parts += ["Produced by:", f"```\n{manifest['command']}\n```"]
     parts += ["## Results", table.to_markdown()]
     parts += ["## Protocol", protocol_paragraph(table)]
+    if classes is not None:
+        parts += ["## Accuracy of each class", classes.to_markdown(CLASSES_FILE)]
     paragraph = counts_paragraph(manifest["class_counts"], table.few_rule)
     if table.protocol != "paper":
         paragraph += (
@@ -91,9 +98,10 @@ def protocol_paragraph(table: ResultTable) -> str:
             "that were not used for any choice."
         ),
     }[table.protocol]
+    part = "validation" if table.protocol == "untested" else "test"
     return (
         f"{as_sentence(table.protocol_text)} {choices} A group's accuracy is the mean of its "
-        "per-class accuracies; a dash means that no class of the group has test images. "
+        f"per-class accuracies; a dash means that no class of the group has {part} images. "
         "ECE is the expected calibration error over 15 bins."
     )
 
@@ -115,8 +123,8 @@ def _trajectory_section(
 ) -> list[str]:
     parts = [
         "## Stage 2, epoch by epoch",
-        "Epoch 0 is the model before the first step. The chosen epoch is in bold. Norms are those "
-        "of the classifier's rows.",
+        "Epoch 0 is the model before the first step. The epoch that is kept is in bold. Norms are "
+        "those of the classifier's rows.",
     ]
     for seed, trajectory in zip(seeds, trajectories, strict=True):
         if len(trajectories) > 1:
@@ -145,6 +153,7 @@ def _trajectory_table(trajectory: Mapping[str, Any]) -> str:
         cells += [f"{min(norms):.3f}", f"{max(norms):.3f}"] if norms else [DASH, DASH]
         if epoch == chosen:
             cells = [f"**{cell}**" for cell in cells]
-            cells[0] += f" (chosen on {where})"
+            is_last = trajectory.get("select") == "last"
+            cells[0] += " (the last is kept)" if is_last else f" (chosen on {where})"
         lines.append(cells)
     return markdown_table(head, ["---", *["---:"] * (len(head) - 1)], lines)

@@ -16,6 +16,7 @@ from ltlearn.reporting.text import (
     markdown_table,
     percent_text,
 )
+from ltlearn.utils.html import html_paragraph, html_table
 from ltlearn.utils.terminal import fitting_blocks, one_line, print_block
 from ltlearn.utils.text import clean
 
@@ -205,6 +206,18 @@ class ResultTable:
     def __str__(self) -> str:
         """Return the plain text table."""
         return self.to_text()
+
+    def __repr__(self) -> str:
+        """Return the title and the methods."""
+        return f"ResultTable: {self._title()}: {'; '.join(_label(row) for row in self.rows)}"
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self) -> str:
+        """Return the table that a notebook shows."""
+        table = html_table(self._heads(), self._lines(), self._title())
+        return table + html_paragraph(*self._footer())
 
     @property
     def protocol_text(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError, spell
 from ltlearn.training.history import Trajectory
+from ltlearn.training.progress import EpochProgress
 from ltlearn.utils.system_errors import is_out_of_memory, reason_of
 
 __all__ = [
@@ -186,6 +187,8 @@ class QuietLearner(Learner):
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         """Train as fastai's `Learner.fit` does, and close the callbacks however the fit ends."""
         cbs = listed_callbacks(cbs)
+        if not any(isinstance(cb, EpochProgress) for cb in [*self.cbs, *cbs]):
+            cbs.append(EpochProgress())
         self.first_epoch = 0
         metrics, logger = self.metrics, self.logger
         for cb in cbs:

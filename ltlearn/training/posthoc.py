@@ -3,7 +3,6 @@
 import logging
 import time
 from dataclasses import replace
-from typing import Any
 
 from fastai.learner import Learner
 
@@ -12,7 +11,7 @@ from ltlearn.methods import METHODS
 from ltlearn.metrics.priors import prior_vector
 from ltlearn.posthoc.data import PosthocData
 from ltlearn.training.plan import PosthocPlan
-from ltlearn.training.records import PosthocRecord
+from ltlearn.training.records import CorrectionRecord, PosthocRecord
 from ltlearn.training.selection import is_too_small_to_select, selects_on
 from ltlearn.training.stage import make_trajectory
 
@@ -21,7 +20,7 @@ __all__ = ["run_posthoc"]
 _log = logging.getLogger("ltlearn")
 
 
-def run_posthoc(learn: Learner, plan: PosthocPlan) -> dict[str, Any]:
+def run_posthoc(learn: Learner, plan: PosthocPlan) -> CorrectionRecord:
     """Correct the classifier; record the correction and its trajectory in the learner.
 
     Args:
@@ -29,7 +28,7 @@ def run_posthoc(learn: Learner, plan: PosthocPlan) -> dict[str, Any]:
         plan: The plan of the correction.
 
     Returns:
-        `value`, `chosen_on` (None if it was not chosen) and `curve`.
+        The strength, where it was chosen, and the values that were tried.
 
     Raises:
         UserError: If the classifier cannot be corrected.
@@ -43,10 +42,10 @@ def run_posthoc(learn: Learner, plan: PosthocPlan) -> dict[str, Any]:
     if row.uses_features_only:
         train = learn.features("train", plan.views, plan.seed)
         data = replace(data, features=train.views[0], targets=train.targets)
-    result = {"value": plan.value, "chosen_on": None, "curve": []}
+    result = CorrectionRecord(plan.method, plan.value)
     if row.choose is not None and plan.value is None:
         result = _choose(learn, plan.method, data)
-    head = row.apply(data, result["value"])
+    head = row.apply(data, result.value)
     learn.model.head, learn.opt = head.to(learn.dls.device), None
     trajectory = make_trajectory(learn, "last", "post hoc", predict=learn.predict_logits)
     trajectory.learn = learn
@@ -54,20 +53,20 @@ def run_posthoc(learn: Learner, plan: PosthocPlan) -> dict[str, Any]:
     learn.trajectory = trajectory.record
     record = PosthocRecord(
         method=plan.method,
-        value=result["value"],
-        chosen_on=result["chosen_on"] or "not chosen",
+        value=result.value,
+        chosen_on=result.chosen_on or "not chosen",
         precision=learn.precision,
         seconds=round(time.perf_counter() - began, 2),
     )
     learn.stages.append(record)
-    _log.info("%s", record.to_dict())
+    _log.info("%s", record)
     return result
 
 
-def _choose(learn: Learner, method: str, data: PosthocData) -> dict[str, Any]:
+def _choose(learn: Learner, method: str, data: PosthocData) -> CorrectionRecord:
     """Choose the strength on the validation images, if there are enough."""
     valid, row = learn.features("valid"), METHODS[method]
     if is_too_small_to_select(learn.dls, f"{method} takes its published value"):
-        return {"value": row.published_value, "chosen_on": None, "curve": []}
+        return CorrectionRecord(method, row.published_value)
     value, curve = row.choose(replace(data, features=valid.views[0], targets=valid.targets))
-    return {"value": value, "chosen_on": selects_on(learn.dls), "curve": curve}
+    return CorrectionRecord(method, value, selects_on(learn.dls), curve)

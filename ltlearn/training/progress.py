@@ -1,24 +1,28 @@
-"""The progress line of a stage, as a fastai callback."""
+"""The progress of a fit, as a fastai callback: a bar, lines, or a notebook's table of epochs."""
 
 import math
 import time
 
-from ltlearn.names import SHOTS
+from fastai.callback.progress import ProgressCallback
+
+from ltlearn.names import FIGURES, SHOTS
 from ltlearn.training.fit_callback import FitCallback
 from ltlearn.training.history import find_trajectory
+from ltlearn.utils.html import html_table
 from ltlearn.utils.progress import ProgressLine, duration
 
 __all__ = ["EpochProgress"]
 
 
 class EpochProgress(FitCallback):
-    """Show a fit on the terminal: epoch, speed, time left, loss, and the figures of a `Trajectory`.
+    """Show a fit: epoch, speed, time left, loss, and the figures of a `Trajectory`.
 
-    If standard error is no terminal, `ltlearn.utils.progress.plain_lines` gets a line per epoch, at
-    most one in half a minute, and one for the last epoch.
+    A notebook gets a bar, and a table of the epochs that stays. A terminal gets a bar that goes
+    away. Elsewhere `ltlearn.utils.progress.plain_lines` gets a line per epoch, at most one in half
+    a minute, and one for the last epoch. With fastai's `ProgressCallback` it shows nothing.
 
-    Reads `learn.iter`, `learn.epoch`, the batch size, and the trajectory. While a bar is shown, it
-    reads the loss twice a second, which waits for the device. Writes nothing.
+    Reads `learn.iter`, `learn.epoch`, the batch size, the trajectory and the recorder. While a bar
+    is shown, it reads the loss twice a second, which waits for the device. Writes nothing.
 
     Args:
         description: Name of the fit.
@@ -26,18 +30,23 @@ class EpochProgress(FitCallback):
 
     # After the callbacks that change the values it shows.
     order = 80
-    _line = None
+    _line = _table = None
 
     def __init__(self, description: str = "training"):
         self.description = description
 
     def begin(self) -> None:
         """Open a progress line, if progress is shown."""
+        if any(isinstance(cb, ProgressCallback) for cb in self.learn.cbs):
+            return
         self._batches = len(self.learn.dls.train)
         line = ProgressLine(self.description, self.learn.n_epoch * self._batches)
         if not line.on:
             return
         self._line, self._source = line, find_trajectory(self.learn)
+        self._table = None
+        if line.takes_table and not hasattr(self.learn, "lr_finder"):
+            self._table = _EpochTable(self.learn, self._source)
         # These count this process alone: a resumed fit has done more.
         self._steps = self._epochs = self._images = 0
         self._trained = self._trained_whole = self._whole = 0.0
@@ -81,14 +90,23 @@ class EpochProgress(FitCallback):
         self._whole, self._trained_whole = time.perf_counter() - self._began, self._trained
         line.done = (self.learn.epoch + 1) * self._batches
         is_last = self.learn.epoch + 1 == self.learn.n_epoch
+        if self._table is not None:
+            self._table.add()
         if line.notify is not None and (line.due() or (is_last and line.last())):
             line.notify(self._sentence())
 
     def end(self) -> None:
-        """Remove the bar."""
+        """Remove the bar; the table of a notebook stays."""
         if self._line is not None:
-            self._line.close()
-        self._line = self._source = None
+            text = ""
+            if self._table is not None:
+                text = f"{self.description}: {self._table.describe_end(self._time_taken())}"
+                self._line.table = self._table.to_html(text)
+            self._line.close(text)
+        self._line = self._source = self._table = None
+
+    def _time_taken(self) -> str:
+        return duration(time.perf_counter() - self._began)
 
     def _time_training(self) -> None:
         if self._train_began is not None:
@@ -113,6 +131,11 @@ class EpochProgress(FitCallback):
         head = f"{self.description}, epoch {learn.epoch + 1}/{learn.n_epoch}"
         batch = f"{part}{learn.iter + 1}/{learn.n_iter}"
         tails = [f"{batch}, {self._speed()}, {left}", f"{self._speed()}, {left}", left]
+        if self._table is not None:
+            line.table = self._table.to_html()
+            loss_text = [] if loss is None else [f"loss {loss:.3f}"]
+            line.show(head, tails, loss_text)
+            return
         loss_text = [] if loss is None else [f"loss {loss:.3f}"]
         row = self._source and self._source.last()
         notes = [
@@ -134,6 +157,60 @@ class EpochProgress(FitCallback):
             balanced = f"{self._source.select_on} balanced {100 * row['balanced']:.1f} %"
             parts.append(f"{balanced} ({groups})" if groups else balanced)
         return ", ".join([*parts, self._left()] if learn.epoch + 1 < learn.n_epoch else parts)
+
+
+class _EpochTable:
+    """The epochs of a fit, for a notebook.
+
+    With a trajectory, its figures and the user's metrics; without one, the columns of the recorder.
+    """
+
+    def __init__(self, learn, source):
+        self._learn, self._source, self._epochs, self._done = learn, source, learn.n_epoch, 0
+        self._names = list(learn.recorder.metric_names)
+        self._logged: dict[int, list[str]] = {}  # epoch -> the columns of the recorder
+        known = {"epoch", "train_loss", "valid_loss", "time", *FIGURES}
+        self._own = [i for i, name in enumerate(self._names) if name not in known]
+
+    def add(self) -> None:
+        """Take the figures of an epoch from the recorder."""
+        self._done = self._learn.epoch + 1
+        values = getattr(self._learn.recorder, "log", [])
+        if len(values) == len(self._names):  # not if validation was cancelled
+            self._logged[self._done] = [_number(value) for value in values]
+
+    def to_html(self, caption: str = "") -> str:
+        """Return the table; empty while there is no epoch."""
+        if self._source is None:
+            rows, head, bold = list(self._logged.values()), self._names, None
+        else:
+            record = self._source.record
+            own = {e: [row[i] for i in self._own] for e, row in self._logged.items()}
+            missing = ["–"] * len(self._own)
+            rows = [
+                [
+                    epoch, *record.figures_of(i), *own.get(epoch, missing),
+                    duration(record.seconds[i]),
+                ]
+                for i, epoch in enumerate(record.epoch)
+            ]  # fmt: skip
+            head = ["epoch", *record.table_head(), *(self._names[i] for i in self._own), "time"]
+            bold = record.epoch.index(record.chosen) if record.chosen in record.epoch else None
+        return html_table(head, rows, caption, bold) if rows else ""
+
+    def describe_end(self, time_taken: str) -> str:
+        """Return how many epochs were trained."""
+        epochs = "1 epoch" if self._epochs == 1 else f"{self._epochs} epochs"
+        if self._done < self._epochs:
+            return f"stopped after {self._done} of {epochs}, {time_taken}"
+        kept = ""
+        if self._source is not None and self._source.record.select == "best":
+            kept = f", kept: {self._source.record.describe_choice()}"
+        return f"{epochs} in {time_taken}{kept}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _groups(row: dict) -> list[str]:

@@ -4,17 +4,49 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-__all__ = ["PosthocRecord", "Record", "StageRecord", "TrajectoryRecord", "describe_selection"]
+from ltlearn.methods import METHODS
+from ltlearn.names import FIGURES, SHOTS
+from ltlearn.utils.html import html_table
+
+__all__ = [
+    "CorrectionRecord",
+    "PosthocRecord",
+    "Record",
+    "StageRecord",
+    "TrajectoryRecord",
+    "describe_selection",
+]
+
+_MAX_TEXT = 60  # characters of a value in a short text
+_DASH = "–"
 
 
 class Record(Mapping):
     """A dataclass that also reads as a mapping: `record["epochs"]` is `record.epochs`.
 
-    A subclass is a dataclass. Fields that are None are left out of the mapping and of `to_dict`
-    when the subclass lists them in `_optional`. pandas takes `to_dict()`, not the record itself.
+    A subclass is a dataclass, and prints in short. Fields that are None are left out of the mapping
+    and of `to_dict` when the subclass lists them in `_optional`. For pandas, pass `to_dict()`:
+    `pd.DataFrame(trajectory.to_dict())`.
     """
 
     _optional: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls):
+        # A dataclass keeps a `__repr__` of its own, and replaces an inherited one.
+        cls.__repr__ = cls.__repr__
+
+    def facts(self) -> dict[str, str]:
+        """Return the fields that have a value, as short texts by name."""
+        return {name: _short_text(self[name]) for name in self if self[name] is not None}
+
+    def __repr__(self) -> str:
+        """Return the name of the record and its fields in short."""
+        facts = ", ".join(f"{name}={text}" for name, text in self.facts().items())
+        return f"{type(self).__name__}({facts})"
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        return html_table([], list(self.facts().items()), type(self).__name__, left=2)
 
     def _names(self) -> list[str]:
         names = [f.name for f in fields(self)]
@@ -47,6 +79,16 @@ class Record(Mapping):
             TypeError: If a field is missing or unknown.
         """
         return cls(**values)
+
+
+def _short_text(value: Any) -> str:
+    """Return a value in few characters: a long list as its length, a long text as its start."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    if len(text) <= _MAX_TEXT:
+        return text
+    if isinstance(value, list | tuple | Mapping):
+        return f"{len(value)} values"
+    return text[: _MAX_TEXT - 1] + "…"
 
 
 @dataclass(eq=False)
@@ -94,6 +136,61 @@ class TrajectoryRecord(Record):
             return "last epoch"
         where = "selected on test" if self.select_on == "test" else "on validation"
         return f"epoch {self.chosen} {where}"
+
+    def figures_of(self, index: int) -> list[str]:
+        """Return the loss and the accuracies of an entry as texts, for a table.
+
+        Args:
+            index: Position of the entry; -1 is the last.
+        """
+        loss = self.loss[index]
+        values = [getattr(self, name)[index] for name in FIGURES]
+        return [_DASH if loss is None else f"{loss:.3f}", *map(_percent, values)]
+
+    def table_head(self) -> list[str]:
+        """Return the headings of `figures_of`."""
+        return ["loss", *(f"{self.select_on} {name} %" for name in FIGURES[:2]), *_SHOT_HEADS]
+
+    def _chosen_index(self) -> int:
+        return self.epoch.index(self.chosen) if self.chosen in self.epoch else -1
+
+    def __repr__(self) -> str:
+        """Return the number of epochs and the figures of the weights that are kept."""
+        if not self.epoch:
+            return "TrajectoryRecord: no epoch trained"
+        kept = self._chosen_index()
+        values = [f"{name} {_percent(getattr(self, name)[kept])}" for name in FIGURES]
+        known = [text for text in values if not text.endswith(_DASH)]
+        return (
+            f"TrajectoryRecord: {_epochs(self.epoch[-1])}, kept: {self.describe_choice()}; "
+            f"{self.select_on} accuracy in %: {', '.join(known)}"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the entries that matter: before the first step, kept, and last."""
+        if not self.epoch:
+            return html_table([], [], repr(self))
+        kept, last = self._chosen_index() % len(self.epoch), len(self.epoch) - 1
+        shown = sorted({0, kept, last})
+        notes = {0: "before the first step"} if self.epoch[0] == 0 else {}
+        rows = []
+        for i in shown:
+            note = ", ".join(text for text in (notes.get(i), "kept" if i == kept else None) if text)
+            label = f"{self.epoch[i]} ({note})" if note else self.epoch[i]
+            rows.append([label, *self.figures_of(i)])
+        caption = f"{_epochs(self.epoch[-1])}, kept: {self.describe_choice()}"
+        return html_table(["epoch", *self.table_head()], rows, caption, bold=shown.index(kept))
+
+
+_SHOT_HEADS = [f"{name} %" for name in SHOTS]
+
+
+def _percent(value: float | None) -> str:
+    return _DASH if value is None else f"{100 * value:.1f}"
+
+
+def _epochs(number: int) -> str:
+    return "1 epoch" if number == 1 else f"{number} epochs"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -189,6 +286,49 @@ class PosthocRecord(Record):
     seconds: float
 
 
+@dataclass(eq=False)
+class CorrectionRecord(Record):
+    """The result of a post-hoc correction.
+
+    Args:
+        method: Name of the method.
+        value: The strength; None if the method has none.
+        chosen_on: Data that the strength was chosen on; None if it was not chosen.
+        curve: The values that were tried, each with its figure.
+    """
+
+    method: str
+    value: float | None = None
+    chosen_on: str | None = None
+    curve: list[tuple[float, float]] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """Return the strength and the images it was chosen on."""
+        return _strength_text(self.method, self.value, self.chosen_on or "not chosen")
+
+    def __repr__(self) -> str:
+        """Return method and strength."""
+        return f"CorrectionRecord: {self.method}, {self.describe()}"
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        rows = [["method", self.method], ["strength", self.describe()]]
+        if self.curve:
+            low, high = self.curve[0][0], self.curve[-1][0]
+            rows.append(["tried", f"{len(self.curve)} values from {low:.3g} to {high:.3g}"])
+        return html_table([], rows, "correction of the classifier", left=2)
+
+
+def _strength_text(method: str, value: float | None, chosen_on: str) -> str:
+    """Name a strength and where it was chosen: "tau 1.3, chosen on validation"."""
+    if value is None:
+        return "nothing to choose"
+    # The record of a method that is no longer installed has its name alone.
+    name = METHODS[method].strength if method in METHODS else method
+    where = {"test": "selected on test", "not chosen": "not chosen"}
+    return f"{name} {value:.3g}, {where.get(chosen_on, 'chosen on validation')}"
+
+
 def describe_selection(
     stages: Sequence[Mapping[str, Any]], trajectory: TrajectoryRecord | None
 ) -> str:
@@ -201,7 +341,5 @@ def describe_selection(
     parts = [] if trajectory is None else [trajectory.describe_choice()]
     for stage in stages:
         if stage["stage"] == "post hoc" and stage["value"] is not None:
-            where = {"test": "selected on test", "not chosen": "not chosen"}
-            chosen = where.get(stage["chosen_on"], "on validation")
-            parts.append(f"{stage['method']} {stage['value']:.3g} {chosen}")
+            parts.append(_strength_text(stage["method"], stage["value"], stage["chosen_on"]))
     return ", ".join(parts) or ("nothing to choose" if stages else "stage 1")

@@ -216,4 +216,4 @@ def record_stage(
         **facts,
     )  # fmt: skip
     learn.stages.append(record)
-    _log.info("%s", record.to_dict())
+    _log.info("%s", record)

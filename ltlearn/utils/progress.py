@@ -1,6 +1,6 @@
-"""Progress on standard error: a bar on a terminal; elsewhere lines, if a program takes them.
+"""Progress: a bar in a notebook or on a terminal; elsewhere lines, if a program takes them.
 
-A bar appears after two seconds, a line after half a minute.
+A bar appears after two seconds (in a notebook after half a second), a line after half a minute.
 """
 
 import os
@@ -8,9 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from typing import TypeVar
 
-__all__ = ["ProgressLine", "duration", "hide_progress", "plain_lines", "track"]
+__all__ = [
+    "ProgressLine",
+    "brief_progress",
+    "duration",
+    "hide_progress",
+    "plain_lines",
+    "runs_in_notebook",
+    "track",
+]
 
 _T = TypeVar("_T")
 _DELAY_S = 2.0  # before a bar appears
@@ -19,6 +28,15 @@ _LINE_S = 30.0  # between two lines
 _MIN_BAR, _MAX_BAR = 6, 40  # width in characters
 _hidden = False
 _notify: Callable[[str], None] | None = None
+_shared: "_Cell | None" = None  # where all bars of a `brief_progress` stand
+
+
+def runs_in_notebook() -> bool:
+    """Return whether this process is a Jupyter kernel, whose output a notebook shows as HTML."""
+    # IPython is a module of every kernel, so nothing is imported here.
+    ipython = sys.modules.get("IPython")
+    shell = getattr(ipython, "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
 
 
 @contextmanager
@@ -51,6 +69,24 @@ def plain_lines(notify: Callable[[str], None] | None) -> Iterator[None]:
         _notify = before
 
 
+@contextmanager
+def brief_progress() -> Iterator[None]:
+    """Show the bars of a notebook in one place inside the block, and no tables of epochs.
+
+    For work of many fits, whose tables would fill the notebook.
+    """
+    global _shared
+    if _shared is not None or not runs_in_notebook():
+        yield
+        return
+    _shared = _Cell()
+    try:
+        yield
+    finally:
+        _shared.clear()
+        _shared = None
+
+
 def duration(seconds: float) -> str:
     """Format a time in its one or two largest units.
 
@@ -70,14 +106,35 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{round(hours / 24)} days"
 
 
+class _Cell:
+    """The place below a notebook's cell that is written again and again."""
+
+    def __init__(self):
+        self._handle = None
+
+    def write(self, html: str, text: str) -> None:
+        from IPython.display import display
+
+        content = {"text/html": html, "text/plain": text}
+        if self._handle is None:
+            self._handle = display(content, raw=True, display_id=True)
+        else:
+            self._handle.update(content, raw=True)
+
+    def clear(self) -> None:
+        if self._handle is not None:
+            self.write("", "")
+
+
 class ProgressLine:
-    """A bar on a terminal, or a line every half minute.
+    """A bar in a notebook or on a terminal, or a line every half minute.
 
-    Only `advance` and `show` draw. There is no thread, because the workers of a loader would
-    inherit it.
+    Only `advance`, `show` and `close` draw. There is no thread, because the workers of a loader
+    would inherit it.
 
-    Attributes: `on` (whether progress is shown at all), `notify` (takes a line; None on a
-    terminal).
+    Attributes: `on` (whether progress is shown at all), `notify` (takes a line; None where there is
+    a bar), `takes_table` (whether `table` is shown), `table` (HTML that a notebook shows below the
+    bar and keeps when the bar is gone).
 
     Args:
         description: Name of the work.
@@ -88,9 +145,14 @@ class ProgressLine:
         self.description, self.total, self.done = description, total, 0
         terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.notify = None if _hidden or terminal else _notify
-        self.on = not _hidden and (terminal or self.notify is not None)
+        self._cell = None
+        if not _hidden and not terminal and self.notify is None and runs_in_notebook():
+            self._cell = _shared or _Cell()
+        self.takes_table, self.table = self._cell is not None and self._cell is not _shared, ""
+        self.on = not _hidden and (terminal or self.notify is not None or self._cell is not None)
         self._start = time.perf_counter()
-        self._next = self._start + (_DELAY_S if self.notify is None else _LINE_S)
+        delay = _LINE_S if self.notify is not None else _SHOW_S if self._cell else _DELAY_S
+        self._next = self._start + delay
         self._first: tuple[float, int] | None = None
         self._live = None
 
@@ -136,6 +198,10 @@ class ProgressLine:
             tails: Texts for the right, from long to short. The first that fits is shown.
             notes: Texts for the line below, likewise.
         """
+        if self._cell is not None:
+            text = ", ".join([head, tails[0], *notes[:1]])
+            self._cell.write(_html_bar(self.done, self.total, text) + self.table, text)
+            return
         if self._live is None:
             self._open()
         self._live.update(_Bar(self.done, self.total, head, tails, notes), refresh=True)
@@ -147,11 +213,26 @@ class ProgressLine:
         self._live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
         self._live.start()
 
-    def close(self) -> None:
-        """Remove the bar from the terminal."""
+    def close(self, text: str = "") -> None:
+        """Remove the bar. The table of a notebook stays.
+
+        Args:
+            text: What stands for the table where no HTML is shown.
+        """
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()
+        if self._cell is not None:
+            if self.table:
+                self._cell.write(self.table, text)
+            else:
+                self._cell.clear()
+
+
+def _html_bar(done: int, total: int, text: str) -> str:
+    from fastprogress.core import html_progress_bar
+
+    return html_progress_bar(min(done, total), max(total, 1), escape(text))
 
 
 class _Bar:

@@ -21,7 +21,11 @@ _PROSE = 40  # the least width of a column of sentences, in characters
 
 
 def render_rows(
-    head: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None, title: str = ""
+    head: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    file: TextIO | None = None,
+    title: str = "",
+    turn: bool = False,
 ) -> None:
     """Write a table: formatted on a terminal, tab-separated lines elsewhere.
 
@@ -33,6 +37,8 @@ def render_rows(
         rows: The cells, anything `str` takes.
         file: Where to write; standard output if None.
         title: Printed above the table.
+        turn: Whether a table that is too wide gets a column per row and a row per heading; where
+            that is too wide, too, each row becomes a paragraph.
 
     Example:
         >>> render_rows(["key", "value"], [["device", "cpu"]])
@@ -50,17 +56,33 @@ def render_rows(
     from rich.text import Text
 
     console = Console(file=file, highlight=False)
-    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-    blocks = fitting_blocks([min(width, _PROSE) for width in widths], console.width)
-    prose = max(widths, default=0) > _PROSE
+    blocks = _blocks(head, cells, console.width)
+    if turn and cells and (blocks is None or len(blocks) > 1):
+        turned_head, *turned = zip(head, *cells, strict=True)
+        blocks = _blocks(turned_head, turned, console.width)
+        if blocks is not None and len(blocks) == 1:
+            head, cells = turned_head, turned
+        else:
+            blocks = None
     if title:
         console.print(Text(title, style="bold"))
-    if blocks is None or (prose and len(blocks) > 1):
+    if blocks is None:
         for row in cells:
             _print_record(console, head, row)
         return
     for block in blocks:
         print_block(console, head, cells, block)
+
+
+def _blocks(
+    head: Sequence[str], cells: Sequence[Sequence[str]], width: int
+) -> list[list[int]] | None:
+    """Return the columns of each table; None if the rows must become paragraphs."""
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    blocks = fitting_blocks([min(w, _PROSE) for w in widths], width)
+    if max(widths, default=0) > _PROSE and blocks is not None and len(blocks) > 1:
+        return None
+    return blocks
 
 
 def fitting_blocks(widths: Sequence[int], room: int) -> list[list[int]] | None:
@@ -146,7 +168,7 @@ def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = Non
     ]
     rows = list(dict.fromkeys(tuple(str(stage.get(key, "")) for key in keys) for stage in trained))
     head = ["wd" if key == "weight_decay" else key for key in keys]
-    render_rows(head, rows, file, "what was trained")
+    render_rows(head, rows, file, "what was trained", turn=True)
 
 
 def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:

@@ -56,7 +56,7 @@ def test_a_run_leaves_the_folder_that_is_promised(finished):
         "manifest.json", "metrics.csv", "predictions.npz", "report.md", "trajectories.json",
         "checkpoints/seed0-stage1.safetensors", "checkpoints/seed0-samn.safetensors",
         "plots/class_counts.png", "plots/per_class_accuracy.png", "plots/norms.png",
-        "plots/trajectory.png",
+        "plots/trajectory.png", "plots/confusion.png", "classes.csv",
     }  # fmt: skip
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["status"] == "finished"
@@ -68,6 +68,35 @@ def test_a_run_leaves_the_folder_that_is_promised(finished):
     report = (run / "report.md").read_text()
     for word in ("CE + SAMN", "clean", "first_n", "plots/norms.png", "Epoch 0"):
         assert word in report
+
+
+def test_a_run_lists_its_classes(finished):
+    run, done = finished
+    saved = np.load(run / "predictions.npz")
+    predicted, targets = saved["seed0/samn"].argmax(1), saved["targets"]
+    with open(run / "classes.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == [str(digit) for digit in range(10)]
+    for c, row in enumerate(rows):
+        own = predicted[targets == c]
+        assert float(row["accuracy_samn"]) == pytest.approx((own == c).mean(), abs=1e-6)
+        assert int(row["test_images"]) == len(own)
+        if (own != c).any():
+            share = 100 * np.bincount(own[own != c]).max() / len(own)
+            assert f"({share:.1f} %)" in row["taken_for_samn"].split(";")[0]
+    report = (run / "report.md").read_text()
+    assert "| class | group | training images | test images | CE % | CE + SAMN % |" in report
+    assert "[classes.csv](classes.csv)" in report and "plots/confusion.png" in report
+    assert any(line.startswith("0\tmany\t124\t") for line in done.stdout.splitlines())
+
+
+def test_predict_names_the_csv_file_that_it_writes(finished, tmp_path):
+    run, _ = finished
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    out = tmp_path / "classes.csv"
+    done = ltlearn("predict", run, tmp_path / "a.png", "--csv", out, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert f"classes of 1 image: {out}" in done.stderr and done.stdout == ""
 
 
 def test_the_table_agrees_with_the_predictions(finished):

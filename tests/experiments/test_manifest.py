@@ -72,7 +72,7 @@ def test_a_correction_is_described_by_its_strength():
     stage = {"stage": "post hoc", "method": "tau_norm", "value": 0.7, "seconds": 0.1}
     stage["chosen_on"] = "validation"
     finished = FinishedStage.from_dict({"trajectory": TRAJECTORY, "stage": stage})
-    assert finished.describe_selection() == "tau_norm 0.7 on validation"
+    assert finished.describe_selection() == "tau 0.7, chosen on validation"
 
 
 @pytest.mark.parametrize(

@@ -389,3 +389,11 @@ def test_the_paper_protocol_is_named(tmp_path):
     assert json.loads((tmp_path / "run/compare.json").read_text())["chosen_on"] == "test"
     done = ltlearn("sensitivity", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 2 and "paper protocol" in done.stderr
+
+
+def test_a_sensitivity_in_a_notebook():
+    curve = Curve("<b>SLAS", "smoothing", [0.1, 0.3], [0.5, 0.7])
+    result = Sensitivity([curve], {"CE": 0.6}, {"dataset": "digits & co"})
+    assert repr(result).endswith("<b>SLAS 50.0-70.0; CE 60.0-60.0")
+    html = result._repr_html_()
+    assert ">&lt;b&gt;SLAS<" in html and ">0.1 to 0.3<" in html and "digits &amp; co" in html

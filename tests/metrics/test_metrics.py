@@ -408,3 +408,21 @@ INFINITE[3, 0] = float("inf")
 def test_errors_name_the_parameter_and_its_value(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_a_report_in_a_notebook_names_the_classes():
+    names = ["<b>", *(f"class {c}" for c in range(1, 25))]
+    target = torch.arange(24)  # the last class has no image
+    logits = torch.eye(25)[torch.where(target < 3, target, 0)]
+    report = shot_report(logits, target, [500 - c for c in range(25)], classes=names)
+    assert repr(report).startswith("ShotReport: all 12.5, balanced 12.5, many 12.5 in % over 24")
+    html = report._repr_html_()
+    assert "<b></td>" not in html and "the 20 classes with the lowest accuracy" in html
+    assert ">class 3<" in html and ">class 24<" not in html and ">&lt;b&gt;<" not in html
+    small = shot_report(torch.eye(2), torch.arange(2), [500, 5], classes=["<b>", "c"])
+    assert ">&lt;b&gt;<" in small._repr_html_() and "accuracy of each class" in small._repr_html_()
+
+
+def test_a_report_of_predictions_has_no_calibration_in_a_notebook():
+    report = shot_report(torch.arange(2), torch.arange(2), [500, 5])
+    assert "ECE" not in report._repr_html_() and ">class 1<" in report._repr_html_()

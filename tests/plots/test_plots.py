@@ -7,6 +7,7 @@ from matplotlib.text import Text
 
 from ltlearn.errors import UserError
 from ltlearn.plots.classes import plot_class_counts, plot_per_class_accuracy
+from ltlearn.plots.confusion import plot_confusion
 from ltlearn.plots.norms import plot_norms, plot_norms_by_method
 from ltlearn.plots.sensitivity import plot_sensitivity
 from ltlearn.plots.tradeoff import plot_tradeoff
@@ -158,7 +159,7 @@ def test_class_without_a_test_image(num_classes):
     figure = draw(plot_per_class_accuracy(accuracy, accuracy, counts))
     (axes,) = figure.axes
     if num_classes <= 20:
-        assert [text.get_text() for text in axes.texts] == ["no test image"]
+        assert [text.get_text() for text in axes.texts] == ["no image"]
     else:
         smooth = axes.lines[1].get_ydata()  # the average is over the classes that have images
         np.testing.assert_allclose(smooth, 50)
@@ -246,6 +247,7 @@ def test_tradeoff(methods, seeds):
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1
         assert frame.y0 <= box.y0 and box.y1 <= frame.y1
     assert ("one seed" in texts(figure)) == (seeds > 1)
+    assert {f"{names[-1]}, for reference", "equal mean of many and few"} <= set(texts(figure))
     assert any(text.get_text().startswith("mean ") for text in axes.texts)
 
 
@@ -474,3 +476,63 @@ def test_names_that_are_no_text_are_drawn_with_escapes():
     figure.draw_without_rendering()
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert names == [r"caf\udce9", r"a\x1bb"]
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "expected"),
+    [(21, ["each class", "moving average over 3 classes"]),
+     (100, ["each class", "moving average over 5 classes"]),
+     (1200, ["moving average over 3 classes", "moving average over 61 classes"])],
+)  # fmt: skip
+def test_the_legend_explains_thin_and_thick_lines(num_classes, expected):
+    values = np.linspace(1, 0, num_classes)
+    figure = draw(plot_per_class_accuracy(values, values, long_tail(num_classes)))
+    legend = figure.axes[0].get_legend()
+    assert [t.get_text() for t in legend.get_texts()] == expected
+    thin, thick = legend.get_lines()
+    assert thin.get_linewidth() < thick.get_linewidth()
+    drawn = {line.get_linewidth() for line in figure.axes[0].get_lines()}
+    assert drawn == {thin.get_linewidth(), thick.get_linewidth()}
+
+
+def cells(figure):
+    return [t.get_text() for t in figure.axes[0].texts]
+
+
+def test_a_confusion_matrix_has_the_most_frequent_class_first():
+    target, predicted = [0, 0, 0, 0, 2], [0, 0, 0, 2, 0]
+    figure = draw(plot_confusion(target, predicted, [5, 50, 500], ["a", "$b", "c"], "CE"))
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        "c (500)", r"\$b (50), no image", "a (5)"
+    ]  # fmt: skip
+    assert cells(figure) == ["0", "0", "100", "0", "0", "0", "25", "0", "75"]
+    assert axes.get_title(loc="left").startswith("CE: %")
+
+
+def test_of_many_classes_the_rarest_are_shown():
+    counts = long_tail(100)
+    target = np.delete(np.arange(100), np.argmin(counts))  # the rarest has no image
+    figure = draw(plot_confusion(target, np.roll(target, 1), counts, label="CE"))
+    axes = figure.axes[0]
+    names = [t.get_text() for t in axes.get_xticklabels()]
+    order = np.argsort(-counts, kind="stable")
+    rarest = [c for c in order if c in target][-15:]
+    assert names == ["85 other classes", *(f"class {c}" for c in rarest)]
+    assert "15 rarest" in axes.get_title(loc="left")
+
+
+@pytest.mark.parametrize(
+    ("target", "predicted", "message"),
+    [([0, 3], [0, 0], "target.*3"), ([0], [-1], "predicted.*-1"), ([0, 1], [0], "1.*2")],
+)
+def test_a_confusion_matrix_of_impossible_labels(target, predicted, message):
+    with pytest.raises(UserError, match=message):
+        plot_confusion(target, predicted, [5, 4, 3])
+
+
+def test_a_last_epoch_is_not_called_chosen():
+    record = make_trajectory(chosen=4)
+    last = plot_trajectory({**record, "select": "last"})
+    assert last.get_suptitle() == "dotted: epoch 4, the last"
+    assert plot_trajectory(record).get_suptitle() == "dotted: epoch 4, chosen on validation"

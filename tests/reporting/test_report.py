@@ -335,3 +335,21 @@ def test_names_open_no_tag_no_link_and_no_escape_sequence_in_markdown():
         assert "<img" not in text and "](" not in text and "\x1b" not in text
         assert "\n# c" not in text
     assert "<20" in markdown_list(["fewer than <20"])
+
+
+def test_a_table_in_a_notebook():
+    table = make_table(rows=[ResultRow("ce", "<i>CE</i>", [make_report()], "last epoch")])
+    html = table._repr_html_()
+    assert "&lt;i&gt;CE" in html and "<i>" not in html
+    assert PROTOCOL_TEXTS["clean"] in html and "tested: last epoch" in html
+    assert len(repr(make_table())) < 100 and "CE; CE + SAMN" in repr(make_table())
+
+
+@pytest.mark.parametrize(
+    ("select", "words"), [("best", "(chosen on validation)"), ("last", "(the last is kept)")]
+)
+def test_a_last_epoch_is_not_called_chosen(select, words):
+    trajectory = {**make_trajectory(4, 3), "select": select}
+    report = render_report_md(make_table(), MANIFEST, [], [trajectory])
+    assert f"| **3** {words} |" in report
+    assert ("chosen on validation) |" in report) == (select == "best")

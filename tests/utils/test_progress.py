@@ -3,6 +3,9 @@ import re
 import sys
 
 import pytest
+from fastai.callback.progress import ProgressCallback
+from fastai.learner import AvgMetric
+from fastcore.foundation import L
 from rich.console import Console
 
 from ltlearn.training.history import Trajectory
@@ -10,9 +13,11 @@ from ltlearn.utils import progress
 from ltlearn.utils.progress import (
     ProgressLine,
     _Bar,
+    brief_progress,
     duration,
     hide_progress,
     plain_lines,
+    runs_in_notebook,
     track,
 )
 from tests.callbacks.helpers import Stop, make_lt_learner
@@ -255,3 +260,108 @@ def test_the_time_left_follows_the_speed_of_this_process(lines, monkeypatch, tmp
     # One epoch is left after the first of this process: as long as that, not a fifth of it.
     left = int(re.search(r"(\d+) s left", lines[0])[1])
     assert 2 <= left <= 4
+
+
+# ------------------------------------------------ in a notebook
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """What a notebook shows below its cell: for each place, the HTML that was written there."""
+    places = []
+
+    class Cell:
+        def __init__(self):
+            self.shown = []
+            places.append(self.shown)
+
+        def write(self, html, text):
+            self.shown.append(html)
+
+        def clear(self):
+            if self.shown:
+                self.shown.append("")
+
+    monkeypatch.setattr(progress, "runs_in_notebook", lambda: True)
+    monkeypatch.setattr(progress, "_Cell", Cell)
+    monkeypatch.setattr(progress, "_SHOW_S", 0.0)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    return places
+
+
+def test_a_process_without_a_kernel_is_no_notebook():
+    assert not runs_in_notebook()
+
+
+def test_a_notebook_gets_a_bar_that_goes_away(notebook):
+    list(track(range(5), 5, "counting <1>"))
+    (shown,) = notebook
+    assert "<progress value='3'" in "".join(shown) and shown[-1] == ""
+    assert "counting &lt;1&gt;" in shown[0] and "<1>" not in shown[0]
+
+
+def test_nothing_is_shown_in_a_notebook_when_hidden(notebook):
+    with hide_progress():
+        make_lt_learner().fit_stage1(1, 0.05)
+    assert not any(notebook)
+
+
+def test_a_notebook_shows_the_bar_above_the_table_of_the_epochs(notebook):
+    learn = make_lt_learner()
+    record = learn.fit_stage1(2, 0.05)
+    (shown,) = filter(None, notebook)
+    running = [html for html in shown if "<progress" in html and "<table" in html]
+    assert "stage 1, epoch 2/2" in running[-1] and "loss" in running[-1]
+    assert "<progress" not in shown[-1] and "stage 1: 2 epochs in" in shown[-1]
+    assert f">{100 * record.balanced[1]:.1f}<" in shown[-1]
+
+
+def test_metrics_of_the_user_have_a_column(notebook):
+    def twice(output, target):
+        return 2.0
+
+    learn = make_lt_learner()
+    learn.metrics = [*learn.metrics, *L(AvgMetric(twice))]
+    learn.fit_stage1(1, 0.05)
+    learn.fit(1, 0.05)
+    for shown in filter(None, notebook):
+        assert ">twice<" in shown[-1] and ">2.0000<" in shown[-1]
+
+
+def test_many_fits_share_a_place_and_leave_no_table(notebook):
+    learn = make_lt_learner()
+    with brief_progress():
+        with brief_progress():
+            learn.fit_stage1(1, 0.05)
+        learn.retrain_classifier(1, 0.05)
+    (shown,) = filter(None, notebook)
+    assert not any("<table" in html for html in shown)
+    assert "stage 1" in shown[0] and "stage 2" in "".join(shown) and shown[-1] == ""
+    learn.retrain_classifier(1, 0.05)
+    assert "<table" in notebook[-1][-1]
+
+
+def test_the_table_of_fastai_replaces_ours(notebook):
+    class Quiet(ProgressCallback):
+        def before_fit(self):
+            pass
+
+        before_epoch = before_train = before_validate = after_train = before_fit
+        after_validate = after_batch = after_fit = before_fit
+
+    make_lt_learner().fit(1, 0.05, cbs=Quiet())
+    assert not any(notebook)
+
+
+def test_a_search_for_a_learning_rate_leaves_no_table(notebook):
+    make_lt_learner().lr_find(num_it=12, show_plot=False)
+    (shown,) = filter(None, notebook)
+    assert "<progress" in shown[0] and shown[-1] == ""
+    assert not any("<table" in html for html in shown)
+
+
+def test_a_plain_fit_on_a_terminal_has_a_bar(terminal):
+    out = terminal()
+    make_lt_learner().fit(2, 0.05)
+    assert any("training, epoch 2/2" in line and "left" in line for line in frames(out.getvalue()))
+    assert left_clean(out)

@@ -1,6 +1,6 @@
 import io
 
-from ltlearn.utils.terminal import render_rows
+from ltlearn.utils.terminal import render_rows, render_stages
 from tests.helpers import Terminal, without_colour
 
 
@@ -44,3 +44,41 @@ def test_control_characters_of_names_are_escaped(monkeypatch):
         render_rows(["class"], [["\x1b]0;owned\x07\x1b[2Jcat\r\n dog"]], file)
         assert "\x07" not in file.getvalue() and "\x1b[2J" not in file.getvalue()
         assert "owned" in file.getvalue() and "cat dog" in without_colour(file.getvalue())
+
+
+STAGE = {
+    "method": "ce", "stage": "stage 1", "trained": "backbone + head", "bn": "train",
+    "on": "images", "batch": 64, "sampler": "instance", "loss": "CrossEntropy", "epochs": 90,
+    "lr": 0.1, "weight_decay": 5e-4,
+}  # fmt: skip
+LATER = {**STAGE, "method": "samn", "stage": "stage 2", "trained": "SAMNLinear"}
+
+
+def stages_on_a_terminal(stages, width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    file = Terminal()
+    render_stages(stages, file)
+    return [line.rstrip() for line in without_colour(file.getvalue()).splitlines()]
+
+
+def test_stages_are_one_table_at_any_width(monkeypatch):
+    wide = stages_on_a_terminal([STAGE, LATER], 140, monkeypatch)
+    assert [line.split()[0] for line in wide if line.split()[1:3] == ["stage", "1"]] == ["ce"]
+    narrow = stages_on_a_terminal([STAGE, LATER, LATER], 80, monkeypatch)
+    assert max(map(len, narrow)) <= 80
+    assert sum("─" in line for line in narrow) == 1
+    # Equal stages share a column.
+    assert [line.split() for line in narrow if "method" in line] == [["method", "ce", "samn"]]
+    assert ["sampler", "instance", "instance"] in [line.split() for line in narrow]
+
+
+def test_many_stages_on_a_narrow_terminal_are_paragraphs(monkeypatch):
+    stages = [STAGE, *({**LATER, "method": f"method {i}"} for i in range(12))]
+    lines = stages_on_a_terminal(stages, 80, monkeypatch)
+    assert max(map(len, lines)) <= 80 and not any("─" in line for line in lines)
+    assert sum(line.startswith("method ") for line in lines) == 12
+    assert "sampler: instance" in " ".join(" ".join(lines).split())
+
+
+def test_no_stage_at_all(monkeypatch):
+    assert stages_on_a_terminal([], 80, monkeypatch)[0] == "what was trained"
