@@ -51,6 +51,7 @@ class ModelFacts(Record):
         std: The standard deviation of the pixels per channel.
         methods: Label, head and prior of each method, by its name.
         weights: Where the weights of a method are.
+        bits: Bits that the values of 16-bit images take, from 8 to 16.
     """
 
     format: int
@@ -65,6 +66,7 @@ class ModelFacts(Record):
     std: list[float]
     methods: dict[str, dict[str, str]]
     weights: str = ""
+    bits: int = 16
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelFacts":
@@ -84,6 +86,8 @@ class ModelFacts(Record):
         facts = cls(**values)
         if not (len(facts.size) == 2 and len(facts.mean) == len(facts.std) == 3):
             raise ValueError("size needs two values, mean and std need three each")
+        if not 8 <= facts.bits <= 16:
+            raise ValueError("bits must be from 8 to 16")
         if len(facts.classes) != len(facts.class_counts):
             raise ValueError("each class needs a count")
         return facts
@@ -120,6 +124,7 @@ def describe_model(recipe: Recipe, learn, heads: Mapping[str, str]) -> ModelFact
             for name in recipe.methods
         },
         weights="checkpoints/seed{seed}-{method}.safetensors; for a method of stage 1: -stage1",
+        bits=dls.bits,
     )  # fmt: skip
 
 
@@ -246,11 +251,11 @@ class Predictor:
         try:
             # The same resizing as in the validation loader of the training.
             if self._transform is not None:
-                image = self._transform(read_image(Path(path)))
+                image = self._transform(read_image(Path(path), None, self.facts.bits))
             elif height == width:
-                image = read_image(Path(path), height)
+                image = read_image(Path(path), height, self.facts.bits)
             else:
-                image = _resized(read_image(Path(path)), width, height)
+                image = _resized(read_image(Path(path), None, self.facts.bits), width, height)
         except UserError as e:
             # The part after the semicolon is advice for training, not for prediction.
             fault = e.message.rpartition(";")[0] or e.message

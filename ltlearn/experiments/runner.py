@@ -10,7 +10,7 @@ from fastai.torch_core import set_seed
 
 from ltlearn.data import LTDataLoaders
 from ltlearn.data.benchmarks.registry import is_listed, listed_names
-from ltlearn.data.readers.tables import columns_text
+from ltlearn.data.readers.columns import columns_text
 from ltlearn.errors import UserError, log_once, spell
 from ltlearn.experiments.build import (
     SEEN_WARNING,

@@ -6,6 +6,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from ltlearn.data.class_names import find_similar_names
 from ltlearn.data.counts import count_classes, imbalance_factor_of
 from ltlearn.inspection import rendering
 from ltlearn.metrics.shots import shot_groups
@@ -134,9 +135,11 @@ class Inspection:
         seconds: How long it took to read all images.
         duplicates: The duplicates; None if they were not searched.
         advice: How to train on the images; None if that is impossible.
-        columns: For a table: "path", "label" and "split" to the column that was read.
+        columns: For a table: "path", "label" and "split" to the column that was read, and "ignored"
+            to the others.
         ignored: Extension to number of files in class folders that are not taken for images.
         problems: Why no model can be trained on the images, one sentence each.
+        bits: Bits that the values of 16-bit images take.
 
     Example:
         >>> report = inspect_path("photos")  # doctest: +SKIP
@@ -159,6 +162,7 @@ class Inspection:
     columns: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    bits: int = 16
 
     @property
     def total(self) -> int:
@@ -194,6 +198,10 @@ class Inspection:
             for c, name in enumerate(self.classes)
             if not self.counts["train"][c] and any(counts[c] for counts in later)
         ]
+
+    def similar(self) -> list[list[str]]:
+        """Return the groups of class names that probably mean one class."""
+        return find_similar_names(self.classes)
 
     def histogram(self) -> list[tuple[str, int, str]]:
         """Return the number of classes per range of training images: (range, classes, group)."""
