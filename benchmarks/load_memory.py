@@ -56,6 +56,4 @@ if __name__ == "__main__":
         for n in map(int, sys.argv[1:]):
             with tempfile.TemporaryDirectory() as folder:
                 make_links(Path(folder), n)
-                subprocess.run(
-                    [sys.executable, __file__, "--folder", f"{folder}/set"], check=True
-                )
+                subprocess.run([sys.executable, __file__, "--folder", f"{folder}/set"], check=True)

@@ -124,7 +124,8 @@ def upright_rgb(image: Any, file: Any, bits: int = 16) -> Any:
     if is_png and image.width * image.height > _CHECKED_PIXELS:
         _check_png(file)
     image.load()
-    if is_png and not _has_light_end(image):
+    # Missing passes of an interlaced image leave no black rows.
+    if is_png and (image.info.get("interlace") or not _has_light_end(image)):
         _check_png(file, count=True)
     if is_rgb_16:
         return _rgb_of_16_bits(image, file, bits)
