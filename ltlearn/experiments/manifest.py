@@ -20,6 +20,7 @@ __all__ = [
     "how_to_finish",
     "read_manifest",
     "recorded_recipe",
+    "recorded_split",
     "stage_name",
 ]
 
@@ -130,6 +131,20 @@ def read_manifest(run: Run) -> Manifest:
             "folder."
         )
     return Manifest.from_dict(content)
+
+
+def recorded_split(run: Run, seed: int) -> dict[str, Any] | None:
+    """Return the split that a run recorded for a seed; None if it recorded none.
+
+    Args:
+        run: The run's folder.
+        seed: The seed.
+    """
+    if not (run.path / MANIFEST_FILE).is_file():
+        return None
+    seeds = [entry for entry in read_manifest(run).seeds if isinstance(entry, dict)]
+    split = next((entry.get("split") for entry in seeds if entry.get("seed") == seed), None)
+    return split if isinstance(split, dict) else None
 
 
 def recorded_recipe(run: Run) -> Recipe:

@@ -51,7 +51,7 @@ class ModelFacts(Record):
         std: The standard deviation of the pixels per channel.
         methods: Label, head and prior of each method, by its name.
         weights: Where the weights of a method are.
-        bits: Bits that the values of 16-bit images take, from 8 to 16.
+        bits: Bits that the values of 16-bit images take, from 8 to 15; None for 16.
     """
 
     format: int
@@ -66,7 +66,9 @@ class ModelFacts(Record):
     std: list[float]
     methods: dict[str, dict[str, str]]
     weights: str = ""
-    bits: int = 16
+    bits: int | None = None
+
+    _optional = frozenset({"bits"})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelFacts":
@@ -86,7 +88,7 @@ class ModelFacts(Record):
         facts = cls(**values)
         if not (len(facts.size) == 2 and len(facts.mean) == len(facts.std) == 3):
             raise ValueError("size needs two values, mean and std need three each")
-        if not 8 <= facts.bits <= 16:
+        if facts.bits is not None and not 8 <= facts.bits <= 16:
             raise ValueError("bits must be from 8 to 16")
         if len(facts.classes) != len(facts.class_counts):
             raise ValueError("each class needs a count")
@@ -124,7 +126,7 @@ def describe_model(recipe: Recipe, learn, heads: Mapping[str, str]) -> ModelFact
             for name in recipe.methods
         },
         weights="checkpoints/seed{seed}-{method}.safetensors; for a method of stage 1: -stage1",
-        bits=dls.bits,
+        bits=dls.bits if dls.bits < 16 else None,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from fastai.torch_core import set_seed
 
 from ltlearn.data import LTDataLoaders
 from ltlearn.data.benchmarks.registry import is_listed, listed_names
+from ltlearn.data.older import keep_older_names
 from ltlearn.data.readers.columns import columns_text
 from ltlearn.errors import UserError, log_once, spell
 from ltlearn.experiments.build import (
@@ -20,7 +21,12 @@ from ltlearn.experiments.build import (
     may_have_seen,
     pick_device,
 )
-from ltlearn.experiments.manifest import MANIFEST_FILE, Manifest, recorded_recipe
+from ltlearn.experiments.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    recorded_recipe,
+    recorded_split,
+)
 from ltlearn.experiments.options import RunOptions
 from ltlearn.experiments.predictor import MODEL_FILE, describe_model
 from ltlearn.experiments.recipe import Recipe
@@ -96,10 +102,12 @@ def run_recipe(
     _check_same_run(run, recipe)
     if recipe.status:
         notify(f"{recipe.title}; {recipe.status}")
+    splits = [recorded_split(run, seed) for seed in range(recipe.seeds)]
     run.write_json(MANIFEST_FILE, manifest.to_dict())
     results = []
     for seed in range(recipe.seeds):
         dls = make_loaders(recipe, seed, options)
+        keep_older_names(dls, splits[seed])
         _record_data(manifest, seed, dls)
         if seed == 0:
             _report_data(dls, notify)

@@ -15,12 +15,14 @@ from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import set_seed
 
 from ltlearn.callbacks import LastBlock, SharpnessAware, WeightAverage
+from ltlearn.data.older import keep_older_names
 from ltlearn.errors import UserError, spell
 from ltlearn.experiments.build import is_untested, make_learner, make_loaders
 from ltlearn.experiments.manifest import (
     FinishedStage,
     how_to_finish,
     read_manifest,
+    recorded_split,
     stage_name,
 )
 from ltlearn.experiments.options import RunOptions
@@ -150,6 +152,7 @@ def load_stage1(
     )
     set_seed(seed)
     dls = make_loaders(recipe, seed, options)
+    keep_older_names(dls, recorded_split(run, seed))
     learn = make_learner(recipe, dls, options)
     finished = _load_finished(run, name, learn)
     if finished is None:

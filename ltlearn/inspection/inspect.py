@@ -56,12 +56,14 @@ def inspect_path(
     ignored: Counter = Counter()
     problems: list[str] = []
     columns: dict[str, str] = {}
+    ignored_columns: list[str] = []
     kind = source_kind(path)
     if kind == "folder":
         parts, classes = _list_folder(path, ignored)
     else:
         listed = list_source(path, options, problems)
         parts, classes, columns = listed.parts, listed.classes, listed.columns
+        ignored_columns = listed.ignored_columns
     constructor = {"folder": "from_folder", "json": "from_json"}.get(kind, "from_csv")
     arguments = "".join(f", {key}={value!r}" for key, value in given.items())
     source = f"LTDataLoaders.{constructor}({str(path)!r}{arguments}"
@@ -69,6 +71,7 @@ def inspect_path(
     if problems:
         inspection.problems, inspection.advice = problems + inspection.problems, None
     inspection.columns, inspection.ignored = columns, dict(ignored.most_common())
+    inspection.ignored_columns = ignored_columns
     return inspection
 
 

@@ -148,6 +148,7 @@ def finding_rows(inspection: "Inspection") -> list[tuple[str, str]]:
         ("classes", _classes_text(inspection)),
         ("similar names", _similar_text(inspection)),
         ("columns", columns_text(inspection.columns)),
+        ("ignored columns", name_some(inspection.ignored_columns)),
         ("no training image", name_some(inspection.with_images(0))),
         ("one training image", name_some(inspection.with_images(1))),
         ("not in training", name_some(inspection.untrained())),

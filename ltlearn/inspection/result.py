@@ -135,11 +135,11 @@ class Inspection:
         seconds: How long it took to read all images.
         duplicates: The duplicates; None if they were not searched.
         advice: How to train on the images; None if that is impossible.
-        columns: For a table: "path", "label" and "split" to the column that was read, and "ignored"
-            to the others.
+        columns: For a table: "path", "label" and "split" to the column that was read.
         ignored: Extension to number of files in class folders that are not taken for images.
         problems: Why no model can be trained on the images, one sentence each.
         bits: Bits that the values of 16-bit images take.
+        ignored_columns: For a table: the columns that were not read.
 
     Example:
         >>> report = inspect_path("photos")  # doctest: +SKIP
@@ -163,6 +163,7 @@ class Inspection:
     ignored: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     bits: int = 16
+    ignored_columns: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -252,6 +253,7 @@ class Inspection:
             "bits": self.bits,
             "unreadable": [image.to_dict() for image in self.unreadable],
             "columns": self.columns,
+            "ignored_columns": self.ignored_columns,
             "ignored": self.ignored,
             "reading_s": self.seconds,
             "duplicates": asdict(self.duplicates) if self.duplicates else None,

@@ -10,7 +10,6 @@ from ltlearn.errors import UserError, spell
 from ltlearn.utils.text import clean
 
 __all__ = [
-    "IGNORED",
     "IMAGE_COLUMNS",
     "LABEL_COLUMNS",
     "USUAL_COLUMNS",
@@ -22,7 +21,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger("ltlearn")
-IGNORED = "ignored"  # key of the columns that are not read, beside "path", "label" and "split"
 # Names that identify a column, in any case, the most likely first.
 IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "image_path", "img")
 LABEL_COLUMNS = ("label", "class", "target", "category", "labels")
@@ -41,15 +39,12 @@ _MAX_NAMED = 20  # columns in a message
 
 
 def columns_text(columns: Mapping[str, str]) -> str:
-    """Return a sentence part that names the column of each kind of value, and those not read.
+    """Return a sentence part that names the column of the paths, the labels and the parts.
 
     Args:
         columns: The columns of a `ListedImages`.
     """
-    return ", ".join(
-        f"ignored: {clean(column)}" if role == IGNORED else f"{role} from {clean(column)!r}"
-        for role, column in columns.items()
-    )
+    return ", ".join(f"{role} from {clean(column)!r}" for role, column in columns.items())
 
 
 def name_columns(names: Sequence) -> str:
@@ -167,21 +162,19 @@ def _check_one_label_column(df, where: str, columns: list[int]) -> None:
     )
 
 
-def log_ignored(where: str, ignored: list[str]) -> dict[str, str]:
-    """Log the columns that are not read, and return them with the key `IGNORED`.
+def log_ignored(where: str, ignored: list[str]) -> None:
+    """Log the columns that are not read; warn about one that may separate the parts.
 
     Args:
         where: The table, for messages.
         ignored: The names of the columns.
     """
     if not ignored:
-        return {}
-    shown = name_columns(ignored)
-    _log.info("%s: ignored columns: %s", where, shown)
+        return
+    _log.info("%s: ignored columns: %s", where, name_columns(ignored))
     like = [name for name in ignored if _LIKE_SPLIT.search(name)]
     if like:
         _log.warning(
             "%s: the column %r is ignored; if it separates training, validation and test images, "
             "give %s.", where, like[0], spell("split_col", like[0]),
         )  # fmt: skip
-    return {IGNORED: shown}

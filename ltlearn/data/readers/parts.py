@@ -34,8 +34,8 @@ class ListedImages:
         split_name: How the source separates its parts, for `SplitInfo`.
         dataset: Name of the dataset, for `SplitInfo`.
         where: The source, for messages.
-        columns: For a table: "path", "label" and "split" to the column that was read, and "ignored"
-            to the others.
+        columns: For a table: "path", "label" and "split" to the column that was read.
+        ignored_columns: For a table: the columns that were not read.
     """
 
     parts: dict[str, ImageSet]
@@ -44,6 +44,7 @@ class ListedImages:
     dataset: str
     where: Path | str
     columns: dict[str, str] = field(default_factory=dict)
+    ignored_columns: list[str] = field(default_factory=list)
 
 
 def is_flags(cells) -> bool:

@@ -107,7 +107,9 @@ def list_table(
     name = "one table" if len(tables) == 1 else "tables"
     name = name if first.splits is None else "split column"
     dataset = table.stem if is_file else "table"
-    return ListedImages(parts, classes, name, dataset, first.where, first.columns)
+    return ListedImages(
+        parts, classes, name, dataset, first.where, first.columns, ignored_columns=first.ignored
+    )
 
 
 @dataclass
@@ -119,7 +121,8 @@ class _Columns:
     images: Sequence
     labels: Sequence
     splits: Sequence | None
-    columns: dict[str, str]  # "path", "label", "split" and `IGNORED` to the names of columns
+    columns: dict[str, str]  # "path", "label" and "split" to the name of the column
+    ignored: list[str]  # the names of the other columns
 
 
 def _read_tables(table, options: ReadOptions, root: Path) -> tuple[list[int], list[_Columns]]:
@@ -179,7 +182,8 @@ def _read_columns(table, columns: tuple, root: Path, suffix: str) -> _Columns:
         if found
     }
     taken = {c for found in used.values() for c in found}
-    names |= log_ignored(where, [str(n) for i, n in enumerate(df.columns) if i not in taken])
+    ignored = [str(name) for i, name in enumerate(df.columns) if i not in taken]
+    log_ignored(where, ignored)
     return _Columns(
         where,
         rows,
@@ -187,6 +191,7 @@ def _read_columns(table, columns: tuple, root: Path, suffix: str) -> _Columns:
         _filled_cells(df, label, "label", locate),
         splits,
         names,
+        ignored,
     )
 
 

@@ -750,9 +750,9 @@ def test_flags_mark_the_validation_images(photos, words, column, given):
     for split_col in (column, *([] if given else [None])):
         dls = from_csv(photos / "t.csv", split_col=split_col, bs=2)
         assert dls.valid.n == sum(df[column] == words[0]) and dls.columns["split"] == column
-        assert dls.split.valid_from == "validation set" and "ignored" not in dls.columns
-    unsplit = from_csv(photos / "t.csv", split_col=False, bs=2)
-    assert unsplit.columns["ignored"] == column
+        assert dls.split.valid_from == "validation set"
+        assert list_images(photos / "t.csv", split_col=split_col).ignored_columns == []
+    assert list_images(photos / "t.csv", split_col=False).ignored_columns == [column]
 
 
 def test_flags_of_a_data_frame(photos):
@@ -787,12 +787,13 @@ def test_flags_that_cannot_be_used(photos):
 def test_columns_that_are_not_read_are_named(photos, caplog):
     caplog.set_level(logging.INFO, "ltlearn")
     df = frame(photos).assign(age=3, valid="maybe", fold=[i % 5 for i in range(15)])
-    assert from_df(df, photos, bs=2).columns["ignored"] == "age, valid, fold"
+    assert table(df, photos).ignored_columns == ["age", "valid", "fold"]
     assert "ignored columns: age, valid, fold" in caplog.text
     assert "split_col='valid'" in caplog.text
     df.to_csv(photos / "t.csv", index=False)
-    shown = dict(inspect_path(photos / "t.csv", quick=True).rows())["columns"]
-    assert shown == "path from 'image', label from 'label', ignored: age, valid, fold"
+    shown = dict(inspect_path(photos / "t.csv", quick=True).rows())
+    assert shown["columns"] == "path from 'image', label from 'label'"
+    assert shown["ignored columns"] == "age, valid, fold"
 
 
 def test_a_split_column_comes_before_flags(photos, caplog):
