@@ -16,6 +16,8 @@ from ltlearn.names import TRANSFORM_NAMES
 
 __all__ = ["BatchCropFlip", "ImageTransform", "mix_seed"]
 
+_MAX_RATIO = 16  # of the sides of an image that is read as it is
+
 
 def mix_seed(*parts: int) -> int:
     """Mix integers into one 32-bit seed (splitmix64).
@@ -126,10 +128,23 @@ class ImageTransform:
                 image = resize(image=image)["image"]
             if self.name == "none":
                 return image
+        if self.name == "none":
+            image = _without_far_ends(image)
         if seed is not None:
             # set_random_seed would seed each step alike, and the crop would decide the flip.
             compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return compose(image=image)["image"]
+
+
+def _without_far_ends(image: np.ndarray) -> np.ndarray:
+    """Crop the centre of a very long image, before its shorter side is enlarged.
+
+    The centre crop leaves the ends out anyway, but 1 x 60,000 pixels would become 12 GB.
+    """
+    height, width = image.shape[:2]
+    longest = _MAX_RATIO * min(height, width)
+    top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
+    return image[top : top + min(height, longest), left : left + min(width, longest)]
 
 
 class BatchCropFlip:

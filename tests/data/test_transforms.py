@@ -181,3 +181,19 @@ def test_the_strong_augmentation_greys_and_blurs_some():
     assert share_grey(plain) == 0 and 0.13 < share_grey(strong) < 0.28
     blurred = (roughness(strong) < 0.5 * np.median(roughness(plain))).mean()
     assert 0.2 < blurred < 0.6
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (3, 20_000)])
+def test_a_very_long_image_takes_little_memory(shape):
+    image = np.zeros((*shape, 3), np.uint8)
+    middle = tuple(slice(n // 2 - 40, n // 2 + 40) if n > 80 else slice(None) for n in shape)
+    image[middle] = 200
+    resized = []
+    transform = ImageTransform("none", 112)
+    steps, _ = transform._idle[0]
+    apply = steps.transforms[0].apply
+    steps.transforms[0].apply = lambda img, **k: resized.append(apply(img, **k)) or resized[-1]
+    out = transform(image, 0)
+    assert out.shape == (112, 112, 3) and (out[20:-20, 20:-20] == 200).all()
+    assert max(map(np.size, resized)) < 2_000_000
+    assert transform(np.zeros((100, 1600, 3), np.uint8), 0).shape == (112, 112, 3)
