@@ -20,6 +20,7 @@ _KEYS = {
     "pretrained": "model.pretrained",
     "keep_head": "model.keep_head",
     "size": "data.size",
+    "bits": "data.bits",
     "transform": "data.transform",
     "valid_pct": "data.valid_pct",
     "imbalance_factor": "data.imbalance_factor",
@@ -41,7 +42,10 @@ _ALIASES = {
     "overrides": ("set_",),
 }
 # Settings are the remedy in commands that have no flag for them.
-_SETTINGS = ("data_path", "runs_path", "cache_path", "num_workers", "precision", "device")
+_SETTINGS = (
+    "data_path", "runs_path", "cache_path", "num_workers", "precision", "device",
+    "max_megapixels",
+)  # fmt: skip
 # The commands that make a run, which others read.
 _TRAINING_COMMANDS = ("train", "recipe")
 # Messages about these name the command.

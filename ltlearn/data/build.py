@@ -12,6 +12,7 @@ from fastai.torch_core import default_device
 from torch import Tensor
 
 from ltlearn.data.benchmarks.facts import IMAGENET_STATS
+from ltlearn.data.class_names import warn_about_names
 from ltlearn.data.counts import count_classes, imbalance_factor_of
 from ltlearn.data.datasets import (
     BATCH_TRANSFORMS,
@@ -21,7 +22,7 @@ from ltlearn.data.datasets import (
     ImagesInMemory,
     NormalizeUint8,
     SplitInfo,
-    common_side,
+    look_at,
 )
 from ltlearn.data.images import ImageSet
 from ltlearn.data.loader import LTDataLoader
@@ -29,8 +30,8 @@ from ltlearn.data.options import LoadOptions
 from ltlearn.data.readers.folders import find_class_folders
 from ltlearn.data.readers.parts import ListedImages
 from ltlearn.data.splits import carve_validation
-from ltlearn.errors import UserError
-from ltlearn.names import PARTS
+from ltlearn.errors import UserError, spell, spell_call
+from ltlearn.names import PART_LABELS, PARTS
 
 __all__ = ["DEFAULT_SIZE", "ImageParts", "build_loaders", "check_parts", "load_listed"]
 
@@ -106,17 +107,29 @@ def load_listed(
             cannot be read.
     """
     check_parts(listed.parts, listed.classes, options.protocol, listed.where)
-    size = options.size or common_side(listed.parts["train"]) or DEFAULT_SIZE
+    warn_about_names(listed.classes, listed.where)
+    look = look_at(listed.parts["train"])
+    size = options.size or look.side or DEFAULT_SIZE
+    bits = options.bits or look.read_bits
+    if options.bits is None and look.bits < 16:
+        _log.warning(
+            "%s: the values of %d training images with 16 bits per channel take %d bits at most. "
+            "They are read as values of %d bits; give %s to read them in another way.",
+            listed.where, look.deep, look.bits, bits,
+            spell("bits", 16 if bits < 16 else look.bits),
+        )  # fmt: skip
     in_memory = options.in_memory
     if in_memory is None:
         total = sum(len(data) for data in listed.parts.values())
         in_memory = size <= IN_MEMORY_SIDE and total * size * size * 4 <= IN_MEMORY_BYTES
         in_memory &= options.transform in (None, *BATCH_TRANSFORMS)
-    parts = listed.parts
+    parts = {part: replace(data, bits=bits) for part, data in listed.parts.items()}
     if in_memory:
         parts = {part: data.load(size, skip_bad) for part, data in parts.items()}
     elif skip_bad:
         parts = {part: data.without_bad() for part, data in parts.items()}
+    parts = {part: data.digested() for part, data in parts.items()}
+    _warn_about_leaks(parts, listed.where)
     images = ImageParts(
         parts, listed.classes, listed.split_name, listed.dataset, columns=listed.columns
     )
@@ -149,7 +162,7 @@ def build_loaders(cls: type[_Loaders], images: ImageParts, options: LoadOptions)
     dls.shot_counts, dls.split = shot_counts, split
     dls.size, dls.normalize = loaders[0].dataset.shape, normalize
     dls.stats_given = options.stats is not None
-    dls.columns = images.columns
+    dls.columns, dls.bits = images.columns, images.parts["train"].bits
     # Parts that were carved from one set share its list.
     dls.skipped = list(dict.fromkeys(p for data in parts.values() for p in data.skipped))
     _warn_about_counts(dls.class_counts, classes)
@@ -162,7 +175,7 @@ def _choose_validation(
     images: ImageParts, options: LoadOptions, shot_counts: Tensor
 ) -> tuple[dict[str, ImageSet], SplitInfo]:
     """Decide which images validate, carve them off if needed, and take the fingerprints."""
-    parts = images.parts
+    parts = {part: data.digested() for part, data in images.parts.items()}
     whole = parts["train"].fingerprint()
     if options.protocol == "paper":
         # Published code trains on all training images and evaluates on the test set each epoch.
@@ -172,7 +185,7 @@ def _choose_validation(
         valid_from = "validation set"
     else:
         train, valid = carve_validation(parts["train"].targets, options.valid_pct, options.seed)
-        carved = {"train": parts["train"].take(train), "valid": parts["train"].take(valid)}
+        carved = {"train": parts["train"].part(train), "valid": parts["train"].part(valid)}
         parts, valid_from = {**parts, **carved}, "training images"
     return parts, SplitInfo(
         name=images.split_name,
@@ -206,6 +219,22 @@ def _make_loader(
         num_workers=workers,
         after_batch=[normalize],
     )
+
+
+def _warn_about_leaks(parts: dict[str, ImageSet], where: Path | str) -> None:
+    """Warn about images of validation or test that are also training images of the same class."""
+    training = {row.tobytes() for row in parts["train"].digests}
+    for part in PARTS[1:]:
+        if part not in parts:
+            continue
+        leaks = [i for i, row in enumerate(parts[part].digests) if row.tobytes() in training]
+        if leaks:
+            _log.warning(
+                "%s: %d %s image%s also in training, such as %s; the results are too high. %s "
+                "lists all of them.", where, len(leaks), PART_LABELS[part],
+                " is" if len(leaks) == 1 else "s are", parts[part].file(leaks[0]),
+                spell_call("inspect_path", path=str(where)),
+            )  # fmt: skip
 
 
 def _warn_about_counts(class_counts: Tensor, classes: Sequence[str]) -> None:

@@ -13,7 +13,8 @@ import torch
 from fasttransform import ItemTransform
 from torch import Tensor
 
-from ltlearn.data.images import ImageSet, check_regular, read_image
+from ltlearn.data.images import ImageSet, read_image
+from ltlearn.data.opening import is_deep, open_image, upright_rgb
 from ltlearn.data.transforms import BatchCropFlip, ImageTransform
 from ltlearn.defaults import SMALL_SIDE
 from ltlearn.errors import UserError, spell
@@ -24,15 +25,18 @@ __all__ = [
     "IN_MEMORY_SIDE",
     "ImageFiles",
     "ImagesInMemory",
+    "Look",
     "NormalizeUint8",
     "SplitInfo",
     "common_side",
+    "look_at",
 ]
 
 BATCH_TRANSFORMS = ("crop_flip", "crop", "none")  # those that `BatchCropFlip` can do
 # Images are held decoded up to this many bytes in all, and up to this side in pixels.
 IN_MEMORY_BYTES = 1 << 30
 IN_MEMORY_SIDE = SMALL_SIDE
+_DARK_BITS = 12  # values of so few bits are at most 15 of 255 when 16 bits are read
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,10 @@ class ImagesInMemory:
             pad = 0
         elif pad is None:
             pad = max(1, side // 8)
-        images = torch.from_numpy(data.images)
-        self.augment = BatchCropFlip(images, pad, flip=transform == "crop_flip")
+        images = torch.from_numpy(_four_bytes(data.images))[..., :3]
+        rows = None if data.rows is None else torch.from_numpy(data.rows)
+        self.augment = BatchCropFlip(images, pad, flip=transform == "crop_flip", rows=rows)
+        self.files_name = _bits_name(data.bits)
         self.shape = tuple(data.images.shape[1:3])
 
     def __len__(self) -> int:
@@ -129,6 +135,14 @@ class ImagesInMemory:
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         x, y = self.get_batch([i])
         return x[0], y[0]
+
+
+def _four_bytes(images: np.ndarray) -> np.ndarray:
+    """Return the array of four bytes per pixel that `ImageSet.load` reads into, if this is one."""
+    n, height, width, _ = images.shape
+    base = images.base
+    fits = isinstance(base, np.ndarray) and base.shape[1:] == (height, width, 4) and len(base) >= n
+    return base[:n] if fits and base.ctypes.data == images.ctypes.data else images
 
 
 class ImageFiles:
@@ -162,13 +176,16 @@ class ImageFiles:
 
     @cached_property
     def files_name(self) -> str:
-        """Return a hash of the files' paths, sizes and modification times; "" without files.
+        """Return a hash of the files' paths, sizes and modification times; "" for arrays.
 
         It is for caches on this machine. The fingerprint of a split uses neither folder nor time,
         so that it is the same on another machine.
         """
-        if self.data.images is not None or not isinstance(self.data.root, Path):
+        if self.data.images is not None:
             return ""
+        if not isinstance(self.data.root, Path):
+            # The same images in memory are resized in another way, and have the same fingerprint.
+            return "rows" + _bits_name(self.data.bits)
         root = self.data.root.resolve()
         digest = hashlib.sha256(os.fsencode(root))
         for path in self.data.paths:
@@ -178,7 +195,7 @@ class ImageFiles:
             except OSError:
                 state = "gone"  # reading the image will raise
             digest.update(os.fsencode(f"\0{path}\0{state}"))
-        return digest.hexdigest()[:16]
+        return digest.hexdigest()[:16] + _bits_name(self.data.bits)
 
     def get(self, i: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return image i, (3, size, size) uint8, and its target.
@@ -199,7 +216,7 @@ class ImageFiles:
         if self.data.images is not None:
             image = self.data.images[i]
         else:
-            image = read_image(self.data.root / self.data.paths[i])
+            image = read_image(self.data.file(i), None, self.data.bits)
         views = (self.plain(image) if s is None else self.transform(image, s) for s in seeds)
         return [torch.from_numpy(np.ascontiguousarray(v)).permute(2, 0, 1) for v in views]
 
@@ -243,6 +260,59 @@ class NormalizeUint8(ItemTransform):
         return (x, *rest)
 
 
+def _bits_name(bits: int) -> str:
+    """Name the bits of 16-bit images for caches, because pixels depend on them."""
+    return "" if bits == 16 else f" {bits} bits"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What some images of a set have in common.
+
+    Args:
+        side: Side of the images in pixels if they are small squares of one size, else None.
+        bits: Bits that the values of 16-bit images take: 8, 10, 12, 14 or 16. 16 if there is no
+            such image.
+        deep: Number of 16-bit images among those that were opened.
+    """
+
+    side: int | None
+    bits: int
+    deep: int
+
+    @property
+    def read_bits(self) -> int:
+        """Return the bits that 16-bit images are read with: 16, unless they would be black."""
+        return self.bits if self.bits <= _DARK_BITS else 16
+
+
+def look_at(data: ImageSet, looks: int = 32) -> Look:
+    """Open some images of a set, and decode those with 16 bits per channel.
+
+    Args:
+        data: The images, on disk.
+        looks: Number of images that are opened, evenly spread over the set.
+    """
+    sizes, brightest = set(), []
+    for i in np.linspace(0, len(data) - 1, min(looks, len(data))).astype(int):
+        file = data.file(i)
+        try:
+            with open_image(file) as image:
+                sizes.add(image.size)
+                if is_deep(image):
+                    brightest.append(int(np.asarray(upright_rgb(image, file)).max()))
+        except Exception:  # reading the image will raise
+            continue
+    bits = 16
+    if brightest:
+        # The upper 8 of 16 bits are at hand. Cameras and scanners have an even number of bits.
+        taken = max(brightest).bit_length()
+        bits = 8 + taken + taken % 2
+    width, height = sizes.pop() if len(sizes) == 1 else (0, 1)
+    side = width if width == height and width <= IN_MEMORY_SIDE else None
+    return Look(side, bits, len(brightest))
+
+
 def common_side(data: ImageSet, looks: int = 32) -> int | None:
     """Return the side of the images in pixels if they are small squares of one size, else None.
 
@@ -250,18 +320,4 @@ def common_side(data: ImageSet, looks: int = 32) -> int | None:
         data: The images.
         looks: Number of images that are opened, evenly spread over the set.
     """
-    from PIL import Image
-
-    sides = set()
-    for i in np.linspace(0, len(data) - 1, min(looks, len(data))).astype(int):
-        path = data.root / data.paths[i]
-        try:
-            check_regular(path)
-            with Image.open(path) as image:
-                sides.add(image.size)
-        except Exception:  # reading the image will raise
-            continue
-    if len(sides) != 1:
-        return None
-    width, height = sides.pop()
-    return width if width == height and width <= IN_MEMORY_SIDE else None
+    return look_at(data, looks).side

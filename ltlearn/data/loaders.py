@@ -34,7 +34,7 @@ class LTDataLoaders(DataLoaders):
     the carved validation images), `shot_counts` (with them; they decide which classes are many-,
     medium- and few-shot), `vocab` (class names), `c` (number of classes), `split` (`SplitInfo`),
     `skipped` (unreadable images that were left out), `columns` (for a table, the column that each
-    kind of value was read from).
+    kind of value was read from), `bits` (how many bits 16-bit images were read as).
     """
 
     @property
@@ -155,6 +155,7 @@ class LTDataLoaders(DataLoaders):
         skip_bad: bool = False,
         stats: tuple[Sequence[float], Sequence[float]] | None = None,
         device=None,
+        bits: int | None = None,
     ) -> "LTDataLoaders":
         """Read an imbalanced folder of class folders.
 
@@ -183,6 +184,9 @@ class LTDataLoaders(DataLoaders):
             stats: Mean and standard deviation per channel for pixels in [0, 1]; None takes the
                 statistics of the pre-trained model, or ImageNet's.
             device: Where batches go; None takes fastai's default.
+            bits: Bits that the values of images with 16 bits per channel take, from 8 to 16: 12 for
+                many cameras and scanners. None finds it out from some training images, with a
+                warning if it is below 16.
 
         Raises:
             UserError: If a value is outside its range, the folder is missing or has no class
@@ -205,6 +209,7 @@ class LTDataLoaders(DataLoaders):
             in_memory=in_memory,
             stats=stats,
             device=device,
+            bits=bits,
         )
         return cls._from_listing(partial(list_folder, Path(path).expanduser()), options, skip_bad)
 
@@ -258,9 +263,11 @@ class LTDataLoaders(DataLoaders):
                 takes the first column named label, class, target, category or labels, or else the
                 second column.
             split_col: Column of the parts, by name or by number from 0, with cells train, valid,
-                val, validation or test in upper or lower case. None takes a column named split,
-                subset or partition, if there is one; False takes none. A part that no row names is
-                carved, or missing, as in `from_folder`.
+                val, validation or test in upper or lower case; or with flags (True, 1, yes) that
+                mark the validation images, or the test images if its name contains "test". None
+                takes a column named split, subset or partition, or else flags in the columns
+                is_valid, valid and is_test, if there are any; False takes none. A part that no row
+                names is carved, or missing, as in `from_folder`.
             skip_bad: Leave out missing and unreadable images instead of raising.
             suffix: Ending that is appended to every path, such as ".jpg".
             valid: A file that lists the validation images, instead of a split column. Its relative
@@ -270,8 +277,9 @@ class LTDataLoaders(DataLoaders):
 
         Raises:
             UserError: If the table is empty or lacks a column, a cell is empty, an image is
-                missing, has two labels or is in two parts, a validation or test label is not among
-                the training labels (the message names row, column or label); or as for
+                missing, has two labels or is in two parts, labels are several of one image (such as
+                "cat|wet", or a column of zeros and ones per class), a validation or test label is
+                not among the training labels (the message names row, column or label); or as for
                 `from_folder`.
         """
         reading = ReadOptions(

@@ -64,6 +64,8 @@ class LoadOptions:
             statistics of the pre-trained model, or ImageNet's.
         pad: Black border of the crop in pixels; None takes an eighth of the side.
         device: Where batches go; None takes fastai's default.
+        bits: Bits that the values of images with 16 bits per channel take, from 8 to 16: 12 for
+            many cameras and scanners. None finds it out from some training images.
     """
 
     size: int | None = None
@@ -77,6 +79,7 @@ class LoadOptions:
     stats: tuple[Sequence[float], Sequence[float]] | None = None
     pad: int | None = None
     device: object = None
+    bits: int | None = None
 
     def check(self) -> None:
         """Raise a `UserError` if a value is outside its range."""
@@ -90,6 +93,9 @@ class LoadOptions:
             check_whole("num_workers", self.num_workers, 0)
         if self.size is not None:
             check_whole("size", self.size, 1)
+        if self.bits is not None:
+            check_whole("bits", self.bits, 8)
+            check_number("bits", self.bits, 8, 16)
         if self.transform is not None:
             check_choice("transform", self.transform, TRANSFORM_NAMES)
 

@@ -85,15 +85,10 @@ def carve_validation(
     return train, valid
 
 
-def fingerprint(contents: Iterable[bytes], targets: Sequence[int]) -> str:
+def fingerprint(digests: Iterable[bytes]) -> str:
     """Return 12 hexadecimal digits that identify a set of labelled images, in any order.
 
     Args:
-        contents: For each image its pixels (in memory) or its relative path and size (on disk).
-        targets: Class index per image.
+        digests: The digest of each image; see `ltlearn.data.digests`.
     """
-    digests = sorted(
-        hashlib.sha256(int(t).to_bytes(4, "little") + c).digest()
-        for c, t in zip(contents, targets, strict=True)
-    )
-    return hashlib.sha256(b"".join(digests)).hexdigest()[:12]
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:12]

@@ -16,6 +16,8 @@ from ltlearn.names import TRANSFORM_NAMES
 
 __all__ = ["BatchCropFlip", "ImageTransform", "mix_seed"]
 
+_MAX_RATIO = 16  # of the sides of an image that is read as it is
+
 
 def mix_seed(*parts: int) -> int:
     """Mix integers into one 32-bit seed (splitmix64).
@@ -126,10 +128,23 @@ class ImageTransform:
                 image = resize(image=image)["image"]
             if self.name == "none":
                 return image
+        if self.name == "none":
+            image = _without_far_ends(image)
         if seed is not None:
             # set_random_seed would seed each step alike, and the crop would decide the flip.
             compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return compose(image=image)["image"]
+
+
+def _without_far_ends(image: np.ndarray) -> np.ndarray:
+    """Crop the centre of a very long image, before its shorter side is enlarged.
+
+    The centre crop leaves the ends out anyway, but 1 x 60,000 pixels would become 12 GB.
+    """
+    height, width = image.shape[:2]
+    longest = _MAX_RATIO * min(height, width)
+    top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
+    return image[top : top + min(height, longest), left : left + min(width, longest)]
 
 
 class BatchCropFlip:
@@ -140,28 +155,36 @@ class BatchCropFlip:
         pad: Black border on each side in pixels, at least 0. Each of the (2 * pad + 1) ** 2
             positions of the crop is equally likely.
         flip: Whether each image is mirrored with probability one half.
+        rows: Indices of the images of this set; None takes all images.
 
     Shape:
-        images is (N, H, W, 3), uint8. A call returns (B, 3, H, W), uint8, in channels-last memory.
+        images is (N, H, W, 3), uint8. If they are the first three of four bytes per pixel, they are
+        used without a copy. rows is (M,), integer. A call returns (B, 3, H, W), uint8, in
+        channels-last memory.
 
     Raises:
         UserError: If `pad` is outside its range.
     """
 
-    def __init__(self, images: Tensor, pad: int = 4, flip: bool = True):
+    def __init__(self, images: Tensor, pad: int = 4, flip: bool = True, rows: Tensor | None = None):
         check_whole("pad", pad, 0)
         n, self.height, self.width, chans = images.shape
         self.pad, self.flip = pad, flip
-        self._rows, self._cols = self.height + 2 * pad, self.width + 2 * pad
         # A pixel takes four bytes, so that one integer is gathered per pixel.
-        store = torch.zeros(n, self._rows, self._cols, 4, dtype=torch.uint8)
-        store[:, pad : pad + self.height, pad : pad + self.width, :chans] = images
-        self._pixels = store.view(torch.int32).view(-1)
+        line = 4 * self.width
+        if images.stride() == (line * self.height, line, 4, 1) and n:
+            store = images.as_strided((n, self.height, self.width, 4), images.stride())
+        else:
+            images, rows = (images if rows is None else images[rows]), None
+            store = torch.zeros(len(images), self.height, self.width, 4, dtype=torch.uint8)
+            store[..., :chans] = images
+        self._pixels = store.view(torch.int32)[..., 0]
+        self._images = rows  # index into `_pixels`; None: all, in order
         self._row_index = torch.arange(self.height)
         self._col_index = torch.arange(self.width)
 
     def __len__(self) -> int:
-        return len(self._pixels) // (self._rows * self._cols)
+        return len(self._pixels if self._images is None else self._images)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw the top and the left of n crops, and whether each is mirrored.
@@ -181,15 +204,24 @@ class BatchCropFlip:
             index: Indices into the images, (B,).
             generator: The source of the draws; None returns the images unchanged.
         """
-        n = len(index)
-        if generator is None:
-            top = left = torch.full((n,), self.pad)
-            mirrored = torch.zeros(n, dtype=torch.bool)
-        else:
-            top, left, mirrored = self.draw(n, generator)
-        rows = (index * self._rows + top)[:, None] + self._row_index
+        if self._images is not None:
+            index = self._images[index]
+        out = self._pixels[index]
+        if generator is not None:
+            out = self._augmented(out, generator)
+        out = out.view(torch.uint8).view(len(index), self.height, self.width, 4)
+        return out[..., :3].permute(0, 3, 1, 2)
+
+    def _augmented(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Crop and mirror a batch, (B, H, W) int32, each image in its own way."""
+        n, pad = len(pixels), self.pad
+        top, left, mirrored = self.draw(n, generator)
+        # Only the batch is padded, because a border on all images takes more than half as much
+        # memory again.
+        n_rows, n_cols = self.height + 2 * pad, self.width + 2 * pad
+        padded = pixels.new_zeros(n, n_rows, n_cols)
+        padded[:, pad : pad + self.height, pad : pad + self.width] = pixels
+        rows = (torch.arange(n) * n_rows + top)[:, None] + self._row_index
         cols = torch.where(mirrored[:, None], self.width - 1 - self._col_index, self._col_index)
         cols = cols + left[:, None]
-        positions = rows[:, :, None] * self._cols + cols[:, None, :]
-        out = self._pixels[positions].view(torch.uint8).view(n, self.height, self.width, 4)
-        return out[..., :3].permute(0, 3, 1, 2)
+        return padded.view(-1)[rows[:, :, None] * n_cols + cols[:, None, :]]

@@ -26,6 +26,7 @@ __all__ = [
     "read_manifest",
     "recorded_data_path",
     "recorded_recipe",
+    "recorded_split",
     "stage_name",
 ]
 
@@ -161,6 +162,20 @@ def recorded_data_path(manifest: Manifest, run: Run) -> str:
             f"is no absolute path; give the folder of the images as {spell('data_path')}."
         )
     return manifest.data_path
+
+
+def recorded_split(run: Run, seed: int) -> dict[str, Any] | None:
+    """Return the split that a run recorded for a seed; None if it recorded none.
+
+    Args:
+        run: The run's folder.
+        seed: The seed.
+    """
+    if not (run.path / MANIFEST_FILE).is_file():
+        return None
+    seeds = [entry for entry in read_manifest(run).seeds if isinstance(entry, dict)]
+    split = next((entry.get("split") for entry in seeds if entry.get("seed") == seed), None)
+    return split if isinstance(split, dict) else None
 
 
 def recorded_recipe(run: Run) -> Recipe:

@@ -48,6 +48,7 @@ class ModelFacts(Record):
         std: The standard deviation of the pixels per channel.
         methods: Label, head and prior of each method, by its name.
         weights: Where the weights of a method are.
+        bits: Bits that the values of 16-bit images take, from 8 to 15; None for 16.
     """
 
     format: int
@@ -62,6 +63,9 @@ class ModelFacts(Record):
     std: Annotated[list[_Std], Field(min_length=3, max_length=3)]
     methods: Annotated[dict[_MethodName, dict[str, str]], Field(min_length=1)]
     weights: str = ""
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+
+    _optional = frozenset({"bits"})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelFacts":
@@ -135,6 +139,7 @@ def describe_model(recipe: Recipe, learn, heads: Mapping[str, str]) -> ModelFact
             for name, label in labels_of(recipe.methods, recipe.named_stage1).items()
         },
         weights="checkpoints/seed{seed}-{method}.safetensors; for a method of stage 1: -stage1",
+        bits=dls.bits if dls.bits < 16 else None,
     )  # fmt: skip
 
 

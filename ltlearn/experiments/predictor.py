@@ -170,11 +170,11 @@ class Predictor:
         try:
             # The same resizing as in the validation loader of the training.
             if self._transform is not None:
-                image = self._transform(read_image(Path(path)))
+                image = self._transform(read_image(Path(path), None, self.facts.bits))
             elif height == width:
-                image = read_image(Path(path), height)
+                image = read_image(Path(path), height, self.facts.bits)
             else:
-                image = _resized(read_image(Path(path)), width, height)
+                image = _resized(read_image(Path(path), None, self.facts.bits), width, height)
         except UserError as e:
             # The part after the semicolon is advice for training, not for prediction.
             fault = e.message.rpartition(";")[0] or e.message

@@ -10,7 +10,8 @@ from fastai.torch_core import set_seed
 
 from ltlearn.data import LTDataLoaders
 from ltlearn.data.benchmarks.registry import is_listed, listed_names
-from ltlearn.data.readers.tables import columns_text
+from ltlearn.data.older import keep_older_names
+from ltlearn.data.readers.columns import columns_text
 from ltlearn.errors import UserError, log_once, spell
 from ltlearn.experiments.build import (
     SEEN_WARNING,
@@ -25,6 +26,7 @@ from ltlearn.experiments.manifest import (
     Manifest,
     read_manifest,
     recorded_recipe,
+    recorded_split,
 )
 from ltlearn.experiments.model_facts import describe_model, write_model_facts
 from ltlearn.experiments.options import RunOptions
@@ -120,10 +122,12 @@ def _run_locked(
     _check_same_run(run, recipe)
     if recipe.status:
         notify(f"{recipe.title}; {recipe.status}")
+    splits = [recorded_split(run, seed) for seed in range(recipe.seeds)]
     run.write_json(MANIFEST_FILE, manifest.to_dict())
     results = []
     for seed in range(recipe.seeds):
         dls = make_loaders(recipe, seed, options)
+        keep_older_names(dls, splits[seed])
         _record_data(manifest, seed, dls)
         if seed == 0:
             _report_data(dls, notify)

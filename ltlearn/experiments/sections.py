@@ -79,6 +79,7 @@ class DataSection(RecipeSection):
     # For sets that are published as lists, and for "own". None: the default of the set.
     transform: Literal[TRANSFORM_NAMES] | None = None
     max_classes: int | None = Field(None, ge=2, le=_MAX_IMAGES)  # for published lists; None: all
+    bits: int | None = Field(None, ge=8, le=16)  # of 16-bit images in "own"; None: found out
 
     @field_validator("dataset")
     @classmethod

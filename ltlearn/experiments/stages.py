@@ -15,6 +15,7 @@ from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import set_seed
 
 from ltlearn.callbacks import LastBlock, SharpnessAware, WeightAverage
+from ltlearn.data.older import keep_older_names
 from ltlearn.errors import UserError, spell
 from ltlearn.experiments.build import is_untested, make_learner, make_loaders
 from ltlearn.experiments.manifest import (
@@ -22,6 +23,7 @@ from ltlearn.experiments.manifest import (
     how_to_finish,
     read_manifest,
     recorded_data_path,
+    recorded_split,
     stage_name,
 )
 from ltlearn.experiments.options import RunOptions
@@ -156,6 +158,7 @@ def load_stage1(
         _log.warning("%s has the architecture %s, which is fetched from outside", run.path, arch)
     set_seed(seed)
     dls = make_loaders(recipe, seed, options)
+    keep_older_names(dls, recorded_split(run, seed))
     learn = make_learner(recipe, dls, options)
     finished = _load_finished(run, name, learn)
     if finished is None:

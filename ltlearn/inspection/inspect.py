@@ -1,14 +1,15 @@
 """Inspect a dataset."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ltlearn.data.counts import count_classes
+from ltlearn.data.datasets import look_at
 from ltlearn.data.images import ImageSet
 from ltlearn.data.options import ReadOptions
 from ltlearn.data.readers.folders import (
@@ -55,12 +56,14 @@ def inspect_path(
     ignored: Counter = Counter()
     problems: list[str] = []
     columns: dict[str, str] = {}
+    ignored_columns: list[str] = []
     kind = source_kind(path)
     if kind == "folder":
         parts, classes = _list_folder(path, ignored)
     else:
         listed = list_source(path, options, problems)
         parts, classes, columns = listed.parts, listed.classes, listed.columns
+        ignored_columns = listed.ignored_columns
     constructor = {"folder": "from_folder", "json": "from_json"}.get(kind, "from_csv")
     arguments = "".join(f", {key}={value!r}" for key, value in given.items())
     source = f"LTDataLoaders.{constructor}({str(path)!r}{arguments}"
@@ -68,6 +71,7 @@ def inspect_path(
     if problems:
         inspection.problems, inspection.advice = problems + inspection.problems, None
     inspection.columns, inspection.ignored = columns, dict(ignored.most_common())
+    inspection.ignored_columns = ignored_columns
     return inspection
 
 
@@ -124,8 +128,11 @@ def inspect_images(
     for part in parts:
         check_choice("part", part, PARTS)
     parts = {part: parts[part] for part in PARTS if part in parts}
+    # As the loaders do, unless they are given the bits.
+    bits = 16 if parts["train"].images is not None else look_at(parts["train"]).read_bits
+    parts = {part: replace(data, bits=bits) for part, data in parts.items()}
     counts = {p: count_classes(d.targets, len(classes)).tolist() for p, d in parts.items()}
-    inspection = Inspection(name, list(classes), counts, few, quick)
+    inspection = Inspection(name, list(classes), counts, few, quick, bits=bits)
     scan = scan_images(parts, quick)
     images = _ScannedImages(parts, classes)
     inspection.seconds = scan.seconds
@@ -201,7 +208,7 @@ class _ScannedImages:
         k = i - int(self.ends[number]) + len(data)
         if data.images is not None:
             return f"{part}[{k}]", part, label
-        return os.path.join(data.root, data.paths[k]), part, label
+        return str(data.file(k)), part, label
 
 
 def _equal_pixels(scan: Scan) -> list[np.ndarray]:

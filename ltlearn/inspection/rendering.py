@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from ltlearn.data.readers.tables import columns_text
+from ltlearn.data.class_names import similar_text
+from ltlearn.data.readers.columns import columns_text
 from ltlearn.errors import UserError, spell
 from ltlearn.inspection.text import (
     MAX_NAMED,
@@ -170,7 +171,9 @@ def finding_rows(inspection: "Inspection") -> list[tuple[str, str]]:
     rows = [
         ("images", _counts_text(inspection)),
         ("classes", _classes_text(inspection)),
+        ("similar names", _similar_text(inspection)),
         ("columns", columns_text(inspection.columns)),
+        ("ignored columns", name_some(inspection.ignored_columns)),
         ("no training image", name_some(inspection.with_images(0))),
         ("one training image", name_some(inspection.with_images(1))),
         ("not in training", name_some(inspection.untrained())),
@@ -214,6 +217,11 @@ def _classes_text(inspection: "Inspection") -> str:
     )
 
 
+def _similar_text(inspection: "Inspection") -> str:
+    similar = inspection.similar()
+    return f"{similar_text(similar)}\nif they mean one class, give them one name" if similar else ""
+
+
 def _sizes_text(inspection: "Inspection") -> str:
     sizes = inspection.sizes
     if sizes is None:
@@ -234,6 +242,9 @@ def _kinds_text(inspection: "Inspection") -> str:
         f"{k} {n:,} ({share_text(n, readable)})" for k, n in inspection.kinds.items()
     )
     notes = [note for kind, note in _CONVERSIONS.items() if kind in inspection.kinds]
+    if inspection.bits < 16:
+        values = f"values of 16-bit images take {inspection.bits} bits, which are scaled to 8"
+        notes = [values if note == _CONVERSIONS["16 bit"] else note for note in notes]
     return "; ".join([f"{shares}\nread as 8-bit RGB", *notes])
 
 

@@ -6,6 +6,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from ltlearn.data.class_names import find_similar_names
 from ltlearn.data.counts import count_classes, imbalance_factor_of
 from ltlearn.inspection import rendering
 from ltlearn.metrics.shots import shot_groups
@@ -138,6 +139,8 @@ class Inspection:
         columns: For a table: "path", "label" and "split" to the column that was read.
         ignored: Extension to number of files in class folders that are not taken for images.
         problems: Why no model can be trained on the images, one sentence each.
+        bits: Bits that the values of 16-bit images take.
+        ignored_columns: For a table: the columns that were not read.
 
     Example:
         >>> report = inspect_path("photos")  # doctest: +SKIP
@@ -160,6 +163,8 @@ class Inspection:
     columns: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    bits: int = 16
+    ignored_columns: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -195,6 +200,10 @@ class Inspection:
             for c, name in enumerate(self.classes)
             if not self.counts["train"][c] and any(counts[c] for counts in later)
         ]
+
+    def similar(self) -> list[list[str]]:
+        """Return the groups of class names that probably mean one class."""
+        return find_similar_names(self.classes)
 
     def histogram(self) -> list[tuple[str, int, str]]:
         """Return the number of classes per range of training images: (range, classes, group)."""
@@ -236,13 +245,16 @@ class Inspection:
             "no_training_image": self.with_images(0),
             "single_training_image": self.with_images(1),
             "not_in_training": self.untrained(),
+            "similar_names": self.similar(),
             "histogram": [dict(zip(keys, row, strict=True)) for row in self.histogram()],
             "headers_only": self.quick,
             "sizes": asdict(self.sizes) if self.sizes else {},
             "formats": self.formats,
             "kinds": self.kinds,
+            "bits": self.bits,
             "unreadable": [image.to_dict() for image in self.unreadable],
             "columns": self.columns,
+            "ignored_columns": self.ignored_columns,
             "ignored": self.ignored,
             "reading_s": self.seconds,
             "duplicates": asdict(self.duplicates) if self.duplicates else None,

@@ -1,7 +1,6 @@
 """Read every image once: its size, damage, format and the hash of its pixels."""
 
 import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ltlearn.data.images import ImageSet, as_rgb, check_regular
+from ltlearn.data.images import ImageSet
+from ltlearn.data.opening import is_deep, open_image, upright_rgb
 from ltlearn.utils.parallel import count_threads
 from ltlearn.utils.progress import ProgressLine
 
@@ -85,8 +85,8 @@ def scan_images(parts: Mapping[str, ImageSet], quick: bool) -> Scan:
                 _read_array(scan, first + k, data.images[start + k], quick)
                 continue
             try:
-                path = os.path.join(data.root, data.paths[start + k])
-                formats[_read_file(scan, first + k, path, quick)] += 1
+                path = data.file(start + k)
+                formats[_read_file(scan, first + k, path, quick, data.bits)] += 1
             except Exception as e:  # Pillow raises many types of exception
                 scan.bad[first + k] = _reason(e)
         return n, formats
@@ -111,27 +111,21 @@ def _read_array(scan: Scan, i: int, pixels: np.ndarray, quick: bool) -> None:
         scan.put_hash(i, digest, digest)
 
 
-def _read_file(scan: Scan, i: int, path: str, quick: bool) -> str:
+def _read_file(scan: Scan, i: int, path: str, quick: bool, bits: int) -> str:
     """Read an image, record the results at `i`, and return its format."""
-    from PIL import Image, ImageOps
-
-    check_regular(path)
-    with open(path, "rb") as file:
-        if not quick:
-            file_hash = hashlib.file_digest(file, _hasher).digest()
-            file.seek(0)
-        with Image.open(file) as image:
-            # Decoding removes some of these attributes.
-            kinds, file_format = _kinds_of(image, quick), image.format or "unknown"
-            if quick:
-                size = image.size
-                if kinds & _ROTATED and _orientation(image, quick) >= 5:
-                    size = size[::-1]
-            else:
-                ImageOps.exif_transpose(image, in_place=True)
-                rgb = as_rgb(image)
-                size = rgb.size
-                scan.put_hash(i, file_hash, _hash_pixels(size, rgb.tobytes()))
+    with open_image(path) as image:
+        # Decoding removes some of these attributes.
+        kinds, file_format = _kinds_of(image, quick), image.format or "unknown"
+        if quick:
+            size = image.size
+            if kinds & _ROTATED and _orientation(image, quick) >= 5:
+                size = size[::-1]
+        else:
+            rgb = upright_rgb(image, path, bits)
+            size = rgb.size
+            with open(path, "rb") as file:
+                file_hash = hashlib.file_digest(file, _hasher).digest()
+            scan.put_hash(i, file_hash, _hash_pixels(size, rgb.tobytes()))
     scan.put(i, size, kinds)
     return file_format
 
@@ -153,13 +147,12 @@ _ROTATED = 1 << KINDS.index("EXIF-rotated")
 def _kinds_of(image, quick: bool) -> int:
     """Return a bit for each kind in `KINDS` that fits the image."""
     mode = image.mode
-    is_16_bit = mode[0] == "I" or any(";16" in str(tile[3]) for tile in image.tile)
     kinds = (
         mode[0] in "1LIF",
         mode in ("P", "PA"),
         mode.lower() in ("rgba", "la", "pa") or "transparency" in image.info,
         mode == "CMYK",
-        is_16_bit,
+        is_deep(image),
         getattr(image, "is_animated", False),
         _orientation(image, quick) > 1,
     )

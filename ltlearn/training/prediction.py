@@ -131,7 +131,7 @@ def predict_images(learn: Learner, images) -> Tensor:
 def _to_pixels(image, dls) -> np.ndarray:
     """Resize one image to the model's input size, as the validation loader does."""
     if isinstance(image, str | Path):
-        image = read_image(Path(image))
+        image = read_image(Path(image), None, getattr(dls, "bits", None))
     image = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)

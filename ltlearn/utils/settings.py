@@ -16,6 +16,7 @@ __all__ = ["Settings", "load_settings"]
 
 _logger = logging.getLogger("ltlearn")
 _FILE = "settings.ini"
+_WHOLE = {"num_workers": 0, "max_megapixels": 1}  # key: the smallest value
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 # A misspelt key is above 0.9 similar to the right one. `nbs_path`, a key of other projects, is 0.82
 # similar to `runs_path`.
@@ -33,6 +34,8 @@ class Settings:
         num_workers: Processes that load images; 0 loads them in the training process.
         precision: Number format of training, a name of `ltlearn.names.PRECISIONS`.
         device: "auto", "cpu", "cuda", "cuda:<index>" or "mps".
+        max_megapixels: Largest image that is read, in millions of pixels, at least 1. It bounds the
+            memory that a small file can take.
         sources: Key to a description of the source of its value.
     """
 
@@ -42,6 +45,7 @@ class Settings:
     num_workers: int
     precision: str
     device: str
+    max_megapixels: int = 64
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def describe(self) -> list[tuple[str, str, str]]:
@@ -97,7 +101,9 @@ def _built_in(key: str) -> str | int:
         # The XDG specification requires that a relative path is ignored.
         base = os.environ.get("XDG_CACHE_HOME", "")
         return os.path.join(base if os.path.isabs(base) else "~/.cache", "ltlearn")
-    return {"data_path": "data", "runs_path": "runs", "num_workers": 0}.get(key, "auto")
+    return {"data_path": "data", "runs_path": "runs", "num_workers": 0, "max_megapixels": 64}.get(
+        key, "auto"
+    )
 
 
 def _parse(key: str, raw: object, source: str, folder: Path | None) -> Path | int | str:
@@ -113,9 +119,11 @@ def _parse(key: str, raw: object, source: str, folder: Path | None) -> Path | in
         except RuntimeError:
             raise refuse("a path whose `~` has a home folder") from None
         return path if folder is None else folder / path
-    if key == "num_workers":
-        if isinstance(raw, bool) or not re.fullmatch(r"[0-9]+", text):
-            raise refuse("a whole number of at least 0")
+    if key in _WHOLE:
+        # Nine digits: Python refuses to convert thousands of them.
+        is_whole = re.fullmatch(r"[0-9]{1,9}", text) and not isinstance(raw, bool)
+        if not is_whole or int(text) < _WHOLE[key]:
+            raise refuse(f"a whole number of at least {_WHOLE[key]}")
         return int(text)
     text = text.lower()
     if key == "precision" and text not in PRECISIONS:

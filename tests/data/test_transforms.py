@@ -181,3 +181,19 @@ def test_the_strong_augmentation_greys_and_blurs_some():
     assert share_grey(plain) == 0 and 0.13 < share_grey(strong) < 0.28
     blurred = (roughness(strong) < 0.5 * np.median(roughness(plain))).mean()
     assert 0.2 < blurred < 0.6
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (3, 20_000)])
+def test_a_very_long_image_takes_little_memory(shape):
+    image = np.zeros((*shape, 3), np.uint8)
+    middle = tuple(slice(n // 2 - 40, n // 2 + 40) if n > 80 else slice(None) for n in shape)
+    image[middle] = 200
+    seen = []
+    transform = ImageTransform("none", 112)
+    compose, resize = transform._idle.pop()
+    transform._idle.append((lambda image: seen.append(image.shape) or compose(image=image), resize))
+    out = transform(image)
+    assert out.shape == (112, 112, 3) and (out[20:-20, 20:-20] == 200).all()
+    assert max(seen[0]) <= 16 * min(shape)
+    wide = np.zeros((100, 1600, 3), np.uint8)
+    assert transform(wide).shape == (112, 112, 3) and seen[1] == wide.shape

@@ -459,6 +459,7 @@ def test_the_advice_keeps_the_reading_options_of_a_table(tmp_path):
     found = inspect_path(table, split_col=False, **reading)
     assert found.columns == {"path": "id", "label": "kind"} and found.total == 2
     assert dict(found.rows())["columns"] == "path from 'id', label from 'kind'"
+    assert dict(found.rows())["ignored columns"] == "age" and found.ignored_columns == ["age"]
     # No class has two images; with more there is advice, with the same options.
     save(tmp_path / "images" / "c.png", noise(2))
     table.write_text("id,age,kind\na,7,x\nb,7,y\nc,7,x\n")

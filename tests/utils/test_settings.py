@@ -6,7 +6,15 @@ import pytest
 from ltlearn.errors import UserError
 from ltlearn.utils.settings import Settings, load_settings
 
-KEYS = ("data_path", "runs_path", "cache_path", "num_workers", "precision", "device")
+KEYS = (
+    "data_path",
+    "runs_path",
+    "cache_path",
+    "num_workers",
+    "precision",
+    "device",
+    "max_megapixels",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -151,8 +151,14 @@ def _load(file: Path) -> dict[str, list]:
         raise UserError(
             f"{file} is no valid JSON ({e.msg}, line {e.lineno}, character {e.pos}); {FETCH_AGAIN}"
         ) from None
+    except RecursionError:
+        raise UserError(
+            f"{file} is nested too deeply; give annotations in COCO's format."
+        ) from None
     except (OSError, UnicodeDecodeError) as e:
         raise cannot_read(file, getattr(e, "strerror", None) or e) from None
+    except ValueError:  # Python converts no whole number of more than 4,300 digits
+        raise UserError(f"{file} has a number with thousands of digits; {FETCH_AGAIN}") from None
     for key in _LISTS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{file} has no list {key!r}; give annotations in COCO's format.")

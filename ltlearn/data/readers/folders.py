@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ltlearn.data.images import EXTENSIONS, ImageSet, natural_key
+from ltlearn.data.opening import HEIF_SUFFIXES
 from ltlearn.data.readers.parts import PART_OF_NAME, ListedImages
 from ltlearn.errors import UserError
 from ltlearn.names import PART_LABELS, PARTS
@@ -169,13 +170,20 @@ def list_class_folders(
         instead = f", but {left_out}" if left_out else ""
         raise UserError(
             f"the class folders of {folder} hold no images ({', '.join(sorted(EXTENSIONS))})"
-            f"{instead}; convert these files, or give another folder."
+            f"{instead}; convert these files, or give another folder{_heif_hint(seen)}."
         )
     if others is None and left_out:
         _log.warning(
-            "%s: left out %s; if those are images, convert them to PNG or JPEG.", folder, left_out
-        )
+            "%s: left out %s; if those are images, convert them to PNG or JPEG%s.",
+            folder, left_out, _heif_hint(seen),
+        )  # fmt: skip
     return ImageSet(np.array(targets, dtype=np.int64), paths=paths, root=folder), names
+
+
+def _heif_hint(others: Counter) -> str:
+    """Return how to read HEIC images if some were left out, because pillow-heif is missing."""
+    left_out = HEIF_SUFFIXES & others.keys()
+    return ", or install pillow-heif: pip install 'ltlearn[heic]'" if left_out else ""
 
 
 def _check_links(folders: list[Path]) -> None:

@@ -1,30 +1,27 @@
 """Read Hugging Face datasets."""
 
-import hashlib
 import io
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ltlearn.data.images import ImageSet, unreadable_error
+from ltlearn.data.images import ImageSet
 from ltlearn.data.options import ReadOptions
-from ltlearn.data.readers.labels import encode_labels, is_empty, match_classes
-from ltlearn.data.readers.parts import PART_OF_NAME, ListedImages
-from ltlearn.data.readers.sources import source_kind
-from ltlearn.data.readers.tables import (
+from ltlearn.data.readers.columns import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     guess_column,
     name_columns,
 )
-from ltlearn.data.splits import fingerprint
+from ltlearn.data.readers.labels import check_one_label, encode_labels, is_empty, match_classes
+from ltlearn.data.readers.parts import PART_OF_NAME, ListedImages
+from ltlearn.data.readers.sources import source_kind
 from ltlearn.errors import UserError, spell
 from ltlearn.names import PART_LABELS, PARTS
-from ltlearn.utils.progress import track
 
 __all__ = ["RowImages", "list_dataset"]
 
@@ -47,7 +44,6 @@ class _Rows:
 
     def __init__(self, data, column: str, name: str):
         self.data, self.column, self.name = data, column, name
-        self._digests: dict[str, bytes] = {}
 
     def __str__(self) -> str:
         return self.name
@@ -69,39 +65,16 @@ class _Rows:
             f"images; name the column of the images with {spell('image_col')}."
         )
 
-    def digest(self, row: str) -> bytes:
-        """Return the hash of a row's image; each row is read once."""
-        if row not in self._digests:
-            image = self / row
-            try:
-                content = image.read_bytes() if isinstance(image, Path) else image.getvalue()
-            except OSError as e:
-                raise unreadable_error(image, e.strerror) from None
-            self._digests[row] = hashlib.sha256(content).digest()
-        return self._digests[row]
-
 
 @dataclass
 class RowImages(ImageSet):
     """Labelled images in the rows of a dataset: `paths` are row numbers, `root` opens them."""
 
-    def take(self, index: np.ndarray) -> "RowImages":
-        """Return the images at `index`, in that order."""
-        taken = super().take(index)
+    def part(self, index: np.ndarray) -> "RowImages":
+        """Return the images at `index`, in that order, without a copy of images in memory."""
+        taken = super().part(index)
         # `learn.export()` stores a loader without images; it must not store the dataset.
-        root = self.root if len(taken) else None
-        return RowImages(taken.targets, taken.images, taken.paths, root, taken.skipped)
-
-    def fingerprint(self) -> str:
-        """Return a hash of the images and targets: of pixels in memory, or of encoded images.
-
-        Raises:
-            UserError: If a file that a row names is missing.
-        """
-        if self.images is not None:
-            return super().fingerprint()
-        rows = track(self.paths, len(self.paths), "fingerprint of the images")
-        return fingerprint(map(self.root.digest, rows), self.targets)
+        return taken if len(taken) else replace(taken, root=None)
 
 
 def list_dataset(dataset, options: ReadOptions | None = None) -> ListedImages:
@@ -249,7 +222,9 @@ def _dataset_labels(data, column: str, where: str) -> tuple[np.ndarray, list[str
         )
     if names is not None:
         return known, list(names)
-    return encode_labels(cells, locate)
+    targets, classes = encode_labels(cells, locate)
+    check_one_label(targets, classes, locate, column)
+    return targets, classes
 
 
 def _row_images(data, column: str, targets: np.ndarray, where: str) -> RowImages:

@@ -1,16 +1,21 @@
 """Labels of listed images: from cells to class numbers, and from part to part."""
 
+import logging
 import re
 from collections.abc import Callable
 from numbers import Real
 
 import numpy as np
 
+from ltlearn.data.class_names import find_combined_labels
 from ltlearn.data.images import natural_key
 from ltlearn.errors import UserError, spell
 from ltlearn.names import PART_LABELS, PARTS
 
-__all__ = ["check_trained", "encode_labels", "is_empty", "match_classes"]
+__all__ = ["check_one_label", "check_trained", "encode_labels", "is_empty", "match_classes"]
+
+_log = logging.getLogger("ltlearn")
+_MAX_LENGTH = 1000  # characters of a class name
 
 
 def is_empty(cells) -> np.ndarray:
@@ -38,7 +43,7 @@ def encode_labels(cells, locate: Callable[[int], str]) -> tuple[np.ndarray, list
         locate: Returns the file and row of a cell, for messages.
 
     Raises:
-        UserError: If a label is a number but not an integer.
+        UserError: If a label is a number but not an integer, or longer than 1,000 characters.
     """
     import pandas as pd
 
@@ -56,10 +61,59 @@ def encode_labels(cells, locate: Callable[[int], str]) -> tuple[np.ndarray, list
             names.append(str(int(value)))
         else:
             names.append(str(value).strip())
+        if len(names[-1]) > _MAX_LENGTH:
+            raise UserError(
+                f"{locate(int(first[code]))}: the label has {len(names[-1]):,} characters, more "
+                f"than {_MAX_LENGTH:,}; name the column of the labels with {spell('label_col')}, "
+                "or correct the row."
+            )
     numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
     classes = sorted(set(names), key=(lambda n: (int(n), n)) if numbers else natural_key)
     index = {name: c for c, name in enumerate(classes)}
     return np.array([index[name] for name in names], dtype=np.int64)[codes], classes
+
+
+def check_one_label(
+    targets: np.ndarray,
+    classes: list[str],
+    locate: Callable[[int], str],
+    column: str,
+    problems: list[str] | None = None,
+) -> None:
+    """Refuse labels that are several labels of one image; warn about those that may be.
+
+    Args:
+        targets: Class number of each image.
+        classes: The class names.
+        locate: Returns the file and row of an image, for messages.
+        column: Name of the column of the labels, for messages.
+        problems: Collects the sentence; None raises an error instead.
+
+    Shape:
+        targets is (N,), integer.
+
+    Raises:
+        UserError: If a label certainly holds several.
+    """
+    found = find_combined_labels(classes)
+    if found is None:
+        return
+    name, certain = found
+    where = locate(int((targets == classes.index(name)).argmax()))
+    sentence = (
+        f"{where}: {name!r} in the column {column!r} looks like several labels of one image, but "
+        "an image has one label"
+    )
+    if not certain:
+        _log.warning(
+            "%s; if they are several, keep one of them per image; if it is a name, ignore this.",
+            sentence,
+        )
+        return
+    sentence += "; keep one of them, or, if it is a name, write it without the separator."
+    if problems is None:
+        raise UserError(sentence)
+    problems.append(sentence)
 
 
 def check_trained(

@@ -1,71 +1,35 @@
 """Read a CSV or TSV table of images, or a pandas `DataFrame`."""
 
 import csv as csv_format
+import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
 from ltlearn.data.images import EXTENSIONS
 from ltlearn.data.options import ReadOptions
-from ltlearn.data.readers.labels import check_trained, encode_labels, is_empty
+from ltlearn.data.readers.columns import USUAL_COLUMNS, find_columns, log_ignored
+from ltlearn.data.readers.labels import (
+    check_one_label,
+    check_trained,
+    encode_labels,
+    is_empty,
+)
 from ltlearn.data.readers.listing import Listing, require_images
-from ltlearn.data.readers.parts import ListedImages, parts_of_rows
+from ltlearn.data.readers.parts import ListedImages, parts_of_flags, parts_of_rows
 from ltlearn.errors import UserError, spell
 from ltlearn.names import PART_LABELS, PARTS
-from ltlearn.utils.text import clean
 
-__all__ = [
-    "IMAGE_COLUMNS",
-    "LABEL_COLUMNS",
-    "columns_text",
-    "guess_column",
-    "list_table",
-    "name_columns",
-    "read_table",
-]
+__all__ = ["list_table", "read_table"]
 
 _log = logging.getLogger("ltlearn")
-# Names that identify a column, in any case, the most likely first.
-IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "image_path", "img")
-LABEL_COLUMNS = ("label", "class", "target", "category", "labels")
-_SPLIT_COLUMNS = ("split", "subset", "partition")
-_MAX_NAMED = 20  # columns in a message
-
-
-def columns_text(columns: Mapping[str, str]) -> str:
-    """Return a sentence part that names the column of the paths, the labels and the parts.
-
-    Args:
-        columns: The columns of a `ListedImages`.
-    """
-    return ", ".join(f"{role} from {clean(column)!r}" for role, column in columns.items())
-
-
-def name_columns(names: Sequence) -> str:
-    """Return the first column names, for a message.
-
-    Args:
-        names: The names of all columns.
-    """
-    more = ", ..." if len(names) > _MAX_NAMED else ""
-    return ", ".join(map(str, names[:_MAX_NAMED])) + more
-
-
-def guess_column(names: Sequence, likely: Sequence[str]) -> int | None:
-    """Return the position of the first column with a likely name; None if there is none.
-
-    Args:
-        names: The names of all columns.
-        likely: Lower-case names, the most likely first.
-    """
-    lower = [str(name).strip().lower() for name in names]
-    return next((lower.index(name) for name in likely if name in lower), None)
+_MAX_COLUMNS = 10_000
+_MAX_LINE = 1 << 20  # characters of the first line
 
 
 def list_table(
@@ -84,8 +48,8 @@ def list_table(
             the file, or the current one); `image_col`, `label_col` and `split_col`, by name or by
             number from 0; `suffix`; `valid` and `test`, tables of those parts, whose paths start
             from the same folder; and `skip_bad`. A column that is None is found by its usual names,
-            such as "image", "label" and "split", or else the first two are taken. None takes the
-            defaults.
+            such as "image", "label" and "split", or else the first two are taken. Columns such as
+            "is_valid" and "is_test" mark the images of one part. None takes the defaults.
         problems: Collects a sentence about each kind of contradiction, so that a table can be
             inspected that cannot be trained on. If an image has two labels, the first counts; an
             image in two parts is in both. Missing images, and labels that training lacks, are then
@@ -114,6 +78,7 @@ def list_table(
     paths = _TablePaths(root, cells, locate, options.suffix)
     labels = pd.concat([t.labels for t in tables], ignore_index=True)
     targets, classes = encode_labels(labels, locate)
+    check_one_label(targets, classes, locate, first.columns["label"], problems)
     part_of = np.array(part_numbers, dtype=np.int8)[table_of]
     if first.splits is not None:
         part_of = parts_of_rows(first.splits, locate, first.columns["split"])
@@ -142,7 +107,9 @@ def list_table(
     name = "one table" if len(tables) == 1 else "tables"
     name = name if first.splits is None else "split column"
     dataset = table.stem if is_file else "table"
-    return ListedImages(parts, classes, name, dataset, first.where, first.columns)
+    return ListedImages(
+        parts, classes, name, dataset, first.where, first.columns, ignored_columns=first.ignored
+    )
 
 
 @dataclass
@@ -155,6 +122,7 @@ class _Columns:
     labels: Sequence
     splits: Sequence | None
     columns: dict[str, str]  # "path", "label" and "split" to the name of the column
+    ignored: list[str]  # the names of the other columns
 
 
 def _read_tables(table, options: ReadOptions, root: Path) -> tuple[list[int], list[_Columns]]:
@@ -190,16 +158,41 @@ def _read_columns(table, columns: tuple, root: Path, suffix: str) -> _Columns:
         where, df, rows = "the table", table, np.arange(len(table))
     if not len(df):
         raise UserError(f"{where} has no rows; give one row per image, with its path and label.")
-    positions = dict(
-        zip(("path", "label", "split"), _find_columns(df, where, *columns), strict=True)
-    )
-    positions = {role: column for role, column in positions.items() if column is not None}
-    cells = {
-        role: _filled_cells(df, column, role, lambda i: f"{where}, row {rows[i]}")
-        for role, column in positions.items()
+    image, label, split, flags = find_columns(df, where, *columns)
+
+    def locate(i: int) -> str:
+        return f"{where}, row {rows[i]}"
+
+    used = {
+        "path": [image],
+        "label": [label],
+        "split": [c for c in (split, *flags.values()) if c is not None],
     }
-    names = {role: str(df.columns[column]) for role, column in positions.items()}
-    return _Columns(where, rows, cells["path"], cells["label"], cells.get("split"), names)
+    splits = None
+    if flags:
+        flag_cells = {p: _filled_cells(df, c, "split", locate) for p, c in flags.items()}
+        splits = parts_of_flags(
+            flag_cells, locate, {part: str(df.columns[c]) for part, c in flags.items()}
+        )
+    elif split is not None:
+        splits = _filled_cells(df, split, "split", locate)
+    names = {
+        role: " and ".join(str(df.columns[c]) for c in found)
+        for role, found in used.items()
+        if found
+    }
+    taken = {c for found in used.values() for c in found}
+    ignored = [str(name) for i, name in enumerate(df.columns) if i not in taken]
+    log_ignored(where, ignored)
+    return _Columns(
+        where,
+        rows,
+        _filled_cells(df, image, "path", locate),
+        _filled_cells(df, label, "label", locate),
+        splits,
+        names,
+        ignored,
+    )
 
 
 def read_table(file: Path, root: Path | None = None, suffix: str = ""):
@@ -223,12 +216,14 @@ def read_table(file: Path, root: Path | None = None, suffix: str = ""):
     import pandas as pd
 
     try:
-        with open(file, encoding="utf-8-sig", newline="") as text:
-            blank, first = next(((i, s) for i, s in enumerate(text) if s.strip()), (0, ""))
-        if not first:
-            raise UserError(f"{file} is empty; give one row per image.")
+        blank, first = _first_line(file)
         tabs = file.suffix.lower() in (".tsv", ".tab")
         sep = "\t" if tabs else max(",\t;|", key=first.count)
+        if first.count(sep) >= _MAX_COLUMNS:
+            raise UserError(
+                f"{file} has {first.count(sep) + 1:,} columns, more than {_MAX_COLUMNS:,}; give "
+                "one row per image, with its path and label."
+            )
         cells = next(csv_format.reader([first], delimiter=sep))
         bare = any(_is_image(c.strip(), root or file.parent, suffix) for c in cells)
         with warnings.catch_warnings():
@@ -246,7 +241,7 @@ def read_table(file: Path, root: Path | None = None, suffix: str = ""):
         raise UserError(f"cannot read {file} ({e.strerror}); give a CSV or TSV file.") from None
     except pd.errors.ParserWarning:
         raise UserError(f"{file} has more cells in a row than in its header; correct it.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv_format.Error) as e:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv_format.Error, MemoryError) as e:
         reason = str(e).strip().removeprefix("Error tokenizing data. C error: ")
         raise UserError(f"{file} is no table ({reason}); correct it.") from None
     rows = np.arange(len(df)) + (1 if bare else blank + 2)
@@ -254,56 +249,29 @@ def read_table(file: Path, root: Path | None = None, suffix: str = ""):
     return df[filled], rows[filled]
 
 
+def _first_line(file: Path) -> tuple[int, str]:
+    """Return the first line that is not blank, and its number from 0."""
+    with open(file, encoding="utf-8-sig", newline="") as text:
+        for number in itertools.count():
+            line = text.readline(_MAX_LINE)
+            if not line:
+                raise UserError(f"{file} is empty; give one row per image.")
+            if len(line) == _MAX_LINE:
+                raise UserError(
+                    f"{file}, line {number + 1}, has more than {_MAX_LINE:,} characters; give one "
+                    "line per image, with its path and label."
+                )
+            if line.strip():
+                return number, line
+
+
 def _is_image(cell: str, root: Path, suffix: str) -> bool:
     """Return whether a cell of the first line names an image."""
     if os.path.splitext(cell)[1].lower() in EXTENSIONS:
         return True
     # With the suffix ".jpg", a file image.jpg must not turn the header "image" into a row.
-    is_header = cell.lower() in (*IMAGE_COLUMNS, *LABEL_COLUMNS, *_SPLIT_COLUMNS)
+    is_header = cell.lower() in USUAL_COLUMNS
     return bool(cell) and not is_header and os.path.isfile(os.path.join(root, cell + suffix))
-
-
-def _find_columns(df, where: str, image_col, label_col, split_col) -> tuple[int, int, int | None]:
-    """Return the positions of the columns of paths, labels and parts."""
-    names = list(df.columns)
-    shown = name_columns(names)
-
-    def find(parameter: str, column, likely: Sequence[str]) -> int | None:
-        if column is None:
-            return guess_column(names, likely)
-        is_number = isinstance(column, Integral) and not isinstance(column, bool)
-        if column in names and not isinstance(column, bool):
-            return names.index(column)
-        if is_number and 0 <= column < len(names):
-            return int(column)
-        raise UserError(
-            f"{where} has no column {column!r} ({spell(parameter)}); its columns are {shown}."
-        )
-
-    image = find("image_col", image_col, IMAGE_COLUMNS)
-    label = find("label_col", label_col, LABEL_COLUMNS)
-    split = None if split_col is False else find("split_col", split_col, _SPLIT_COLUMNS)
-    if len(names) < 2:
-        raise UserError(
-            f"{where} has the column {shown} alone; give it one column for paths and one for "
-            "labels, separated by a comma or a tab."
-        )
-    if image is None:
-        image = next(i for i in range(len(names)) if i != label)
-    if label is None:
-        label = next((i for i in (1, 0, 2) if i not in (image, split) and i < len(names)), image)
-        if len(names) > 2 + (split is not None):
-            _log.warning(
-                "%s: labels are read from the column %r, because no column has a usual name such "
-                "as 'label'; to read another of %s, give %s.",
-                where, names[label], shown, spell("label_col"),
-            )  # fmt: skip
-    if len({image, label, split}) < 3:
-        raise UserError(
-            f"{where}: paths, labels and split must be different columns of {shown}; name them "
-            f"with {spell('image_col')}, {spell('label_col')} and {spell('split_col')}."
-        )
-    return image, label, split
 
 
 def _filled_cells(df, column: int, role: str, locate: Callable[[int], str]):

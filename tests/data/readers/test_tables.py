@@ -18,6 +18,7 @@ from ltlearn.data.readers.folders import find_split_folders, list_folder
 from ltlearn.data.readers.sources import source_kind
 from ltlearn.data.readers.tables import list_table, read_table
 from ltlearn.errors import UserError
+from ltlearn.inspection import inspect_path
 
 COUNTS = {"ant": 8, "bee": 4, "cat": 3}
 
@@ -729,3 +730,129 @@ def test_a_label_column_that_was_guessed_among_several_is_logged(photos, tmp_pat
     table(df, photos, label_col="species")
     table(df[["image", "species"]], photos)
     assert not caplog.text
+
+
+# ---------------------------------------------------------------- flags, ignored columns, bounds
+
+
+FLAGS = {
+    "bool": ("True", "False"), "lower": ("true", "false"), "digit": ("1", "0"),
+    "yes": ("yes", "no"), "float": ("1.0", "0.0"), "letter": ("T", "F"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", FLAGS.values(), ids=FLAGS)
+@pytest.mark.parametrize("column, given", [("is_valid", False), ("valid", False), ("mine", True)])
+def test_flags_mark_the_validation_images(photos, words, column, given):
+    df = frame(photos)
+    df[column] = [words[0] if i % 3 == 0 else words[1] for i in range(len(df))]
+    df.to_csv(photos / "t.csv", index=False)
+    for split_col in (column, *([] if given else [None])):
+        dls = from_csv(photos / "t.csv", split_col=split_col, bs=2)
+        assert dls.valid.n == sum(df[column] == words[0]) and dls.columns["split"] == column
+        assert dls.split.valid_from == "validation set"
+        assert list_images(photos / "t.csv", split_col=split_col).ignored_columns == []
+    assert list_images(photos / "t.csv", split_col=False).ignored_columns == [column]
+
+
+def test_flags_of_a_data_frame(photos):
+    df = frame(photos)
+    for flags in (np.arange(len(df)) % 3 == 0, (np.arange(len(df)) % 3 == 0) * 1.0):
+        assert from_df(df.assign(is_valid=flags), photos, bs=2).valid.n == flags.sum()
+
+
+def test_flags_of_validation_and_test(photos):
+    df = frame(photos)
+    df["Is_Valid"] = [i % 3 == 0 for i in range(len(df))]
+    df["is_test"] = [i % 3 == 1 for i in range(len(df))]
+    dls = from_df(df, photos, bs=2)
+    assert (dls.train.n, dls.valid.n, dls.test.n) == (5, 5, 5)
+    assert dls.columns["split"] == "Is_Valid and is_test"
+    df.loc[0, "is_test"] = True
+    assert "row 0: the columns 'Is_Valid' and 'is_test'" in sentence(lambda: from_df(df, photos))
+    alone = df[["image", "label", "is_test"]]
+    dls = from_df(alone, photos, split_col="is_test", bs=2)
+    assert dls.test.n == 6 and dls.split.valid_from == "training images"
+
+
+def test_flags_that_cannot_be_used(photos):
+    df = frame(photos)
+    assert "train" in sentence(lambda: from_df(df.assign(is_valid=True), photos))
+    half = df.assign(is_valid=[True, None] + [False] * (len(df) - 2))
+    assert "row 1: the split is empty (column 'is_valid')" in sentence(
+        lambda: from_df(half, photos)
+    )
+
+
+def test_columns_that_are_not_read_are_named(photos, caplog):
+    caplog.set_level(logging.INFO, "ltlearn")
+    df = frame(photos).assign(age=3, valid="maybe", fold=[i % 5 for i in range(15)])
+    assert table(df, photos).ignored_columns == ["age", "valid", "fold"]
+    assert "ignored columns: age, valid, fold" in caplog.text
+    assert "split_col='valid'" in caplog.text
+    df.to_csv(photos / "t.csv", index=False)
+    shown = dict(inspect_path(photos / "t.csv", quick=True).rows())
+    assert shown["columns"] == "path from 'image', label from 'label'"
+    assert shown["ignored columns"] == "age, valid, fold"
+
+
+def test_a_split_column_comes_before_flags(photos, caplog):
+    df = frame(photos).assign(
+        split=["valid", *["train"] * 14], is_valid=[False, True] + [False] * 13
+    )
+    dls = from_df(df, photos, bs=2)
+    assert dls.valid.n == 1 and dls.columns["split"] == "split"
+    assert "'is_valid' is ignored" in caplog.text
+
+
+def test_one_column_per_class_is_refused(photos):
+    df = frame(photos)
+    table = df[["image"]].assign(**{c: (df.label == c).astype(int) for c in ("ant", "bee", "cat")})
+    for made in (table, table.astype({"ant": bool})):
+        message = sentence(lambda made=made: from_df(made, photos))
+        assert "columns ant, bee, cat mark one class each" in message and "label_col" in message
+    assert from_df(table, photos, label_col="ant", bs=2).vocab == ["0", "1"]
+    assert from_df(table[["image", "ant"]], photos, bs=2).vocab == ["0", "1"]
+
+
+def test_several_labels_per_image_are_refused(photos, caplog):
+    df = frame(photos)
+    df.loc[1, "label"] = "ant|bee"
+    message = sentence(lambda: from_df(df, photos))
+    assert "row 1: 'ant|bee' in the column 'label' looks like several labels" in message
+    df.to_csv(photos / "t.csv", index=False)
+    found = inspect_path(photos / "t.csv", quick=True)
+    assert "row 3: 'ant|bee'" in found.problems[0]
+    df.loc[df.label == "ant|bee", "label"] = "ant wet"
+    assert from_df(df, photos, bs=2).c == 4
+    assert "'ant wet'" in caplog.text and "several labels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("image,label" + ",x" * 20_000 + "\n", "20,002 columns, more than 10,000"),
+        ("image,label\na.png," + "x" * 5000 + "\n", "row 2: the label has 5,000 characters"),
+        ("image,label\na.png," + "9" * 5000 + "\n", "row 2: the label has 5,000 characters"),
+        ("\n" * 3 + "x" * (1 << 21), "line 4, has more than 1,048,576 characters"),
+    ],
+    ids=["columns", "label", "number", "line"],
+)
+def test_tables_of_absurd_size(tmp_path, text, reason):
+    assert reason in sentence(lambda: list_table(write(tmp_path / "t.csv", text)))
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ('{"images": [], "annotations": [], "categories": [{"id": ' + "9" * 5000 + "}]}", "digits"),
+        ('{"images": ' + "[" * 100_000, "nested too deeply"),
+        ('{"images": [{"id": 1e999, "file_name": "a.png"}], "annotations": [], "categories": []}',
+         "entry 1 of images"),
+        ('{"images": [{"id": 99999999999999999999, "file_name": "a.png"}], "annotations": [], '
+         '"categories": []}', "entry 1 of images"),
+    ],
+    ids=["digits", "nesting", "infinity", "64 bits"],
+)  # fmt: skip
+def test_annotations_of_absurd_values(tmp_path, content, reason):
+    assert reason in sentence(lambda: list_json(write(tmp_path / "a.json", content)))
