@@ -163,7 +163,7 @@ def test_files_without_tensors(tmp_path):
     file.write_bytes(b"no weights")
     with pytest.raises(UserError, match=f"no file of safetensors, or damaged; {formats}"):
         create_lt_model("resnet20_cifar", 3, pretrained=file, width=4)
-    torch.save({"epoch": 3, "net": {"weight": torch.zeros(3)}}, tmp_path / "odd.pt")
+    torch.save({"epoch": 3, "net": {"depth": 20}}, tmp_path / "odd.pt")
     with pytest.raises(UserError, match=f"odd.pt holds epoch, net, but no .*tensors; {formats}"):
         create_lt_model("resnet20_cifar", 3, pretrained=tmp_path / "odd.pt", width=4)
     torch.save({}, tmp_path / "odd.pt")
