@@ -9,11 +9,11 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from ltlearn.defaults import IMAGENET_STATS
 from ltlearn.errors import UserError, spell
 
-__all__ = ["IMAGENET_STATISTICS", "Origin", "check_statistics", "find_origin", "match_outputs"]
+__all__ = ["Origin", "check_statistics", "find_origin", "match_outputs"]
 
-IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Where training programs keep what they know of the data.
 _SECTIONS = (
     "pretrained_cfg", "config", "cfg", "hyper_parameters", "hparams", "args", "meta",
@@ -71,7 +71,11 @@ def check_statistics(mean: Any, std: Any) -> None:
 
 
 def find_origin(
-    path: Path | None, content: Mapping[str, Any], arch: str, config: Mapping[str, Any]
+    path: Path | None,
+    content: Mapping[str, Any],
+    arch: str,
+    config: Mapping[str, Any],
+    is_ours: bool = False,
 ) -> Origin:
     """Find what is stated of a trained model, the most specific statement first.
 
@@ -79,7 +83,8 @@ def find_origin(
         path: The file of the weights; None for weights of timm.
         content: The content of that file.
         arch: The architecture.
-        config: timm's configuration of the architecture. It counts only if timm has weights.
+        config: timm's configuration of the architecture.
+        is_ours: Whether ltlearn wrote the file.
 
     Raises:
         UserError: If a file that describes the model is damaged.
@@ -91,7 +96,8 @@ def find_origin(
         for source, part in statements:
             origin = _with_statement(origin, part, source)
     published = bool(config.get("hf_hub_id") or config.get("url") or config.get("file"))
-    if published:
+    # Our own training from random weights normalises as for ImageNet.
+    if published or not is_ours:
         source = f"timm's configuration of {arch}"
         if path is None:
             origin = _with_statement(origin, config, source)
@@ -100,7 +106,7 @@ def find_origin(
             # The classes of timm's own weights are not those of the file.
             origin = replace(found, classes=origin.classes, classes_from=origin.classes_from)
     if origin.mean is None:
-        mean, std = IMAGENET_STATISTICS
+        mean, std = IMAGENET_STATS
         origin = replace(
             origin, mean=mean, std=std, stats_from="ImageNet, because nothing states others"
         )

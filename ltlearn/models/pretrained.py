@@ -241,7 +241,8 @@ def _load_file(
     else:
         head = nn.Linear(_width_of(backbone), num_classes)
     config = backbone.pretrained_cfg
-    origin = find_origin(path, content, config.get("architecture") or arch, config)
+    is_ours = found.key.endswith("backbone") and any(k.startswith("head.") for k in found.outside)
+    origin = find_origin(path, content, config.get("architecture") or arch, config, is_ours)
     return LoadedModel(LTModel(backbone, head), origin)
 
 
