@@ -104,7 +104,8 @@ def describe_model(recipe: Recipe, learn, heads: Mapping[str, str]) -> ModelFact
         format=_FORMAT,
         arch=recipe.model.arch,
         arguments=recipe.model.model_dump(
-            exclude={"arch", "pretrained", "keep_head"}, exclude_none=True
+            exclude={"arch", "pretrained", "keep_head", "classes", "weights_key"},
+            exclude_none=True,
         ),
         classes=dls.vocab,
         class_counts=dls.shot_counts.tolist(),

@@ -12,7 +12,7 @@ from typing import Any
 from ltlearn.defaults import IMAGENET_STATS
 from ltlearn.errors import UserError, spell
 
-__all__ = ["Origin", "check_statistics", "find_origin", "match_outputs"]
+__all__ = ["Origin", "check_statistics", "class_names", "find_origin", "match_outputs"]
 
 # Where training programs keep what they know of the data.
 _SECTIONS = (
@@ -35,6 +35,7 @@ class Origin:
         mean: Mean per channel for pixels in [0, 1]; None if nothing states it.
         std: Standard deviation per channel; None if nothing states it.
         stats_from: What states them.
+        is_stated: Whether the file of the weights, or a file beside it, states them.
         classes: The classes in the order of the outputs; None if nothing states it.
         classes_from: What states it.
         crop: Share of the image that timm evaluates on, in (0, 1]; None if nothing states it.
@@ -45,6 +46,7 @@ class Origin:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     stats_from: str = ""
+    is_stated: bool = False
     classes: tuple[str, ...] | None = None
     classes_from: str = ""
     crop: float | None = None
@@ -95,6 +97,7 @@ def find_origin(
         statements += _files_beside(path, arch)
         for source, part in statements:
             origin = _with_statement(origin, part, source)
+        origin = replace(origin, is_stated=origin.mean is not None)
     published = bool(config.get("hf_hub_id") or config.get("url") or config.get("file"))
     # Our own training from random weights normalises as for ImageNet.
     if published or not is_ours:
@@ -167,7 +170,7 @@ def _with_statement(origin: Origin, part: Mapping[str, Any], source: str) -> Ori
             mean, std = (tuple(v / 255 for v in values) for values in (mean, std))
         if all(v > 0 for v in std):
             origin = replace(origin, mean=mean, std=std, stats_from=source)
-    classes = next(filter(None, (_names(part.get(key)) for key in _CLASS_KEYS)), None)
+    classes = next(filter(None, (class_names(part.get(key)) for key in _CLASS_KEYS)), None)
     if origin.classes is None and classes:
         origin = replace(origin, classes=classes, classes_from=source)
     crop = part.get("crop_pct")
@@ -197,9 +200,14 @@ def _triple(values: Any) -> tuple[float, ...] | None:
     return tuple(map(float, values)) if _is_triple(values) else None
 
 
-def _names(value: Any) -> tuple[str, ...] | None:
-    """Return class names in the order of the outputs, from any of the usual forms."""
-    if isinstance(value, str) and value[:1] in "[{":
+def class_names(value: Any) -> tuple[str, ...] | None:
+    """Return class names in the order of the outputs, from any of the usual forms.
+
+    Args:
+        value: A list of names, a mapping from name to number or from number to name, or JSON of
+            these. Anything else, and numbers in place of names, gives None.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):

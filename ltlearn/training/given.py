@@ -1,5 +1,6 @@
 """A model that was trained elsewhere: its normalisation, its class order, and a check of both."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from ltlearn.models.kept_head import reorder_outputs
 from ltlearn.models.origin import Origin, match_outputs
 from ltlearn.models.pretrained import LoadedModel, load_lt_model
 
-__all__ = ["AsGiven", "check_given", "describe_origin", "make_model"]
+__all__ = ["AsGiven", "check_given", "describe_origin", "describe_weights", "make_model"]
 
 _log = logging.getLogger("ltlearn")
 _IMAGES = 384  # images that the check looks at, as many of each class as possible
@@ -28,6 +29,7 @@ _MOST_CLASSES = 512
 _MOST_BYTES = 1 << 28  # pixels in memory
 _BATCH = 64
 _GOOD = 0.97  # with this accuracy, nothing else is tried
+_FEW_BATCHES = 30  # after so few batches, running statistics are still near their start
 _SURE = 3.5  # standard deviations of a difference on the same images
 _COMMON_STATS = {
     "ImageNet's": IMAGENET_STATS,
@@ -100,7 +102,7 @@ def _normalise(dls, origin: Origin) -> Origin:
     if dls.stats_given:
         mean, std = (getattr(dls.normalize, key).flatten() / 255 for key in ("mean", "std"))
         mean, std = (tuple(round(v, 7) for v in values.tolist()) for values in (mean, std))
-        return replace(origin, mean=mean, std=std, stats_from="the data, as given")
+        return replace(origin, mean=mean, std=std, stats_from="the data, as given", is_stated=False)
     if not origin.trained:
         if getattr(dls, "stats_of_model", False):  # of a model before this one
             dls.normalize.set(*IMAGENET_STATS)
@@ -150,6 +152,20 @@ def describe_origin(origin: Origin, size: int | None = None) -> list[str]:
     return lines
 
 
+def describe_weights(learn) -> dict[str, str]:
+    """Return what a file of a learner's weights states of them, as text.
+
+    Args:
+        learn: An `LTLearner`.
+    """
+    stats = (getattr(learn.dls.normalize, key).flatten() / 255 for key in ("mean", "std"))
+    mean, std = ([round(v, 7) for v in values.tolist()] for values in stats)
+    classes = [str(name) for name in learn.dls.vocab]
+    facts = {"arch": learn.arch, "mean": mean, "std": std, "classes": classes}
+    # One key, because safetensors writes several in a random order.
+    return {"config": json.dumps(facts)}
+
+
 # ------------------------------------------------------------------ the check
 
 
@@ -179,10 +195,9 @@ def check_given(learn) -> AsGiven | None:
     right = (predicted == targets).astype(float)
     warnings = []
     if right.mean() < _GOOD:
-        found = [
-            _find_order(predicted, targets, right, dls.vocab),
-            _find_statistics(learn, pixels, targets, logits, stats),
-        ]
+        found = [_find_order(predicted, targets, right, dls.vocab)]
+        if not learn.origin.is_stated and _is_mature(learn.model):
+            found.append(_find_statistics(learn, pixels, targets, logits, stats))
         # Either fault can look like the other: the remedy that helps more is the likely one.
         found = [one for one in found if one is not None]
         warnings = [max(found)[1]] if found else []
@@ -224,6 +239,13 @@ def _logits(learn, pixels: Tensor, stats: tuple[Sequence[float], Sequence[float]
             with learn.autocast():
                 parts.append(learn.model(x).float())
     return torch.cat(parts)
+
+
+def _is_mature(model: torch.nn.Module) -> bool:
+    """Return whether batch normalisation has seen enough batches to depend on the input's scale."""
+    seen = [int(m.num_batches_tracked) for m in model.modules() if hasattr(m, "running_mean")
+            and getattr(m, "num_batches_tracked", None) is not None]  # fmt: skip
+    return not seen or max(seen) == 0 or max(seen) >= _FEW_BATCHES  # 0: not recorded
 
 
 def _is_better(new: np.ndarray, old: np.ndarray, least: float) -> bool:
@@ -297,8 +319,9 @@ def _find_statistics(
     def figures(some: Tensor, index: np.ndarray) -> tuple[np.ndarray, float, float]:
         own = classes[torch.from_numpy(index).to(logits.device)]
         right = (some.argmax(1) == own).cpu().numpy().astype(float)
-        loss = torch.nn.functional.cross_entropy(some, own)
-        return right, float((right * share[index]).sum()), float(loss)
+        weights = share[index] / share[index].sum()
+        loss = torch.nn.functional.cross_entropy(some, own, reduction="none").cpu().numpy()
+        return right, float((right * weights).sum()), float((loss * weights).sum())
 
     every = np.arange(len(targets))
     first = every[:: max(1, len(every) // _FIRST_IMAGES)]
