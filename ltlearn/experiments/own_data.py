@@ -12,7 +12,6 @@ from ltlearn.experiments.read_recipe import apply_override, check_recipe, look_u
 from ltlearn.experiments.recipe import COMMAND_LINE, Recipe
 from ltlearn.experiments.sections import READING
 from ltlearn.methods import DEFAULT_STAGE1, LARGEST_SCALED_BATCH, METHODS, find_methods, usual_rate
-from ltlearn.models.origin import class_names
 
 __all__ = ["fitting_methods", "own_recipe", "read_classes", "read_statistics"]
 
@@ -174,7 +173,11 @@ def _choose_weights(draft: _Draft, arch: Any, checkpoint: str | Path | None, res
         if not os.path.isfile(file):
             raise UserError(f"there is no weights file {file}; give a .safetensors or .pth file.")
         draft.raw["model"]["pretrained"] = file
-    elif given is not False:
+    if isinstance(arch, str) and arch.startswith(("hf-hub:", "hf_hub:")) and given is not None:
+        from ltlearn.models.pretrained import check_weights
+
+        check_weights(arch, needed=given is True)
+    elif given is None or given is True:
         from ltlearn.models.pretrained import check_weights
 
         # Missing weights are reported before the images are read, which may take minutes.
@@ -240,6 +243,8 @@ def read_classes(text: str | None) -> list[str] | None:
                 f"a file that can be read ({reason}); correct it."
             ) from None
         if content.lstrip()[:1] in ("[", "{"):
+            from ltlearn.models.origin import class_names
+
             names = class_names(content)
         else:
             names = [line.strip() for line in content.splitlines() if line.strip()]

@@ -99,17 +99,16 @@ def _scale(logits: Tensor) -> float:
 
 
 def _candidates(whole: nn.Module, names: Sequence[str], width: int) -> Iterator[nn.Linear]:
-    """Yield linear layers that may be the classifier: the layer itself, then modules around it."""
-    layers = [whole.get_submodule(name) for name in names]
-    linear = [_as_linear(layer, width) for layer in layers]
-    if all(linear):
-        yield linear[0] if len(linear) == 1 else _mean_of(linear)
-    around = names[0].rpartition(".")[0]
-    while around:
-        head = _as_linear(whole.get_submodule(around), width)
-        if head is not None:
-            yield head
-        around = around.rpartition(".")[0]
+    """Yield linear layers that may be the classifier: the layers named, then modules around them.
+
+    Several classifiers on the same features are averaged, as timm does.
+    """
+    names = list(names)
+    while all(names):
+        heads = [_as_linear(whole.get_submodule(name), width) for name in names]
+        if None not in heads:
+            yield heads[0] if len(heads) == 1 else _mean_of(heads)
+        names = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
 def _as_linear(layer: nn.Module, width: int) -> nn.Linear | None:

@@ -130,21 +130,23 @@ def _width_of(backbone: nn.Module) -> int:
     return getattr(backbone, "head_hidden_size", None) or backbone.num_features
 
 
-def check_weights(arch: str) -> bool:
+def check_weights(arch: str, needed: bool = True) -> bool:
     """Return whether timm has weights of a model; raise an error if they cannot be downloaded.
 
     Args:
         arch: A name from `timm.list_models()`.
+        needed: Whether the weights are wanted; False checks the configuration of a model of the
+            hub alone.
 
     Raises:
-        UserError: If timm does not know `arch`, or its weights are neither in the cache nor within
-            reach.
+        UserError: If timm does not know `arch`, or its weights or its configuration are neither in
+            the cache nor within reach.
     """
     config = _find_config(arch)
-    if config is not None and not config.has_weights:
+    if config is not None and not (needed and config.has_weights):
         return False
-    _check_hub(arch, config)
-    return True
+    _check_hub(arch, config, needs_weights=needed)
+    return needed
 
 
 # ------------------------------------------------------------------ timm's models

@@ -195,9 +195,11 @@ def check_given(learn) -> AsGiven | None:
     right = (predicted == targets).astype(float)
     warnings = []
     if right.mean() < _GOOD:
-        found = [_find_order(predicted, targets, right, dls.vocab)]
-        if not learn.origin.is_stated and _is_mature(learn.model):
-            found.append(_find_statistics(learn, pixels, targets, logits, stats))
+        found = []
+        if _is_mature(learn.model):
+            found.append(_find_order(predicted, targets, right, dls.vocab))
+            if not learn.origin.is_stated:
+                found.append(_find_statistics(learn, pixels, targets, logits, stats))
         # Either fault can look like the other: the remedy that helps more is the likely one.
         found = [one for one in found if one is not None]
         warnings = [max(found)[1]] if found else []
@@ -242,10 +244,17 @@ def _logits(learn, pixels: Tensor, stats: tuple[Sequence[float], Sequence[float]
 
 
 def _is_mature(model: torch.nn.Module) -> bool:
-    """Return whether batch normalisation has seen enough batches to depend on the input's scale."""
-    seen = [int(m.num_batches_tracked) for m in model.modules() if hasattr(m, "running_mean")
-            and getattr(m, "num_batches_tracked", None) is not None]  # fmt: skip
-    return not seen or max(seen) == 0 or max(seen) >= _FEW_BATCHES  # 0: not recorded
+    """Return whether batch normalisation has seen enough batches for its statistics to hold.
+
+    A model that is hardly trained answers at random in evaluation mode, and then a wrong use of it
+    can be right more often than the right one.
+    """
+    norms = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
+    seen = max((int(n) for m in norms if (n := m.num_batches_tracked) is not None), default=0)
+    if not norms or seen >= _FEW_BATCHES:
+        return True
+    # Some files do not record how many batches were seen.
+    return seen == 0 and any(bool(m.running_mean.any()) for m in norms)
 
 
 def _is_better(new: np.ndarray, old: np.ndarray, least: float) -> bool:
