@@ -35,7 +35,7 @@ def head_from_tensors(outside: Mapping[str, Tensor], path: Path) -> tuple[str, n
         The name of the classifier, and the classifier; None if there is none.
 
     Raises:
-        UserError: If other layers stand beside it.
+        UserError: If there are several layers, or other layers stand beside it.
     """
     layers = {
         k: v
@@ -48,8 +48,14 @@ def head_from_tensors(outside: Mapping[str, Tensor], path: Path) -> tuple[str, n
         groups.setdefault(name, {})[last] = value
     heads = {name: head_from_state(parts) for name, parts in groups.items()}
     heads = {name: head for name, head in heads.items() if head is not None}
-    if len(heads) != 1:
+    if not heads:
         return None
+    if len(heads) > 1:
+        raise UserError(
+            f"the classifier in {path} is not one linear layer but several "
+            f"({', '.join(heads)}), as that of fastai's vision_learner; start with a new one "
+            f"({spell('keep_head', False)})."
+        )
     ((name, head),) = heads.items()
     others = [
         k for k, v in layers.items() if k.rpartition(".")[0] != name and v.is_floating_point()

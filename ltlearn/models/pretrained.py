@@ -393,6 +393,11 @@ def _describe_sizes(wrong: list[str], state: dict[str, Tensor], own: dict[str, T
 
 def _fit_error(path: Path, arch: str, kwargs: dict, problem: str) -> UserError:
     remedy = f"give the {spell('arch')} of the file"
+    if "0.0.weight" in problem:
+        remedy = (
+            "its layers have numbers for names, as in fastai's vision_learner of a torchvision "
+            "model; save a model of timm, or the model's state_dict() before it is cut"
+        )
     if "width" in kwargs or arch.split(".")[0].endswith("_cifar"):
         remedy += f", and its width ({spell('model.width', 64)} for example)"
     return UserError(f"the weights in {path} do not fit {arch} ({problem.rstrip('.')}); {remedy}.")

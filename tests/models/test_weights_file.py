@@ -134,6 +134,21 @@ def test_files_of_fastai(model, tmp_path, with_opt):
     assert_same(cut.eval(), model)
 
 
+def test_a_vision_learner_gives_its_backbone_alone(model, tmp_path):
+    backbone, _ = split_model(model)
+    layers = {
+        "1.2.weight": torch.rand(16), "1.2.running_mean": torch.rand(16),
+        "1.4.weight": torch.rand(8, 16), "1.8.weight": torch.rand(3, 8),
+    }  # fmt: skip
+    content = {"model": {**below("0.model.", backbone), **layers}}
+    with pytest.raises(UserError, match=r"several \(1\.4, 1\.8\).*vision_learner.*keep_head"):
+        load(content, tmp_path)
+    cut = load(content, tmp_path, keep_head=False)
+    assert torch.equal(cut.backbone.conv1.weight, model.conv1.weight)
+    with pytest.raises(UserError, match="numbers for names.*vision_learner"):
+        load({"0.0.weight": torch.rand(4, 3, 3, 3)}, tmp_path)
+
+
 class Danger:
     def __reduce__(self):
         return print, ("this code ran",)
