@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
-__all__ = ["BATCH_SIZE", "SMALL_SIDE", "Defaults", "choose_defaults"]
+__all__ = ["BATCH_SIZE", "IMAGENET_STATS", "SMALL_SIDE", "Defaults", "choose_defaults"]
 
 SMALL_SIDE = 96  # pixels; the loaders hold images in memory up to this side
 BATCH_SIZE = 64
+# Mean and standard deviation per channel for pixels in [0, 1].
+IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LARGE_SIZE = 224
 _PRETRAINED_EPOCHS = 30
 _SCRATCH_EPOCHS = 90

@@ -8,16 +8,15 @@ import fastai.callback.schedule  # noqa: F401  (gives Learner lr_find, fit_one_c
 import torch
 from torch import Tensor, nn
 
-from ltlearn.data.benchmarks.facts import IMAGENET_STATS
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import check_choice
 from ltlearn.losses import CrossEntropy
 from ltlearn.methods import Method
 from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.models.backbone import LTModel
-from ltlearn.models.pretrained import create_lt_model
 from ltlearn.names import FEW_RULES
 from ltlearn.training.features import FeatureBank, Features
+from ltlearn.training.given import check_given, make_model
 from ltlearn.training.history import head_norms
 from ltlearn.training.image_learner import ImageLearner
 from ltlearn.training.loop import LossScaling, listed_callbacks, sgd
@@ -432,6 +431,9 @@ def lt_learner(
     cache_path: str | Path | None = None,
     few: str = "<20",
     keep_head: bool = False,
+    classes: Sequence[str] | None = None,
+    weights_key: str | None = None,
+    check: bool = True,
     cbs=None,
     **model_kwargs,
 ) -> LTLearner:
@@ -441,33 +443,31 @@ def lt_learner(
         dls: Long-tailed data.
         arch: A name of `timm.list_models()`, or `resnet20/32/44/56_cifar`.
         pretrained: True fetches timm's weights, a path loads a file of weights, False starts at
-            random. The data is normalised as the weights expect, unless it has statistics of its
-            own.
+            random. Data without `stats=` is normalised as the file or timm's configuration states.
         precision: "auto", "fp32", "bf16" or "fp16".
         channels_last: Whether convolution weights are channels-last in memory.
         cache_path: Folder for features. None: memory up to 1 GiB, then the setting `cache_path`.
         few: Rule for the few-shot group, "<20" or "<=20".
-        keep_head: Whether to load the classifier of the weights file, too. It must have the same
-            classes in the same order.
+        keep_head: Whether to load the classifier of the weights file, too, of the same classes.
+        classes: The names of the data's classes in the order of the kept classifier's outputs.
+            None: what the file states, or else the order of the data.
+        weights_key: Which set of weights is taken from a file of several ("state_dict_ema").
+        check: Whether to try a kept classifier on a few hundred images, and warn if it looks wrong.
         cbs: fastai callbacks that stay on the learner.
         **model_kwargs: Arguments of `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 
     Raises:
         UserError: If timm does not know `arch` or its arguments, the weights cannot be loaded, the
-            device does not support the precision, or `few` or `cbs` is not allowed.
+            file has other classes or several sets of weights, the device does not support the
+            precision, or `few` or `cbs` is not allowed.
 
     Example:
         >>> learn = lt_learner(dls, "resnet32_cifar", pretrained=False, width=64)
     """
     cbs = listed_callbacks(cbs)
-    model = create_lt_model(arch, dls.c, pretrained, tuple(dls.size), keep_head, **model_kwargs)
-    config = getattr(model.backbone, "pretrained_cfg", None) or {}
-    starts_trained = bool(pretrained) and (
-        not isinstance(pretrained, bool) or bool(config.get("hf_hub_id") or config.get("url"))
-    )
-    if starts_trained and not dls.stats_given:
-        mean, std = config.get("mean", IMAGENET_STATS[0]), config.get("std", IMAGENET_STATS[1])
-        dls.normalize.set(mean, std)
-    learn = LTLearner(dls, model, precision, channels_last, cache_path, few, cbs=cbs)
-    learn.pretrained, learn.arch = starts_trained, arch
+    options = {"keep_head": keep_head, "classes": classes, "weights_key": weights_key}
+    loaded = make_model(dls, arch, pretrained, options, **model_kwargs)
+    learn = LTLearner(dls, loaded.model, precision, channels_last, cache_path, few, cbs=cbs)
+    learn.pretrained, learn.arch, learn.origin = loaded.origin.trained, arch, loaded.origin
+    learn.as_given = check_given(learn) if keep_head and check else None
     return learn

@@ -17,6 +17,10 @@ _KEYS = {
     "batch_size": "stage1.batch_size",
     "arch": "model.arch",
     "width": "model.width",
+    "classes": "model.classes",
+    "weights_key": "model.weights_key",
+    "mean": "data.mean",
+    "std": "data.std",
     "pretrained": "model.pretrained",
     "keep_head": "model.keep_head",
     "size": "data.size",
@@ -40,6 +44,7 @@ _ALIASES = {
     "source": ("data",),
     "methods": ("methods", "method"),
     "overrides": ("set_",),
+    "stats": ("mean",),
 }
 # Settings are the remedy in commands that have no flag for them.
 _SETTINGS = (

@@ -20,6 +20,7 @@ __all__ = [
     "JSON",
     "KEEP_ALL",
     "LABEL_COL",
+    "MEAN",
     "METHOD",
     "ON_NAN_OPTION",
     "OUT",
@@ -35,10 +36,12 @@ __all__ = [
     "SIZE",
     "SKIP_BAD",
     "SPLIT_COL",
+    "STD",
     "SUFFIX",
     "TENSORBOARD",
     "TEST",
     "VALID",
+    "WEIGHTS_KEY",
     "WORKERS",
 ]
 
@@ -120,6 +123,24 @@ SIZE = Annotated[
     typer.Option(
         help="Side in pixels that images are resized to. By default, small images of one size keep "
         "it, and others get 224."
+    ),
+]
+MEAN = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R,G,B",
+        help="Mean per channel that images are normalised with, for pixels from 0 to 1. By "
+        "default, what the file of the weights or timm states, or ImageNet's.",
+    ),
+]
+STD = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="Standard deviation per channel, together with --mean."),
+]
+WEIGHTS_KEY = Annotated[
+    str | None,
+    typer.Option(
+        help="Which weights are taken from a file that holds several sets, such as state_dict_ema."
     ),
 ]
 SEEDS = Annotated[int | None, typer.Option(help="Number of seeds to run.")]

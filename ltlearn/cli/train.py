@@ -14,6 +14,7 @@ from ltlearn.cli.options import (
     JSON,
     KEEP_ALL,
     LABEL_COL,
+    MEAN,
     METHOD,
     ON_NAN_OPTION,
     OUT,
@@ -26,10 +27,12 @@ from ltlearn.cli.options import (
     SIZE,
     SKIP_BAD,
     SPLIT_COL,
+    STD,
     SUFFIX,
     TENSORBOARD,
     TEST,
     VALID,
+    WEIGHTS_KEY,
     WORKERS,
 )
 from ltlearn.errors import UserError, spell
@@ -73,6 +76,9 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(help="Start from the weights in a .safetensors or .pth file.")
     ] = None,
+    weights_key: WEIGHTS_KEY = None,
+    mean: MEAN = None,
+    std: STD = None,
     lr: Annotated[
         float | None,
         typer.Option(
@@ -107,6 +113,7 @@ def train(
 ) -> None:
     """Train a model on your own images: stage 1, stage 2, report."""
     from ltlearn.cli.running import OwnRun, RunFlags, read_options, run_own_and_print
+    from ltlearn.experiments.own_data import read_statistics
     from ltlearn.utils.settings import load_settings
 
     flags = RunFlags(
@@ -123,6 +130,8 @@ def train(
         "model.arch": arch, "stage1.epochs": epochs, "stage1.method": stage1, "data.size": size,
         "model.pretrained": pretrained if weights is None else str(weights), "stage1.lr": lr,
         "stage1.batch_size": batch_size, "seeds": seeds, "protocol": protocol,
+        "model.weights_key": weights_key, "data.mean": read_statistics("mean", mean),
+        "data.std": read_statistics("std", std),
     }  # fmt: skip
     reading = read_options(images, image_col, label_col, split_col, suffix, valid, test)
     run_own_and_print(OwnRun(data, method, values, reading, set_ or []), flags)
@@ -139,8 +148,7 @@ def retrain(
     data: Annotated[
         Path,
         typer.Option(
-            help="Images of the same classes, as for `ltlearn train`. The classifier's outputs "
-            "must follow the sorted class names.",
+            help="Images of the same classes, as for `ltlearn train`.",
             show_default=False,
         ),
     ],
@@ -155,6 +163,19 @@ def retrain(
     reset: Annotated[
         bool, typer.Option("--reset", help="Replace the model's classifier by a new one.")
     ] = False,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|A,B,C",
+            help="Names of the classes in the order of the classifier's outputs: separated by "
+            "commas, or a file with one on each line, or JSON. By default, what the checkpoint or "
+            "a file beside it states, or the order of the data: the names of folders as text, "
+            "numbers in a table by value.",
+        ),
+    ] = None,
+    weights_key: WEIGHTS_KEY = None,
+    mean: MEAN = None,
+    std: STD = None,
     size: SIZE = None,
     images: IMAGES = None,
     image_col: IMAGE_COL = None,
@@ -178,6 +199,7 @@ def retrain(
 ) -> None:
     """Retrain the classifier of a trained model: stage 2, report."""
     from ltlearn.cli.running import OwnRun, RunFlags, read_options, run_own_and_print
+    from ltlearn.experiments.own_data import read_classes, read_statistics
     from ltlearn.utils.settings import load_settings
 
     flags = RunFlags(
@@ -187,7 +209,11 @@ def retrain(
     )  # fmt: skip
     if method is None:
         method = DEFAULT_WITH_RESET if reset else DEFAULT_STAGE2
-    values = {"model.arch": arch, "data.size": size, "seeds": seeds, "protocol": protocol}
+    values = {
+        "model.arch": arch, "data.size": size, "seeds": seeds, "protocol": protocol,
+        "model.weights_key": weights_key, "model.classes": read_classes(classes),
+        "data.mean": read_statistics("mean", mean), "data.std": read_statistics("std", std),
+    }  # fmt: skip
     reading = read_options(images, image_col, label_col, split_col, suffix, valid, test)
     own = OwnRun(data, method, values, reading, set_ or [], checkpoint, reset)
     run_own_and_print(own, flags)

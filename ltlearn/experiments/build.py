@@ -3,13 +3,17 @@
 import torch
 
 from ltlearn.data import LTDataLoaders
+from ltlearn.data.datasets import ImageFiles
+from ltlearn.defaults import SMALL_SIDE
 from ltlearn.errors import UserError, spell
 from ltlearn.experiments.options import RunOptions
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.learner import LTLearner, lt_learner
+from ltlearn.training.given import describe_origin
 
 __all__ = [
     "SEEN_WARNING",
+    "describe_inputs",
     "is_untested",
     "make_learner",
     "make_loaders",
@@ -42,13 +46,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def make_learner(recipe: Recipe, dls: LTDataLoaders, options: RunOptions) -> LTLearner:
+def make_learner(
+    recipe: Recipe, dls: LTDataLoaders, options: RunOptions, check: bool = False
+) -> LTLearner:
     """Create the learner of a recipe.
 
     Args:
         recipe: The recipe.
         dls: Its loaders.
         options: Precision and the folder of cached features.
+        check: Whether a given model is tried on a few images first, see `lt_learner`.
     """
     model = recipe.model.model_dump(exclude={"arch"}, exclude_none=True)
     return lt_learner(
@@ -57,6 +64,7 @@ def make_learner(recipe: Recipe, dls: LTDataLoaders, options: RunOptions) -> LTL
         precision=options.precision,
         cache_path=options.cache_path,
         few=recipe.data.few,
+        check=check,
         **model,
     )
 
@@ -69,8 +77,12 @@ def make_loaders(recipe: Recipe, seed: int, options: RunOptions) -> LTDataLoader
         seed: The seed of split, order and augmentation.
         options: Where the images are, and how they are read.
     """
-    arguments = {
-        **recipe.data.model_dump(exclude={"dataset", "source", "few"}, exclude_none=True),
+    arguments = recipe.data.model_dump(
+        exclude={"dataset", "source", "few", "mean", "std"}, exclude_none=True
+    )
+    if recipe.data.mean is not None:
+        arguments["stats"] = (recipe.data.mean, recipe.data.std)
+    arguments |= {
         "protocol": recipe.protocol,
         "bs": recipe.stage1.batch_size,
         "seed": seed,
@@ -89,6 +101,19 @@ def make_loaders(recipe: Recipe, seed: int, options: RunOptions) -> LTDataLoader
         # Results are then measured on the validation images, and every table reports that.
         dls.loaders.append(dls.valid)
     return dls
+
+
+def describe_inputs(learn: LTLearner) -> list[str]:
+    """Describe how images enter the model, the order of its outputs, and how it did as given.
+
+    Args:
+        learn: A learner of the recipe.
+    """
+    is_cropped = isinstance(learn.dls.valid.dataset, ImageFiles) and learn.dls.size[0] > SMALL_SIDE
+    lines = describe_origin(learn.origin, learn.dls.size[0] if is_cropped else None)
+    if learn.as_given is not None:
+        lines += [str(learn.as_given), *learn.as_given.warnings]
+    return lines
 
 
 def is_untested(dls: LTDataLoaders) -> bool:

@@ -64,6 +64,7 @@ class Manifest(Record):
         test_images: How many images test; 0 without a test set.
         skipped_images: Unreadable images that are left out.
         columns: Which columns of a table are read.
+        inputs: How images enter the model, and the order of its outputs, a line each.
         training_seconds: Seconds of training, all seeds and stages together.
         stages: A record of each stage that trained.
         results: The result table.
@@ -94,6 +95,7 @@ class Manifest(Record):
     test_images: int | None = None
     skipped_images: list[str] | None = None
     columns: dict[str, str] | None = None
+    inputs: list[str] | None = None
     training_seconds: float | None = None
     stages: list[dict[str, Any]] | None = None
     results: dict[str, Any] | None = None
@@ -102,7 +104,8 @@ class Manifest(Record):
     _optional = frozenset(
         {
             "split", "classes", "class_counts", "training_images", "validation_images",
-            "test_images", "skipped_images", "columns", "training_seconds", "stages", "results",
+            "test_images", "skipped_images", "columns", "inputs",
+            "training_seconds", "stages", "results",
         }
     )  # fmt: skip
 

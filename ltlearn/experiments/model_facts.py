@@ -23,7 +23,7 @@ __all__ = ["MODEL_FILE", "ModelFacts", "describe_model", "read_model_facts", "wr
 MODEL_FILE = "model.json"
 _FORMAT = 1
 # Keys of a recipe's [model] that are no arguments of the network.
-_NO_ARGUMENTS = {"arch", "pretrained", "keep_head"}
+_NO_ARGUMENTS = {"arch", "pretrained", "keep_head", "classes", "weights_key"}
 _Size = Annotated[list[Annotated[int, Field(ge=1, le=MAX_SIDE)]], Field(min_length=2, max_length=2)]
 _Mean = Annotated[float, Field(ge=-100, le=100)]
 _Std = Annotated[float, Field(gt=0, le=100)]

@@ -13,7 +13,7 @@ from ltlearn.experiments.recipe import COMMAND_LINE, Recipe
 from ltlearn.experiments.sections import READING
 from ltlearn.methods import DEFAULT_STAGE1, LARGEST_SCALED_BATCH, METHODS, find_methods, usual_rate
 
-__all__ = ["fitting_methods", "own_recipe"]
+__all__ = ["fitting_methods", "own_recipe", "read_classes", "read_statistics"]
 
 # The values of SAMN's code.
 _VALUES = {
@@ -173,7 +173,11 @@ def _choose_weights(draft: _Draft, arch: Any, checkpoint: str | Path | None, res
         if not os.path.isfile(file):
             raise UserError(f"there is no weights file {file}; give a .safetensors or .pth file.")
         draft.raw["model"]["pretrained"] = file
-    elif given is not False:
+    if isinstance(arch, str) and arch.startswith(("hf-hub:", "hf_hub:")) and given is not None:
+        from ltlearn.models.pretrained import check_weights
+
+        check_weights(arch, needed=given is True)
+    elif given is None or given is True:
         from ltlearn.models.pretrained import check_weights
 
         # Missing weights are reported before the images are read, which may take minutes.
@@ -213,6 +217,68 @@ def _choose_stage1(draft: _Draft, trained: bool) -> None:
         if batch > LARGEST_SCALED_BATCH:
             why += f"; as for a batch of {LARGEST_SCALED_BATCH}, beyond which it does not grow"
         draft.choose("stage1.lr", usual_rate(batch, pretrained), why)
+
+
+def read_classes(text: str | None) -> list[str] | None:
+    """Return the class names that an option gives.
+
+    Args:
+        text: Names separated by commas, or a file: a name on each line, or JSON of a list or of a
+            mapping between names and numbers. None gives None.
+
+    Raises:
+        UserError: If there are fewer than two names, or the file cannot be read.
+    """
+    if text is None:
+        return None
+    path = Path(text).expanduser()
+    names: Sequence[str] | None = [name.strip() for name in text.split(",")]
+    if len(names) < 2:
+        try:
+            content = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as e:
+            reason = getattr(e, "strerror", None) or "it is no text in UTF-8"
+            raise UserError(
+                f"{spell('classes', text)} is neither a list of names with commas between them nor "
+                f"a file that can be read ({reason}); correct it."
+            ) from None
+        if content.lstrip()[:1] in ("[", "{"):
+            from ltlearn.models.origin import class_names
+
+            names = class_names(content)
+        else:
+            names = [line.strip() for line in content.splitlines() if line.strip()]
+    names = list(names or ())
+    if len(names) < 2 or not all(names):
+        raise UserError(
+            f"{spell('classes', text)} must name at least two classes, in the order of the model's "
+            "outputs."
+        )
+    return names
+
+
+def read_statistics(name: str, text: str | None) -> list[float] | None:
+    """Return the statistics that an option gives, one per channel.
+
+    Args:
+        name: The option, "mean" or "std".
+        text: One number for all channels, or three with commas between them. None gives None.
+
+    Raises:
+        UserError: If these are no numbers.
+    """
+    if text is None:
+        return None
+    try:
+        values = [float(word) for word in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 3):
+        raise UserError(
+            f"{spell(name, text)} must be three numbers with commas between them, such as "
+            "0.485,0.456,0.406, or one number."
+        )
+    return values * (3 // len(values))
 
 
 def fitting_methods(

@@ -15,6 +15,7 @@ from ltlearn.data.readers.columns import columns_text
 from ltlearn.errors import UserError, log_once, spell
 from ltlearn.experiments.build import (
     SEEN_WARNING,
+    describe_inputs,
     is_untested,
     make_learner,
     make_loaders,
@@ -133,7 +134,11 @@ def _run_locked(
             _report_data(dls, notify)
         run.write_json(MANIFEST_FILE, manifest.to_dict())
         set_seed(seed)
-        learn = make_learner(recipe, dls, options)
+        learn = make_learner(recipe, dls, options, check=seed == 0)
+        if seed == 0:
+            manifest.inputs = describe_inputs(learn)
+            for line in manifest.inputs:
+                notify(line)
         if seed == 0 and may_have_seen(recipe, dls):
             _log.warning("%s", SEEN_WARNING)
         results.append(run_seed(recipe, StageFolder(run, seed, options, notify), learn))

@@ -76,6 +76,9 @@ class DataSection(RecipeSection):
     n_max: int | None = Field(None, ge=1, le=_MAX_IMAGES)
     test_per_class: int | None = Field(None, ge=1, le=_MAX_IMAGES)
     size: int | None = Field(None, ge=1, le=MAX_SIDE)  # None: the size of the images
+    # Statistics of pixels in [0, 1], one per channel. None: those that the model's weights need.
+    mean: list[float] | None = None
+    std: list[float] | None = None
     # For sets that are published as lists, and for "own". None: the default of the set.
     transform: Literal[TRANSFORM_NAMES] | None = None
     max_classes: int | None = Field(None, ge=2, le=_MAX_IMAGES)  # for published lists; None: all
@@ -96,6 +99,9 @@ class ModelSection(RecipeSection):
     arch: str
     pretrained: bool | str = False
     keep_head: bool = False  # take the classifier from the file, too
+    # For `keep_head`: the classes in the order of the outputs. None: what the file states.
+    classes: list[str] | None = Field(None, min_length=2)
+    weights_key: str | None = None  # which weights of a file that holds several sets
     width: int | None = Field(None, ge=1, le=_MAX_WIDTH)
 
 

@@ -36,7 +36,10 @@ def settle_data(data: DataSection) -> None:
             )
         for key in (*_CUT, *_PARTS):
             _refuse(data, key, "own data, which is used unchanged")
+        _settle_statistics(data)
         return
+    for key in ("mean", "std"):
+        _refuse(data, key, f"{data.dataset}, which has statistics of its own")
     given = [key for key in ("source", *READING) if getattr(data, key) is not None]
     if given:
         raise UserError(
@@ -55,6 +58,18 @@ def settle_data(data: DataSection) -> None:
             setattr(data, key, value)
 
 
+def _settle_statistics(data: DataSection) -> None:
+    if data.mean is None and data.std is None:
+        return
+    if data.mean is None or data.std is None:
+        lost = "data.mean" if data.mean is None else "data.std"
+        raise UserError(f"mean and std belong together; give {spell(lost)} as well.")
+    # The package of models imports torch, which takes seconds.
+    from ltlearn.models.origin import check_statistics
+
+    check_statistics(data.mean, data.std)
+
+
 def _refuse(data: DataSection, key: str, what: str) -> None:
     if getattr(data, key) is not None:
         raise UserError(f"data.{key} has no meaning for {what}; leave it out.")
@@ -67,12 +82,23 @@ def settle_model(model: ModelSection) -> None:
         model: The section.
 
     Raises:
-        UserError: If the classifier is to be kept, and there is no file.
+        UserError: If the classifier is to be kept, and there is no file; or if a key has no meaning
+            without a file or a kept classifier.
     """
     if model.keep_head and not isinstance(model.pretrained, str):
         raise UserError(
             "model.keep_head keeps the classifier of a file, but model.pretrained is "
             f"{model.pretrained!r}; give the path of the file."
+        )
+    if model.classes is not None and not model.keep_head:
+        raise UserError(
+            "model.classes names the outputs of a kept classifier, but model.keep_head is False; "
+            "leave it out."
+        )
+    if model.weights_key is not None and not isinstance(model.pretrained, str):
+        raise UserError(
+            "model.weights_key names weights in a file, but model.pretrained is "
+            f"{model.pretrained!r}; leave it out."
         )
 
 

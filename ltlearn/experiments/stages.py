@@ -27,13 +27,16 @@ from ltlearn.experiments.manifest import (
     stage_name,
 )
 from ltlearn.experiments.options import RunOptions
+from ltlearn.experiments.predictor import MODEL_FILE
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.sections import Stage1Section
 from ltlearn.learner import LTLearner
 from ltlearn.methods import DEFAULT_STAGE1, METHODS, label_of
 from ltlearn.metrics.report import ShotReport, shot_report
+from ltlearn.models.origin import check_statistics
 from ltlearn.models.pretrained import is_outside_arch
 from ltlearn.training.checkpoint import Checkpoint
+from ltlearn.training.given import describe_weights
 from ltlearn.training.logs import EpochLog
 from ltlearn.training.loop import sgd
 from ltlearn.training.records import TrajectoryRecord
@@ -160,6 +163,7 @@ def load_stage1(
     dls = make_loaders(recipe, seed, options)
     keep_older_names(dls, recorded_split(run, seed))
     learn = make_learner(recipe, dls, options)
+    _normalise_as_recorded(run, learn)
     finished = _load_finished(run, name, learn)
     if finished is None:
         raise UserError(
@@ -168,6 +172,18 @@ def load_stage1(
         )
     learn.stages.append(finished.stage)
     return learn
+
+
+def _normalise_as_recorded(run: Run, learn: LTLearner) -> None:
+    """Use the statistics that the run recorded: another version may have chosen others."""
+    if not (run.path / MODEL_FILE).is_file():
+        return
+    facts = run.read_json(MODEL_FILE)
+    stats = [facts.get(key) if isinstance(facts, dict) else None for key in ("mean", "std")]
+    check_statistics(*stats)
+    now = (learn.origin.mean, learn.origin.std)
+    if not np.allclose(np.array(stats), np.array(now), atol=1e-6):
+        learn.dls.normalize.set(*stats)
 
 
 def run_seed(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> SeedResult:
@@ -356,7 +372,7 @@ def _save_finished(run: Run, name: str, learn: LTLearner, trajectory, stages) ->
     finished = FinishedStage.from_dict({"trajectory": trajectory, "stage": stage})
     # The weights come first: the record states that they are complete.
     checksum = run.save_tensors_checked(
-        f"{name}.safetensors", learn.model.state_dict(), {"arch": learn.arch}
+        f"{name}.safetensors", learn.model.state_dict(), describe_weights(learn)
     )
     finished = replace(finished, **_circumstances(learn), weights=checksum)
     run.write_json(f"{name}.json", finished.to_dict(), sealed=True)

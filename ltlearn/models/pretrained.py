@@ -3,8 +3,10 @@
 import difflib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -12,19 +14,34 @@ from torch import Tensor, nn
 
 import ltlearn.models.cifar_resnet  # noqa: F401  (registers the CIFAR ResNets)
 from ltlearn.errors import UserError, spell
-from ltlearn.heads.registry import head_from_state
 from ltlearn.models.backbone import HEAD_NAMES, LTModel, evaluating
-from ltlearn.utils.stored_weights import check_stored_weights
+from ltlearn.models.kept_head import head_from_tensors, linear_classifier
+from ltlearn.models.origin import Origin, find_origin
+from ltlearn.models.weights_file import (
+    FoundWeights,
+    describe_some,
+    find_weights,
+    read_weights_file,
+)
 
-__all__ = ["check_weights", "create_lt_model", "is_outside_arch"]
+__all__ = ["LoadedModel", "check_weights", "create_lt_model", "is_outside_arch", "load_lt_model"]
 
 _log = logging.getLogger("ltlearn")
-_FORMATS = (
-    "give a model's state_dict() as saved by safetensors (.safetensors) or by torch.save "
-    "(.pth, .pt, .bin)"
-)
 # Tensors that a file may hold or lack, because they follow from the other tensors.
 _DERIVED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, and what is known of its weights.
+
+    Args:
+        model: The model.
+        origin: What the file, or timm, states of the weights.
+    """
+
+    model: LTModel
+    origin: Origin
 
 
 def create_lt_model(
@@ -33,6 +50,7 @@ def create_lt_model(
     pretrained: bool | str | Path = True,
     img_size: int | tuple[int, int] | None = None,
     keep_head: bool = False,
+    weights_key: str | None = None,
     **kwargs,
 ) -> LTModel:
     """Create any timm model as a backbone with pooled features and a linear head.
@@ -45,62 +63,90 @@ def create_lt_model(
         img_size: Side of the images in pixels, or (height, width). Only models with a fixed image
             size (ViT, Swin) use it.
         keep_head: Whether to take the classifier from the file too. Its classes must be the same,
-            in the same order.
+            in the same order. The logits are then those of timm's model in evaluation mode.
+        weights_key: Which weights of the file are taken if it holds several sets, such as
+            "state_dict_ema". None takes the only set.
         **kwargs: Arguments of `timm.create_model`, such as `width=64` for the CIFAR ResNets.
 
     Raises:
         UserError: If timm does not know `arch` (similar names are suggested) or an argument, the
             model does not accept the image size, the file does not hold exactly the weights of the
-            backbone, its classifier is missing or has other classes, or the weights cannot be
-            downloaded.
+            backbone or holds several sets, its classifier is missing, has other classes or is no
+            linear layer, or the weights cannot be downloaded.
 
     Example:
         >>> model = create_lt_model("resnet32_cifar", num_classes=100, pretrained=False)
         >>> model.head
         Linear(in_features=64, out_features=100, bias=True)
     """
-    config = _find_config(arch)
-    if keep_head and not isinstance(pretrained, str | Path):
-        raise UserError(
-            f"keep_head=True takes the classifier from a weights file, but pretrained is "
-            f"{pretrained!r}; give the path of the file."
-        )
+    options = {"keep_head": keep_head, "weights_key": weights_key}
+    return load_lt_model(arch, num_classes, pretrained, img_size, options, **kwargs).model
+
+
+def load_lt_model(
+    arch: str,
+    num_classes: int,
+    pretrained: bool | str | Path,
+    img_size: int | tuple[int, int] | None,
+    options: Mapping[str, Any],
+    **kwargs,
+) -> LoadedModel:
+    """Create a model as `create_lt_model` does, and return what is known of its weights.
+
+    Args:
+        arch: As for `create_lt_model`.
+        num_classes: As for `create_lt_model`.
+        pretrained: As for `create_lt_model`.
+        img_size: As for `create_lt_model`.
+        options: `keep_head` and `weights_key` of `create_lt_model`.
+        **kwargs: Arguments of `timm.create_model`.
+
+    Raises:
+        UserError: As `create_lt_model` does.
+    """
+    config, is_file = _find_config(arch), isinstance(pretrained, str | Path)
+    for name in ("keep_head", "weights_key"):
+        if options.get(name) and not is_file:
+            raise UserError(
+                f"{spell(name, options[name])} needs a weights file, but pretrained is "
+                f"{pretrained!r}; give the path of the file, or leave {name} out."
+            )
     if config is not None and img_size is not None and config.fixed_input_size:
         height, width = _sides(img_size)
         kwargs.setdefault("img_size", height if height == width else (height, width))
-    state = None
-    if isinstance(pretrained, str | Path):
-        path = Path(pretrained).expanduser()
-        state = _read_weights(path)
-        backbone = _create_from_file(arch, path, _backbone_state(state), kwargs)
-    else:
-        if pretrained and config is not None and not config.has_weights:
-            _log.warning("%s has no pre-trained weights; it starts from random weights", arch)
-            pretrained = False
-        if pretrained or config is None:
-            _check_hub(arch, config)
-        backbone = _create(arch, pretrained, kwargs)
-    width = getattr(backbone, "head_hidden_size", None) or backbone.num_features
-    if keep_head:
-        return LTModel(backbone, _head_from_file(state, arch, path, width, num_classes))
-    return LTModel(backbone, nn.Linear(width, num_classes))
+    if is_file:
+        return _load_file(arch, num_classes, Path(pretrained).expanduser(), options, kwargs)
+    if pretrained and config is not None and not config.has_weights:
+        _log.warning("%s has no pre-trained weights; it starts from random weights", arch)
+        pretrained = False
+    if pretrained or config is None:
+        _check_hub(arch, config, needs_weights=bool(pretrained))
+    backbone = _create(arch, pretrained, kwargs)
+    origin = find_origin(None, {}, arch, backbone.pretrained_cfg) if pretrained else Origin()
+    return LoadedModel(LTModel(backbone, nn.Linear(_width_of(backbone), num_classes)), origin)
 
 
-def check_weights(arch: str) -> bool:
+def _width_of(backbone: nn.Module) -> int:
+    return getattr(backbone, "head_hidden_size", None) or backbone.num_features
+
+
+def check_weights(arch: str, needed: bool = True) -> bool:
     """Return whether timm has weights of a model; raise an error if they cannot be downloaded.
 
     Args:
         arch: A name from `timm.list_models()`.
+        needed: Whether the weights are wanted; False checks the configuration of a model of the
+            hub alone.
 
     Raises:
-        UserError: If timm does not know `arch`, or its weights are neither in the cache nor within
-            reach.
+        UserError: If timm does not know `arch`, or its weights or its configuration are neither in
+            the cache nor within reach.
     """
     config = _find_config(arch)
-    if config is not None and not config.has_weights:
+    if config is not None and not (needed and config.has_weights):
         return False
-    _check_hub(arch, config)
-    return True
+    _check_hub(arch, config, needs_weights=needed)
+    return needed
 
 
 def is_outside_arch(arch: str) -> bool:
@@ -127,7 +173,7 @@ def _find_config(arch: str):
 
 def _create(arch: str, pretrained: bool, kwargs: dict) -> nn.Module:
     try:
-        backbone = timm.create_model(arch, pretrained=pretrained, num_classes=0, **kwargs)
+        backbone = timm.create_model(arch, pretrained=pretrained, **{"num_classes": 0, **kwargs})
     except Exception as e:
         size_errors = (AssertionError, ArithmeticError)
         if not pretrained:  # a failed download can raise these two as well
@@ -140,6 +186,8 @@ def _create(arch: str, pretrained: bool, kwargs: dict) -> nn.Module:
             ) from e
         if pretrained:
             raise _download_error(arch, _first_line(e)) from e
+        if ":" in arch:
+            raise _config_error(arch, _first_line(e)) from e
         raise
     _check_odd_size(backbone, arch, kwargs)
     return backbone
@@ -185,103 +233,125 @@ def _first_line(e: Exception) -> str:
 # ------------------------------------------------------------------ weights from a file
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the state dict of a timm model or of an `LTModel`."""
-    if not path.is_file():
-        raise UserError(
-            f"there is no weights file {path}; give a .safetensors or .pth file, or "
-            f"{spell('pretrained', False)}."
-        )
-    check_stored_weights(path)
-    try:
-        state = timm.models.load_state_dict(path, weights_only=True)
-    except Exception as e:
-        if "Unsupported global" in f"{e} {e.__cause__}":
-            raise UserError(
-                f"{path} holds Python objects besides tensors, which could run code when loaded, "
-                "so it is not opened; save the model's state_dict() alone, best as .safetensors."
-            ) from None
-        if isinstance(e, OSError):
-            raise UserError(f"the weights in {path} cannot be read ({e.strerror or e}).") from e
-        kind = "safetensors" if path.suffix == ".safetensors" else "PyTorch tensors"
-        raise UserError(
-            f"{path} cannot be read: it is no file of {kind}, or damaged; {_FORMATS}."
-        ) from e
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
-    if not tensors:
-        names = ", ".join(map(str, list(state)[:5])) or "nothing"
-        raise UserError(f"{path} holds {names}, but no named tensors; {_FORMATS}.")
-    return tensors
-
-
-def _select(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors below a prefix, without the prefix."""
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _backbone_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the backbone's part of an `LTModel`; all tensors of another model."""
-    return _select(state, "backbone.") or state
-
-
-def _head_from_file(
-    state: dict[str, Tensor], arch: str, path: Path, width: int, num_classes: int
-) -> nn.Module:
-    """Build the classifier that a state dict holds."""
-    new = f"start with a new one ({spell('keep_head', False)})"
-    name = "head"
-    if _select(state, "backbone."):
-        parts = _select(state, "head.")
+def _load_file(
+    arch: str, num_classes: int, path: Path, options: Mapping[str, Any], kwargs: dict
+) -> LoadedModel:
+    """Create a model with the weights of a file."""
+    content = read_weights_file(path)
+    if _find_config(arch) is None:
+        _check_hub(arch, None, needs_weights=False)
+    backbone = _create(arch, False, kwargs)
+    found = find_weights(content, path, backbone.state_dict(), options.get("weights_key"))
+    _load(backbone, arch, path, found.inside, kwargs)
+    if options.get("keep_head"):
+        head = _kept_head(backbone, arch, path, found, num_classes, kwargs)
     else:
-        name = getattr(_find_config(arch), "classifier", None)
-        if not isinstance(name, str):
-            problem = "has several classifiers" if name else "has no classifier known to timm"
-            raise UserError(f"{arch} {problem}, so none can be kept; {new}.")
-        parts = {k: v for k, v in _select(state, f"{name}.").items() if k in ("weight", "bias")}
-        if "weight" in parts:
-            # A classifier can also be a 1 x 1 convolution.
-            parts["weight"] = parts["weight"].flatten(1)
-    head = head_from_state(parts)
+        head = nn.Linear(_width_of(backbone), num_classes)
+    config = backbone.pretrained_cfg
+    is_ours = found.key.endswith("backbone") and any(k.startswith("head.") for k in found.outside)
+    origin = find_origin(path, content, config.get("architecture") or arch, config, is_ours)
+    return LoadedModel(LTModel(backbone, head), origin)
+
+
+def _kept_head(
+    backbone: nn.Module,
+    arch: str,
+    path: Path,
+    found: FoundWeights,
+    num_classes: int,
+    kwargs: dict,
+) -> nn.Module:
+    """Return the classifier of a file, which gives the file's logits on the backbone's features."""
+    # Random numbers are drawn for the new model and then overwritten. The caller's draws stay.
+    with torch.random.fork_rng(devices=[]):
+        whole = _create(arch, False, {**kwargs, "num_classes": num_classes})
+    new = f"start with a new one ({spell('keep_head', False)})"
+    names = backbone.pretrained_cfg.get("classifier") or ()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    state = _converted(whole, arch, path, found.inside, kwargs)
+    if not names or not all(f"{name}.weight" in state for name in names):
+        beside = head_from_tensors(found.outside, path)
+        if beside is None:
+            wanted = " or ".join(f"{name}.weight" for name in names) or "none is known to timm"
+            raise UserError(
+                f"{path} has no classifier (no {wanted}) to keep; give the file of the whole "
+                f"model, or {new}."
+            )
+        name, head = beside
+        _check_classes(path, head.out_features, num_classes, new)
+        if head.in_features != _width_of(backbone):
+            raise UserError(
+                f"the classifier {name} in {path} takes {head.in_features} features, but {arch} "
+                f"gives {_width_of(backbone)}; {new}."
+            )
+        return head
+    for name in names:
+        _check_classes(path, len(state[f"{name}.weight"]), num_classes, new)
+    _load(whole, arch, path, found.inside, kwargs, is_whole=True)
+    shape = _image_shape(whole, kwargs)
+    head = linear_classifier(whole, names, backbone, shape)
     if head is None:
         raise UserError(
-            f"{path} has no classifier (no {name}.weight) to keep; give the file of the whole "
-            f"model, or {new}."
+            f"the classifier of {arch} is more than a linear layer on pooled features, so the "
+            f"model in {path} cannot be cut without other logits; {new}."
         )
-    if head.out_features != num_classes:
-        raise UserError(
-            f"the classifier in {path} has {head.out_features} classes, but the data has "
-            f"{num_classes}; both must have the same classes in the same order, or {new}."
-        )
-    if head.in_features != width:
-        raise UserError(
-            f"the classifier in {path} takes {head.in_features} features, but {arch} gives {width}."
-        )
-    head.load_state_dict(parts)
     return head
 
 
-def _create_from_file(arch: str, path: Path, state: dict[str, Tensor], kwargs: dict) -> nn.Module:
-    """Create a backbone with the weights of a file, which must hold exactly those it needs."""
-    backbone = _create(arch, False, kwargs)
-    try:
-        state = _filter_of(backbone)(dict(state), backbone)
-    except Exception as e:  # timm's filters expect the layout of published files
-        raise _fit_error(path, arch, kwargs, _first_line(e)) from e
-    own = backbone.state_dict()
+def _check_classes(path: Path, given: int, num_classes: int, new: str) -> None:
+    if given != num_classes:
+        raise UserError(
+            f"the classifier in {path} has {given} classes, but the data has {num_classes}; both "
+            f"must have the same classes, or {new}."
+        )
+
+
+def _image_shape(model: nn.Module, kwargs: dict) -> tuple[int, int, int]:
+    """Return channels, height and width of an image that a model takes."""
+    channels, *sides = model.pretrained_cfg["input_size"]
+    if kwargs.get("img_size"):
+        sides = _sides(kwargs["img_size"])
+    return (kwargs.get("in_chans", channels), *sides)
+
+
+def _load(
+    model: nn.Module,
+    arch: str,
+    path: Path,
+    state: dict[str, Tensor],
+    kwargs: dict,
+    is_whole: bool = False,
+) -> None:
+    """Load the weights of a file, which must hold exactly those that the model needs."""
+    state = _converted(model, arch, path, state, kwargs)
+    own = model.state_dict()
     wrong = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
+    if is_whole:  # a classifier can be a 1 x 1 convolution, and a linear layer in the file
+        for k in [k for k in wrong if state[k].numel() == own[k].numel()]:
+            state[k] = state[k].reshape(own[k].shape)
+            wrong.remove(k)
     if wrong:
         raise _fit_error(path, arch, kwargs, _describe_sizes(wrong, state, own))
-    missing, unused = _find_differences(backbone, arch, state)
+    missing, unused = _find_differences(model, state)
     problems = []
     if missing:
-        problems.append(f"the file lacks {_some(missing)}")
+        problems.append(f"the file lacks {describe_some(missing)}")
     if unused:
         owner = "it" if missing else "the file"
-        problems.append(f"{owner} has {_some(unused)}, which {arch} does not use")
+        problems.append(f"{owner} has {describe_some(unused)}, which {arch} does not use")
     if problems:
         raise _fit_error(path, arch, kwargs, ", and ".join(problems))
-    backbone.load_state_dict(state, strict=False)
-    return backbone
+    model.load_state_dict(state, strict=False)
+
+
+def _converted(
+    model: nn.Module, arch: str, path: Path, state: dict[str, Tensor], kwargs: dict
+) -> dict[str, Tensor]:
+    """Return the tensors of a file with the names and shapes of timm's model."""
+    try:
+        return dict(_filter_of(model)(dict(state), model))
+    except Exception as e:  # timm's filters expect the layout of published files
+        raise _fit_error(path, arch, kwargs, _first_line(e)) from e
 
 
 def _filter_of(backbone: nn.Module) -> Callable[[dict, nn.Module], dict]:
@@ -295,19 +365,17 @@ def _filter_of(backbone: nn.Module) -> Callable[[dict, nn.Module], dict]:
     return getattr(module, "checkpoint_filter_fn", lambda state, _: state)
 
 
-def _find_differences(
-    backbone: nn.Module, arch: str, state: dict[str, Tensor]
-) -> tuple[list[str], list[str]]:
-    """Return the tensors that a backbone needs and the file lacks, and those it does not use."""
-    own = backbone.state_dict()
-    parameters = {k for k, _ in backbone.named_parameters()}
+def _find_differences(model: nn.Module, state: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Return the tensors that a model needs and the file lacks, and those it does not use."""
+    own = model.state_dict()
+    parameters = {k for k, _ in model.named_parameters()}
     missing = [
         k
         for k in own
         if k not in state and (k in parameters or k.endswith(("running_mean", "running_var")))
     ]
     # A file may hold classifiers, which the caller reads, and tables of attention.
-    classifiers = getattr(_find_config(arch), "classifier", None) or ()
+    classifiers = model.pretrained_cfg.get("classifier") or ()
     heads = {*HEAD_NAMES, *((classifiers,) if isinstance(classifiers, str) else classifiers)}
     unused = [
         k
@@ -317,12 +385,6 @@ def _find_differences(
         and k.rpartition(".")[2] not in _DERIVED
     ]
     return missing, unused
-
-
-def _some(names: list[str]) -> str:
-    if len(names) == 1:
-        return f"a tensor {names[0]}"
-    return f"{len(names)} tensors such as {names[0]}"
 
 
 def _describe_sizes(wrong: list[str], state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
@@ -336,6 +398,11 @@ def _describe_sizes(wrong: list[str], state: dict[str, Tensor], own: dict[str, T
 
 def _fit_error(path: Path, arch: str, kwargs: dict, problem: str) -> UserError:
     remedy = f"give the {spell('arch')} of the file"
+    if "0.0.weight" in problem:
+        remedy = (
+            "its layers have numbers for names, as in fastai's vision_learner of a torchvision "
+            "model; save a model of timm, or the model's state_dict() before it is cut"
+        )
     if "width" in kwargs or arch.split(".")[0].endswith("_cifar"):
         remedy += f", and its width ({spell('model.width', 64)} for example)"
     return UserError(f"the weights in {path} do not fit {arch} ({problem.rstrip('.')}); {remedy}.")
@@ -344,8 +411,8 @@ def _fit_error(path: Path, arch: str, kwargs: dict, problem: str) -> UserError:
 # ------------------------------------------------------------------ weights from the hub
 
 
-def _check_hub(arch: str, config) -> None:
-    """Raise an error before a long download if the weights are neither cached nor within reach."""
+def _check_hub(arch: str, config, needs_weights: bool = True) -> None:
+    """Raise an error before a long wait if the files are neither cached nor within reach."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -358,19 +425,22 @@ def _check_hub(arch: str, config) -> None:
     own_file = getattr(config, "hf_hub_filename", None)
     if own_file:
         files = [own_file, str(Path(own_file).with_suffix(".safetensors")), *files]
+    files = files if needs_weights else ["config.json"]
     for file in files:
         if isinstance(
             huggingface_hub.try_to_load_from_cache(repo, file, revision=revision or None), str
         ):
             return
+    error = _download_error if needs_weights else _config_error
     if constants.HF_HUB_OFFLINE:
-        raise _download_error(arch, "HF_HUB_OFFLINE is set and they are not in the cache")
+        which = "they are" if needs_weights else "it is"
+        raise error(arch, f"HF_HUB_OFFLINE is set and {which} not in the cache")
     try:
         huggingface_hub.HfApi().model_info(
             repo, revision=revision or None, timeout=constants.HF_HUB_ETAG_TIMEOUT
         )
     except Exception as e:  # errors of the HTTP library, which differs between versions of the hub
-        raise _download_error(arch, _first_line(e)) from e
+        raise error(arch, _first_line(e)) from e
 
 
 def _download_error(arch: str, problem: str) -> UserError:
@@ -378,4 +448,15 @@ def _download_error(arch: str, problem: str) -> UserError:
         f"the pre-trained weights of {arch} cannot be downloaded ({problem.rstrip('.')}); use "
         f"{spell('pretrained', False)} to start from random weights, or "
         f"{spell('pretrained', 'FILE')} to load a file."
+    )
+
+
+def _config_error(arch: str, problem: str) -> UserError:
+    name = arch.rpartition("/")[2].partition("@")[0].partition(".")[0]
+    hint = "another name that timm knows"
+    if timm.is_model(name):
+        hint = f"{spell('arch', name)}, which needs no network"
+    return UserError(
+        f"the configuration of {arch} (config.json), which names the layers, cannot be read "
+        f"({problem.rstrip('.')}); give {hint}."
     )

@@ -40,7 +40,7 @@ def render_report_md(
     Args:
         table: The results.
         manifest: The manifest of the run. The report reads title, command, class_counts,
-            training_images, validation_images and the facts of `environment_info`.
+            training_images, validation_images, inputs and the facts of `environment_info`.
         plots: Title and path of each plot; the path is relative to the report.
         trajectories: The trajectory of stage 2 for each seed, as for
             `ltlearn.plots.plot_trajectory`. None if no method was trained in stage 2.
@@ -64,6 +64,9 @@ def render_report_md(
             f"{manifest['validation_images']:,} for validation."
         )
     parts += ["## Training images", paragraph]
+    if manifest.get("inputs"):
+        lines = [escape_markdown(one_line(line)) for line in manifest["inputs"]]
+        parts += ["## Input and output of the model", markdown_list(lines)]
     if trajectories:
         parts += _trajectory_section(trajectories, table.seeds)
     if plots:

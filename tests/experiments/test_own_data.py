@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ltlearn import LTDataLoaders, UserError, lt_learner
-from ltlearn.experiments.own_data import own_recipe
+from ltlearn.experiments.own_data import own_recipe, read_classes, read_statistics
 from ltlearn.experiments.predictor import Predictor
 from ltlearn.experiments.read_recipe import load_recipe
 from ltlearn.experiments.recipe import Recipe
@@ -522,6 +522,82 @@ def test_retrain_begins_with_the_given_model(given, photos, tmp_path):
     assert done.returncode == 0, done.stderr
     done = ltlearn("predict", run, photos / "test/ant/0.png", "--json")
     assert json.loads(done.stdout)["method"] == "tau_norm"
+
+
+def test_retrain_of_a_runs_own_stage_1_reproduces_the_run(trained, photos, tmp_path):
+    """It once normalised the images as timm's configuration of the architecture has it."""
+    run, _ = trained
+    again = tmp_path / "again"
+    done = ltlearn(
+        "retrain", "--checkpoint", run / "checkpoints/seed0-stage1.safetensors", "--data", photos,
+        *FAST[:4], "--method", "tau_norm", "--precision", "fp32", "--out", again, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = (np.load(r / "predictions.npz")["seed0/ce"] for r in (run, again))
+    assert np.array_equal(first, second)
+    report = (again / "report.md").read_text()
+    assert "normalisation: mean 0.485, 0.456, 0.406; std 0.229, 0.224, 0.225; from " in report
+    assert "order of the model's outputs: ant, bee, cow; " in report
+    assert "as given, the model classifies" in report and "normalisation: mean" in done.stderr
+    facts = json.loads((again / "model.json").read_text())
+    assert facts["arguments"] == {"width": 4} and facts["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_retrain_with_statistics_and_an_order_of_its_own(given, photos, tmp_path):
+    model, file = given
+    run = tmp_path / "run"
+    done = ltlearn(
+        "retrain", "--checkpoint", file, "--data", photos, *GIVEN, "--method", "tau_norm",
+        "--mean", "0.1,0.2,0.3", "--std", "0.5", "--classes", "cow,ant,bee", "--weights-key",
+        "state_dict", "--out", run, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "normalisation: mean 0.1, 0.2, 0.3; std 0.5, 0.5, 0.5; from the data" in done.stderr
+    dls = LTDataLoaders.from_folder(
+        photos, size=32, device="cpu", stats=((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+    )
+    with torch.no_grad():
+        expected = torch.cat([model(x) for x, _ in dls.test])[:, [1, 2, 0]]
+    saved = torch.from_numpy(np.load(run / "predictions.npz")["seed0/ce"])
+    torch.testing.assert_close(saved, expected, rtol=1e-3, atol=1e-3)
+    values = json.loads((run / "manifest.json").read_text())["values"]
+    assert values["model"]["classes"] == ["cow", "ant", "bee"]
+    assert values["provenance"]["data.mean"] == "command line"
+    done = ltlearn("compare", run, "--methods", "ce", "--quiet")
+    assert done.returncode == 0, done.stderr
+    done = ltlearn("predict", run, photos / "test/ant/0.png", "--json")
+    assert done.returncode == 0, done.stderr
+
+
+def test_options_of_a_given_model_that_are_refused(given, photos, tmp_path):
+    words = ("retrain", "--checkpoint", given[1], "--data", photos, *GIVEN)
+    for more, found in (
+        (("--mean", "a,b,c"), "--mean a,b,c must be three numbers"),
+        (("--mean", "0.5"), "give --std as well"),
+        (("--mean", "123", "--std", "50"), "mean must be three numbers from 0 to 1"),
+        (("--classes", "nofile"), "--classes nofile is neither"),
+        (("--classes", "ant,bee,dog"), "not in the data: 'dog'"),
+        (("--classes", "ant,bee,cow", "--reset"), "model.classes"),
+        (("--weights-key", "ema"), "--weights-key ema names no weights"),
+    ):
+        assert found in refused(*words, *more, "--out", tmp_path / "a")
+
+
+def test_class_names_of_an_option(tmp_path):
+    assert read_classes(None) is None and read_classes("b, a") == ["b", "a"]
+    file = tmp_path / "names.txt"
+    for text in ("b\n\na\n", '["b", "a"]', '{"a": 1, "b": 0}', '{"0": "b", "1": "a"}'):
+        file.write_text(text)
+        assert read_classes(str(file)) == ["b", "a"]
+    for text in ("", "b", "[1, 2]", "{"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"classes=.*names\.txt.*two classes"):
+            read_classes(str(file))
+    assert read_statistics("mean", "0.5") == [0.5] * 3
+    assert read_statistics("std", "0.1,0.2,0.3") == [0.1, 0.2, 0.3]
+    for text in ("", "1,2", "1;2;3"):
+        with pytest.raises(UserError, match="mean="):
+            read_statistics("mean", text)
 
 
 def test_retrain_with_another_number_of_classes(photos, tmp_path):

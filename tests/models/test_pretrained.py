@@ -105,6 +105,26 @@ def test_an_unreachable_hub_is_reported_before_the_download(monkeypatch, tmp_pat
         assert "pretrained=False" in message and "pretrained='FILE'" in message
 
 
+@pytest.mark.parametrize("pretrained", [False, "file"])
+def test_a_model_of_the_hub_needs_its_configuration(monkeypatch, tmp_path, pretrained):
+    """The message once recommended pretrained=False, which was given."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    if pretrained:
+        pretrained = tmp_path / "w.pth"
+        torch.save(timm.create_model("resnet10t").state_dict(), pretrained)
+    arch = "hf-hub:timm/resnet18.a1_in1k"
+    for call in (
+        lambda: create_lt_model(arch, 3, pretrained),
+        lambda: check_weights(arch, needed=False),
+    ):
+        with pytest.raises(UserError, match=r"configuration of hf-hub.*arch='resnet18'") as caught:
+            call()
+        assert "pretrained" not in str(caught.value)
+    assert check_weights("resnet18", needed=False) is False
+    with pytest.raises(UserError, match=r"configuration of local-dir:.*config.json"):
+        create_lt_model(f"local-dir:{tmp_path}", 3, False)
+
+
 def test_offline_mode_without_cached_weights():
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set .* pretrained=False"):
         create_lt_model("resnet18", 3)
@@ -163,7 +183,7 @@ def test_files_without_tensors(tmp_path):
     file.write_bytes(b"no weights")
     with pytest.raises(UserError, match=f"no file of safetensors, or damaged; {formats}"):
         create_lt_model("resnet20_cifar", 3, pretrained=file, width=4)
-    torch.save({"epoch": 3, "net": {"weight": torch.zeros(3)}}, tmp_path / "odd.pt")
+    torch.save({"epoch": 3, "net": {"depth": 20}}, tmp_path / "odd.pt")
     with pytest.raises(UserError, match=f"odd.pt holds epoch, net, but no .*tensors; {formats}"):
         create_lt_model("resnet20_cifar", 3, pretrained=tmp_path / "odd.pt", width=4)
     torch.save({}, tmp_path / "odd.pt")

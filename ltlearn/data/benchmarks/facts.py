@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ltlearn.defaults import IMAGENET_STATS
+
 if TYPE_CHECKING:
     from ltlearn.data.images import ImageSet
 
@@ -27,7 +29,6 @@ __all__ = [
 PixelStats = tuple[Sequence[float], Sequence[float]]
 
 MAX_NAMED_FILES = 5  # missing files that a message names
-IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # The lists of ImageNet-LT and Places-LT, at a fixed commit.
 LIST_URLS = (
     "https://raw.githubusercontent.com/facebookresearch/classifier-balancing/"
