@@ -17,6 +17,8 @@ FACTS = {
 
 def test_the_facts_of_another_version_are_read():
     assert ModelFacts.from_dict({**FACTS, "a_later_key": 1}).to_dict() == FACTS
+    with_bits = {**FACTS, "bits": 12}
+    assert ModelFacts.from_dict(with_bits).to_dict() == with_bits
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,8 @@ def test_the_facts_of_another_version_are_read():
         ("class_counts", None),
         ("arguments", []),
         ("methods", {"ce": None}),
+        ("bits", 4),
+        ("bits", "12"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, key, value):
