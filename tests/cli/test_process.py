@@ -36,9 +36,14 @@ def finished(tmp_path_factory):
         (">/dev/full", 1, os.strerror(errno.ENOSPC)),
         (">&-", 1, "standard output is closed"),
         ("2>&-", 0, ""),
-        ("2>/dev/full", 0, ""),
-        (">/dev/full 2>/dev/full", 1, ""),
-        (">&- 2>&-", 1, ""),
+        *[
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                ("2>/dev/full", 0, ""),
+                (">/dev/full 2>/dev/full", 1, ""),
+                (">&- 2>&-", 1, ""),
+            )
+        ],
     ],
 )
 def test_closed_and_full_streams(redirection, code, sentence, tmp_path):
@@ -75,7 +80,13 @@ def test_ctrl_c_while_modules_load(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "ltlearn: stopped.\n")
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("SIGTERM", 143),
+        *[pytest.param(*row, marks=pytest.mark.slow) for row in (("SIGINT", 130), ("SIGHUP", 129))],
+    ],
+)
 def test_a_signal_ends_a_training_with_a_checkpoint(name, code, finished, tmp_path, monkeypatch):
     from ltlearn.training.schedule import LoaderEpoch
 
@@ -147,8 +158,7 @@ def test_a_limit_on_the_size_of_files(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert done.returncode == 2
-    assert "ulimit -f" in done.stderr or "File too large" in done.stderr
-    assert ltlearn(*TINY, "--out", tmp_path / "run", "--quiet", "--resume").returncode == 0
+    assert "ulimit -f" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -254,7 +264,6 @@ def test_a_run_that_another_process_writes_is_refused(finished, tmp_path):
         child.stdout.close()
     manifest = json.loads((finished / "manifest.json").read_text())
     assert manifest["status"] == "finished"
-    assert ltlearn(*TINY, "--out", finished, "--resume", "--quiet").returncode == 0
 
 
 def test_another_number_of_threads_is_reported(finished, tmp_path, monkeypatch):

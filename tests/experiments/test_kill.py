@@ -8,8 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,7 @@ class Server:
 
     def call(self, cache, words, kill_after=None):
         """Run any command; return as `run` does."""
-        words = [cache, *map(str, words)]
+        words = map(str, [cache, *words])
         self.process.stdin.write(" ".join(words) + "\n")
         self.process.stdin.flush()
         began, pid = time.monotonic(), int(self.process.stdout.readline())
@@ -172,7 +172,7 @@ def check_compare_kills(server, tmp_path, kills, seed):
 
     def outcome():
         found = json.loads((run / "compare.json").read_text())
-        return [{k: v for k, v in o.items() if k not in TIMES} for o in found["outcomes"]]
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in found["rows"]]
 
     code, seconds = server.call(tmp_path / "whole", words)
     assert code == 0, server.log.read_text()
@@ -192,62 +192,47 @@ def check_compare_kills(server, tmp_path, kills, seed):
 
 
 # What differs from one process to the next.
-TIMES = ("seconds", "stages", "trajectory")
+TIMES = ("seconds", "stages", "trajectories")
 
 
 @pytest.mark.slow
 def test_many_kills_of_a_comparison(server, tmp_path):
-    check_compare_kills(server, tmp_path, 12, seed=2)
+    check_compare_kills(server, tmp_path, 8, seed=2)
+
+
+def check_pairs(server, tmp_path, pairs, start, allowed):
+    """Start two commands at a time; compare the runs with one that was alone."""
+    other = Server(tmp_path)
+    try:
+        server.run(tmp_path / "alone", resume=False)
+        rows, weights, _ = read_results(tmp_path / "alone")
+        with ThreadPoolExecutor(2) as pool:
+            for k in range(pairs):
+                runs, ends = zip(*pool.map(start, (server, other), (k, k), "ab"), strict=True)
+                assert sorted(ends) in allowed, server.log.read_text()
+                for run in runs:
+                    found = read_results(run)
+                    assert found[0] == rows and found[1].keys() == weights.keys()
+    finally:
+        other.close()
 
 
 @pytest.mark.slow
 def test_pairs_of_commands_on_one_cache(server, tmp_path):
-    """Two runs of one seed at a time: the second waits for the features of the first."""
-    other = Server(tmp_path)
-    try:
-        server.run(tmp_path / "alone", resume=False)
-        alone = read_results(tmp_path / "alone")
-        for k in range(4):
-            ends, cache = [], tmp_path / f"cache{k}"
-            runs = [tmp_path / f"{name}{k}" for name in "ab"]
+    """The second waits for the features of the first."""
 
-            def start(one, run, ends=ends, cache=cache):
-                ends.append(one.call(cache, [*WORDS, "--out", run])[0])
+    def start(one, k, name):
+        run = tmp_path / f"{name}{k}"
+        return run, one.call(tmp_path / f"cache{k}", [*WORDS, "--out", run])[0]
 
-            pairs = zip((server, other), runs, strict=True)
-            threads = [threading.Thread(target=start, args=pair) for pair in pairs]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert ends == [0, 0], server.log.read_text()
-            for run in runs:
-                rows, weights, _ = read_results(run)
-                assert rows == alone[0] and weights.keys() == alone[1].keys()
-    finally:
-        other.close()
+    check_pairs(server, tmp_path, 3, start, [[0, 0]])
 
 
 @pytest.mark.slow
 def test_pairs_of_commands_on_one_run(server, tmp_path):
-    """One of them trains, the other is refused, or finds the run finished."""
-    other = Server(tmp_path)
-    try:
-        server.run(tmp_path / "alone", resume=False)
-        alone = read_results(tmp_path / "alone")
-        for k in range(4):
-            run, ends = tmp_path / f"run{k}", []
+    """One of them trains; the other is refused, or finds the run finished."""
 
-            def start(one, run=run, ends=ends):
-                ends.append(one.run(run)[0])
+    def start(one, k, name):
+        return tmp_path / f"run{k}", one.run(tmp_path / f"run{k}")[0]
 
-            threads = [threading.Thread(target=start, args=[one]) for one in (server, other)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert sorted(ends) in ([0, 0], [0, 2]), server.log.read_text()
-            rows, weights, _ = read_results(run)
-            assert rows == alone[0] and weights.keys() == alone[1].keys()
-    finally:
-        other.close()
+    check_pairs(server, tmp_path, 3, start, [[0, 0], [0, 2]])
