@@ -219,7 +219,7 @@ class Checkpoint(FitCallback):
             raise
         except UserError as e:
             raise _Damaged(e.message) from None
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        except Exception as e:  # a changed state makes torch, NumPy and Python raise anything
             raise _Damaged(f"{self.folder / name}.json does not fit this training ({e}).") from None
         self.learn.first_epoch, self.spent_ = epoch, spent
         self.last_ = self.folder / f"{name}.safetensors"

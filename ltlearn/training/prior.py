@@ -71,7 +71,7 @@ def stage1_method(stages: Sequence[Mapping]) -> str:
     if last.get("method") in METHODS:
         return last["method"]
     # The method was not named: its callbacks were given.
-    used = set(last["callbacks"])
+    used = set(last.get("callbacks", ()))
     for name in stage1_methods():
         if used & {type(cb).__name__ for cb in METHODS[name].arguments()["cbs"]}:
             return name

@@ -21,6 +21,9 @@ class _StoredStage:
     value: float | None = None
     chosen_on: str = ""
     epochs: int = 0
+    loss: str | None = None
+    sampler: str | None = None
+    callbacks: list[str] = field(default_factory=list)
     then: list[dict[str, Any]] = field(default_factory=list)
 
 

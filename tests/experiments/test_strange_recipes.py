@@ -74,8 +74,8 @@ def test_absurd_sizes_are_refused(override):
 
 @pytest.mark.parametrize("value", ["1e13", "-1e13", "inf", "nan", "1" + "0" * 400])
 def test_an_absurd_option_of_a_method(value):
-    overrides = ["stage1.method=glmc", f"stage1.mix_alpha={value}"]
-    with pytest.raises(UserError, match="must be a|not possible|no option|unknown key"):
+    overrides = ["stage1.method=glmc", f"stage1.contrast={value}"]
+    with pytest.raises(UserError, match=r"stage1\.contrast"):
         load_recipe("digits_lt", overrides)
 
 

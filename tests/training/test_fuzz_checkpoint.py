@@ -134,6 +134,8 @@ SEALED = {
     "a note is gone": lambda note, tensors: note["state"].pop("optimizer"),
     "state": put("state", value=[]),
     "seconds": put("seconds", value="long"),
+    "endless seconds": put("seconds", value=10**400),
+    "python's numbers": put("state", "random", "python", 0, value=10**400),
     "version": put("version", value=99),
     "epoch": put("epochs_done", value=1),
     "callbacks": put("state", "callbacks", value={}),
