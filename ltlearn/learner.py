@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ltlearn.data.benchmarks.facts import IMAGENET_STATS
 from ltlearn.data.loaders import LTDataLoaders
-from ltlearn.errors import check_choice
+from ltlearn.errors import UserError, check_choice
 from ltlearn.losses import CrossEntropy
 from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.models.backbone import LTModel
@@ -384,6 +384,19 @@ def lt_learner(
     few: str = "<20",
     keep_head: bool = False,
     cbs=None,
+    loss_func=None,
+    opt_func=None,
+    lr: float | slice | None = None,
+    splitter=None,
+    metrics=None,
+    path: str | Path | None = None,
+    model_dir: str | Path | None = None,
+    wd: float | None = None,
+    wd_bn_bias: bool | None = None,
+    train_bn: bool | None = None,
+    moms: tuple[float, float, float] | None = None,
+    n_out: int | None = None,
+    normalize: bool = True,
     **model_kwargs,
 ) -> LTLearner:
     """Make a learner from any timm model: a backbone with pooled features, and a linear head.
@@ -401,16 +414,43 @@ def lt_learner(
         keep_head: Whether to load the classifier of the weights file, too. It must have the same
             classes in the same order.
         cbs: fastai callbacks that stay on the learner.
+        loss_func: Takes (logits, targets) to a scalar. None: cross-entropy.
+        opt_func: fastai optimiser. None: torch's SGD with momentum 0.9.
+        lr: Default learning rate of fastai's `fit`. The stages have their own.
+        splitter: Returns the groups of the model's parameters. None: [backbone, head].
+        metrics: fastai metrics of the validation images.
+        path: Folder that `model_dir` is in. None: the current one.
+        model_dir: Folder of saved models. None: "models".
+        wd: Default weight decay of fastai's `fit`. The stages have their own.
+        wd_bn_bias: Whether weight decay applies to biases and normalisation, too. None: it does.
+        train_bn: Whether batch normalisation of frozen layers trains. None: it does not.
+        moms: Momenta of fastai's schedules.
+        n_out: Number of classes; fastai has it. It must be that of the data.
+        normalize: Must be True, because the loaders normalise every image; `stats` of the loaders
+            sets the statistics.
         **model_kwargs: Arguments of `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 
     Raises:
         UserError: If timm does not know `arch` or its arguments, the weights cannot be loaded, the
-            device does not support the precision, or `few` or `cbs` is not allowed.
+            device does not support the precision, or another argument is not allowed.
 
     Example:
         >>> learn = lt_learner(dls, "resnet32_cifar", pretrained=False, width=64)
     """
     cbs = listed_callbacks(cbs)
+    if n_out not in (None, dls.c):
+        raise UserError(f"n_out is {n_out}, but the data has {dls.c} classes; leave it out.")
+    if not normalize:
+        raise UserError(
+            "normalize must be True, because the loaders normalise every image; for pixels in "
+            "[0, 1] make them with stats=([0, 0, 0], [1, 1, 1])."
+        )
+    for_learner = {
+        "loss_func": loss_func, "opt_func": opt_func, "lr": lr, "splitter": splitter,
+        "metrics": metrics, "path": path, "model_dir": model_dir, "wd": wd,
+        "wd_bn_bias": wd_bn_bias, "train_bn": train_bn, "moms": moms,
+    }  # fmt: skip
+    for_learner = {k: v for k, v in for_learner.items() if v is not None}
     model = create_lt_model(arch, dls.c, pretrained, tuple(dls.size), keep_head, **model_kwargs)
     config = getattr(model.backbone, "pretrained_cfg", None) or {}
     starts_trained = bool(pretrained) and (
@@ -419,6 +459,6 @@ def lt_learner(
     if starts_trained and not dls.stats_given:
         mean, std = config.get("mean", IMAGENET_STATS[0]), config.get("std", IMAGENET_STATS[1])
         dls.normalize.set(mean, std)
-    learn = LTLearner(dls, model, precision, channels_last, cache_path, few, cbs=cbs)
+    learn = LTLearner(dls, model, precision, channels_last, cache_path, few, cbs=cbs, **for_learner)
     learn.pretrained, learn.arch = starts_trained, arch
     return learn
