@@ -19,7 +19,7 @@ from ltlearn.models.pretrained import create_lt_model
 from ltlearn.names import FEW_RULES
 from ltlearn.training.features import FeatureBank, Features
 from ltlearn.training.history import head_norms
-from ltlearn.training.image_learner import ImageLearner
+from ltlearn.training.image_learner import ImageLearner, check_fastai_options
 from ltlearn.training.loop import LossScaling, listed_callbacks, sgd
 from ltlearn.training.plan import PosthocPlan, resolve_stage1, resolve_stage2
 from ltlearn.training.posthoc import run_posthoc
@@ -450,7 +450,7 @@ def lt_learner(
         "metrics": metrics, "path": path, "model_dir": model_dir, "wd": wd,
         "wd_bn_bias": wd_bn_bias, "train_bn": train_bn, "moms": moms,
     }  # fmt: skip
-    for_learner = {k: v for k, v in for_learner.items() if v is not None}
+    for_learner = check_fastai_options(for_learner)
     model = create_lt_model(arch, dls.c, pretrained, tuple(dls.size), keep_head, **model_kwargs)
     config = getattr(model.backbone, "pretrained_cfg", None) or {}
     starts_trained = bool(pretrained) and (

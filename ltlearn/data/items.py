@@ -226,12 +226,18 @@ def list_items(images) -> list:
     Args:
         images: One image of any kind, or several; a 4-dimensional array holds several.
     """
+    if hasattr(images, "columns"):  # a pandas DataFrame
+        raise UserError(
+            f"images are in a table with the columns {', '.join(map(str, images.columns))}; give "
+            "the column of the paths, such as df['image']."
+        )
     if isinstance(images, np.ndarray | Tensor):
-        return list(images) if images.ndim == 4 else [images]
-    many = isinstance(images, list | tuple | L | LabelledItems | map | range) or (
-        hasattr(images, "__next__") and not isinstance(images, io.IOBase)
-    )
-    return list(images) if many else [images]
+        of_paths = isinstance(images, np.ndarray) and images.dtype.kind in "OUS"
+        return list(images) if of_paths or images.ndim == 4 else [images]
+    kinds = list | tuple | L | LabelledItems | map | range
+    is_series = hasattr(images, "iloc")
+    is_iterator = hasattr(images, "__next__") and not isinstance(images, io.IOBase)
+    return list(images) if isinstance(images, kinds) or is_series or is_iterator else [images]
 
 
 def is_one_image(images) -> bool:

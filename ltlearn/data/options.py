@@ -106,8 +106,13 @@ class LoadOptions:
             check_whole("num_workers", self.num_workers, 0)
         if self.size is not None:
             check_whole("size", self.size, 1)
-        if self.transform is not None and not callable(self.transform):
+        if isinstance(self.transform, str):
             check_choice("transform", self.transform, TRANSFORM_NAMES)
+        elif not (self.transform is None or callable(self.transform)):
+            raise UserError(
+                f"transform must be one of {', '.join(TRANSFORM_NAMES)}, or a transform that can "
+                f"be called with an image, got {self.transform!r}."
+            )
 
     def with_workers(self) -> "LoadOptions":
         """Return the options with the number of workers, from the settings where it is None."""

@@ -327,7 +327,7 @@ def _named(name: str, image: np.ndarray) -> Iterator[None]:
 def _as_pixels(result, name: str) -> np.ndarray:
     """Return the result of a user's transform as an (H, W, 3) uint8 array."""
     if isinstance(result, Image.Image):
-        result = result.convert("RGB")
+        result = np.array(result.convert("RGB"))
     elif isinstance(result, torch.Tensor) and result.ndim == 3 and result.dtype == torch.uint8:
         result = result.permute(1, 2, 0)  # fastai's ToTensor
     pixels = np.asarray(result)

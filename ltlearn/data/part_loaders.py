@@ -36,7 +36,7 @@ class PartLoaders(DataLoaders):
 
         Args:
             test_items: One image or several: paths, PIL images, (H, W, 3) uint8 arrays, or the
-                items of a dataset of these loaders. Or a dataset.
+                items of a dataset of these loaders. Or a dataset, or a loader.
             rm_type_tfms: Without effect; fastai passes it.
             with_labels: Whether the items have labels: pairs of an image and a class name, or paths
                 in folders named after their classes.
@@ -49,6 +49,8 @@ class PartLoaders(DataLoaders):
         """
         kwargs.pop("process", None)  # for fastai's tables
         like = self.valid.dataset
+        if isinstance(test_items, LTDataLoader):
+            test_items = test_items.dataset
         if hasattr(test_items, "get") and hasattr(test_items, "decode"):
             return self.valid.new(test_items, shuffle=False, **kwargs)
         if isinstance(test_items, LabelledItems):

@@ -1,16 +1,19 @@
 """`ImageLearner`: what fastai's documentation shows for a Learner of images."""
 
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from fastcore.basics import noop
+from fastai.learner import Metric
+from fastai.optimizer import OptimWrapper
+from fastcore.basics import listify, noop
 from torch import Tensor
 
 from ltlearn.data.items import is_one_image, list_items
-from ltlearn.errors import UserError, check_whole
+from ltlearn.errors import UserError, check_number, check_whole
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.training.loop import QuietLearner
 from ltlearn.training.plan import name_of
@@ -18,7 +21,7 @@ from ltlearn.training.precision import DTYPES
 from ltlearn.training.prediction import predict_images
 from ltlearn.training.temporary import with_class_counts
 
-__all__ = ["ImageLearner"]
+__all__ = ["ImageLearner", "check_fastai_options"]
 
 _REASON = 200  # characters of an error of torch in a message
 
@@ -292,13 +295,41 @@ class ImageLearner(QuietLearner):
                 self.opt = None
             if with_opt:
                 super().load(file, device=device, with_opt=True, strict=strict, **kwargs)
-        except (RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as e:
+        except Exception as e:  # torch raises errors of many kinds for a damaged file
             reason = " ".join(str(e).split())[:_REASON]
+            if not isinstance(e, RuntimeError):
+                reason = "it holds no weights"
             raise UserError(
                 f"the saved model {file} is damaged or of another model than this learner's "
                 f"({reason}); make the learner as for the saved one."
             ) from e
         return self
+
+
+def check_fastai_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of fastai's `Learner` that are given, those that are not None.
+
+    Args:
+        options: The options by name.
+
+    Raises:
+        UserError: If one is of another kind than fastai takes.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    calls = {name: [given[name]] for name in ("loss_func", "opt_func", "splitter") if name in given}
+    calls["metrics"] = listify(given.get("metrics"))
+    for name, values in calls.items():
+        wrong = [v for v in values if not (callable(v) or isinstance(v, Metric | OptimWrapper))]
+        if wrong:
+            raise UserError(f"{name} must be a function or an object of fastai, got {wrong[0]!r}.")
+    for name in ("path", "model_dir"):
+        if not isinstance(given.get(name, ""), str | Path):
+            raise UserError(f"{name} must be a folder, got {given[name]!r}.")
+    if isinstance(given.get("lr", 0.1), str | bool):
+        raise UserError(f"lr must be a learning rate, got {given['lr']!r}.")
+    if "wd" in given:
+        check_number("wd", given["wd"], 0)
+    return given
 
 
 class _DecodingLoss:
