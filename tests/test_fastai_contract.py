@@ -1,6 +1,9 @@
 """What fastai's documentation shows for `vision_learner` works on `lt_learner` and its loaders."""
 
 import io
+import json
+import sys
+import types
 
 import matplotlib
 import numpy as np
@@ -350,6 +353,46 @@ def test_callbacks_of_fastai(dls, make, tmp_path):
         learn.retrain_classifier(1, 0.01, cbs=make())
     if make is CSVLogger:
         assert list(pd.read_csv(tmp_path / "history.csv").columns[:2]) == ["epoch", "train_loss"]
+
+
+class FakeWandb(types.ModuleType):
+    """The part of wandb that fastai's callback uses; it keeps what is logged."""
+
+    class _Run:
+        step, summary = 0, {}
+
+        def mark_preempting(self):
+            pass
+
+    class Config(dict):
+        def update(self, values, **_):
+            super().update(json.loads(json.dumps(values)))
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.run, self.config, self.logged = self._Run(), self.Config(), []
+        self.watch = self.termwarn = lambda *args, **kwargs: None
+        self.Image = lambda image, **kwargs: image
+        self.Table = lambda columns: types.SimpleNamespace(columns=columns, add_data=list)
+
+    def log(self, values, **_):
+        self.logged.append(values)
+
+
+def test_wandb(dls, monkeypatch):
+    """fastai's callback fails on the settings that fastai itself collects."""
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    from fastai.callback import wandb as module
+
+    monkeypatch.setattr(module, "wandb", fake, raising=False)
+    learn = make_learner(dls, metrics=accuracy)
+    for train in (learn.fit, learn.fit_stage1, learn.retrain_classifier):
+        fake.logged.clear()
+        train(1, 0.01, cbs=module.WandbCallback(log=None, log_preds=False, log_model=False))
+        losses = [values["train_loss"] for values in fake.logged if "train_loss" in values]
+        assert losses and all(np.isfinite(float(loss)) for loss in losses)
+    assert fake.config["batches per epoch"]
 
 
 def test_the_smoothed_loss_is_a_tensor(dls):

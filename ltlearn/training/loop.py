@@ -125,6 +125,10 @@ class _SmoothLoss(AvgSmoothLoss):
         return value.item() if value.device.type == "cpu" else value
 
 
+class _Text(str):
+    """A string with attributes."""
+
+
 def _shows_progress(cb: Callback | type[Callback]) -> bool:
     return isinstance(cb, ProgressCallback) or cb is ProgressCallback
 
@@ -177,6 +181,23 @@ class QuietLearner(Learner):
         if _shows_progress(cb):
             self._show_progress()
         return self
+
+    def gather_args(self) -> dict[str, str]:
+        """Return the settings of the learner as text, for fastai's `WandbCallback`."""
+        loss, train = self.loss_func, self.dls.train
+        settings = {
+            "arch": getattr(self, "arch", type(self.model).__name__),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "precision": getattr(self, "precision", "fp32"),
+            "batch size": getattr(train, "bs", None),
+            "batches per epoch": len(train),
+            "sampler": getattr(train, "sampler_name", None),
+            "split": getattr(self.dls, "split", None),
+            "loss": getattr(loss, "__name__", type(loss).__name__),
+            "callbacks": ", ".join(type(cb).__name__ for cb in self.cbs),
+        }
+        # fastai asks each value for its attributes, and a plain string has none.
+        return {name: _Text(value) for name, value in settings.items()}
 
     def _show_progress(self) -> None:
         """Let fastai print a line per epoch if it has a `ProgressCallback`."""
