@@ -5,6 +5,7 @@ import json
 import sys
 import types
 
+import albumentations as A
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from fastai.learner import load_learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import F1Score, Precision, accuracy, error_rate
 from fastai.optimizer import Adam
+from fastai.vision.augment import Resize, aug_transforms
 from fastcore.foundation import L
 from PIL import Image
 from torch import nn
@@ -418,6 +420,24 @@ def test_loading_a_file_that_does_not_fit(dls, tmp_path):
     torch.save(learn.model.state_dict(), buffer)
     buffer.seek(0)
     assert learn.load(buffer, with_opt=False) is learn
+
+
+def test_a_loaded_learner_treats_images_as_before(photos, tmp_path):
+    dls = LTDataLoaders.from_folder(
+        photos, bs=8, device="cpu", num_workers=0, item_tfms=[Resize(20), lambda image: image],
+        transform=A.Compose([A.RandomCrop(10, 10)]), batch_tfms=aug_transforms(size=16),
+    )  # fmt: skip
+    learn = make_learner(dls, path=tmp_path)
+    learn.fit(1, 0.01)
+    learn.export("own.pkl")
+    again = load_learner(tmp_path / "own.pkl")
+    paths = sorted((photos / "test").rglob("*.png"))[:4]
+    for one in (learn, again):
+        assert one.dls.size == (16, 16)
+    assert torch.allclose(learn.predict_batch(paths)[1], again.predict_batch(paths)[1], atol=1e-6)
+    varied = [one.tta(dl=one.dls.test_dl(paths))[0] for one in (learn, again)]
+    assert torch.allclose(*varied, atol=1e-6)
+    assert not torch.allclose(varied[0], learn.predict_batch(paths)[1], atol=1e-4)
 
 
 # ---------------------------------------------------------------------------- single images

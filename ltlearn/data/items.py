@@ -103,8 +103,9 @@ class ItemImages:
     n_inp = 1
 
     def __init__(self, images: Sequence, targets: Tensor | None, like, augment=None):
-        self.images, self.targets = images, targets
-        self.like, self.augment_like = like, augment or like
+        self.images, self.targets, self.like = images, targets, like
+        # Not `or`: the dataset of a learner that was loaded has no images, and counts as false.
+        self.augment_like = like if augment is None else augment
         self.shape, self.vocab = like.shape, like.vocab
         self.tfms_name = like.tfms_name
 
