@@ -5,6 +5,8 @@ nor timm. `import ltlearn.models.cifar_resnet` registers the CIFAR ResNets with 
 does so by itself.
 """
 
+import warnings
+from contextlib import contextmanager
 from importlib import import_module
 
 # public name -> the module that defines it
@@ -50,11 +52,20 @@ def __getattr__(name: str):
     if name == "__version__":
         value = _version()
     elif name in _LAZY:
-        value = getattr(import_module(_LAZY[name]), name)
+        with _without_warning_of_fastai():
+            value = getattr(import_module(_LAZY[name]), name)
     else:
         raise AttributeError(f"module 'ltlearn' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+@contextmanager
+def _without_warning_of_fastai():
+    """Ignore the warning that fastai's import raises about its own use of `torch.jit.script`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated", FutureWarning)
+        yield
 
 
 def _version() -> str:

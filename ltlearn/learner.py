@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ltlearn.data.loaders import LTDataLoaders
-from ltlearn.errors import check_choice
+from ltlearn.errors import UserError, check_choice
 from ltlearn.losses import CrossEntropy
 from ltlearn.methods import Method
 from ltlearn.metrics.report import ShotReport, shot_report
@@ -18,7 +18,7 @@ from ltlearn.names import FEW_RULES
 from ltlearn.training.features import FeatureBank, Features
 from ltlearn.training.given import check_given, make_model
 from ltlearn.training.history import head_norms
-from ltlearn.training.image_learner import ImageLearner
+from ltlearn.training.image_learner import ImageLearner, check_fastai_options
 from ltlearn.training.loop import LossScaling, listed_callbacks, sgd
 from ltlearn.training.plan import resolve_stage1
 from ltlearn.training.precision import resolve_precision
@@ -435,6 +435,19 @@ def lt_learner(
     weights_key: str | None = None,
     check: bool = True,
     cbs=None,
+    loss_func=None,
+    opt_func=None,
+    lr: float | slice | None = None,
+    splitter=None,
+    metrics=None,
+    path: str | Path | None = None,
+    model_dir: str | Path | None = None,
+    wd: float | None = None,
+    wd_bn_bias: bool | None = None,
+    train_bn: bool | None = None,
+    moms: tuple[float, float, float] | None = None,
+    n_out: int | None = None,
+    normalize: bool = True,
     **model_kwargs,
 ) -> LTLearner:
     """Make a learner from any timm model: a backbone with pooled features, and a linear head.
@@ -454,20 +467,48 @@ def lt_learner(
         weights_key: Which set of weights is taken from a file of several ("state_dict_ema").
         check: Whether to try a kept classifier on a few hundred images, and warn if it looks wrong.
         cbs: fastai callbacks that stay on the learner.
+        loss_func: Takes (logits, targets) to a scalar. None: cross-entropy.
+        opt_func: fastai optimiser. None: torch's SGD with momentum 0.9.
+        lr: Default learning rate of fastai's `fit`. The stages have their own.
+        splitter: Returns the groups of the model's parameters. None: [backbone, head].
+        metrics: fastai metrics of the validation images.
+        path: Folder that `model_dir` is in. None: the current one.
+        model_dir: Folder of saved models. None: "models".
+        wd: Default weight decay of fastai's `fit`. The stages have their own.
+        wd_bn_bias: Whether weight decay applies to biases and normalisation, too. None: it does.
+        train_bn: Whether batch normalisation of frozen layers trains. None: it does not.
+        moms: Momenta of fastai's schedules.
+        n_out: Number of classes; fastai has it. It must be that of the data.
+        normalize: Must be True, because the loaders normalise every image; `stats` of the loaders
+            sets the statistics.
         **model_kwargs: Arguments of `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 
     Raises:
         UserError: If timm does not know `arch` or its arguments, the weights cannot be loaded, the
             file has other classes or several sets of weights, the device does not support the
-            precision, or `few` or `cbs` is not allowed.
+            precision, or another argument is not allowed.
 
     Example:
         >>> learn = lt_learner(dls, "resnet32_cifar", pretrained=False, width=64)
     """
     cbs = listed_callbacks(cbs)
+    if n_out not in (None, dls.c):
+        raise UserError(f"n_out is {n_out}, but the data has {dls.c} classes; leave it out.")
+    if not normalize:
+        raise UserError(
+            "normalize must be True, because the loaders normalise every image; for pixels in "
+            "[0, 1] make them with stats=([0, 0, 0], [1, 1, 1])."
+        )
+    for_learner = {
+        "loss_func": loss_func, "opt_func": opt_func, "lr": lr, "splitter": splitter,
+        "metrics": metrics, "path": path, "model_dir": model_dir, "wd": wd,
+        "wd_bn_bias": wd_bn_bias, "train_bn": train_bn, "moms": moms,
+    }  # fmt: skip
+    for_learner = check_fastai_options(for_learner)
     options = {"keep_head": keep_head, "classes": classes, "weights_key": weights_key}
     loaded = make_model(dls, arch, pretrained, options, **model_kwargs)
-    learn = LTLearner(dls, loaded.model, precision, channels_last, cache_path, few, cbs=cbs)
+    model = loaded.model
+    learn = LTLearner(dls, model, precision, channels_last, cache_path, few, cbs=cbs, **for_learner)
     learn.pretrained, learn.arch, learn.origin = loaded.origin.trained, arch, loaded.origin
     learn.as_given = check_given(learn) if keep_head and check else None
     return learn

@@ -61,7 +61,12 @@ TENSORS = {
     # The helpers of other tests import fastai's schedules; here the learner alone brings them.
     "learner": (
         "assert not hasattr(sys.modules.get('fastai.learner'), 'Learner')\n"
-        "ltlearn.lt_learner\n"
+        "import warnings\n"
+        "assert 'fastai.layers' not in sys.modules\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    ltlearn.lt_learner\n"
+        "assert not any('jit.script' in str(w.message) for w in seen), seen\n"
         "for name in ('lr_find', 'fit_one_cycle', 'fit_flat_cos'):\n"
         "    getattr(ltlearn.LTLearner, name)",
         [],

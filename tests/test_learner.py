@@ -512,9 +512,9 @@ def test_export_and_load_learner(tmp_path, in_memory):
     learn.export("all.pkl")
     assert learn.dls is dls and len(learn.predict_logits("train")[0]) == dls.train.n
     again = load_learner(tmp_path / "all.pkl")
-    names, probs = learn.predict(list(images[:3]))
-    assert again.predict(list(images[:3]))[0] == names
-    assert torch.allclose(again.predict(list(images[:3]))[1], probs, atol=1e-6)
+    names, probs = learn.predict_batch(list(images[:3]))
+    assert again.predict_batch(list(images[:3]))[0] == names
+    assert torch.allclose(again.predict_batch(list(images[:3]))[1], probs, atol=1e-6)
     assert again.dls.class_counts.tolist() == dls.class_counts.tolist()
     assert not again.dls.train.n and not again.bank._memory
 
@@ -598,20 +598,23 @@ def test_predict(tmp_path):
     learn.fit_stage1(1, 0.05)
     images, _ = make_images([3, 3, 3], seed=2)
     expected = learn.predict_logits("test", cached=False)[0].softmax(1)
-    names, probs = learn.predict(list(images))
+    names, probs = learn.predict_batch(list(images))
     assert torch.allclose(probs, expected, atol=1e-6)
     assert names == [learn.dls.vocab[c] for c in expected.argmax(1).tolist()]
     file = tmp_path / "one.png"
     Image.fromarray(images[4]).save(file)
     for one in (file, str(file), Image.open(file), images[4]):
-        names, probs = learn.predict(one)
-        assert torch.allclose(probs, expected[4:5], atol=1e-6) and len(names) == 1
+        name, index, probs = learn.predict(one)
+        assert torch.allclose(probs, expected[4], atol=1e-6)
+        assert index == expected[4].argmax() and name == learn.dls.vocab[index]
     grey = images[4][..., 0]
-    assert torch.equal(learn.predict(grey)[1], learn.predict(np.stack([grey] * 3, 2))[1])
+    assert torch.equal(learn.predict(grey)[2], learn.predict(np.stack([grey] * 3, 2))[2])
     for wrong, message in (
         (images[4].astype(float), r"\(H, W, 3\) uint8.* got float64"),
-        (images, r"\(H, W, 3\) uint8.* got uint8 \(9, 8, 8, 3\)"),
-        ([], "predict.*empty list"),
+        (images, "ndarray of 9.*predict_batch"),
+        (list(images[:2]), "list of 2.*predict_batch"),
+        ([], "predict.*list of 0"),
+        (3, r"\(H, W, 3\) uint8.* got int 3"),
         (tmp_path / "none.png", "none.png"),
     ):
         with pytest.raises(UserError, match=message):
@@ -626,7 +629,7 @@ def test_predict_resizes_as_the_images_in_memory_were_resized(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
     small = read_image(tmp_path / "large.png", 8)
-    assert torch.equal(learn.predict(tmp_path / "large.png")[1], learn.predict(small)[1])
+    assert torch.equal(learn.predict(tmp_path / "large.png")[2], learn.predict(small)[2])
 
 
 def test_images_that_are_not_square():
@@ -636,7 +639,7 @@ def test_images_that_are_not_square():
     learn = make_lt_learner(dls)
     x = dls.valid.dataset.get_batch([0])[0][0].permute(1, 2, 0).numpy()
     expected = learn.predict_logits("valid", cached=False)[0][:1].softmax(1)
-    assert torch.allclose(learn.predict(x)[1], expected, atol=1e-6)
+    assert torch.allclose(learn.predict(x)[2], expected[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
@@ -645,7 +648,7 @@ def test_images_that_are_not_square_with_a_model_of_fixed_size(arch):
     dls = LTDataLoaders.from_arrays(images, np.arange(24) % 2, bs=8, device="cpu")
     learn = make_lt_learner(dls, arch=arch, **SMALL[arch])
     assert np.isfinite(learn.fit_stage1(1, 0.01)["all"]).all()
-    assert len(learn.predict(images[0])[1]) == 1
+    assert len(learn.predict(images[0])[2]) == 2
 
 
 def test_no_gradient_survives_an_interrupted_fit():
@@ -945,4 +948,4 @@ def test_a_step_leaves_no_tensor_behind():
     # The recorder has them as fastai's plots want them.
     assert len(learn.recorder.losses) == 4 * n
     assert all(isinstance(loss, torch.Tensor) for loss in learn.recorder.losses)
-    assert learn.recorder.losses[-1].item() == pytest.approx(learn.smooth_loss)
+    assert learn.recorder.losses[-1].item() == pytest.approx(learn.smooth_loss.item())

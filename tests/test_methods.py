@@ -394,21 +394,21 @@ def test_predict_under_a_known_prior():
     learn = make()
     learn.fit_stage1(2, 0.05)
     images = list(make_images([3, 3, 3], seed=4)[0])
-    _, plain = learn.predict(images)
-    _, same = learn.predict(images, target_prior="train")
+    _, plain = learn.predict_batch(images)
+    _, same = learn.predict_batch(images, target_prior="train")
     torch.testing.assert_close(same, plain)
     counts = torch.tensor(COUNTS) / sum(COUNTS)
-    names, even = learn.predict(images, target_prior="uniform")
+    names, even = learn.predict_batch(images, target_prior="uniform")
     expected = plain / counts
     torch.testing.assert_close(even, expected / expected.sum(1, keepdim=True))
     assert names == [learn.dls.vocab[c] for c in even.argmax(1).tolist()]
-    _, known = learn.predict(images, target_prior=[0, 1, 1], source_prior="uniform")
+    _, known = learn.predict_batch(images, target_prior=[0, 1, 1], source_prior="uniform")
     assert (known[:, 0] < 1e-6).all()
     torch.testing.assert_close(known[:, 1] / known[:, 2], plain[:, 1] / plain[:, 2])
     with pytest.raises(UserError, match="prior must be one of .*'sideways'"):
-        learn.predict(images, target_prior="sideways")
+        learn.predict_batch(images, target_prior="sideways")
     with pytest.raises(UserError, match="source_prior.*target_prior"):
-        learn.predict(images, source_prior="train")
+        learn.predict_batch(images, source_prior="train")
 
 
 @pytest.mark.parametrize("name", stage1_methods())

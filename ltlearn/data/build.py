@@ -1,7 +1,7 @@
 """Build loaders from images by part: carve validation images and take fingerprints."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -27,13 +27,28 @@ from ltlearn.data.datasets import (
 from ltlearn.data.images import ImageSet
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.options import LoadOptions
+from ltlearn.data.own_transforms import (
+    BatchSteps,
+    EvaluationSteps,
+    ItemSteps,
+    ToShape,
+    TrainingSteps,
+)
 from ltlearn.data.readers.folders import find_class_folders
 from ltlearn.data.readers.parts import ListedImages
 from ltlearn.data.splits import carve_validation
+from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, spell, spell_call
 from ltlearn.names import PART_LABELS, PARTS
 
-__all__ = ["DEFAULT_SIZE", "ImageParts", "build_loaders", "check_parts", "load_listed"]
+__all__ = [
+    "DEFAULT_SIZE",
+    "ImageParts",
+    "build_loaders",
+    "check_parts",
+    "load_listed",
+    "size_by_tfms",
+]
 
 _log = logging.getLogger("ltlearn")
 _Loaders = TypeVar("_Loaders", bound=DataLoaders)
@@ -108,8 +123,9 @@ def load_listed(
     """
     check_parts(listed.parts, listed.classes, options.protocol, listed.where)
     warn_about_names(listed.classes, listed.where)
-    look = look_at(listed.parts["train"])
-    size = options.size or look.side or DEFAULT_SIZE
+    train = listed.parts["train"]
+    look = look_at(train)
+    size = options.size or size_by_tfms(options, train) or look.side or DEFAULT_SIZE
     bits = options.bits or look.read_bits
     if options.bits is None and look.bits < 16:
         _log.warning(
@@ -119,10 +135,18 @@ def load_listed(
             spell("bits", 16 if bits < 16 else look.bits),
         )  # fmt: skip
     in_memory = options.in_memory
+    if options.item_tfms is not None:
+        if in_memory:
+            raise UserError(
+                f"item_tfms get the images as they are in their files, but "
+                f"{spell('in_memory', True)} holds them resized; leave one of the two out."
+            )
+        in_memory = False
     if in_memory is None:
         total = sum(len(data) for data in listed.parts.values())
         in_memory = size <= IN_MEMORY_SIDE and total * size * size * 4 <= IN_MEMORY_BYTES
-        in_memory &= options.transform in (None, *BATCH_TRANSFORMS)
+        transform = options.transform
+        in_memory &= callable(transform) or transform in (None, *BATCH_TRANSFORMS)
     parts = {part: replace(data, bits=bits) for part, data in listed.parts.items()}
     if in_memory:
         parts = {part: data.load(size, skip_bad) for part, data in parts.items()}
@@ -133,8 +157,17 @@ def load_listed(
     images = ImageParts(
         parts, listed.classes, listed.split_name, listed.dataset, columns=listed.columns
     )
-    transform = options.transform or ("crop_flip" if in_memory else "resized_crop_flip")
-    return images, replace(options, size=size, in_memory=in_memory, transform=transform)
+    return images, replace(options, size=size, in_memory=in_memory)
+
+
+def size_by_tfms(options: LoadOptions, data: ImageSet) -> tuple[int, int] | None:
+    """Return the height and width that the user's item transforms leave; None if they differ.
+
+    Args:
+        options: How to load the images.
+        data: The images.
+    """
+    return ItemSteps(options.item_tfms).find_shape(data) if options.item_tfms is not None else None
 
 
 def build_loaders(cls: type[_Loaders], images: ImageParts, options: LoadOptions) -> _Loaders:
@@ -143,16 +176,14 @@ def build_loaders(cls: type[_Loaders], images: ImageParts, options: LoadOptions)
     Args:
         cls: The class to build, `LTDataLoaders`.
         images: The images.
-        options: How to load them, with `transform` and `in_memory` decided. `size` and
-            `num_workers` matter for images on disk only.
+        options: How to load them, with `in_memory` decided. `size` matters for images on disk
+            only.
     """
     classes = images.classes
     shot_counts = count_classes(images.parts["train"].targets, len(classes))
     parts, split = _choose_validation(images, options, shot_counts)
-    normalize = NormalizeUint8(*(options.stats or IMAGENET_STATS))
-    loaders = [
-        _make_loader(part, parts[part], options, normalize) for part in PARTS if part in parts
-    ]
+    maker = _LoaderMaker(options, classes, parts["train"])
+    loaders = [maker.make(part, parts[part]) for part in PARTS if part in parts]
     device = default_device() if options.device is None else torch.device(options.device)
     # The path is not the folder of the images, because a learner saves into it, and the new folder
     # would count as a class.
@@ -160,8 +191,8 @@ def build_loaders(cls: type[_Loaders], images: ImageParts, options: LoadOptions)
     dls.vocab, dls.c = list(classes), len(classes)
     dls.class_counts = count_classes(parts["train"].targets, len(classes))
     dls.shot_counts, dls.split = shot_counts, split
-    dls.size, dls.normalize = loaders[0].dataset.shape, normalize
-    dls.stats_given = options.stats is not None
+    dls.size, dls.normalize = maker.find_size(loaders[0]), maker.normalize
+    dls.stats_given = maker.stats is not None
     dls.columns, dls.bits = images.columns, images.parts["train"].bits
     # Parts that were carved from one set share its list.
     dls.skipped = list(dict.fromkeys(p for data in parts.values() for p in data.skipped))
@@ -200,25 +231,85 @@ def _choose_validation(
     )
 
 
-def _make_loader(
-    part: str, data: ImageSet, options: LoadOptions, normalize: NormalizeUint8
-) -> LTDataLoader:
-    training = part == "train"
-    transform = options.transform if training else "none"
-    bs, workers = options.bs, options.num_workers
-    if options.in_memory:
-        dataset, workers = ImagesInMemory(data, transform, options.pad), 0
-        bs = bs if training else max(bs, _EVALUATION_BS)
-    else:
-        dataset = ImageFiles(data, transform, options.size, options.pad)
-    return LTDataLoader(
-        dataset,
-        bs=bs,
-        training=training,
-        seed=options.seed,
-        num_workers=workers,
-        after_batch=[normalize],
-    )
+class _LoaderMaker:
+    """Makes the loader of each part; all share the normalisation and the user's transforms.
+
+    Args:
+        options: How to load the images.
+        classes: Class names.
+        train: The training images.
+    """
+
+    def __init__(self, options: LoadOptions, classes: Sequence[str], train: ImageSet):
+        self.options, self.vocab = options, list(classes)
+        self.batch = BatchSteps(options.batch_tfms)
+        if self.batch.stats is not None and options.stats is not None:
+            raise UserError("both stats and a Normalize in batch_tfms are given; leave one out.")
+        self.stats = options.stats or self.batch.stats
+        self.normalize = NormalizeUint8(*(self.stats or IMAGENET_STATS))
+        self.items = None if options.item_tfms is None else ItemSteps(options.item_tfms)
+        in_memory = train.images is not None
+        default = "crop_flip" if in_memory else "resized_crop_flip"
+        own = self.items is not None or bool(self.batch.tfms)
+        self.transform = options.transform or ("none" if own else default)
+        self.shape = _sides(options.size) if not in_memory else train.images.shape[1:3]
+        if in_memory and self.items is not None:
+            self.shape = self.items.find_shape(train) or self.shape
+        square = self.shape[0] == self.shape[1]
+        resizes = in_memory or not square
+        self.fit = ToShape(self.shape) if resizes else ImageTransform("none", self.shape[0])
+
+    def make(self, part: str, data: ImageSet) -> LTDataLoader:
+        """Make the loader of a part."""
+        training, options = part == "train", self.options
+        transform = self.transform if training else "none"
+        bs, workers = options.bs, options.num_workers or 0
+        own = self.items is not None or callable(transform)
+        if own:
+            dataset = self._make_own(data, transform)
+        elif options.in_memory:
+            dataset, workers = ImagesInMemory(data, transform, options.pad), 0
+            bs = bs if training else max(bs, _EVALUATION_BS)
+        else:
+            dataset = ImageFiles(data, transform, options.size, options.pad)
+        dataset.vocab, dataset.tfms_name = self.vocab, self._name_tfms()
+        return LTDataLoader(
+            dataset,
+            bs=bs,
+            training=training,
+            seed=options.seed,
+            num_workers=workers,
+            after_batch=self.batch.around(self.normalize),
+        )
+
+    def find_size(self, loader: LTDataLoader) -> tuple[int, int]:
+        """Return the height and width of the images in a batch."""
+        if not self.batch.tfms:
+            return loader.dataset.shape
+        one = torch.zeros(1, 3, *loader.dataset.shape, dtype=torch.uint8)
+        return tuple(self.batch.evaluate(one).shape[-2:])
+
+    def _make_own(self, data: ImageSet, transform: str | Callable) -> ImageFiles:
+        if transform == "none":
+            transform = None
+        elif isinstance(transform, str):
+            if self.shape[0] != self.shape[1]:
+                raise UserError(
+                    f"transform {transform!r} makes square images, but item_tfms leave images of "
+                    f"{self.shape[1]} x {self.shape[0]} pixels; leave transform out."
+                )
+            transform = ImageTransform(transform, self.shape[0], self.options.pad)
+        steps = TrainingSteps(transform, self.items, self.fit, self.shape)
+        return ImageFiles(data, steps, self.shape, plain=EvaluationSteps(self.items, self.fit))
+
+    def _name_tfms(self) -> str:
+        """Name the transforms that evaluation applies, too; "" without any."""
+        names = [self.items.name] if self.items is not None else []
+        return ", ".join(names + [self.batch.name] if self.batch.tfms else names)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _warn_about_leaks(parts: dict[str, ImageSet], where: Path | str) -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastai.torch_core import TensorImage
 from fasttransform import ItemTransform
 from torch import Tensor
 
-from ltlearn.data.images import ImageSet, read_image
+from ltlearn.data.images import ImageSet
+from ltlearn.data.items import LabelledItems, LazyImages, decode_sample, read_pixels
 from ltlearn.data.opening import is_deep, open_image, upright_rgb
+from ltlearn.data.own_transforms import EvaluationSteps, ToShape, TrainingSteps
 from ltlearn.data.transforms import BatchCropFlip, ImageTransform
 from ltlearn.defaults import SMALL_SIDE
 from ltlearn.errors import UserError, spell
@@ -89,6 +92,8 @@ class ImagesInMemory:
     """
 
     n_inp = 1
+    tfms_name = ""  # names a user's transforms that evaluation applies, for caches
+    vocab: Sequence[str] | None = None  # class names
 
     def __init__(self, data: ImageSet, transform: str = "none", pad: int | None = None):
         if transform not in BATCH_TRANSFORMS:
@@ -105,7 +110,7 @@ class ImagesInMemory:
         images = torch.from_numpy(_four_bytes(data.images))[..., :3]
         rows = None if data.rows is None else torch.from_numpy(data.rows)
         self.augment = BatchCropFlip(images, pad, flip=transform == "crop_flip", rows=rows)
-        self.files_name = _bits_name(data.bits)
+        self.bits = data.bits
         self.shape = tuple(data.images.shape[1:3])
 
     def __len__(self) -> int:
@@ -136,6 +141,51 @@ class ImagesInMemory:
         x, y = self.get_batch([i])
         return x[0], y[0]
 
+    @property
+    def files_name(self) -> str:
+        """Name the bits of the images and a user's transforms, for caches; there are no files."""
+        return f"{_bits_name(self.bits)} {self.tfms_name}".strip()
+
+    @property
+    def items(self) -> LabelledItems:
+        """Return the images with their labels, as `LTDataLoaders.test_dl` takes them."""
+        return LabelledItems(LazyImages(self._array, len(self)), self.targets, self.vocab)
+
+    def _array(self, i: int) -> np.ndarray:
+        return self.augment(torch.tensor([i]))[0].permute(1, 2, 0).numpy()
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Return any image in the form that evaluation takes.
+
+        Args:
+            image: An (H, W, 3) uint8 image.
+        """
+        return ToShape(self.shape)(image)
+
+    def vary(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return any image augmented as for training.
+
+        Args:
+            image: An (H, W, 3) uint8 image.
+            seed: Decides the augmentation.
+        """
+        image = self.prepare(image)
+        if self.transform == "none":
+            return image
+        one = torch.from_numpy(np.ascontiguousarray(image))[None]
+        augment = BatchCropFlip(one, self.augment.pad, self.augment.flip)
+        generator = torch.Generator().manual_seed(seed)
+        return augment(torch.tensor([0]), generator)[0].permute(1, 2, 0).numpy()
+
+    def decode(self, sample: tuple, full: bool = True) -> tuple:
+        """Return a sample of a batch in the form that fastai shows.
+
+        Args:
+            sample: The image, float in [0, 1], and its target if it has one.
+            full: Without effect.
+        """
+        return decode_sample(sample, self.vocab)
+
 
 def _four_bytes(images: np.ndarray) -> np.ndarray:
     """Return the array of four bytes per pixel that `ImageSet.load` reads into, if this is one."""
@@ -150,19 +200,29 @@ class ImageFiles:
 
     Args:
         data: Images with their targets.
-        transform: A name of `ltlearn.names.TRANSFORM_NAMES`.
-        size: Side of the result in pixels.
+        transform: A name of `ltlearn.names.TRANSFORM_NAMES`, or `TrainingSteps`.
+        size: Side of the result in pixels, or height and width.
         pad: Black border of "crop" and "crop_flip" in pixels; None takes an eighth of `size`.
+        plain: What evaluation does to an image; None resizes and crops its centre.
     """
 
     n_inp = 1
+    tfms_name = ""  # names a user's transforms that evaluation applies, for caches
+    vocab: Sequence[str] | None = None  # class names
 
     def __init__(
-        self, data: ImageSet, transform: str = "none", size: int = 224, pad: int | None = None
+        self,
+        data: ImageSet,
+        transform: str | TrainingSteps = "none",
+        size: int | tuple[int, int] = 224,
+        pad: int | None = None,
+        plain: EvaluationSteps | None = None,
     ):
         self.data, self.targets = data, torch.from_numpy(data.targets)
-        self.transform, self.shape = ImageTransform(transform, size, pad), (size, size)
-        self.plain = ImageTransform("none", size)
+        self.shape = (size, size) if isinstance(size, int) else tuple(size)
+        named = isinstance(transform, str)
+        self.transform = ImageTransform(transform, size, pad) if named else transform
+        self.plain = plain or ImageTransform("none", size)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -171,16 +231,20 @@ class ImageFiles:
         """Return a copy without images, for `learn.export()`."""
         empty = copy.copy(self)
         empty.data, empty.targets = self.data.take(np.zeros(0, int)), self.targets[:0].clone()
-        vars(empty).pop("files_name", None)
+        vars(empty).pop("_files_hash", None)
         return empty
 
-    @cached_property
+    @property
     def files_name(self) -> str:
         """Return a hash of the files' paths, sizes and modification times; "" for arrays.
 
         It is for caches on this machine. The fingerprint of a split uses neither folder nor time,
-        so that it is the same on another machine.
+        so that it is the same on another machine. The names of a user's transforms follow it.
         """
+        return f"{self._files_hash} {self.tfms_name}".strip()
+
+    @cached_property
+    def _files_hash(self) -> str:
         if self.data.images is not None:
             return ""
         if not isinstance(self.data.root, Path):
@@ -213,15 +277,47 @@ class ImageFiles:
             i: Index of the image.
             seeds: As for `get`, one for each view.
         """
-        if self.data.images is not None:
-            image = self.data.images[i]
-        else:
-            image = read_image(self.data.file(i), None, self.data.bits)
+        image = read_pixels(self.data, i)
         views = (self.plain(image) if s is None else self.transform(image, s) for s in seeds)
         return [torch.from_numpy(np.ascontiguousarray(v)).permute(2, 0, 1) for v in views]
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         return self.get(i)
+
+    @property
+    def items(self) -> LabelledItems:
+        """Return the images with their labels, as `LTDataLoaders.test_dl` takes them."""
+        data = self.data
+        images = data.images
+        if images is None:
+            images = LazyImages(data.file, len(self))
+        return LabelledItems(images, self.targets, self.vocab)
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Return any image in the form that evaluation takes.
+
+        Args:
+            image: An (H, W, 3) uint8 image.
+        """
+        return self.plain(image)
+
+    def vary(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return any image augmented as for training.
+
+        Args:
+            image: An (H, W, 3) uint8 image.
+            seed: Decides the augmentation.
+        """
+        return self.transform(image, seed)
+
+    def decode(self, sample: tuple, full: bool = True) -> tuple:
+        """Return a sample of a batch in the form that fastai shows.
+
+        Args:
+            sample: The image, float in [0, 1], and its target if it has one.
+            full: Without effect.
+        """
+        return decode_sample(sample, self.vocab)
 
 
 class NormalizeUint8(ItemTransform):
@@ -233,6 +329,7 @@ class NormalizeUint8(ItemTransform):
     """
 
     parameters = ("mean", "std")
+    order = 99  # after a user's batch transforms, as fastai's Normalize
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         self.set(mean, std)
@@ -248,16 +345,28 @@ class NormalizeUint8(ItemTransform):
         self.std = torch.tensor(std).view(1, 3, 1, 1) * 255
 
     def encodes(self, batch):
-        """Normalise the images of a batch; targets and float images pass unchanged.
+        """Normalise the images of a batch; targets and float tensors pass unchanged.
 
         Args:
-            batch: A tuple that starts with the images.
+            batch: A tuple that starts with the images: uint8, or a `TensorImage` in [0, 1].
         """
         x, *rest = batch
         if x.dtype == torch.uint8:
             x = x.to(torch.float32, memory_format=torch.channels_last)
             x = x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
+        elif isinstance(x, TensorImage):
+            x = (x * 255 - self.mean.to(x.device)) / self.std.to(x.device)
         return (x, *rest)
+
+    def decodes(self, batch):
+        """Return the images of a normalised batch in [0, 1], for fastai to show.
+
+        Args:
+            batch: A tuple that starts with the images.
+        """
+        x, *rest = batch
+        x = (x * self.std.to(x.device) + self.mean.to(x.device)) / 255
+        return (TensorImage(x.clamp(0, 1)), *rest)
 
 
 def _bits_name(bits: int) -> str:

@@ -1,16 +1,21 @@
 """`LTDataLoader`: a fastai loader whose draws depend on seed, epoch and position alone."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 from fastai.data.core import TfmdDL
+from fastai.torch_core import TensorCategory, TensorImage
 from torch import Tensor
 
+from ltlearn.data.own_transforms import TypedBatch, seeded
 from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_whole
 
 __all__ = ["LTDataLoader"]
+
+_BATCH = 0xBA7C  # tells the seeds of a user's batch transforms from those of the images
 
 
 class LTDataLoader(TfmdDL):
@@ -146,7 +151,9 @@ class LTDataLoader(TfmdDL):
 
     def _one_pass(self):
         # fastai reads an image to find out the parts of a batch, which are known here.
-        if hasattr(self.dataset, "get") or hasattr(self.dataset, "get_batch"):
+        if hasattr(self.dataset, "decode"):
+            self._n_inp, self._types = 1, {tuple: [TensorImage, TensorCategory]}
+        elif hasattr(self.dataset, "get") or hasattr(self.dataset, "get_batch"):
             self._n_inp, self._types = 1, {tuple: [Tensor, Tensor]}
         else:
             super()._one_pass()
@@ -165,7 +172,7 @@ class LTDataLoader(TfmdDL):
         self.set_epoch(self.epoch)
         error = None
         try:
-            yield from super().__iter__()
+            yield from self._batches()
         except UserError as e:
             # The message of an error from a worker has the worker's traceback before the sentence.
             marker = f"{UserError.__module__}.{UserError.__qualname__}: "
@@ -177,6 +184,29 @@ class LTDataLoader(TfmdDL):
             raise error
         # The next pass then draws anew, even if no LTLearner sets the epoch.
         self.epoch += 1
+
+    def _batches(self) -> Iterator:
+        """Yield the batches; a user's batch transforms draw by (seed, epoch, batch) alone."""
+        batches = super().__iter__()
+        if not any(isinstance(tfm, TypedBatch) for tfm in self.after_batch.fs):
+            yield from batches
+            return
+        first = 0
+        if self.augment and not self.training:
+            # A pass that resumes begins at a later position.
+            first = next(iter(self.get_idxs()), 0) // max(self.n, 1) // self.bs
+        for number in itertools.count(first):
+            with seeded(mix_seed(self.seed, self.epoch, number, _BATCH), self.device):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            # A plain tensor, because each step on fastai's types takes longer.
+            yield tuple(t.as_subclass(Tensor) for t in batch)
+
+    def before_iter(self):
+        """Let fastai's transforms know whether to augment."""
+        super().before_iter()
+        self.after_batch.split_idx = 0 if self.augment else 1
 
     def _seed_at(self, number: int) -> int | None:
         return mix_seed(self.seed, self.epoch, number // self.n) if self.augment else None
@@ -203,3 +233,37 @@ class LTDataLoader(TfmdDL):
             return
         for numbers in self.chunkify(samps):
             yield self.dataset.get_batch([s % self.n for s in numbers], self._seed_at(numbers[0]))
+
+    @property
+    def vocab(self):
+        """Return the class names as fastai's `CategoryMap`, which its interpretation needs."""
+        from fastai.data.transforms import CategoryMap
+
+        return CategoryMap(list(self.dataset.vocab), sort=False)
+
+    def decode(self, b):
+        """Return a batch in the form that fastai shows.
+
+        Args:
+            b: The batch.
+        """
+        # It registers how images are shown: batches, results and top losses.
+        import fastai.vision.learner  # noqa: F401
+
+        return super().decode(b)
+
+    def show_batch(self, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
+        """Show images of a batch with their classes.
+
+        Args:
+            b: The batch; None takes the first one of the epoch.
+            max_n: Most images that are shown, at least 1.
+            ctxs: Axes to draw on; None makes a grid.
+            show: Whether to draw; False returns what would be drawn.
+            unique: Whether to show the first image in several augmentations.
+            **kwargs: For fastai's `show_batch`, such as `nrows` or `figsize`.
+        """
+        if b is None and unique:
+            views = [position * self.n for position in range(max_n)]
+            b = self.new(get_idxs=lambda: views, bs=max_n, num_workers=0).one_batch()
+        return super().show_batch(b, max_n, ctxs, show, **kwargs)

@@ -1,20 +1,18 @@
 """`LTDataLoaders`: long-tailed data as fastai `DataLoaders` that know counts and split."""
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from fastai.data.core import DataLoaders
 from torch import Tensor
 
 from ltlearn.data.arrays import list_arrays
 from ltlearn.data.benchmarks.load import Subset, load_dataset
 from ltlearn.data.build import build_loaders, check_parts, load_listed
 from ltlearn.data.datasets import BATCH_TRANSFORMS
-from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.options import LoadOptions, ReadOptions
+from ltlearn.data.part_loaders import PartLoaders
 from ltlearn.data.readers.annotations import list_json
 from ltlearn.data.readers.folders import list_folder
 from ltlearn.data.readers.hf import list_dataset
@@ -26,7 +24,7 @@ from ltlearn.errors import UserError, check_choice
 __all__ = ["LTDataLoaders"]
 
 
-class LTDataLoaders(DataLoaders):
+class LTDataLoaders(PartLoaders):
     """Training, validation and test loaders of an imbalanced image set.
 
     Create it with `from_path`, `from_folder`, `from_csv`, `from_df`, `from_json`, `from_hf`,
@@ -36,18 +34,6 @@ class LTDataLoaders(DataLoaders):
     `skipped` (unreadable images that were left out), `columns` (for a table, the column that each
     kind of value was read from), `bits` (how many bits 16-bit images were read as).
     """
-
-    @property
-    def test(self) -> LTDataLoader | None:
-        """Return the test loader; None without a test set."""
-        return self.loaders[2] if len(self.loaders) > 2 else None
-
-    def new_empty(self) -> "LTDataLoaders":
-        """Return a copy of the loaders without images, for `learn.export()`."""
-        empty = copy.copy(self)
-        # Not shuffled, because no sampler draws from an empty set.
-        empty.loaders = [dl.new(dl.dataset.new_empty(), shuffle=False) for dl in self.loaders]
-        return empty
 
     @classmethod
     def from_dataset(
@@ -66,10 +52,12 @@ class LTDataLoaders(DataLoaders):
         test_per_class: int | None = None,
         max_classes: int | None = None,
         size: int | None = None,
-        transform: str | None = None,
+        transform: str | Callable | None = None,
         num_workers: int | None = None,
         device=None,
         follow_links: bool = False,
+        item_tfms=None,
+        batch_tfms=None,
     ) -> "LTDataLoaders":
         """Read a known long-tailed set, or cut a long-tailed set from a known balanced one.
 
@@ -108,14 +96,16 @@ class LTDataLoaders(DataLoaders):
                 only. None keeps all.
             size: Side in pixels that images are resized to: 64 or 32 for "tiny_imagenet_lt", any
                 for published lists (None: 224), the size of the images for the others.
-            transform: Training augmentation, a name of `ltlearn.names.TRANSFORM_NAMES`. For
-                published lists only. None takes "resized_crop_flip_jitter", for iNaturalist
-                "resized_crop_flip".
+            transform: Training augmentation. A transform of one's own, as for `from_folder`; or,
+                for published lists only, a name of `ltlearn.names.TRANSFORM_NAMES`. None takes
+                "resized_crop_flip_jitter" for these, for iNaturalist "resized_crop_flip".
             num_workers: Processes that read images, at least 0; 0 reads in this process, None takes
                 the setting of that name. For published lists only.
             device: Where batches go; None takes fastai's default.
             follow_links: Whether a link inside the folder may lead out of it. For published lists
                 only.
+            item_tfms: As for `from_folder`.
+            batch_tfms: As for `from_folder`.
 
         Raises:
             UserError: If a value is outside its range or has no meaning for the set, the images are
@@ -135,6 +125,8 @@ class LTDataLoaders(DataLoaders):
             seed=seed,
             num_workers=num_workers,
             device=device,
+            item_tfms=item_tfms,
+            batch_tfms=batch_tfms,
         )
         subset = Subset(imbalance_factor, split, profile, n_max, test_per_class, max_classes)
         read = ReadOptions(skip_bad=skip_bad, follow_links=follow_links)
@@ -145,7 +137,7 @@ class LTDataLoaders(DataLoaders):
         cls,
         path: str | Path,
         size: int | None = None,
-        transform: str | None = None,
+        transform: str | Callable | None = None,
         valid_pct: float = 0.2,
         protocol: str = "clean",
         bs: int = 64,
@@ -156,6 +148,8 @@ class LTDataLoaders(DataLoaders):
         stats: tuple[Sequence[float], Sequence[float]] | None = None,
         device=None,
         bits: int | None = None,
+        item_tfms=None,
+        batch_tfms=None,
     ) -> "LTDataLoaders":
         """Read an imbalanced folder of class folders.
 
@@ -168,8 +162,11 @@ class LTDataLoaders(DataLoaders):
             path: The folder.
             size: Side in pixels that images are resized to, at least 1. None keeps small images of
                 one size as they are and takes 224 otherwise.
-            transform: Training augmentation, a name of `ltlearn.names.TRANSFORM_NAMES`. None takes
-                "crop_flip" for images held in memory and "resized_crop_flip" for others.
+            transform: Training augmentation: a name of `ltlearn.names.TRANSFORM_NAMES`, an
+                albumentations transform such as a `Compose`, a torchvision transform, or a function
+                from an (H, W, 3) uint8 array to one. Images of another size are then resized. None
+                takes "crop_flip" for images held in memory, "resized_crop_flip" for others, and
+                "none" with `item_tfms` or `batch_tfms`.
             valid_pct: Share of each class that is carved off without a validation folder, in
                 (0, 1).
             protocol: "clean", or "paper": keep all training images and choose epochs on the test
@@ -187,6 +184,10 @@ class LTDataLoaders(DataLoaders):
             bits: Bits that the values of images with 16 bits per channel take, from 8 to 16: 12 for
                 many cameras and scanners. None finds it out from some training images, with a
                 warning if it is below 16.
+            item_tfms: fastai transforms of each image as it is in its file, such as `Resize(224)`.
+                Evaluation applies them, too. If `size` is None, they decide the size.
+            batch_tfms: fastai transforms of a batch, such as `aug_transforms()`. A `Normalize` sets
+                `stats`.
 
         Raises:
             UserError: If a value is outside its range, the folder is missing or has no class
@@ -210,6 +211,8 @@ class LTDataLoaders(DataLoaders):
             stats=stats,
             device=device,
             bits=bits,
+            item_tfms=item_tfms,
+            batch_tfms=batch_tfms,
         )
         return cls._from_listing(partial(list_folder, Path(path).expanduser()), options, skip_bad)
 
@@ -407,7 +410,7 @@ class LTDataLoaders(DataLoaders):
         valid: tuple | None = None,
         test: tuple | None = None,
         classes: Sequence[str] | None = None,
-        transform: str = "crop_flip",
+        transform: str | Callable | None = None,
         pad: int | None = None,
         valid_pct: float = 0.2,
         protocol: str = "clean",
@@ -415,6 +418,8 @@ class LTDataLoaders(DataLoaders):
         seed: int = 0,
         stats: tuple[Sequence[float], Sequence[float]] | None = None,
         device=None,
+        item_tfms=None,
+        batch_tfms=None,
     ) -> "LTDataLoaders":
         """Use images that are in memory already.
 
@@ -424,7 +429,8 @@ class LTDataLoaders(DataLoaders):
             valid: Validation (images, targets); None carves them off the training images.
             test: Test (images, targets).
             classes: Class names; None numbers the classes.
-            transform: "crop_flip", "crop" or "none".
+            transform: "crop_flip", "crop" or "none", or a transform of one's own, as for
+                `from_folder`. None takes "crop_flip", or "none" with `item_tfms` or `batch_tfms`.
             pad: Black border of the crop in pixels, at least 0; None takes an eighth of the side.
             valid_pct: Share of each class that is carved off, in (0, 1).
             protocol: "clean", or "paper": keep all training images and choose epochs on the test
@@ -434,6 +440,8 @@ class LTDataLoaders(DataLoaders):
             stats: Mean and standard deviation per channel for pixels in [0, 1]; None takes the
                 statistics of the pre-trained model, or ImageNet's.
             device: Where batches go; None takes fastai's default.
+            item_tfms: As for `from_folder`.
+            batch_tfms: As for `from_folder`.
 
         Shape:
             images is (N, H, W, 3) or (N, H, W), uint8; targets is (N,), integers from 0 to C - 1.
@@ -458,8 +466,11 @@ class LTDataLoaders(DataLoaders):
             stats=stats,
             pad=pad,
             device=device,
+            item_tfms=item_tfms,
+            batch_tfms=batch_tfms,
         )
-        check_choice("transform", transform, BATCH_TRANSFORMS)
+        if not (transform is None or callable(transform)):
+            check_choice("transform", transform, BATCH_TRANSFORMS)
         options.check()
         parts = list_arrays(images, targets, valid, test, classes)
         check_parts(parts.parts, parts.classes, protocol, "the training set")

@@ -1,8 +1,10 @@
 """How images are listed and how they are loaded: one frozen value for each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+from fastcore.basics import listify
 
 from ltlearn.errors import UserError, check_choice, check_number, check_whole
 from ltlearn.names import PROTOCOLS, TRANSFORM_NAMES
@@ -52,8 +54,8 @@ class LoadOptions:
     Args:
         size: Side in pixels that images are resized to, at least 1. None keeps small images of one
             size as they are and takes 224 otherwise.
-        transform: Training augmentation, a name of `ltlearn.names.TRANSFORM_NAMES`; None chooses
-            one that fits the images.
+        transform: Training augmentation: a name of `ltlearn.names.TRANSFORM_NAMES`, or a transform
+            as for `TrainingSteps`. None chooses one that fits the images.
         valid_pct: Share of each class that is carved off for validation, in (0, 1).
         protocol: "clean" or "paper".
         bs: Images per training batch, at least 1.
@@ -66,10 +68,12 @@ class LoadOptions:
         device: Where batches go; None takes fastai's default.
         bits: Bits that the values of images with 16 bits per channel take, from 8 to 16: 12 for
             many cameras and scanners. None finds it out from some training images.
+        item_tfms: fastai transforms of single images; None has none.
+        batch_tfms: fastai transforms of batches; None has none.
     """
 
-    size: int | None = None
-    transform: str | None = None
+    size: int | tuple[int, int] | None = None
+    transform: str | Callable | None = None
     valid_pct: float = 0.2
     protocol: str = "clean"
     bs: int = 64
@@ -80,6 +84,18 @@ class LoadOptions:
     pad: int | None = None
     device: object = None
     bits: int | None = None
+    item_tfms: object = None
+    batch_tfms: object = None
+
+    @property
+    def brings_tfms(self) -> bool:
+        """Return whether the user brings fastai's transforms, which augment on their own."""
+        return self.item_tfms is not None or self.batch_tfms is not None
+
+    @property
+    def brings_stats(self) -> bool:
+        """Return whether the user's batch transforms hold the statistics of the images."""
+        return any(type(t).__name__ == "Normalize" for t in listify(self.batch_tfms))
 
     def check(self) -> None:
         """Raise a `UserError` if a value is outside its range."""
@@ -96,8 +112,13 @@ class LoadOptions:
         if self.bits is not None:
             check_whole("bits", self.bits, 8)
             check_number("bits", self.bits, 8, 16)
-        if self.transform is not None:
+        if isinstance(self.transform, str):
             check_choice("transform", self.transform, TRANSFORM_NAMES)
+        elif not (self.transform is None or callable(self.transform)):
+            raise UserError(
+                f"transform must be one of {', '.join(TRANSFORM_NAMES)}, or a transform that can "
+                f"be called with an image, got {self.transform!r}."
+            )
 
     def with_workers(self) -> "LoadOptions":
         """Return the options with the number of workers, from the settings where it is None."""

@@ -13,7 +13,7 @@ __all__ = ["run_model"]
 @torch.no_grad()
 def run_model(
     model: nn.Module, dl, context, flip: bool = False, read=lambda logits: logits
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Run a model in evaluation mode over a loader, then restore its mode.
 
     Args:
@@ -24,18 +24,18 @@ def run_model(
         read: Reduces the logits of a batch to the values to keep.
 
     Returns:
-        The kept values and the targets of all images.
+        The kept values and the targets of all images; None for the targets of images without one.
     """
     # A head without parameters, such as the nearest class mean, has buffers.
     device = next(chain(model.parameters(), model.buffers())).device
     logits, targets = [], []
     with evaluating(model):
-        for x, y in dl:
+        for x, *rest in dl:
             x = x.to(device)
             with context():
                 out = model(x).float()
                 if flip:
                     out = (out + model(x.flip(-1)).float()) / 2
             logits.append(read(out))
-            targets.append(y)
-    return torch.cat(logits), torch.cat(targets)
+            targets += rest
+    return torch.cat(logits), torch.cat(targets) if targets else None

@@ -6,9 +6,10 @@ from functools import partial
 import torch
 from fastai.callback.core import Callback, CancelEpochException, event
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.progress import ProgressCallback, ShowGraphCallback
 from fastai.learner import AvgSmoothLoss, Learner, Recorder
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import defaults
 from fastcore.basics import listify, noop
 from torch import Tensor, nn
 
@@ -156,6 +157,14 @@ class _SmoothLoss(AvgSmoothLoss):
         return value.item() if value.device.type == "cpu" else value
 
 
+class _Text(str):
+    """A string with attributes."""
+
+
+def _shows_progress(cb: Callback | type[Callback]) -> bool:
+    return isinstance(cb, ProgressCallback) or cb is ProgressCallback
+
+
 def _order_of(cb: Callback) -> float:
     return cb.order
 
@@ -165,13 +174,68 @@ class QuietLearner(Learner):
 
     first_epoch = 0  # the first epoch of this fit; a `Checkpoint` that resumes sets a later one
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.remove_cb(ProgressCallback)
-        self.logger, self.create_mbar = noop, False
+    def __init__(self, *args, cbs=None, default_cbs=True, **kwargs):
+        usual = [cb for cb in defaults.callbacks if cb is not ProgressCallback]
+        cbs = [*listed_callbacks(usual if default_cbs else None), *listed_callbacks(cbs)]
+        super().__init__(*args, cbs=cbs, default_cbs=False, **kwargs)
+        self._show_progress()
         for cb in self.cbs:
             if isinstance(cb, Recorder):
                 cb.smooth_loss = _SmoothLoss()
+
+    @property
+    def smooth_loss(self) -> Tensor:
+        """Return the smoothed training loss; fastai's callbacks ask for a tensor."""
+        return torch.as_tensor(self._smooth_loss)
+
+    @smooth_loss.setter
+    def smooth_loss(self, value: float | Tensor) -> None:
+        self._smooth_loss = value
+
+    def add_cb(self, cb):
+        """Add a callback. With fastai's `ProgressCallback` the learner is not quiet.
+
+        Args:
+            cb: The callback, an instance or a class.
+        """
+        super().add_cb(cb)
+        if _shows_progress(cb):
+            self._show_progress()
+        return self
+
+    def remove_cb(self, cb):
+        """Remove a callback, or all of a class.
+
+        Args:
+            cb: The callback, an instance or a class.
+        """
+        super().remove_cb(cb)
+        if _shows_progress(cb):
+            self._show_progress()
+        return self
+
+    def gather_args(self) -> dict[str, str]:
+        """Return the settings of the learner as text, for fastai's `WandbCallback`."""
+        loss, train = self.loss_func, self.dls.train
+        settings = {
+            "arch": getattr(self, "arch", type(self.model).__name__),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "precision": getattr(self, "precision", "fp32"),
+            "batch size": getattr(train, "bs", None),
+            "batches per epoch": len(train),
+            "sampler": getattr(train, "sampler_name", None),
+            "split": getattr(self.dls, "split", None),
+            "loss": getattr(loss, "__name__", type(loss).__name__),
+            "callbacks": ", ".join(type(cb).__name__ for cb in self.cbs),
+        }
+        # fastai asks each value for its attributes, and a plain string has none.
+        return {name: _Text(value) for name, value in settings.items()}
+
+    def _show_progress(self) -> None:
+        """Let fastai print a line per epoch if it has a `ProgressCallback`."""
+        self.create_mbar = any(_shows_progress(cb) for cb in self.cbs)
+        if self.logger in (noop, print):  # a callback may have set its own
+            self.logger = print if self.create_mbar else noop
 
     def __call__(self, event_name):
         """Call the callbacks that handle an event, or several."""
@@ -187,7 +251,12 @@ class QuietLearner(Learner):
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         """Train as fastai's `Learner.fit` does, and close the callbacks however the fit ends."""
         cbs = listed_callbacks(cbs)
-        if not any(isinstance(cb, EpochProgress) for cb in [*self.cbs, *cbs]):
+        everyone = [*self.cbs, *cbs]
+        draws = any(isinstance(cb, ShowGraphCallback) for cb in everyone)
+        if draws and not any(map(_shows_progress, everyone)):
+            # The graph is drawn into the display of this callback.
+            cbs.insert(0, ProgressCallback())
+        if not any(isinstance(cb, EpochProgress) for cb in everyone):
             cbs.append(EpochProgress())
         self.first_epoch = 0
         metrics, logger = self.metrics, self.logger

@@ -2,17 +2,13 @@
 
 import logging
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 from fastai.learner import Learner
-from PIL import Image
 from torch import Tensor, nn
 
 from ltlearn.data.datasets import ImagesInMemory
-from ltlearn.data.images import ImageSet, read_image
 from ltlearn.data.loader import LTDataLoader
-from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError
 from ltlearn.names import PARTS
 from ltlearn.training.evaluate import run_model
@@ -113,33 +109,11 @@ def predict_images(learn: Learner, images) -> Tensor:
 
     Args:
         learn: An `LTLearner`.
-        images: A path, a PIL image or an (H, W, 3) uint8 array, or a list of them.
+        images: What `LTDataLoaders.test_dl` takes.
 
     Raises:
         UserError: If there is no image, or one cannot be read.
     """
-    images = images if isinstance(images, list | tuple) else [images]
-    if not images:
-        raise UserError("predict needs at least one image, got an empty list.")
-    pixels = [_to_pixels(image, learn.dls) for image in images]
-    data = ImageSet(np.zeros(len(pixels), dtype=np.int64), images=np.stack(pixels))
-    loader = learn.dls.valid.new(ImagesInMemory(data), shuffle=False)
-    loader.n = len(pixels)
-    return run_model(learn.model, loader, learn.autocast)[0].cpu()
-
-
-def _to_pixels(image, dls) -> np.ndarray:
-    """Resize one image to the model's input size, as the validation loader does."""
-    if isinstance(image, str | Path):
-        image = read_image(Path(image), None, getattr(dls, "bits", None))
-    image = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-    if image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=2)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(f"predict takes (H, W, 3) uint8 images, got {image.dtype} {image.shape}.")
-    height, width = dls.size
-    if not isinstance(dls.valid.dataset, ImagesInMemory):
-        return ImageTransform("none", height)(image)
-    if image.shape[:2] == (height, width):
-        return image
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    loader = learn.dls.test_dl(images)
+    with oom_to_user_error(loader.bs):
+        return run_model(learn.model, loader, learn.autocast)[0].cpu()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.progress import CSVLogger
+from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.learner import Learner
 from torch import nn
 
@@ -36,7 +36,8 @@ __all__ = [
 
 _log = logging.getLogger("ltlearn")
 # They observe a fit and do not affect the weights.
-_OBSERVERS = (Checkpoint, CSVLogger, EpochLog)
+_DISPLAYS = (ProgressCallback, ShowGraphCallback)
+_OBSERVERS = (Checkpoint, CSVLogger, EpochLog, *_DISPLAYS)
 
 
 def fold_unowned_head(learn: Learner, callbacks: Sequence[Callback]) -> None:
@@ -196,7 +197,8 @@ def record_stage(
         **facts: Fields of `StageRecord` that differ between the stages.
     """
     module = learn.model.head if isinstance(plan, Stage2Plan) else learn.model
-    loss, lasting = plan.loss or learn.loss_func, lasting_callbacks(learn)
+    loss = plan.loss or learn.loss_func
+    lasting = [cb for cb in lasting_callbacks(learn) if not isinstance(cb, _DISPLAYS)]
     # A fit that was stopped and resumed counts from its first start.
     seconds = time.perf_counter() - began
     seconds += sum(cb.spent_ for cb in callbacks if isinstance(cb, Checkpoint))

@@ -128,7 +128,7 @@ def _head_learner(learn: Learner, plan: Stage2Plan) -> Learner:
     dls.class_counts, dls.vocab, dls.c = learn.dls.class_counts, learn.dls.vocab, learn.dls.c
     return QuietLearner(
         dls, HeadModel(learn.model.head), plan.loss or learn.loss_func,
-        opt_func=plan.opt_func or sgd(), path=learn.path,
+        opt_func=plan.opt_func or sgd(), path=learn.path, model_dir=learn.model_dir,
         splitter=lambda m: [list(m.parameters())], train_bn=False, wd_bn_bias=True,
         metrics=learn.metrics,
     )  # fmt: skip

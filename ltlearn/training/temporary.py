@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import ProgressCallback
 from fastai.learner import CastToTensor, Learner, Recorder
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ __all__ = [
 ]
 
 # Every learner has these callbacks, and they never leave it.
-_OWN_CALLBACKS = (TrainEvalCallback, Recorder, CastToTensor, MixedPrecision, ProgressCallback)
+_OWN_CALLBACKS = (TrainEvalCallback, Recorder, CastToTensor, MixedPrecision)
 
 
 def lasting_callbacks(learn: Learner) -> list[Callback]:

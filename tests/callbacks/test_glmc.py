@@ -346,13 +346,13 @@ def from_folder(path, **kwargs):
 
 
 def test_images_on_disk_are_read_once_for_both_views(folder, monkeypatch):
-    from ltlearn.data import datasets
+    from ltlearn.data import items
 
     dls = from_folder(folder)
     pairs = pairs_of(dls)
     reads = []
-    read = datasets.read_image
-    monkeypatch.setattr(datasets, "read_image", lambda *a: reads.append(a[0]) or read(*a))
+    read = items.read_image
+    monkeypatch.setattr(items, "read_image", lambda *a: reads.append(a[0]) or read(*a))
     pairs.set_epoch(1)
     found = list(pairs)
     assert len(reads) == 2 * 18, "one of 19 is dropped"

@@ -854,7 +854,7 @@ def test_a_split_is_json(folder):
 def test_listing_opens_few_images(folder, monkeypatch):
     opened = []
     monkeypatch.setattr(
-        "ltlearn.data.datasets.read_image", lambda *a: opened.append(a) or read_image(*a)
+        "ltlearn.data.items.read_image", lambda *a: opened.append(a) or read_image(*a)
     )
     monkeypatch.setattr(
         "ltlearn.data.images.read_image", lambda *a: opened.append(a) or read_image(*a)

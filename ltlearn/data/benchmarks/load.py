@@ -8,7 +8,7 @@ import numpy as np
 from ltlearn.data.benchmarks.facts import BalancedSet, ListedSet
 from ltlearn.data.benchmarks.read import load_benchmark_parts
 from ltlearn.data.benchmarks.registry import get_dataset
-from ltlearn.data.build import DEFAULT_SIZE, ImageParts
+from ltlearn.data.build import DEFAULT_SIZE, ImageParts, size_by_tfms
 from ltlearn.data.counts import long_tail_counts
 from ltlearn.data.images import ImageSet
 from ltlearn.data.options import LoadOptions, ReadOptions
@@ -93,7 +93,7 @@ def _check_meaning(
         why = "is held in memory"
         given = {
             "max_classes": subset.max_classes,
-            "transform": options.transform,
+            "transform": None if callable(options.transform) else options.transform,
             "num_workers": options.num_workers,
             "follow_links": read.follow_links or None,
         }
@@ -119,11 +119,12 @@ def _load_listed(
         parts[part] = _first_of_each(data, len(classes), most)
     if read.skip_bad:
         parts = {part: data.without_bad() for part, data in parts.items()}
+    own = options.brings_tfms
     return ImageParts(parts, classes, split_name="published", dataset=row.name), replace(
         options,
-        stats=row.stats,
-        transform=options.transform or row.transform,
-        size=options.size or DEFAULT_SIZE,
+        stats=None if options.brings_stats else row.stats,
+        transform=options.transform or (None if own else row.transform),
+        size=options.size or size_by_tfms(options, parts["train"]) or DEFAULT_SIZE,
         in_memory=False,
     )
 
@@ -181,7 +182,11 @@ def _load_cut(
         imbalance_factor=factor,
     )
     return images, replace(
-        options, stats=stats, transform=row.transform, pad=row.pad, in_memory=True
+        options,
+        stats=None if options.brings_stats else stats,
+        transform=options.transform or (None if options.brings_tfms else row.transform),
+        pad=row.pad,
+        in_memory=True,
     )
 
 
