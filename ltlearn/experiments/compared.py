@@ -63,16 +63,14 @@ class ComparedClassifier:
             UserError: If it is missing or damaged.
         """
         file = f"{self.name}.json"
+        content = self.run.read_json(file, sealed=None)
         try:
-            record = ClassifierRecord.from_dict(self.run.read_json(file, sealed=None))
-            if not isinstance(record.key, dict) or not isinstance(record.weights, str):
-                raise TypeError("not the types of a record")
-        except (KeyError, TypeError, AttributeError):
+            return ClassifierRecord.from_dict(content)
+        except UserError as e:
             raise UserError(
-                f"{self.run.path / file} is damaged: it does not describe a classifier; remove it "
-                f"and run {_compare_again(self.run)}."
+                f"{self.run.path / file} is damaged: {e.message.rstrip('.')}; remove it and run "
+                f"{_compare_again(self.run)}."
             ) from None
-        return record
 
     def prior(self, methods: Mapping[str, Mapping[str, str]]) -> str:
         """Return the class prior that the logits assume: "train" or "uniform".

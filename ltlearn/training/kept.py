@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ltlearn.training.records import Record, TrajectoryRecord
-from ltlearn.utils.older_runs import known_fields
+from ltlearn.utils.older_runs import checked_fields, known_fields
 
 __all__ = ["KEPT_FOLDER", "ClassifierRecord", "KeptName", "as_trajectory"]
 
@@ -75,13 +75,13 @@ class ClassifierRecord(Record):
             values: What the file holds.
 
         Raises:
-            KeyError: If the trajectory is missing.
-            TypeError: If another field is missing.
+            UserError: If a field is missing or has another type.
         """
-        trajectory = values["trajectory"]
+        trajectory = values.get("trajectory") if isinstance(values, Mapping) else None
         if trajectory is not None:
-            trajectory = as_trajectory(trajectory)
-        return cls(**{**known_fields(cls, values), "trajectory": trajectory})
+            trajectory = TrajectoryRecord(**checked_fields(TrajectoryRecord, trajectory))
+            values = {**values, "trajectory": None}
+        return cls(**{**checked_fields(cls, values), "trajectory": trajectory})
 
 
 def as_trajectory(values: Mapping[str, Any]) -> TrajectoryRecord:
