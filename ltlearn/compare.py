@@ -269,7 +269,8 @@ class _Study:
         made = []
         for candidate in candidates:
             for seed in seeds if candidate.draws else seeds[:1]:
-                notify(f"{label_of(candidate.name, self.learn.stage1_method)}, seed {seed}")
+                label = label_of(candidate.name, self.compared.stage1_name)
+                notify(f"{label}, seed {seed}")
                 restart()
                 # A function has no description that would show whether it has changed.
                 make = self._load_or_train if candidate.call is None else self._call

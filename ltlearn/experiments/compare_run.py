@@ -165,7 +165,7 @@ def _other_values(recipe: Recipe, run: Run, comparison: Comparison) -> str:
         differing = [key for key in _VALUES if there.get(key) != here.get(key)]
         if differing:
             texts = [[f"{_VALUES[k]} {s.get(k)}" for k in differing] for s in (here, there)]
-            label = comparison.row_of(method).label
+            label = comparison.labels[method]
             sentences.append(f"{label} has {', '.join(texts[0])} here, {', '.join(texts[1])} there")
     notes = [f"The figures of report.md differ: {'; '.join(sentences)}."] if sentences else []
     starts = {o.stage1_seed for o in comparison.outcomes}

@@ -109,6 +109,7 @@ class Predictor:
         model = _load_model(facts, weights)
         if compared is not None:
             compared.put_into(model)
+            _check_finite(model, compared.run.path / f"{compared.name}.safetensors")
         self.model = model.to(self.device).eval()
         self._normalize = NormalizeUint8(facts.mean, facts.std)
         self._transform = None if facts.in_memory else ImageTransform("none", facts.size[0])
