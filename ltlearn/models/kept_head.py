@@ -109,8 +109,11 @@ def _candidates(whole: nn.Module, names: Sequence[str], width: int) -> Iterator[
 
     Several classifiers on the same features are averaged, as timm does.
     """
+    several = whole.get_classifier() if hasattr(whole, "get_classifier") else None
+    if isinstance(several, tuple):  # timm's configuration may name one of them alone
+        names = [n for n, m in whole.named_modules() if any(m is layer for layer in several)]
     names = list(names)
-    while all(names):
+    while names and all(names):
         heads = [_as_linear(whole.get_submodule(name), width) for name in names]
         if None not in heads:
             yield heads[0] if len(heads) == 1 else _mean_of(heads)
