@@ -295,6 +295,8 @@ class ImageLearner(QuietLearner):
                 self.opt = None
             if with_opt:
                 super().load(file, device=device, with_opt=True, strict=strict, **kwargs)
+        except UserError:
+            raise
         except Exception as e:  # torch raises errors of many kinds for a damaged file
             reason = " ".join(str(e).split())[:_REASON]
             if not isinstance(e, RuntimeError):

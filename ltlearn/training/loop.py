@@ -2,12 +2,13 @@
 
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import torch
 from fastai.callback.core import Callback, CancelEpochException, event
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback, ShowGraphCallback
-from fastai.learner import AvgSmoothLoss, Learner, Recorder
+from fastai.learner import AvgSmoothLoss, Learner, Recorder, join_path_file
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import defaults
 from fastcore.basics import listify, noop
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ltlearn.errors import UserError, spell
 from ltlearn.training.history import Trajectory
 from ltlearn.training.progress import EpochProgress
+from ltlearn.utils.stored_weights import check_saved_learner
 from ltlearn.utils.system_errors import is_out_of_memory, reason_of
 
 __all__ = [
@@ -247,6 +249,14 @@ class QuietLearner(Learner):
             for cb in sorted(self.cbs, key=_order_of):
                 if name == "after_fit" or hasattr(type(cb), name) or name in vars(cb):
                     cb(name)
+
+    def load(self, file, *args, **kwargs):
+        """Load a file that `save` wrote, as fastai does; refuse one that could run code."""
+        if isinstance(file, str | Path):
+            path = join_path_file(file, self.path / self.model_dir, ext=".pth")
+            if path.is_file():  # otherwise fastai reports it
+                check_saved_learner(path)
+        return super().load(file, *args, **kwargs)
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         """Train as fastai's `Learner.fit` does, and close the callbacks however the fit ends."""

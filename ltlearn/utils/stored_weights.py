@@ -1,14 +1,16 @@
 """Look at a file of weights before its tensors are read: its checksum, its names and shapes."""
 
 import hashlib
+import pickletools
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from ltlearn.errors import UserError
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["check_stored_weights", "read_shapes"]
+__all__ = ["check_saved_learner", "check_stored_weights", "read_shapes"]
 
 # A run has one of these in its folder, above the folder of its weights.
 _OF_A_RUN = ("manifest.json", "model.json")
@@ -95,3 +97,62 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"the weights in {path} cannot be read ({e.strerror or e}).") from e
     except SafetensorError as e:
         raise UserError(f"{path} is damaged: {e}.") from None
+
+
+def check_saved_learner(path: Path) -> None:
+    """Check a file that `Learner.save` wrote, before fastai loads it.
+
+    fastai lets such a file make NumPy dtypes. The state of a dtype can turn bytes of the file into
+    a pointer, so only the state of plain numbers is allowed.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it holds another state.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    if name.endswith("data.pkl"):
+                        with archive.open(name) as file:
+                            _check_states(file, 1)
+        else:
+            with path.open("rb") as file:
+                _check_states(file, _LEGACY_PICKLES)
+    except (ValueError, zipfile.BadZipFile, NotImplementedError, OSError) as e:
+        raise UserError(
+            f"{path} is not opened ({e}): it is damaged, or would run code; save the model again."
+        ) from None
+
+
+# torch once wrote this many pickles, one after the other, before the values.
+_LEGACY_PICKLES = 5
+_MAKES_A_DICTIONARY = ("EMPTY_DICT", "SETITEM", "SETITEMS", "DICT")
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+_INTEGER = ("BININT", "BININT1", "BININT2")
+_TEXT = ("SHORT_BINUNICODE", "BINUNICODE", "BINGET", "LONG_BINGET")  # or a text used before
+# The state of the dtype of a number: (3, "<", None, None, None, -1, -1, 0).
+_STATE_OF_A_NUMBER = (
+    ("MARK",), _INTEGER, _TEXT, ("NONE",), ("NONE",), ("NONE",), _INTEGER, _INTEGER, _INTEGER,
+    ("TUPLE",),
+)  # fmt: skip
+
+
+def _check_states(file: BinaryIO, count: int) -> None:
+    """Raise a `ValueError` if a pickle sets a state that is neither a dictionary nor harmless."""
+    for _ in range(count):
+        names: list[str] = []
+        for opcode, _, _ in pickletools.genops(file):
+            if opcode.name in _PUTS:
+                continue
+            if opcode.name == "BUILD":
+                last = names[-len(_STATE_OF_A_NUMBER) :]
+                is_number = len(last) == len(_STATE_OF_A_NUMBER) and all(
+                    name in allowed for name, allowed in zip(last, _STATE_OF_A_NUMBER, strict=True)
+                )
+                if not is_number and names[-1:] and names[-1] not in _MAKES_A_DICTIONARY:
+                    raise ValueError("it sets the state of an object that is no number")
+            names.append(opcode.name)
+            del names[: -len(_STATE_OF_A_NUMBER)]
