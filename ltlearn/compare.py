@@ -29,7 +29,7 @@ from ltlearn.training.features import weights_fingerprint
 from ltlearn.training.kept import ClassifierRecord, KeptName, as_trajectory
 from ltlearn.training.prior import assumed_prior
 from ltlearn.training.records import TrajectoryRecord, describe_selection
-from ltlearn.training.selection import tested_part
+from ltlearn.training.selection import default_select, tested_part
 from ltlearn.training.start import (
     ComparedClassifiers,
     KeptClassifier,
@@ -101,7 +101,7 @@ def compare(
         check_whole("first_seed", first_seed, 0)
         _, priors = check_request(names, seeds, priors, select, learn.stage1_method)
         if select == "best":
-            select = learn.settle_select()
+            select = default_select(learn.dls)
         study = _Study(
             learn,
             options={"views": views, "bn": bn, "flip": flip, "select": select},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ltlearn.data.loaders import LTDataLoaders
-from ltlearn.errors import UserError, check_choice
+from ltlearn.errors import check_choice
 from ltlearn.losses import CrossEntropy
 from ltlearn.methods import Method
 from ltlearn.metrics.report import ShotReport, shot_report
@@ -25,7 +25,7 @@ from ltlearn.training.precision import resolve_precision
 from ltlearn.training.prediction import extract_features, predict_part
 from ltlearn.training.prior import assumed_prior, stage1_method
 from ltlearn.training.records import CorrectionRecord, PosthocRecord, StageRecord, TrajectoryRecord
-from ltlearn.training.selection import default_select, selects_on, tested_part
+from ltlearn.training.selection import selects_on, tested_part
 from ltlearn.training.stage1 import run_stage1
 from ltlearn.training.start import (
     ComparedClassifiers,
@@ -337,10 +337,6 @@ class LTLearner(ImageLearner):
         use_classifier(self, name, seed)
         return self
 
-    def settle_select(self) -> str:
-        """Return the default of `select` in stage 2, see `ltlearn.training.selection`."""
-        return default_select(self.dls)
-
     def features(self, part: str, views: int = 0, seed: int = 0) -> Features:
         """Return the backbone's features of a part, from the feature bank if it has them.
 
@@ -392,10 +388,8 @@ class LTLearner(ImageLearner):
             part: "test" or "valid". None: the test set if there is one.
             flip: Whether to average the logits of each image and its mirror image.
         """
-        if part is None:
-            part = tested_part(self.dls)
-            if part == "valid":
-                _log.warning("there is no test set: the report is on the validation images")
+        if part is None and (part := tested_part(self.dls)) == "valid":
+            _log.warning("there is no test set: the report is on the validation images")
         logits, targets = self.predict_logits(part, flip)
         return shot_report(
             logits, targets, self.dls.shot_counts, classes=self.dls.vocab, few=self.few
@@ -479,36 +473,28 @@ def lt_learner(
         train_bn: Whether batch normalisation of frozen layers trains. None: it does not.
         moms: Momenta of fastai's schedules.
         n_out: Number of classes; fastai has it. It must be that of the data.
-        normalize: Must be True, because the loaders normalise every image; `stats` of the loaders
-            sets the statistics.
+        normalize: Must be True; `stats` of the loaders sets the statistics.
         **model_kwargs: Arguments of `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 
     Raises:
-        UserError: If timm does not know `arch` or its arguments, the weights cannot be loaded, the
-            file has other classes or several sets of weights, the device does not support the
-            precision, or another argument is not allowed.
+        UserError: If an argument is not allowed, timm does not know `arch`, or the weights cannot
+            be loaded, or have other classes.
 
     Example:
         >>> learn = lt_learner(dls, "resnet32_cifar", pretrained=False, width=64)
     """
     cbs = listed_callbacks(cbs)
-    if n_out not in (None, dls.c):
-        raise UserError(f"n_out is {n_out}, but the data has {dls.c} classes; leave it out.")
-    if not normalize:
-        raise UserError(
-            "normalize must be True, because the loaders normalise every image; for pixels in "
-            "[0, 1] make them with stats=([0, 0, 0], [1, 1, 1])."
-        )
     for_learner = {
         "loss_func": loss_func, "opt_func": opt_func, "lr": lr, "splitter": splitter,
         "metrics": metrics, "path": path, "model_dir": model_dir, "wd": wd,
         "wd_bn_bias": wd_bn_bias, "train_bn": train_bn, "moms": moms,
     }  # fmt: skip
-    for_learner = check_fastai_options(for_learner)
+    for_learner = check_fastai_options(for_learner, n_out, dls.c, normalize)
     options = {"keep_head": keep_head, "classes": classes, "weights_key": weights_key}
     loaded = make_model(dls, arch, pretrained, options, **model_kwargs)
-    model = loaded.model
-    learn = LTLearner(dls, model, precision, channels_last, cache_path, few, cbs=cbs, **for_learner)
+    learn = LTLearner(
+        dls, loaded.model, precision, channels_last, cache_path, few, cbs=cbs, **for_learner
+    )
     learn.pretrained, learn.arch, learn.origin = loaded.origin.trained, arch, loaded.origin
     learn.as_given = check_given(learn) if keep_head and check else None
     return learn

@@ -195,7 +195,7 @@ def changed_facts(run: Path, **values: Any) -> Path:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"arguments": {"width": 3000}}, r"arguments\.width = 3000"),
+        ({"arguments": {"width": 5000}}, r"arguments\.width = 5000"),
         ({"arguments": {"width": 1000}}, "not those of resnet20_cifar"),
         ({"arguments": {"width": 2, "checkpoint_path": "/etc/passwd"}}, "checkpoint_path"),
         ({"arguments": {"pretrained": True}}, "the key pretrained"),

@@ -412,7 +412,7 @@ def test_loading_a_file_that_does_not_fit(dls, tmp_path):
     learn.save("one")
     learn.load("one", with_opt=False, weights_only=True)
     (tmp_path / "models/bad.pth").write_bytes(b"abc")
-    with pytest.raises(UserError, match="bad is damaged.*no weights"):
+    with pytest.raises(UserError, match=r"bad\.pth is not opened.*damaged"):
         learn.load("bad")
     with pytest.raises(UserError, match=r"one is.*another model.*size mismatch"):
         make_learner(dls, path=tmp_path, width=8).load("one")

@@ -227,6 +227,11 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def bits(self) -> int:
+        """Return the bits that the values of 16-bit images take."""
+        return self.data.bits
+
     def new_empty(self) -> "ImageFiles":
         """Return a copy without images, for `learn.export()`."""
         empty = copy.copy(self)

@@ -16,7 +16,7 @@ from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.names import PART_LABELS
 from ltlearn.plots.sensitivity import plot_sensitivity
 from ltlearn.training.records import Record
-from ltlearn.training.selection import tested_part
+from ltlearn.training.selection import default_select, tested_part
 from ltlearn.utils.html import html_paragraph, html_table
 from ltlearn.utils.progress import brief_progress
 from ltlearn.utils.run_folder import Run, waits_for_run
@@ -149,7 +149,7 @@ def sensitivity(
     """
     methods, _ = check_request(methods, 1, (), select, learn.stage1_method)
     if select == "best":
-        select = learn.settle_select()
+        select = default_select(learn.dls)
     labels = labels or labels_of(methods, learn.stage1_method)
     curves, lines = [], {}
     with restored_stage1(learn) as restart:

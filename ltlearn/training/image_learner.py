@@ -308,16 +308,28 @@ class ImageLearner(QuietLearner):
         return self
 
 
-def check_fastai_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def check_fastai_options(
+    options: Mapping[str, Any], n_out: int | None, num_classes: int, normalize: bool
+) -> dict[str, Any]:
     """Return the options of fastai's `Learner` that are given, those that are not None.
 
     Args:
         options: The options by name.
+        n_out: The argument of `vision_learner`; None or the number of classes.
+        num_classes: The number of classes.
+        normalize: The argument of `vision_learner`, which must be True.
 
     Raises:
-        UserError: If one is of another kind than fastai takes.
+        UserError: If one is of another kind than fastai takes, or not allowed.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if n_out not in (None, num_classes):
+        raise UserError(f"n_out is {n_out}, but the data has {num_classes} classes; leave it out.")
+    if not normalize:
+        raise UserError(
+            "normalize must be True, because the loaders normalise every image; for pixels in "
+            "[0, 1] make them with stats=([0, 0, 0], [1, 1, 1])."
+        )
     calls = {name: [given[name]] for name in ("loss_func", "opt_func", "splitter") if name in given}
     calls["metrics"] = listify(given.get("metrics"))
     for name, values in calls.items():

@@ -73,13 +73,13 @@ def test_without_the_callback_it_is_refused_until_the_head_is_new():
     message = r"CosineLinear.*CosineHead\(\).*reset=True"
     for cbs in (None, SAMN(), LearnableWeightScaling()):
         with pytest.raises(UserError, match=message):
-            learn.retrain_classifier(1, 0.1, cbs=cbs)
+            learn.retrain_classifier(1, 0.1, start="current", cbs=cbs)
         assert learn.model.head is head
     with pytest.raises(UserError, match=message):
         learn.fit_stage1(1, 0.1)
-    learn.retrain_classifier(1, 0.1, loss=LDAMLoss(COUNTS), cbs=CosineHead())
+    learn.retrain_classifier(1, 0.1, start="current", loss=LDAMLoss(COUNTS), cbs=CosineHead())
     assert learn.model.head is head
-    learn.retrain_classifier(1, 0.1, reset=True)
+    learn.retrain_classifier(1, 0.1, start="current", reset=True)
     assert type(learn.model.head) is nn.Linear and learn.model.head.bias is not None
 
 

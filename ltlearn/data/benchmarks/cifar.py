@@ -6,7 +6,8 @@ import numpy as np
 
 from ltlearn.data.benchmarks.cifar_pickle import read_pickle
 from ltlearn.data.benchmarks.facts import BalancedSet, Download
-from ltlearn.data.images import ImageSet, check_regular
+from ltlearn.data.images import ImageSet
+from ltlearn.data.opening import check_regular
 from ltlearn.data.readers.folders import find_class_folders, list_class_folders
 from ltlearn.errors import UserError, spell
 
