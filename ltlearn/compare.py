@@ -26,7 +26,7 @@ from ltlearn.metrics.report import shot_report
 from ltlearn.names import PRIORS, SELECTS
 from ltlearn.training.checkpoint import describe_options
 from ltlearn.training.features import weights_fingerprint
-from ltlearn.training.kept import ClassifierRecord, KeptName, as_trajectory
+from ltlearn.training.kept import ClassifierRecord, KeptName
 from ltlearn.training.prior import assumed_prior
 from ltlearn.training.records import TrajectoryRecord, describe_selection
 from ltlearn.training.selection import default_select, tested_part
@@ -334,7 +334,7 @@ class _Study:
             )
         stages = [dict(record) for record in learn.stages if record not in self.stages]
         is_trained = any(stage["stage"] != "post hoc" for stage in stages)
-        trajectory = as_trajectory(learn.trajectory) if is_trained else None
+        trajectory = learn.trajectory if is_trained else None
         seconds = time.perf_counter() - began
         trained = self._as_trained(candidate.name, seed, stages, trajectory, seconds)
         return replace(trained, selected=trained.selected if stages else "as the function left it")
@@ -367,7 +367,6 @@ class _Study:
             trajectory = learn.retrain_classifier(
                 method=method, seed=seed, view_seed=self.first_seed, **{**self.options, **own}
             )
-            trajectory = as_trajectory(trajectory)
         elif row.kind == "post hoc":
             learn.correct_classifier(method, views=max(1, views), seed=self.first_seed)
         stages = [dict(record) for record in learn.stages[len(self.stages) :]]

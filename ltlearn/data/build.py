@@ -11,7 +11,6 @@ from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
 from torch import Tensor
 
-from ltlearn.data.benchmarks.facts import IMAGENET_STATS
 from ltlearn.data.class_names import warn_about_names
 from ltlearn.data.counts import count_classes, imbalance_factor_of
 from ltlearn.data.datasets import (
@@ -38,6 +37,7 @@ from ltlearn.data.readers.folders import find_class_folders
 from ltlearn.data.readers.parts import ListedImages
 from ltlearn.data.splits import carve_validation
 from ltlearn.data.transforms import ImageTransform
+from ltlearn.defaults import IMAGENET_STATS
 from ltlearn.errors import UserError, spell, spell_call
 from ltlearn.names import PART_LABELS, PARTS
 

@@ -31,7 +31,6 @@ __all__ = [
     "Look",
     "NormalizeUint8",
     "SplitInfo",
-    "common_side",
     "look_at",
 ]
 
@@ -349,8 +348,15 @@ class NormalizeUint8(ItemTransform):
         self.mean = torch.tensor(mean).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(std).view(1, 3, 1, 1) * 255
 
+    @property
+    def stats(self) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation per channel for pixels in [0, 1], to 7 decimals."""
+        pair = (self.mean.flatten() / 255).tolist(), (self.std.flatten() / 255).tolist()
+        mean, std = ([round(value, 7) for value in values] for values in pair)
+        return mean, std
+
     def encodes(self, batch):
-        """Normalise the images of a batch; targets and float tensors pass unchanged.
+        """Normalise the images of a batch; targets and other float tensors pass unchanged.
 
         Args:
             batch: A tuple that starts with the images: uint8, or a `TensorImage` in [0, 1].
@@ -425,13 +431,3 @@ def look_at(data: ImageSet, looks: int = 32) -> Look:
     width, height = sizes.pop() if len(sizes) == 1 else (0, 1)
     side = width if width == height and width <= IN_MEMORY_SIDE else None
     return Look(side, bits, len(brightest))
-
-
-def common_side(data: ImageSet, looks: int = 32) -> int | None:
-    """Return the side of the images in pixels if they are small squares of one size, else None.
-
-    Args:
-        data: The images.
-        looks: Number of images that are opened, evenly spread over the set.
-    """
-    return look_at(data, looks).side

@@ -15,7 +15,8 @@ from ltlearn.errors import UserError, check_whole
 
 __all__ = ["LTDataLoader"]
 
-_BATCH = 0xBA7C  # tells the seeds of a user's batch transforms from those of the images
+# Keeps the seeds of a user's batch transforms apart from the seeds of the images.
+_BATCH = 0xBA7C
 
 
 class LTDataLoader(TfmdDL):

@@ -14,7 +14,6 @@ from ltlearn.training.given import describe_origin
 __all__ = [
     "SEEN_WARNING",
     "describe_inputs",
-    "is_untested",
     "make_learner",
     "make_loaders",
     "may_have_seen",
@@ -114,15 +113,6 @@ def describe_inputs(learn: LTLearner) -> list[str]:
     if learn.as_given is not None:
         lines += [str(learn.as_given), *learn.as_given.warnings]
     return lines
-
-
-def is_untested(dls: LTDataLoaders) -> bool:
-    """Return whether the validation loader stands in for the test loader.
-
-    Args:
-        dls: The loaders.
-    """
-    return dls.split.test is None
 
 
 SEEN_WARNING = (

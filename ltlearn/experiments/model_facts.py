@@ -117,7 +117,7 @@ def describe_model(recipe: Recipe, learn, heads: Mapping[str, str]) -> ModelFact
         heads: The kind of the classifier that each method left, by the method's name.
     """
     dls = learn.dls
-    mean, std = (getattr(dls.normalize, key).flatten() / 255 for key in ("mean", "std"))
+    mean, std = dls.normalize.stats
     train = dls.train.dataset
     return ModelFacts(
         format=_FORMAT,
@@ -130,8 +130,8 @@ def describe_model(recipe: Recipe, learn, heads: Mapping[str, str]) -> ModelFact
         size=list(dls.size),
         in_memory=isinstance(dls.valid.dataset, ImagesInMemory),
         transform=getattr(train.transform, "name", train.transform),
-        mean=[round(v, 7) for v in mean.tolist()],
-        std=[round(v, 7) for v in std.tolist()],
+        mean=mean,
+        std=std,
         methods={
             name: {
                 "label": label, "head": heads[name], "prior": _prior(recipe, name)

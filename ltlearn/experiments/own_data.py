@@ -136,7 +136,7 @@ def _choose_size(draft: _Draft, source: Path, skip_bad: bool) -> None:
 
 def _common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int | None:
     """Return the side of the images if all are small squares of one size."""
-    from ltlearn.data.datasets import common_side
+    from ltlearn.data.datasets import look_at
     from ltlearn.data.readers.sources import list_images, reading_options, source_kind
 
     if source_kind(source) == "hf":  # has no files
@@ -145,7 +145,7 @@ def _common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int |
     # The loaders log the same warnings when they read the images.
     with mute_log():
         listed = list_images(source, skip_bad, **reading)
-    return common_side(listed.parts["train"])
+    return look_at(listed.parts["train"]).side
 
 
 def _given_size(draft: _Draft) -> int | None:

@@ -13,6 +13,7 @@ from ltlearn.errors import UserError, spell
 from ltlearn.experiments.recipe import COMMAND_LINE, Recipe
 from ltlearn.experiments.sections import SECTIONS, Expected, MethodSection, Variant
 from ltlearn.methods import METHODS, find_method, find_methods, stage1_methods
+from ltlearn.utils.system_errors import unreadable
 from ltlearn.utils.text import short_repr, validation_reason
 
 __all__ = [
@@ -78,14 +79,12 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(
             f"there is no recipe {name_or_file!r}; {_suggest(name_or_file, recipe_names())}"
         ) from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not a TOML file: {e}.") from None
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{path} is not a TOML file: {e}.") from None
     except _Unreadable as e:
         raise UserError(f"{path} cannot be used: {e}.") from None
     except OSError as e:
-        raise UserError(f"{path} cannot be read ({e.strerror}).") from None
+        raise unreadable(path, e) from None
     given = {apply_override(raw, override) for override in overrides}
     where = str(path) if is_file else f"recipe {name_or_file}"
     _apply_variants(raw, given, path.name, where)

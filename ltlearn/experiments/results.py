@@ -6,14 +6,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ltlearn.data import LTDataLoaders
-from ltlearn.experiments.build import SEEN_WARNING, is_untested, may_have_seen
+from ltlearn.experiments.build import SEEN_WARNING, may_have_seen
 from ltlearn.experiments.manifest import FINISHED, MANIFEST_FILE, Manifest
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.stages import SeedResult
 from ltlearn.methods import METHODS, label_of, labels_of
 from ltlearn.metrics.confusion import mistaken_classes
 from ltlearn.metrics.report import ShotReport
-from ltlearn.names import FIGURES
+from ltlearn.names import FIGURES, PART_LABELS
 from ltlearn.plots.classes import plot_class_counts, plot_per_class_accuracy
 from ltlearn.plots.confusion import plot_confusion
 from ltlearn.plots.norms import plot_norms
@@ -21,6 +21,7 @@ from ltlearn.plots.trajectory import plot_trajectory
 from ltlearn.reporting.classes import ClassTable
 from ltlearn.reporting.markdown import CLASSES_FILE, render_report_md
 from ltlearn.reporting.table import ResultRow, ResultTable
+from ltlearn.training.selection import tested_part
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["make_table", "published_note", "write_results"]
@@ -47,7 +48,7 @@ def make_table(recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult]
     notes = (published_note(recipe), SEEN_WARNING if may_have_seen(recipe, dls) else "")
     return ResultTable(
         rows,
-        "untested" if is_untested(dls) else recipe.protocol,
+        "untested" if tested_part(dls) == "valid" else recipe.protocol,
         ", ".join(part for part in name if part),
         split.train,
         recipe.data.few,
@@ -142,7 +143,7 @@ def _class_table(
         groups=[row["shot"] for row in first.rows()],
         training_images=first.class_counts.tolist(),
         images=first.per_class_total.tolist(),
-        part="validation" if is_untested(dls) else "test",
+        part=PART_LABELS[tested_part(dls)],
         accuracy={m: _mean_per_class(rows[m].reports) for m in recipe.methods},
         labels={m: rows[m].label for m in recipe.methods},
         method=method,
@@ -216,7 +217,7 @@ def _plots_of_classes(
     labels = tuple(table.rows[i].label for i in ends)
     accuracy = [_mean_per_class(table.rows[i].reports) for i in ends]
     norms = [np.mean([r.norms[recipe.methods[i]] for r in results], 0) for i in ends]
-    part = "validation" if is_untested(dls) else "test"
+    part = PART_LABELS[tested_part(dls)]
     plots["per_class_accuracy"] = (
         f"Accuracy per class on the {part} set, before and after",
         plot_per_class_accuracy(*accuracy, counts, dls.vocab, labels, few),

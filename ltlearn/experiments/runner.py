@@ -16,7 +16,6 @@ from ltlearn.errors import UserError, log_once, spell
 from ltlearn.experiments.build import (
     SEEN_WARNING,
     describe_inputs,
-    is_untested,
     make_learner,
     make_loaders,
     may_have_seen,
@@ -39,6 +38,7 @@ from ltlearn.reporting.classes import ClassTable
 from ltlearn.reporting.table import ResultTable
 from ltlearn.training.logs import check_tensorboard
 from ltlearn.training.loop import memory_to_user_error
+from ltlearn.training.selection import tested_part
 from ltlearn.utils.environment import environment_info, warn_of_threads
 from ltlearn.utils.run_folder import Run
 
@@ -189,7 +189,7 @@ def _record_data(manifest: Manifest, seed: int, dls: LTDataLoaders) -> None:
     manifest.class_counts = dls.shot_counts.tolist()
     manifest.training_images = dls.train.n
     manifest.validation_images = dls.valid.n
-    manifest.test_images = 0 if is_untested(dls) else dls.test.n
+    manifest.test_images = dls.test.n if tested_part(dls) == "test" else 0
     manifest.skipped_images = dls.skipped
     manifest.columns = dls.columns
 
@@ -200,12 +200,12 @@ def _report_data(dls: LTDataLoaders, notify: Callable[[str], None]) -> None:
     origin = dls.split.valid_from
     if origin == "training images":
         origin = "taken from the training images"
-    n_test = "no" if is_untested(dls) else dls.test.n
+    n_test = dls.test.n if tested_part(dls) == "test" else "no"
     notify(
         f"{dls.split}: {dls.train.n} training, {dls.valid.n} validation "
         f"({origin}), {n_test} test images"
     )
-    if is_untested(dls):
+    if tested_part(dls) == "valid":
         notify(
             "there is no test set: the figures are measured on the validation images, and "
             "optimistic"

@@ -17,7 +17,7 @@ from fastai.torch_core import set_seed
 from ltlearn.callbacks import LastBlock, SharpnessAware, WeightAverage
 from ltlearn.data.older import keep_older_names
 from ltlearn.errors import UserError, spell
-from ltlearn.experiments.build import is_untested, make_learner, make_loaders
+from ltlearn.experiments.build import make_learner, make_loaders
 from ltlearn.experiments.manifest import (
     FinishedStage,
     how_to_finish,
@@ -26,21 +26,22 @@ from ltlearn.experiments.manifest import (
     recorded_split,
     stage_name,
 )
+from ltlearn.experiments.model_facts import MODEL_FILE, read_model_facts
 from ltlearn.experiments.options import RunOptions
-from ltlearn.experiments.predictor import MODEL_FILE
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.sections import Stage1Section
 from ltlearn.learner import LTLearner
 from ltlearn.methods import DEFAULT_STAGE1, METHODS, label_of
 from ltlearn.metrics.report import ShotReport, shot_report
-from ltlearn.models.origin import check_statistics
 from ltlearn.models.pretrained import is_outside_arch
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.given import describe_weights
 from ltlearn.training.logs import EpochLog
 from ltlearn.training.loop import sgd
 from ltlearn.training.records import TrajectoryRecord
+from ltlearn.training.selection import tested_part
 from ltlearn.utils.run_folder import Run
+from ltlearn.utils.text import epochs_text
 
 __all__ = [
     "SeedResult",
@@ -178,11 +179,9 @@ def _normalise_as_recorded(run: Run, learn: LTLearner) -> None:
     """Use the statistics that the run recorded: another version may have chosen others."""
     if not (run.path / MODEL_FILE).is_file():
         return
-    facts = run.read_json(MODEL_FILE)
-    stats = [facts.get(key) if isinstance(facts, dict) else None for key in ("mean", "std")]
-    check_statistics(*stats)
-    now = (learn.origin.mean, learn.origin.std)
-    if not np.allclose(np.array(stats), np.array(now), atol=1e-6):
+    facts = read_model_facts(run.path)
+    stats = facts.mean, facts.std
+    if not np.allclose(stats, (learn.origin.mean, learn.origin.std), atol=1e-6):
         learn.dls.normalize.set(*stats)
 
 
@@ -216,7 +215,7 @@ def run_seed(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> SeedResul
     # after each epoch.
     for name, state in weights.items():
         learn.model.load_state_dict(state)
-        part = "valid" if is_untested(learn.dls) else "test"
+        part = tested_part(learn.dls)
         logits, result.targets = learn.predict_logits(part, flip=recipe.protocol == "paper")
         result.reports[name] = shot_report(
             logits, result.targets, learn.dls.shot_counts, classes=learn.dls.vocab,
@@ -249,15 +248,11 @@ def _run_stage1(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> Finish
     )
     is_plain = stage1.method == DEFAULT_STAGE1
     method = "" if is_plain else f" with {METHODS[stage1.method].label}"
-    title = f"stage 1, {_epochs(stage1.epochs)} of {recipe.model.arch}{method}"
+    title = f"stage 1, {epochs_text(stage1.epochs)} of {recipe.model.arch}{method}"
     if recipe.keeps_given_model:
         title = f"stage 1 is {recipe.model.pretrained} as given"
     name = stage_name(folder.seed, "stage1")
     return _load_or_train(folder, name, learn, title, train, partial(stage1_callbacks, stage1))
-
-
-def _epochs(count: int) -> str:
-    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def stage1_arguments(recipe: Recipe) -> dict[str, Any]:
@@ -329,7 +324,7 @@ def _run_method(recipe: Recipe, folder: StageFolder, learn: LTLearner, name: str
         on_nan=folder.options.on_nan,
     )
     inputs = "features" if stage2.views else "images"
-    title = f"stage 2, {label}, {_epochs(values['epochs'])} on {inputs}"
+    title = f"stage 2, {label}, {epochs_text(values['epochs'])} on {inputs}"
     return _load_or_train(folder, file, learn, title, train)
 
 

@@ -1,6 +1,6 @@
 """Advise how to train on an inspected dataset."""
 
-from ltlearn.data.datasets import common_side
+from ltlearn.data.datasets import look_at
 from ltlearn.data.images import ImageSet
 from ltlearn.data.splits import carve_validation
 from ltlearn.defaults import BATCH_SIZE, SMALL_SIDE, Defaults, choose_defaults
@@ -52,7 +52,7 @@ def advise(inspection: Inspection, train: ImageSet, source: str | None) -> Advic
 def _side_of(train: ImageSet) -> int | None:
     """Return the side of the images if all are small squares of one size."""
     if train.images is None:
-        return common_side(train)
+        return look_at(train).side
     height, width = train.images.shape[1:3]
     return width if width == height and width <= SMALL_SIDE else None
 

@@ -19,8 +19,8 @@ class CrossEntropy(nn.CrossEntropyLoss):
     Shape:
         Logits (N, C), any floating dtype; targets (N,), or (N, C) probabilities. Half precision is
         computed in float32. The result is the mean over N, a scalar. With class weights, the mean
-        divides by the sum of the targets' weights; if all of
-        these are 0, the result is not a number, as in torch.
+        divides by the sum of the targets' weights; if all of these are 0, the result is not a
+        number, as in torch.
 
     Example:
         >>> CrossEntropy()(torch.zeros(2, 3), torch.tensor([0, 2]))

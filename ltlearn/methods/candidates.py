@@ -22,12 +22,10 @@ class Candidate:
         name: The method's name, which is registered while the comparison runs.
         call: A function of the user's that changes the classifier of the learner it gets. None: the
             row of the method describes what to do.
-        is_own: Whether the row is not registered outside the comparison.
     """
 
     name: str
     call: Callable | None = None
-    is_own: bool = False
 
     @property
     def draws(self) -> bool:
@@ -127,4 +125,4 @@ def _offer(brief: ExitStack, entry: Any) -> Candidate:
             f"{what!r}."
         )
     brief.enter_context(registered_method(name, row))
-    return Candidate(name, call, is_own=True)
+    return Candidate(name, call)

@@ -64,8 +64,7 @@ def paired_difference(
     correct_b: Tensor | np.ndarray,
     targets: Tensor | np.ndarray,
     num_classes: int,
-    n_resamples: int = 10_000,
-    seed: int = 0,
+    *,
     level: float = 0.95,
     balanced: bool = True,
 ) -> PairedDifference:
@@ -80,8 +79,6 @@ def paired_difference(
         correct_b: The same for b.
         targets: The true classes.
         num_classes: C, at least 1.
-        n_resamples: At least 1, without effect: the interval is computed from variances.
-        seed: At least 0, without effect: nothing is drawn.
         level: Share of test sets for which the interval holds the true difference, in (0, 1).
         balanced: Whether all classes have equal weight (the mean of the per-class accuracies); else
             all images have.
@@ -102,8 +99,6 @@ def paired_difference(
         (0.5, True)
     """
     check_whole("num_classes", num_classes, 1)
-    check_whole("n_resamples", n_resamples, 1)
-    check_whole("seed", seed, 0)
     check_number("level", level, 0, 1, above=True, below=True)
     hits_a, hits_b = _hits(correct_a, "correct_a"), _hits(correct_b, "correct_b")
     if hits_a.shape != hits_b.shape:

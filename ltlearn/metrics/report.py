@@ -29,11 +29,11 @@ from ltlearn.metrics.shots import (
 )
 from ltlearn.names import FEW_RULES, FIGURES
 from ltlearn.utils.html import html_details, html_paragraph, html_table
+from ltlearn.utils.text import DASH, percent_text
 
 __all__ = ["FEW_IMAGES", "GroupSize", "ShotReport", "shot_report", "mean_and_sd"]
 
 _log = logging.getLogger("ltlearn")
-_DASH = "–"
 _MAX_CLASSES = 20  # that a notebook shows
 _SUMMARY = (*FIGURES, "ece", "nll")
 FEW_IMAGES = 30  # the accuracy of fewer images has a standard error of up to 9 points
@@ -142,16 +142,16 @@ class ShotReport:
 
     def __repr__(self) -> str:
         """Return the figures in a line."""
-        values = [f"{name} {_percent(getattr(self, name))}" for name in FIGURES]
-        known = [text for text in values if not text.endswith(_DASH)]
+        values = [f"{name} {percent_text(getattr(self, name))}" for name in FIGURES]
+        known = [text for text in values if not text.endswith(DASH)]
         return f"ShotReport: {', '.join(known)} {self._about()}"
 
     def _repr_html_(self) -> str:
         """Return the tables that a notebook shows; the classes unfold at a click."""
         head = [f"{name} %" for name in FIGURES]
-        row = [_percent(getattr(self, name)) for name in FIGURES]
+        row = [percent_text(getattr(self, name)) for name in FIGURES]
         if self.ece is not None:
-            head, row = [*head, "ECE %", "NLL"], [*row, _percent(self.ece), f"{self.nll:.3f}"]
+            head, row = [*head, "ECE %", "NLL"], [*row, percent_text(self.ece), f"{self.nll:.3f}"]
         sizes = shot_thresholds_text(self.few_rule, self.group_sizes)
         return (
             html_table(head, [row], f"accuracy {self._about()}", left=0)
@@ -170,7 +170,8 @@ class ShotReport:
         cells = [
             [
                 f"class {row['label']}" if row["name"] is None else row["name"], row["shot"],
-                f"{row['train_images']:,}", f"{row['test_images']:,}", _percent(row["accuracy"]),
+                f"{row['train_images']:,}", f"{row['test_images']:,}",
+                percent_text(row["accuracy"]),
             ]
             for row in rows
         ]  # fmt: skip
@@ -179,9 +180,9 @@ class ShotReport:
 
     def __str__(self) -> str:
         """Write a few lines of plain text, accuracies in % to one decimal, no value as a dash."""
-        lines = [f"{name:<9}{_percent(getattr(self, name)):>6}" for name in FIGURES]
+        lines = [f"{name:<9}{percent_text(getattr(self, name)):>6}" for name in FIGURES]
         if self.ece is not None:
-            lines.append(f"{'ECE':<9}{_percent(self.ece):>6}")
+            lines.append(f"{'ECE':<9}{percent_text(self.ece):>6}")
             lines.append(f"{'NLL':<9}{self.nll:>6.3f}")
         about = self._about()
         if self.ece is not None:
@@ -352,7 +353,3 @@ def _mean_or_none(per_class: Tensor) -> float | None:
 
 def _json_number(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _percent(value: float | None) -> str:
-    return _DASH if value is None else f"{100 * value:.1f}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ltlearn.errors import UserError, spell
 from ltlearn.utils.stored_weights import check_stored_weights
+from ltlearn.utils.system_errors import unreadable
 
 __all__ = ["FoundWeights", "describe_some", "find_weights", "read_weights_file"]
 
@@ -99,7 +100,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
                 "so it is not opened; save the model's state_dict() alone, best as .safetensors."
             ) from None
         if isinstance(e, OSError):
-            raise UserError(f"the weights in {path} cannot be read ({e.strerror or e}).") from e
+            raise unreadable(path, e) from e
         kind = "safetensors" if path.suffix == ".safetensors" else "PyTorch tensors"
         raise UserError(
             f"{path} cannot be read: it is no file of {kind}, or damaged; {_FORMATS}."

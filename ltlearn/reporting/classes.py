@@ -7,10 +7,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ltlearn.reporting.text import DASH, markdown_table, percent_text
+from ltlearn.reporting.text import markdown_table
 from ltlearn.utils.html import html_table
 from ltlearn.utils.terminal import render_rows
-from ltlearn.utils.text import clean, escape_markdown
+from ltlearn.utils.text import DASH, clean, escape_markdown, percent_text
 
 __all__ = ["ClassTable"]
 

@@ -9,14 +9,12 @@ from ltlearn.metrics.shots import SHOTS, shot_groups, shot_thresholds_text
 from ltlearn.reporting.classes import ClassTable
 from ltlearn.reporting.table import ResultTable
 from ltlearn.reporting.text import (
-    DASH,
     as_sentence,
     markdown_list,
     markdown_table,
-    percent_text,
 )
 from ltlearn.utils.terminal import one_line
-from ltlearn.utils.text import escape_markdown
+from ltlearn.utils.text import DASH, escape_markdown, percent_text
 
 __all__ = ["CLASSES_FILE", "render_report_md", "protocol_paragraph", "counts_paragraph"]
 

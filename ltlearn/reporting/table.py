@@ -10,15 +10,13 @@ from ltlearn.metrics.report import ShotReport, mean_and_sd
 from ltlearn.metrics.shots import shot_thresholds_text
 from ltlearn.names import FEW_RULES, SHOTS
 from ltlearn.reporting.text import (
-    DASH,
     aligned_lines,
     markdown_list,
     markdown_table,
-    percent_text,
 )
 from ltlearn.utils.html import html_paragraph, html_table
 from ltlearn.utils.terminal import fitting_blocks, one_line, print_block
-from ltlearn.utils.text import clean
+from ltlearn.utils.text import DASH, clean, percent_text
 
 __all__ = ["PROTOCOL_TEXTS", "ResultRow", "ResultTable"]
 

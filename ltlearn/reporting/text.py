@@ -1,4 +1,4 @@
-"""Tables, lists and numbers as plain text and Markdown."""
+"""Tables and lists as plain text and Markdown."""
 
 import re
 from collections.abc import Sequence
@@ -6,20 +6,11 @@ from collections.abc import Sequence
 from ltlearn.utils.terminal import one_line
 
 __all__ = [
-    "DASH",
     "aligned_lines",
     "as_sentence",
     "markdown_list",
     "markdown_table",
-    "percent_text",
 ]
-
-DASH = "–"
-
-
-def percent_text(value: float | None) -> str:
-    """Format a fraction in percent; a dash for None."""
-    return DASH if value is None else f"{100 * value:.1f}"
 
 
 def as_sentence(text: str) -> str:

@@ -37,12 +37,13 @@ class Checkpoint(FitCallback):
     """Save the whole state of a fit every few seconds, and resume from it after a kill.
 
     A resumed fit ends with the weights, figures and random numbers of a fit without interruption:
-    bit for bit on a CPU with the same number of threads; another number is reported by a warning.
-    A checkpoint is written at the end of an
-    epoch. It consists of `epoch-00012.safetensors` (weights and buffers, state of the optimiser and
-    of the random numbers, best weights so far) and `epoch-00012.json` (the rest, and checksums of
-    both), written in this order, each to a temporary name first. Reading a checkpoint runs no code.
-    The last two are kept; if the last is damaged, the one before is used.
+    bit for bit on a CPU with the same number of threads. A warning reports another number.
+
+    A checkpoint is written at the end of an epoch. It consists of `epoch-00012.safetensors`
+    (weights and buffers, state of the optimiser and of the random numbers, best weights so far) and
+    `epoch-00012.json` (the rest, and checksums of both), written in this order, each to a temporary
+    name first. Reading a checkpoint runs no code. The last two are kept; if the last is damaged,
+    the one before is used.
 
     It is for `fit_stage1`, `retrain_classifier` and `fit` of an `LTLearner`. Give each stage a
     folder of its own. To resume, give the same arguments again: a checkpoint of a fit with others

@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ltlearn.data.benchmarks.cifar import CIFAR_STATS
 from ltlearn.data.datasets import NormalizeUint8
 from ltlearn.data.images import natural_key
 from ltlearn.defaults import IMAGENET_STATS
@@ -36,7 +37,7 @@ _FAR_BETTER = 2.0
 _SURE = 3.5  # standard deviations of a difference on the same images
 _COMMON_STATS = {
     "ImageNet's": IMAGENET_STATS,
-    "CIFAR's": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "CIFAR's": CIFAR_STATS,
     "Inception's": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "the plain": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
@@ -103,8 +104,7 @@ def make_model(
 def _normalise(dls, origin: Origin) -> Origin:
     """Set the statistics of the data; return the origin with those in force."""
     if dls.stats_given:
-        mean, std = (getattr(dls.normalize, key).flatten() / 255 for key in ("mean", "std"))
-        mean, std = (tuple(round(v, 7) for v in values.tolist()) for values in (mean, std))
+        mean, std = map(tuple, dls.normalize.stats)
         return replace(origin, mean=mean, std=std, stats_from="the data, as given", is_stated=False)
     if not origin.trained:
         if getattr(dls, "stats_of_model", False):  # of a model before this one
@@ -161,15 +161,11 @@ def describe_weights(learn) -> dict[str, str]:
     Args:
         learn: An `LTLearner`.
     """
-    stats = (getattr(learn.dls.normalize, key).flatten() / 255 for key in ("mean", "std"))
-    mean, std = ([round(v, 7) for v in values.tolist()] for values in stats)
+    mean, std = learn.dls.normalize.stats
     classes = [str(name) for name in learn.dls.vocab]
     facts = {"arch": learn.arch, "mean": mean, "std": std, "classes": classes}
     # One key, because safetensors writes several in a random order.
     return {"config": json.dumps(facts)}
-
-
-# ------------------------------------------------------------------ the check
 
 
 @torch.no_grad()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ltlearn.training.records import Record, TrajectoryRecord
-from ltlearn.utils.older_runs import checked_fields, known_fields
+from ltlearn.training.stored import stored_trajectory
+from ltlearn.utils.older_runs import checked_fields
 
-__all__ = ["KEPT_FOLDER", "ClassifierRecord", "KeptName", "as_trajectory"]
+__all__ = ["KEPT_FOLDER", "ClassifierRecord", "KeptName"]
 
 KEPT_FOLDER = "compare"
 
@@ -75,19 +76,10 @@ class ClassifierRecord(Record):
             values: What the file holds.
 
         Raises:
-            UserError: If a field is missing or has another type.
+            UserError: If a field is missing or has another type, or a figure lacks an epoch.
         """
         trajectory = values.get("trajectory") if isinstance(values, Mapping) else None
         if trajectory is not None:
-            trajectory = TrajectoryRecord(**checked_fields(TrajectoryRecord, trajectory))
+            trajectory = stored_trajectory(trajectory)
             values = {**values, "trajectory": None}
         return cls(**{**checked_fields(cls, values), "trajectory": trajectory})
-
-
-def as_trajectory(values: Mapping[str, Any]) -> TrajectoryRecord:
-    """Return a trajectory with the fields that this version knows.
-
-    Args:
-        values: The fields by name.
-    """
-    return TrajectoryRecord(**known_fields(TrajectoryRecord, values))

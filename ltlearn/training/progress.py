@@ -10,6 +10,7 @@ from ltlearn.training.fit_callback import FitCallback
 from ltlearn.training.history import find_trajectory
 from ltlearn.utils.html import html_table
 from ltlearn.utils.progress import ProgressLine, duration
+from ltlearn.utils.text import epochs_text
 
 __all__ = ["EpochProgress"]
 
@@ -200,7 +201,7 @@ class _EpochTable:
 
     def describe_end(self, time_taken: str) -> str:
         """Return how many epochs were trained."""
-        epochs = "1 epoch" if self._epochs == 1 else f"{self._epochs} epochs"
+        epochs = epochs_text(self._epochs)
         if self._done < self._epochs:
             return f"stopped after {self._done} of {epochs}, {time_taken}"
         kept = ""

@@ -7,6 +7,7 @@ from typing import Any
 from ltlearn.methods import METHODS
 from ltlearn.names import FIGURES, SHOTS
 from ltlearn.utils.html import html_table
+from ltlearn.utils.text import DASH, epochs_text, percent_text
 
 __all__ = [
     "CorrectionRecord",
@@ -18,7 +19,6 @@ __all__ = [
 ]
 
 _MAX_TEXT = 60  # characters of a value in a short text
-_DASH = "–"
 
 
 class Record(Mapping):
@@ -145,7 +145,7 @@ class TrajectoryRecord(Record):
         """
         loss = self.loss[index]
         values = [getattr(self, name)[index] for name in FIGURES]
-        return [_DASH if loss is None else f"{loss:.3f}", *map(_percent, values)]
+        return [DASH if loss is None else f"{loss:.3f}", *map(percent_text, values)]
 
     def table_head(self) -> list[str]:
         """Return the headings of `figures_of`."""
@@ -159,10 +159,10 @@ class TrajectoryRecord(Record):
         if not self.epoch:
             return "TrajectoryRecord: no epoch trained"
         kept = self._chosen_index()
-        values = [f"{name} {_percent(getattr(self, name)[kept])}" for name in FIGURES]
-        known = [text for text in values if not text.endswith(_DASH)]
+        values = [f"{name} {percent_text(getattr(self, name)[kept])}" for name in FIGURES]
+        known = [text for text in values if not text.endswith(DASH)]
         return (
-            f"TrajectoryRecord: {_epochs(self.epoch[-1])}, kept: {self.describe_choice()}; "
+            f"TrajectoryRecord: {epochs_text(self.epoch[-1])}, kept: {self.describe_choice()}; "
             f"{self.select_on} accuracy in %: {', '.join(known)}"
         )
 
@@ -178,19 +178,11 @@ class TrajectoryRecord(Record):
             note = ", ".join(text for text in (notes.get(i), "kept" if i == kept else None) if text)
             label = f"{self.epoch[i]} ({note})" if note else self.epoch[i]
             rows.append([label, *self.figures_of(i)])
-        caption = f"{_epochs(self.epoch[-1])}, kept: {self.describe_choice()}"
+        caption = f"{epochs_text(self.epoch[-1])}, kept: {self.describe_choice()}"
         return html_table(["epoch", *self.table_head()], rows, caption, bold=shown.index(kept))
 
 
 _SHOT_HEADS = [f"{name} %" for name in SHOTS]
-
-
-def _percent(value: float | None) -> str:
-    return _DASH if value is None else f"{100 * value:.1f}"
-
-
-def _epochs(number: int) -> str:
-    return "1 epoch" if number == 1 else f"{number} epochs"
 
 
 @dataclass(eq=False, kw_only=True)

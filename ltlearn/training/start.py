@@ -21,7 +21,7 @@ from ltlearn.names import STARTS
 from ltlearn.training.features import weights_fingerprint
 from ltlearn.training.plan import PosthocPlan, Stage2Plan, resolve_stage2
 from ltlearn.training.posthoc import run_posthoc
-from ltlearn.training.records import TrajectoryRecord
+from ltlearn.training.records import CorrectionRecord, TrajectoryRecord
 from ltlearn.training.stage2 import run_stage2
 
 __all__ = [
@@ -237,7 +237,7 @@ def retrain_from(learn: Learner, given: Mapping[str, Any], start: str) -> None:
                 run_posthoc(learn, plan)
 
 
-def correct_from(learn: Learner, method: Any, start: str, **values: Any) -> dict[str, Any]:
+def correct_from(learn: Learner, method: Any, start: str, **values: Any) -> CorrectionRecord:
     """Correct the classifier without training it.
 
     Args:

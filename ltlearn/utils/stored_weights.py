@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from ltlearn.errors import UserError
 from ltlearn.utils.run_folder import Run
+from ltlearn.utils.system_errors import unreadable
 
 __all__ = ["check_saved_learner", "check_stored_weights", "read_shapes"]
 
@@ -49,7 +50,7 @@ def check_stored_weights(path: Path) -> None:
                 "model's state_dict() again, best as .safetensors."
             )
     except OSError as e:
-        raise UserError(f"the weights in {path} cannot be read ({e.strerror or e}).") from e
+        raise unreadable(path, e) from e
 
 
 def _is_compressed(path: Path) -> bool:
@@ -94,7 +95,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
     except OSError as e:
-        raise UserError(f"the weights in {path} cannot be read ({e.strerror or e}).") from e
+        raise unreadable(path, e) from e
     except SafetensorError as e:
         raise UserError(f"{path} is damaged: {e}.") from None
 

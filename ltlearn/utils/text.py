@@ -1,4 +1,4 @@
-"""Convert names from files to printable text, and list classes for messages."""
+"""Numbers, class names and values from files as short printable text."""
 
 import reprlib
 from collections.abc import Mapping
@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["clean", "escape_markdown", "name_classes", "short_repr", "validation_reason"]
+__all__ = [
+    "DASH",
+    "clean",
+    "epochs_text",
+    "escape_markdown",
+    "name_classes",
+    "percent_text",
+    "short_repr",
+    "validation_reason",
+]
 
+DASH = "–"
 _MAX_NAMED = 10
 _MAX_REPR = 300
 _REPR = reprlib.Repr()
@@ -43,6 +53,16 @@ def escape_markdown(text: Any) -> str:
     for mark in "|*_`[]<>":
         text = text.replace(mark, "\\" + mark)
     return text
+
+
+def percent_text(value: float | None) -> str:
+    """Format a fraction in percent; a dash for None."""
+    return DASH if value is None else f"{100 * value:.1f}"
+
+
+def epochs_text(count: int) -> str:
+    """Return a number of epochs in words: "1 epoch", "20 epochs"."""
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def name_classes(mask: "Tensor") -> str:

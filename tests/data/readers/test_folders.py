@@ -14,7 +14,7 @@ from PIL import Image
 from ltlearn.data.benchmarks.cifar import load_cifar
 from ltlearn.data.benchmarks.digits import load_digits_images
 from ltlearn.data.benchmarks.tiny_imagenet import load_tiny_imagenet
-from ltlearn.data.datasets import common_side
+from ltlearn.data.datasets import look_at
 from ltlearn.data.images import EXTENSIONS, ImageSet, read_image
 from ltlearn.data.readers.folders import find_class_folders, list_class_folders
 from ltlearn.errors import UserError
@@ -136,7 +136,7 @@ def test_a_pipe_is_refused_instead_of_read_for_ever(tmp_path, write_classes):
     with pytest.raises(UserError, match=r"pipe\.png.*regular file.*skip_bad=True"):
         read_image(pipe)
     images, _ = list_class_folders(tmp_path / "d")
-    assert common_side(images) is not None
+    assert look_at(images).side is not None
     assert images.without_bad().skipped == [str(pipe)]
 
 
