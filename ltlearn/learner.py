@@ -472,7 +472,7 @@ def lt_learner(
         wd_bn_bias: Whether weight decay applies to biases and normalisation, too. None: it does.
         train_bn: Whether batch normalisation of frozen layers trains. None: it does not.
         moms: Momenta of fastai's schedules.
-        n_out: Number of classes; fastai has it. It must be that of the data.
+        n_out: Number of classes of the data; it can be left out, and fastai has it.
         normalize: Must be True; `stats` of the loaders sets the statistics.
         **model_kwargs: Arguments of `timm.create_model`, such as `width=64` of the CIFAR ResNets.
 

@@ -117,14 +117,14 @@ def difference_interval(
     """Compute the mean difference and its interval from the differences of the images.
 
     The images are a stratified sample: the variance of the balanced difference is the sum over
-    classes of variance / images. A class with few images says little about its own variance, so
-    each class's variance is averaged with a pooled one, to which a class contributes as much as to
-    the sum. It includes the differences between classes, so it is rather too large than too small.
-    Half an imagined win and half a loss keep the interval from having no width. The quantile is
-    Student's t with Satterthwaite's degrees of freedom.
+    classes of variance / images. A few images show little of the variance of their class, so each
+    class's variance is averaged with a pooled one, in which a class has the weight that it has in
+    the sum. The pooled variance includes the differences between classes, so it is rather too large
+    than too small. Half an imagined win and half an imagined loss keep the interval from having no
+    width. The quantile is Student's t with Satterthwaite's degrees of freedom.
 
-    If a few images have most of the weight, as those of classes with one image have, no procedure
-    works: below `MIN_DECIDING_IMAGES` images that decide, there is no interval.
+    If a few images have most of the weight, for example the images of classes with one image, no
+    procedure works: below `MIN_DECIDING_IMAGES` images that decide, there is no interval.
 
     With several seeds, the differences are averaged over the seeds. The variance over seeds beyond
     the part that the choice of images explains is added, with the t quantile of its few degrees of

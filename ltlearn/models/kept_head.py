@@ -53,7 +53,7 @@ def head_from_tensors(outside: Mapping[str, Tensor], path: Path) -> tuple[str, n
     if len(heads) > 1:
         raise UserError(
             f"the classifier in {path} is not one linear layer but several "
-            f"({', '.join(heads)}), as that of fastai's vision_learner; start with a new one "
+            f"({', '.join(heads)}), as in fastai's vision_learner; start with a new one "
             f"({spell('keep_head', False)})."
         )
     ((name, head),) = heads.items()

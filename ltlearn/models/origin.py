@@ -1,4 +1,4 @@
-"""What a file of weights, or timm, states of a model: its normalisation and its classes."""
+"""What a file of weights, or timm, states about a model: its normalisation and its classes."""
 
 import json
 import math
@@ -28,7 +28,7 @@ _MOST_BYTES = 64 << 20  # of a file that describes a model
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights of a model are from, and what that states of its input and output.
+    """Where the weights of a model are from, and what is known about its input and output.
 
     Args:
         trained: Whether the weights are trained, not random.
@@ -79,7 +79,7 @@ def find_origin(
     config: Mapping[str, Any],
     is_ours: bool = False,
 ) -> Origin:
-    """Find what is stated of a trained model, the most specific statement first.
+    """Find the statements about a trained model, the most specific one first.
 
     Args:
         path: The file of the weights; None for weights of timm.

@@ -33,11 +33,11 @@ _DERIVED = ("num_batches_tracked", "relative_position_index", "relative_coords_t
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, and what is known of its weights.
+    """A model, and what is known about its weights.
 
     Args:
         model: The model.
-        origin: What the file, or timm, states of the weights.
+        origin: What the file, or timm, states about the weights.
     """
 
     model: LTModel
@@ -91,7 +91,7 @@ def load_lt_model(
     options: Mapping[str, Any],
     **kwargs,
 ) -> LoadedModel:
-    """Create a model as `create_lt_model` does, and return what is known of its weights.
+    """Create a model as `create_lt_model` does, and return what is known about its weights.
 
     Args:
         arch: As for `create_lt_model`.

@@ -74,7 +74,7 @@ class _Set:
 
 
 def read_weights_file(path: Path) -> dict[str, Any]:
-    """Read a file of weights with all that it holds, and run no code of it.
+    """Read a file of weights with all that it holds, and run no code in it.
 
     Args:
         path: A file that safetensors or `torch.save` wrote.

@@ -1,4 +1,7 @@
-"""A model that was trained elsewhere: its normalisation, its class order, and a check of both."""
+"""A model that was trained elsewhere: its normalisation, its class order, and a check of both.
+
+The check comes second in this module: `check_given` and the functions below it.
+"""
 
 import json
 import logging
@@ -156,7 +159,7 @@ def describe_origin(origin: Origin, size: int | None = None) -> list[str]:
 
 
 def describe_weights(learn) -> dict[str, str]:
-    """Return what a file of a learner's weights states of them, as text.
+    """Return the facts that a file of a learner's weights holds beside them, as text.
 
     Args:
         learn: An `LTLearner`.

@@ -141,7 +141,7 @@ class ImageLearner(QuietLearner):
 
         Args:
             ds_idx: Number of the loader: 0 for training, 1 for validation, 2 for test.
-            dl: A loader, such as one that `dls.test_dl` made; None takes that of `ds_idx`. A
+            dl: A loader, such as one that `dls.test_dl` made; None takes loader `ds_idx`. A
                 training loader gives each image once, in the order of its dataset, without
                 augmentation.
             with_input: Whether the result begins with the images.
@@ -169,7 +169,7 @@ class ImageLearner(QuietLearner):
 
         Args:
             ds_idx: Number of the loader: 1 for validation, 2 for test.
-            dl: A loader with labels; None takes that of `ds_idx`.
+            dl: A loader with labels; None takes loader `ds_idx`.
             cbs: Callbacks for this call.
 
         Raises:
@@ -185,7 +185,7 @@ class ImageLearner(QuietLearner):
 
         Args:
             ds_idx: Number of the loader: 0 for training, 1 for validation, 2 for test.
-            dl: A loader; None takes that of `ds_idx`.
+            dl: A loader; None takes loader `ds_idx`.
             max_n: Most images that are shown, at least 1.
             shuffle: Whether to draw the images at random.
             **kwargs: For fastai's `show_results`, such as `nrows` or `figsize`.
@@ -209,7 +209,7 @@ class ImageLearner(QuietLearner):
 
         Args:
             ds_idx: Number of the loader: 1 for validation, 2 for test.
-            dl: A loader, such as one that `dls.test_dl` made; None takes that of `ds_idx`.
+            dl: A loader, such as one that `dls.test_dl` made; None takes loader `ds_idx`.
             n: Augmented passes, at least 1.
             item_tfms: fastai has it; here the augmentation of the training images is used.
             batch_tfms: As `item_tfms`.

@@ -35,7 +35,7 @@ __all__ = ["Run", "checksum_of", "waits_for_run"]
 _logger = logging.getLogger("ltlearn")
 _LOCK = ".lock"
 _STAMP = "%Y%m%d-%H%M%S"
-# Above this no file is read: the longest trajectories of 10,000 classes take a fifth of it.
+# A larger file is not read. The longest trajectories of 10,000 classes take a fifth of this size.
 _MAX_JSON_BYTES = 1 << 29
 
 
