@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from ltlearn.utils.atomic import (
 )
 from ltlearn.utils.locks import InUse, locked
 from ltlearn.utils.plain import plain_cell, plain_tensors, plain_value
+from ltlearn.utils.run_names import new_run_folder, newest_run
 from ltlearn.utils.system_errors import reason_of, unreadable
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ __all__ = ["Run", "checksum_of", "waits_for_run"]
 
 _logger = logging.getLogger("ltlearn")
 _LOCK = ".lock"
-_STAMP = "%Y%m%d-%H%M%S"
 # A larger file is not read. The longest trajectories of 10,000 classes take a fifth of this size.
 _MAX_JSON_BYTES = 1 << 29
 
@@ -91,8 +90,8 @@ class Run:
         try:
             if out is None:
                 folder.mkdir(parents=True, exist_ok=True)
-                newest = _newest(folder, name) if resume else None
-                run = cls(newest or _new_folder(folder, name))
+                newest = newest_run(folder, name) if resume else None
+                run = cls(newest or new_run_folder(folder, name))
                 run._made = run._fresh = newest is None
             else:
                 run = cls(folder)
@@ -466,33 +465,3 @@ def _check_continued(path: Path, resume: bool) -> None:
             f"{path} holds files, but no run to continue (no manifest.json): give another "
             f"{spell('out')}."
         )
-
-
-def _new_folder(runs_path: Path, name: str) -> Path:
-    # The clock may go back, in autumn by an hour. The names of runs ascend nevertheless, so that
-    # the newest run is known.
-    stamp, count = datetime.now().strftime(_STAMP), 1
-    newest, n, _ = max(_runs(runs_path, name), default=("", 0, None))
-    if newest >= stamp:
-        stamp, count = newest, n + 1
-    while True:
-        path = runs_path / (f"{name}-{stamp}" if count == 1 else f"{name}-{stamp}-{count}")
-        try:
-            path.mkdir()  # without a test before: two runs may start in the same second
-            return path
-        except FileExistsError:
-            count += 1
-
-
-def _newest(runs_path: Path, name: str) -> Path | None:
-    return max(_runs(runs_path, name), default=(None, None, None))[2]
-
-
-def _runs(runs_path: Path, name: str) -> list[tuple[str, int, Path]]:
-    """List time, number and folder of the runs of a name."""
-    pattern = re.compile(re.escape(name) + r"-(\d{8}-\d{6})(?:-(\d+))?")
-    return [
-        (match[1], int(match[2] or 1), path)
-        for path in runs_path.iterdir()
-        if (match := pattern.fullmatch(path.name)) and path.is_dir()
-    ]

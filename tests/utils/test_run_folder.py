@@ -19,8 +19,7 @@ import torch
 from safetensors import safe_open
 
 from ltlearn.errors import UserError
-from ltlearn.utils import atomic
-from ltlearn.utils import run_folder as run_module
+from ltlearn.utils import atomic, run_names
 from ltlearn.utils.atomic import replaced_file
 from ltlearn.utils.run_folder import Run, waits_for_run
 
@@ -65,7 +64,7 @@ def test_create_names_by_time_and_never_twice(tmp_path, monkeypatch):
         def now(cls):
             return cls(2031, 2, 3, 12, 0, 5)
 
-    monkeypatch.setattr(run_module, "datetime", Noon)
+    monkeypatch.setattr(run_names, "datetime", Noon)
     made = [Run.create(tmp_path / "new" / "runs", "digits_lt").path for _ in range(3)]
     stem = tmp_path / "new" / "runs" / "digits_lt-20310203-120005"
     assert [str(path) for path in made] == [str(stem), f"{stem}-2", f"{stem}-3"]
@@ -129,7 +128,7 @@ def test_the_newest_run_is_known_after_the_clock_went_back(tmp_path, monkeypatch
         def now(cls):
             return cls(2031, 10, 26, cls.hour, 30, 0)
 
-    monkeypatch.setattr(run_module, "datetime", Clock)
+    monkeypatch.setattr(run_names, "datetime", Clock)
     summer = Run.create(tmp_path, "a").path
     Clock.hour = 1
     winter = [Run.create(tmp_path, "a").path for _ in range(2)]
