@@ -15,7 +15,7 @@ from fasttransform import ItemTransform
 from torch import Tensor
 
 from ltlearn.data.images import ImageSet
-from ltlearn.data.items import LabelledItems, LazyImages, decode_sample, read_pixels
+from ltlearn.data.items import LabelledItems, LazyImages, ShownByFastai, read_pixels
 from ltlearn.data.opening import is_deep, open_image, upright_rgb
 from ltlearn.data.own_transforms import EvaluationSteps, ToShape, TrainingSteps
 from ltlearn.data.transforms import BatchCropFlip, ImageTransform
@@ -78,7 +78,7 @@ class SplitInfo:
         return asdict(self)
 
 
-class ImagesInMemory:
+class ImagesInMemory(ShownByFastai):
     """Small images as one uint8 tensor, augmented as a batch.
 
     Args:
@@ -176,15 +176,6 @@ class ImagesInMemory:
         generator = torch.Generator().manual_seed(seed)
         return augment(torch.tensor([0]), generator)[0].permute(1, 2, 0).numpy()
 
-    def decode(self, sample: tuple, full: bool = True) -> tuple:
-        """Return a sample of a batch in the form that fastai shows.
-
-        Args:
-            sample: The image, float in [0, 1], and its target if it has one.
-            full: Without effect.
-        """
-        return decode_sample(sample, self.vocab)
-
 
 def _four_bytes(images: np.ndarray) -> np.ndarray:
     """Return the array of four bytes per pixel that `ImageSet.load` reads into, if this is one."""
@@ -194,7 +185,7 @@ def _four_bytes(images: np.ndarray) -> np.ndarray:
     return base[:n] if fits and base.ctypes.data == images.ctypes.data else images
 
 
-class ImageFiles:
+class ImageFiles(ShownByFastai):
     """Images on disk, or in the rows of a dataset, read and transformed one by one.
 
     Args:
@@ -313,15 +304,6 @@ class ImageFiles:
             seed: Decides the augmentation.
         """
         return self.transform(image, seed)
-
-    def decode(self, sample: tuple, full: bool = True) -> tuple:
-        """Return a sample of a batch in the form that fastai shows.
-
-        Args:
-            sample: The image, float in [0, 1], and its target if it has one.
-            full: Without effect.
-        """
-        return decode_sample(sample, self.vocab)
 
 
 class NormalizeUint8(ItemTransform):

@@ -20,8 +20,7 @@ from ltlearn.data.opening import check_regular, is_deep, open_image, upright_rgb
 from ltlearn.defaults import SMALL_SIDE
 from ltlearn.errors import UserError
 from ltlearn.utils.atomic import replaced_file
-from ltlearn.utils.parallel import compute_ahead, count_threads
-from ltlearn.utils.progress import ProgressLine
+from ltlearn.utils.parallel import compute_chunks
 from ltlearn.utils.settings import load_settings
 
 __all__ = [
@@ -109,19 +108,12 @@ def digest_files(
         return found
     digests = np.empty((n, DIGEST_BYTES), dtype=np.uint8)
 
-    def digest_chunk(start: int) -> int:
-        end = min(start + _CHUNK, n)
+    def digest_chunk(start: int, end: int) -> None:
         for i in range(start, end):
             digests[i] = np.frombuffer(_digest_file(files(i), int(targets[i])), dtype=np.uint8)
-        return end - start
 
-    began, line = time.perf_counter(), ProgressLine("fingerprint of the images", n)
-    threads = count_threads()
-    try:
-        for done in compute_ahead(digest_chunk, range(0, n, _CHUNK), threads, 2 * threads):
-            line.advance(done.result())
-    finally:
-        line.close()
+    began = time.perf_counter()
+    compute_chunks(digest_chunk, n, _CHUNK, "fingerprint of the images")
     if kept is not None and time.perf_counter() - began > _SLOW_S:
         _write_cache(kept, digests)
     return digests

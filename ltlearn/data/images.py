@@ -24,8 +24,7 @@ from ltlearn.data.digests import (
 from ltlearn.data.opening import HEIF_SUFFIXES, is_deep, open_image, upright_rgb
 from ltlearn.data.splits import fingerprint
 from ltlearn.errors import UserError, spell
-from ltlearn.utils.parallel import compute_ahead, count_threads
-from ltlearn.utils.progress import ProgressLine
+from ltlearn.utils.parallel import compute_chunks
 
 __all__ = ["EXTENSIONS", "ImageSet", "natural_key", "read_image", "unreadable_error"]
 
@@ -38,7 +37,7 @@ EXTENSIONS = {
 }  # fmt: skip
 if find_spec("pillow_heif") is not None:
     EXTENSIONS |= HEIF_SUFFIXES
-_CHUNK = 64  # images per task; one future per image would take more memory than a small image
+_CHUNK = 64  # images per task
 _CHANNELS = 4  # bytes per pixel in memory; `BatchCropFlip` uses such images without a copy
 
 
@@ -200,11 +199,10 @@ class ImageSet:
 
     def _each(self, do, skip_bad: bool, description: str) -> np.ndarray:
         """Call `do(i)` for each image in threads; return the indices that did not fail."""
-        n, threads = len(self), count_threads()
+        n = len(self)
         good = np.zeros(n, dtype=bool)
 
-        def do_chunk(start: int) -> int:
-            end = min(start + _CHUNK, n)
+        def do_chunk(start: int, end: int) -> None:
             for i in range(start, end):
                 try:
                     do(i)
@@ -214,14 +212,8 @@ class ImageSet:
                         raise
                     # The second half of the message advises to skip the image, as happens here.
                     _log.warning("left out: %s.", str(e).partition(";")[0])
-            return end - start
 
-        line = ProgressLine(description, n)
-        try:
-            for done in compute_ahead(do_chunk, range(0, n, _CHUNK), threads, 2 * threads):
-                line.advance(done.result())
-        finally:
-            line.close()
+        compute_chunks(do_chunk, n, _CHUNK, description)
         if n and not good.any():
             raise UserError(f"no image under {self.root} can be read.")
         return np.flatnonzero(good)

@@ -22,7 +22,7 @@ __all__ = [
     "ItemImages",
     "LabelledItems",
     "LazyImages",
-    "decode_sample",
+    "ShownByFastai",
     "is_one_image",
     "label_items",
     "list_items",
@@ -91,7 +91,25 @@ class LabelledItems(Sequence):
         return self
 
 
-class ItemImages:
+class ShownByFastai:
+    """A dataset of images whose samples fastai can show."""
+
+    vocab: Sequence[str] | None = None  # class names, which a subclass sets
+
+    def decode(self, sample: tuple, full: bool = True) -> tuple:
+        """Return a sample of a batch in the form that fastai shows: with the name of its class.
+
+        Args:
+            sample: The image, float in [0, 1], and its target if it has one.
+            full: Without effect; fastai passes it.
+        """
+        from fastai.data.transforms import Category
+
+        x, *targets = sample
+        return (x, *(Category(self.vocab[int(y)]) for y in targets))
+
+
+class ItemImages(ShownByFastai):
     """Images of any kind as a dataset, in the form that the dataset of another loader has.
 
     Args:
@@ -138,34 +156,12 @@ class ItemImages:
             return L(self.images)
         return LabelledItems(self.images, self.targets, self.vocab)
 
-    def decode(self, sample: tuple, full: bool = True) -> tuple:
-        """Return a sample of a batch in the form that fastai shows.
-
-        Args:
-            sample: The image, float in [0, 1], and its target if it has one.
-            full: Without effect.
-        """
-        return decode_sample(sample, self.vocab)
-
 
 class _GivenBytes(io.BytesIO):
     """An encoded image that a user gave as bytes, with a name for messages."""
 
     def __str__(self) -> str:
         return f"of {self.getbuffer().nbytes} bytes"
-
-
-def decode_sample(sample: tuple, vocab: Sequence[str]) -> tuple:
-    """Replace the target of a sample by the class name, as fastai shows it.
-
-    Args:
-        sample: An image, and its target if it has one.
-        vocab: Class names.
-    """
-    from fastai.data.transforms import Category
-
-    x, *targets = sample
-    return (x, *(Category(vocab[int(y)]) for y in targets))
 
 
 def read_pixels(data: ImageSet, i: int) -> np.ndarray:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ltlearn.utils.system_errors import reason_of
+
 __all__ = ["InUse", "locked"]
 
 _log = logging.getLogger("ltlearn")
@@ -49,7 +51,7 @@ def locked(file: Path, on_wait: Callable[[str], None] | None = None) -> Iterator
     try:
         _acquire(lock, file, on_wait)
     except OSError as error:
-        _log.debug("%s cannot be locked (%s)", file, error.strerror or error)
+        _log.debug("%s cannot be locked (%s)", file, reason_of(error))
         yield False
         return
     try:

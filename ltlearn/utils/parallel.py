@@ -5,7 +5,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-__all__ = ["compute_ahead", "count_cores", "count_threads"]
+from ltlearn.utils.progress import ProgressLine
+
+__all__ = ["compute_ahead", "compute_chunks", "count_cores", "count_threads"]
 
 _MAX_THREADS = 8
 
@@ -45,3 +47,26 @@ def compute_ahead(do: Callable, items: Iterable, threads: int, ahead: int) -> It
             yield waiting.popleft()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def compute_chunks(do: Callable[[int, int], None], n: int, chunk: int, description: str) -> None:
+    """Call `do(start, end)` for consecutive parts of n items in threads, with a progress line.
+
+    Args:
+        do: The function, which several threads call at the same time.
+        n: Number of items.
+        chunk: Items per part. One future per item would take more memory than a small image.
+        description: Name of the work in the progress line.
+    """
+
+    def do_chunk(start: int) -> int:
+        end = min(start + chunk, n)
+        do(start, end)
+        return end - start
+
+    line, threads = ProgressLine(description, n), count_threads()
+    try:
+        for done in compute_ahead(do_chunk, range(0, n, chunk), threads, 2 * threads):
+            line.advance(done.result())
+    finally:
+        line.close()

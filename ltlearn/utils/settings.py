@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ltlearn.errors import UserError, spell
 from ltlearn.names import PRECISIONS
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = ["Settings", "load_settings"]
 
@@ -145,8 +146,7 @@ def _read_file() -> tuple[dict[str, str], Path | None]:
         with open(file, encoding="utf-8") as text:
             parser.read_file(text)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{file} cannot be read as an INI file: {reason}.") from None
+        raise UserError(f"{file} cannot be read as an INI file: {reason_of(error)}.") from None
     keys = parser.defaults()
     for key in keys:
         similar = difflib.get_close_matches(key, _KEYS, n=1, cutoff=_SIMILAR)

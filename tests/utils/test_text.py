@@ -2,7 +2,14 @@ import os
 
 import pytest
 
-from ltlearn.utils.text import clean, short_repr, validation_reason
+from ltlearn.utils.text import (
+    DASH,
+    clean,
+    epochs_text,
+    percent_text,
+    short_repr,
+    validation_reason,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,3 +42,8 @@ def test_a_value_from_a_file_is_cut_for_a_message():
 def test_pydantic_s_reason_ends_a_sentence():
     assert validation_reason({"msg": "Input should be a list."}) == "it must be a list"
     assert validation_reason({"msg": "Value error, too long"}) == "too long"
+
+
+def test_percentages_and_numbers_of_epochs_are_written_in_one_way():
+    assert percent_text(0.1234) == "12.3" and percent_text(None) == DASH
+    assert [epochs_text(n) for n in (0, 1, 20)] == ["0 epochs", "1 epoch", "20 epochs"]

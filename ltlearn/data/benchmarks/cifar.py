@@ -10,6 +10,7 @@ from ltlearn.data.images import ImageSet
 from ltlearn.data.opening import check_regular
 from ltlearn.data.readers.folders import find_class_folders, list_class_folders
 from ltlearn.errors import UserError, spell
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = ["CIFAR10_LT", "CIFAR100_LT", "CIFAR_STATS", "load_cifar"]
 
@@ -113,7 +114,7 @@ def _cifar_pickles(folder: Path, facts: dict, part: str) -> tuple[ImageSet, list
             pixels.append(rows.transpose(0, 2, 3, 1))
             targets.append(np.array(labels, dtype=np.int64))
     except (OSError, ValueError, TypeError, KeyError) as e:
-        reason = f"no {e}" if isinstance(e, KeyError) else getattr(e, "strerror", None) or e
+        reason = f"no {e}" if isinstance(e, KeyError) else reason_of(e)
         raise UserError(
             f"cannot read {folder / name} as a CIFAR file ({reason}); fetch the archive again."
         ) from None

@@ -8,6 +8,7 @@ from ltlearn.data.benchmarks.facts import BalancedSet, Download
 from ltlearn.data.images import ImageSet, natural_key
 from ltlearn.data.readers.folders import find_class_folders, list_class_folders
 from ltlearn.errors import UserError, spell
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = ["TINY_IMAGENET_LT", "load_tiny_imagenet"]
 
@@ -62,8 +63,9 @@ def _tiny_annotated(folder: Path, classes: list[str]) -> ImageSet:
     try:
         lines = listing.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise UserError(f"cannot read {listing} ({reason}); fetch {_TINY_URL} again.") from None
+        raise UserError(
+            f"cannot read {listing} ({reason_of(e)}); fetch {_TINY_URL} again."
+        ) from None
     for line in filter(str.strip, lines):
         words = line.split()  # the image, its class and a box of four numbers
         if len(words) < 2 or words[1] not in paths_of:

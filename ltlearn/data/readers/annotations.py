@@ -18,6 +18,7 @@ from ltlearn.data.readers.listing import (
 )
 from ltlearn.data.readers.parts import ListedImages
 from ltlearn.errors import UserError
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = ["list_json", "read_annotations"]
 
@@ -156,7 +157,7 @@ def _load(file: Path) -> dict[str, list]:
             f"{file} is nested too deeply; give annotations in COCO's format."
         ) from None
     except (OSError, UnicodeDecodeError) as e:
-        raise cannot_read(file, getattr(e, "strerror", None) or e) from None
+        raise cannot_read(file, reason_of(e)) from None
     except ValueError:  # Python converts no whole number of more than 4,300 digits
         raise UserError(f"{file} has a number with thousands of digits; {FETCH_AGAIN}") from None
     for key in _LISTS:

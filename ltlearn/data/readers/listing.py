@@ -13,6 +13,7 @@ import numpy as np
 from ltlearn.data.images import ImageSet
 from ltlearn.errors import UserError, spell
 from ltlearn.utils.progress import track
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = [
     "FETCH_AGAIN",
@@ -174,7 +175,7 @@ def read_list(file: Path) -> Listing:
                 targets.append(int(label))
                 lines.append(number)
     except OSError as e:
-        raise cannot_read(file, e.strerror) from None
+        raise cannot_read(file, reason_of(e)) from None
     if not lines:
         raise UserError(f"{file} names no images; {FETCH_AGAIN}")
     return Listing(
@@ -283,7 +284,8 @@ def _names_in(folder: str) -> tuple[set[str], set[str]]:
         pass
     except OSError as e:
         raise UserError(
-            f"cannot read the folder {folder} ({e.strerror}); correct its permissions or its name."
+            f"cannot read the folder {folder} ({reason_of(e)}); correct its permissions or its "
+            "name."
         ) from None
     return names, links
 

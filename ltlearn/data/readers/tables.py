@@ -24,6 +24,7 @@ from ltlearn.data.readers.listing import Listing, require_images
 from ltlearn.data.readers.parts import ListedImages, parts_of_flags, parts_of_rows
 from ltlearn.errors import UserError, spell
 from ltlearn.names import PART_LABELS, PARTS
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = ["list_table", "read_table"]
 
@@ -238,7 +239,7 @@ def read_table(file: Path, root: Path | None = None, suffix: str = ""):
     except UnicodeDecodeError:
         raise UserError(f"{file} is not in UTF-8; save it as CSV in UTF-8.") from None
     except OSError as e:
-        raise UserError(f"cannot read {file} ({e.strerror}); give a CSV or TSV file.") from None
+        raise UserError(f"cannot read {file} ({reason_of(e)}); give a CSV or TSV file.") from None
     except pd.errors.ParserWarning:
         raise UserError(f"{file} has more cells in a row than in its header; correct it.") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv_format.Error, MemoryError) as e:
