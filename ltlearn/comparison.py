@@ -232,8 +232,7 @@ class Comparison:
         """Return how much more often a method is correct on each image, (S, N).
 
         A row is a stage 1, averaged over the later stages; with one stage 1, a row is a seed of
-        the later stages. A method whose outcome does not depend on the seed is paired with every
-        run of the other.
+        the later stages that both methods have. A single run is paired with every run of the other.
         """
         runs = {name: self._runs(name) for name in (method, other)}
         starts = sorted(runs[method].keys() & runs[other].keys())
@@ -245,10 +244,16 @@ class Comparison:
             rows = [np.mean([_mean_row(r) for r in runs[m].values()], 0) for m in (method, other)]
             return (rows[0] - rows[1])[None]
         ours, theirs = runs[method][starts[0]], runs[other][starts[0]]
-        if min(len(ours), len(theirs)) > 1 and ours.keys() != theirs.keys():
-            return (_mean_row(ours) - _mean_row(theirs))[None]
-        seeds = max(ours, theirs, key=len)
-        return np.stack([_row_of(ours, seed) - _row_of(theirs, seed) for seed in seeds])
+        mean = (_mean_row(ours) - _mean_row(theirs))[None]
+        if min(len(ours), len(theirs)) == 1:
+            seeds = set(max(ours, theirs, key=len))
+        else:
+            seeds = ours.keys() & theirs.keys()
+        if len(seeds) < 2:
+            return mean
+        rows = np.stack([_row_of(ours, k) - _row_of(theirs, k) for k in sorted(seeds)])
+        # The seeds that both have show the spread. The estimate is of all runs, as in the table.
+        return rows + (mean - rows.mean(0))
 
     def _runs(self, method: str) -> dict[int, dict[int, np.ndarray]]:
         """Return which test images are correct, by the seeds of stage 1 and the later stages."""
@@ -295,7 +300,7 @@ class Comparison:
         if starts > 1:
             covered += f" and other seeds of stage 1 (Student's t, {starts} seeds)"
         elif seeds > 1:
-            covered += f" and other seeds after this stage 1 (Student's t, {seeds} seeds)"
+            covered += f" and other seeds after this stage 1 (Student's t, {self._about_seeds()})"
         else:
             covered += ", but not other seeds"
         found = [d for of_method in self.differences().values() for d in of_method.values()]
@@ -303,6 +308,14 @@ class Comparison:
         if found and found[0].reason:
             return f"without an interval ({_NO_INTERVAL}): {found[0].reason}."
         return f"with a 95 % interval that covers {covered}."
+
+    def _about_seeds(self) -> str:
+        """Return the number of seeds of the later stages, and which methods have a single one."""
+        numbers = sorted({len(self.of(m)) for m in self.methods} - {1})
+        text = f"{' to '.join(map(str, numbers[:: max(1, len(numbers) - 1)]))} seeds"
+        single = [m for m in self.methods if self.row_of(m).draws and len(self.of(m)) == 1]
+        names = ", ".join(self.labels[m] for m in single)
+        return f"{text}, but a single one of {names}" if single else text
 
     def _row(self, method: str) -> ResultRow:
         """Return the row of a method in the table."""

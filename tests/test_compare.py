@@ -205,10 +205,28 @@ def test_seeds_of_stage_1_are_in_the_interval_and_in_the_text(found):
     assert "seeds of stage 1: 0, 1, 2\nseed of later stages: 0\n" in str(one_later)
 
 
+def test_unequal_numbers_of_seeds(found):
+    """Two seeds and five once had the interval of one training, and a caption that named five."""
+    targets = np.arange(300) % 3
+    easy = np.random.default_rng(0).random(300)
+    levels = {"crt": (0.5, 0.6, 0.7, 0.5, 0.6), "samn": (0.5, 0.45), "ncm": (0.3,)}
+    runs = {(m, 0, k): easy < p for m, row in levels.items() for k, p in enumerate(row)}
+    unequal = comparison_of(found, runs, targets)
+    d = unequal.difference("crt", "samn")
+    means = {m: np.mean([o.report.balanced for o in unequal.of(m)]) for m in levels}
+    assert d.estimate == pytest.approx(means["crt"] - means["samn"]) and d.n_seeds == 2
+    # 0 and 15 points: t of one degree of freedom times 7.5 points.
+    assert d.estimate - d.low > 0.9 and unequal.difference("crt", "ncm").n_seeds == 5
+    assert "Student's t, 2 to 5 seeds)" in str(unequal)
+    del runs["samn", 0, 1]
+    one = comparison_of(found, runs, targets)
+    assert "Student's t, 5 seeds, but a single one of CE + SAMN)" in str(one)
+
+
 def test_runs_that_cannot_be_paired_are_averaged(found):
     targets = np.arange(90) % 3
     right = np.random.default_rng(0).random((5, 90)) < 0.6
-    names = [("ce", 0, 0), ("ce", 0, 1), ("crt", 0, 0), ("crt", 0, 1), ("crt", 0, 2)]
+    names = [("ce", 0, 0), ("ce", 0, 1), ("crt", 0, 2), ("crt", 0, 3), ("crt", 0, 4)]
     d = comparison_of(found, dict(zip(names, right, strict=True)), targets).difference("crt", "ce")
     assert d.n_seeds == 1 and d.estimate == pytest.approx(right[2:].mean() - right[:2].mean())
     apart = [("ce", 0, 0), ("crt", 1, 0)]

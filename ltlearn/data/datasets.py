@@ -92,6 +92,7 @@ class ImagesInMemory(ShownByFastai):
 
     n_inp = 1
     tfms_name = ""  # names a user's transforms that evaluation applies, for caches
+    order_name = ""  # in learners that earlier versions exported
     vocab: Sequence[str] | None = None  # class names
 
     def __init__(self, data: ImageSet, transform: str = "none", pad: int | None = None):
@@ -109,7 +110,7 @@ class ImagesInMemory(ShownByFastai):
         images = torch.from_numpy(_four_bytes(data.images))[..., :3]
         rows = None if data.rows is None else torch.from_numpy(data.rows)
         self.augment = BatchCropFlip(images, pad, flip=transform == "crop_flip", rows=rows)
-        self.bits = data.bits
+        self.bits, self.order_name = data.bits, _order_name(data)
         self.shape = tuple(data.images.shape[1:3])
 
     def __len__(self) -> int:
@@ -142,8 +143,8 @@ class ImagesInMemory(ShownByFastai):
 
     @property
     def files_name(self) -> str:
-        """Name the bits of the images and a user's transforms, for caches; there are no files."""
-        return f"{_bits_name(self.bits)} {self.tfms_name}".strip()
+        """Name the images in their order, their bits and a user's transforms, for caches."""
+        return f"{self.order_name}{_bits_name(self.bits)} {self.tfms_name}".strip()
 
     @property
     def items(self) -> LabelledItems:
@@ -231,20 +232,21 @@ class ImageFiles(ShownByFastai):
 
     @property
     def files_name(self) -> str:
-        """Return a hash of the files' paths, sizes and modification times; "" for arrays.
+        """Return a hash of the files' paths, sizes and modification times, for caches.
 
-        It is for caches on this machine. The fingerprint of a split uses neither folder nor time,
-        so that it is the same on another machine. The names of a user's transforms follow it.
+        Rows of a dataset and arrays are named by the digests of the images, in their order. The
+        fingerprint of a split uses neither folder nor time, so that it is the same on another
+        machine. The names of a user's transforms follow the hash.
         """
         return f"{self._files_hash} {self.tfms_name}".strip()
 
     @cached_property
     def _files_hash(self) -> str:
         if self.data.images is not None:
-            return ""
+            return _order_name(self.data)
         if not isinstance(self.data.root, Path):
             # The same images in memory are resized in another way, and have the same fingerprint.
-            return "rows" + _bits_name(self.data.bits)
+            return f"rows {_order_name(self.data)}".strip() + _bits_name(self.data.bits)
         root = self.data.root.resolve()
         digest = hashlib.sha256(os.fsencode(root))
         for path in self.data.paths:
@@ -365,6 +367,11 @@ class NormalizeUint8(ItemTransform):
 def _bits_name(bits: int) -> str:
     """Name the bits of 16-bit images for caches, because pixels depend on them."""
     return "" if bits == 16 else f" {bits} bits"
+
+
+def _order_name(data: ImageSet) -> str:
+    """Name images in their order, because the fingerprint of a set is the same in any order."""
+    return "" if data.digests is None else hashlib.sha256(data.digests.tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

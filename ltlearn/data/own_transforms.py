@@ -7,6 +7,7 @@ position) alone, however many workers there are.
 import hashlib
 import json
 import random
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,15 +67,20 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 def _name_of(transform: object) -> str:
     """Name a transform for caches and records; no two transforms that differ share a name.
 
-    Only albumentations describes its transforms in full. The name of another one holds for this
+    Only albumentations describes its own transforms in full. The name of another one holds for this
     object alone, so that another process computes features anew.
     """
     kind = getattr(transform, "__qualname__", type(transform).__qualname__)
     try:
-        content = json.dumps(transform.to_dict(), sort_keys=True).encode()
-        return f"{kind} {hashlib.sha256(content).hexdigest()[:12]}"
+        content = json.dumps(transform.to_dict(), sort_keys=True)
     except Exception:  # no such method, or a part that cannot be described
-        return f"{kind} {uuid.uuid4().hex[:12]}"
+        content = ""
+    classes = re.findall(r'"__class_fullname__": "([^"]*)"', content)
+    # A class of the user's has its module before its name. Its code is not described, nor is the
+    # function of a Lambda.
+    described = classes and all("." not in name and name != "Lambda" for name in classes)
+    name = hashlib.sha256(content.encode()).hexdigest() if described else uuid.uuid4().hex
+    return f"{kind} {name[:12]}"
 
 
 class ToShape:

@@ -178,6 +178,15 @@ def test_adding_batch_transforms_to_loaders(folder):
 # ------------------------------------------------ caches and records
 
 
+class OwnSharpening(A.ImageOnlyTransform):
+    def apply(self, image, **params):
+        return image
+
+
+def keep(image, **params):
+    return image
+
+
 def test_names_of_transforms():
     def name(transform):
         images = np.zeros((8, 8, 8, 3), np.uint8)
@@ -188,6 +197,8 @@ def test_names_of_transforms():
     assert same[0] == same[1] and same[0].startswith("Compose ")
     assert name(A.Compose([A.HorizontalFlip(p=0.4)])) != same[0]
     assert name(mirror) != name(mirror), "its code may change between two processes"
+    for make in (OwnSharpening, lambda: A.Lambda(image=keep, name="mine")):
+        assert name(A.Compose([make()])) != name(A.Compose([make()])), "so may the code inside"
 
 
 def test_features_of_other_item_transforms_are_others(folder, tmp_path):

@@ -15,7 +15,7 @@ from ltlearn.data.images import ImageSet
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.models.pretrained import create_lt_model
 from ltlearn.training.features import Features, _ViewOnDisk, weights_fingerprint
-from tests.callbacks.helpers import make_dls
+from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
 
 
 class Counting(nn.Module):
@@ -394,3 +394,17 @@ def test_a_large_file_of_features_does_not_stay_mapped(tmp_path, monkeypatch):
         file.truncate(1 << 20)
     with pytest.raises(UserError, match="end early; remove the file"):
         features.get_batch([n - 1])
+
+
+def test_the_same_images_in_another_order_do_not_share_features(tmp_path):
+    """They have one fingerprint, and their features once stood beside the targets of others."""
+    images, targets = make_images([4, 4, 4], seed=1)
+    made = []
+    for order in (np.arange(12), np.random.default_rng(0).permutation(12), np.arange(12)):
+        part = images[order], targets[order]
+        dls = make_dls([8, 4, 2], valid=part, test=part)
+        learn = make_lt_learner(dls, cache_path=tmp_path)
+        cached, plain = learn.predict_logits("valid"), learn.predict_logits("valid", cached=False)
+        torch.testing.assert_close(cached, plain)
+        made.append((dls.split, learn.dls.valid.dataset.files_name))
+    assert made[0] == made[2] and made[0][0] == made[1][0] and made[0][1] != made[1][1]
