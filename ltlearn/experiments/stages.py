@@ -35,6 +35,7 @@ from ltlearn.methods import DEFAULT_STAGE1, METHODS, label_of
 from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.models.origin import check_statistics
 from ltlearn.models.pretrained import is_outside_arch
+from ltlearn.models.weights_file import check_sizes
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.given import describe_weights
 from ltlearn.training.logs import EpochLog
@@ -180,7 +181,10 @@ def _normalise_as_recorded(run: Run, learn: LTLearner) -> None:
         return
     facts = run.read_json(MODEL_FILE)
     stats = [facts.get(key) if isinstance(facts, dict) else None for key in ("mean", "std")]
-    check_statistics(*stats)
+    try:
+        check_statistics(*stats)
+    except UserError as e:
+        raise UserError(f"{run.path / MODEL_FILE} is damaged: {e}") from None
     now = (learn.origin.mean, learn.origin.std)
     if not np.allclose(np.array(stats), np.array(now), atol=1e-6):
         learn.dls.normalize.set(*stats)
@@ -391,6 +395,7 @@ def _load_finished(run: Run, name: str, learn: LTLearner) -> FinishedStage | Non
     try:
         # Runs of early versions have no checksums.
         finished = _read_record(run, name)
+        check_sizes(weights, learn.model)
         state = run.load_tensors(f"{name}.safetensors", checksum=finished.weights)
     except UserError as e:
         _log.warning("%s This stage is trained again.", e)
