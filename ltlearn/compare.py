@@ -23,6 +23,7 @@ from ltlearn.methods import METHODS, Candidate, find_methods, is_built_in, label
 from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.metrics.priors import correct_for_prior, prior_report, prior_vector
 from ltlearn.metrics.report import shot_report
+from ltlearn.models.weights_file import check_sizes
 from ltlearn.names import PRIORS, SELECTS
 from ltlearn.training.checkpoint import describe_options
 from ltlearn.training.features import weights_fingerprint
@@ -423,9 +424,10 @@ class _Study:
         try:
             # Early versions wrote no checksum.
             record = ClassifierRecord.from_dict(run.read_json(f"{name}.json", sealed=None))
-            state = run.load_tensors(f"{name}.safetensors")
             if with_todays_keys(record.key) != self._key(method, seed):
                 return None
+            check_sizes(run.path / f"{name}.safetensors", model)
+            state = run.load_tensors(f"{name}.safetensors")
             backbone = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
             model.load_state_dict({**backbone, **state})
             if record.weights != self._weights_fingerprint():

@@ -321,6 +321,65 @@ def test_the_facts_of_a_run_are_sealed(run):
     assert ModelFacts.from_dict(content).to_dict() == content
 
 
+# ---------------------------------------------------------------- compared classifiers
+
+CRT, CRT_RECORD = "compare/seed0-crt-0.safetensors", "compare/seed0-crt-0.json"
+
+
+def crt(run: Path) -> list[Any] | None:
+    try:
+        return list(Predictor(run, "crt").predict(IMAGES, top=2))
+    except UserError as e:
+        assert len(str(e)) < 3000 and "\n" not in str(e), "one sentence"
+        return None
+
+
+def test_a_changed_classifier_of_compare_predicts_the_same_or_nothing(run):
+    rng, good = random.Random(0), crt(run)
+    assert good is not None
+    for name in (CRT, CRT_RECORD):
+        content = (run / name).read_bytes()
+        for _ in range(6):
+            assert with_changed(run, name, change_bytes(rng, content), crt) in (None, good)
+    content = bytearray((run / CRT).read_bytes())
+    content[-5] ^= 0x40
+    assert with_changed(run, CRT, bytes(content), crt) is None
+
+
+def test_a_classifier_of_another_method_is_not_used(run):
+    for end in ("json", "safetensors"):
+        (run / f"compare/seed0-samn-0.{end}").replace(run / f"compare/seed0-crt-0.{end}")
+    with pytest.raises(UserError, match=r"seed0-crt-0\.safetensors has the name of crt"):
+        Predictor(run, "crt")
+
+
+def test_a_best_method_without_a_classifier(run):
+    table = {"best_on_validation": "../../x", "rows": []}
+    (run / "compare.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match=r"compare\.json names as the best"):
+        Predictor(run, "best")
+
+
+def write_bomb(path: Path) -> None:
+    """Write a file of no size on disk whose head takes a quarter of a terabyte of memory."""
+    size = 1 << 38
+    values = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    header = json.dumps({"head.weight": values}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+
+
+def test_a_head_that_takes_all_memory_is_refused_by_its_header(run):
+    write_bomb(run / CRT)
+    with pytest.raises(UserError, match=r"seed0-crt-0\.safetensors holds the weights of another"):
+        Predictor(run, "crt")
+    write_bomb(run / STAGE1)
+    with pytest.raises(UserError, match=r"seed0-stage1\.safetensors is damaged or missing"):
+        compare_run(Run(run), ["ce"], device="cpu")
+
+
 # ---------------------------------------------------------------- compare and resume
 
 
@@ -373,6 +432,40 @@ def test_images_of_a_relative_path_are_not_read(run, path):
     (run / MANIFEST).write_text(json.dumps({**content, "data_path": path}))
     with pytest.raises(UserError, match=r"data_path = .*absolute path; give .* data_path"):
         compare_run(Run(run), ["ce"], device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"pretrained": "/" + "x" * 3000}, "no weights file"),
+        ({"pretrained": "/" + "x" * 10_000}, r"model\.pretrained"),
+        ({"pretrained": "/dev/zero"}, "no weights file"),
+        ({"pretrained": "/x", "weights_key": "x" * 10_000}, r"model\.weights_key"),
+    ],
+)
+def test_weights_that_a_manifest_names_in_an_impossible_way(run, values, reason):
+    content = json.loads((run / MANIFEST).read_text())
+    content["values"]["model"] |= values
+    (run / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=reason) as error:
+        compare_run(Run(run), ["ce"], device="cpu")
+    assert len(str(error.value)) < 4000
+
+
+def test_a_key_that_the_dataset_does_not_take(run):
+    content = json.loads((run / MANIFEST).read_text())
+    content["values"]["data"]["bits"] = 12
+    (run / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"data\.bits applies to data\.dataset = 'own' only"):
+        compare_run(Run(run), ["ce"], device="cpu")
+
+
+@pytest.mark.parametrize("mean", [None, [0.5] * 100_000, ["\x1b[2J" * 100_000] * 3])
+def test_impossible_statistics_are_named_in_a_sentence(run, mean):
+    changed_facts(run, mean=mean)
+    with pytest.raises(UserError, match=r"model\.json is damaged: mean must be three") as error:
+        compare_run(Run(run), ["ce"], device="cpu")
+    assert len(str(error.value)) < 1000
 
 
 def test_a_manifest_without_a_path_of_images(run):

@@ -10,6 +10,7 @@ from ltlearn.errors import UserError, spell_call
 from ltlearn.experiments.manifest import stage_name
 from ltlearn.methods import find_method, stage1_methods
 from ltlearn.models.backbone import LTModel
+from ltlearn.models.weights_file import check_sizes
 from ltlearn.training.features import weights_fingerprint
 from ltlearn.training.kept import KEPT_FOLDER, ClassifierRecord, KeptName
 from ltlearn.utils.run_folder import Run
@@ -104,6 +105,12 @@ class ComparedClassifier:
                 f"{weights} was made from another stage 1 than {self.stage1_file}; run "
                 f"{_compare_again(self.run)}."
             )
+        if record.key.get("method", self.method) != self.method:
+            raise UserError(
+                f"{weights} has the name of {self.method}, but its record is that of another "
+                f"method; remove it and run {_compare_again(self.run)}."
+            )
+        check_sizes(weights, model)
         state = self.run.load_tensors(f"{self.name}.safetensors")
         backbone = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
         is_whole = any(not name.startswith("head.") for name in state)
@@ -155,6 +162,11 @@ def find_compared(
         return None
     select = table.select if table is not None and method in table.runs else BEST
     kept = [name for name in _kept_names(run) if name.method == method]
+    if not kept and own == ():
+        raise UserError(
+            f"the run {folder} no longer has the classifier that {COMPARE_FILE} names as the best; "
+            f"run {_compare_again(run)}."
+        )
     # The classifier in the table comes first, then those of other tables.
     kept.sort(key=lambda name: (name.select != select, name))
     return ComparedClassifier(run, kept[0]) if kept else None

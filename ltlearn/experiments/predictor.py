@@ -23,6 +23,7 @@ from ltlearn.methods import METHODS
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.models.backbone import LTModel
 from ltlearn.models.pretrained import create_lt_model, is_outside_arch
+from ltlearn.models.weights_file import check_sizes
 from ltlearn.training.kept import KEPT_FOLDER, KeptName
 from ltlearn.utils.parallel import compute_ahead, count_threads
 from ltlearn.utils.run_folder import Run
@@ -290,6 +291,7 @@ def _check_shapes(
     for key in own.keys() | shapes.keys():
         if not key.startswith("head.") and own.get(key) != shapes.get(key):
             raise _foreign_error(weights, facts)
+    check_sizes(weights, model)
     head = (len(facts.classes), model.head.in_features)
     # Kinds of heads from outside may have other tensors.
     if head[0] * head[1] > _MAX_FREE_HEAD and head not in shapes.values():

@@ -97,11 +97,12 @@ class ModelSection(RecipeSection):
     """The table [model]: which network is trained."""
 
     arch: str
-    pretrained: bool | str = False
+    pretrained: bool | Annotated[str, Field(max_length=4096)] = False  # the longest path
     keep_head: bool = False  # take the classifier from the file, too
     # For `keep_head`: the classes in the order of the outputs. None: what the file states.
     classes: list[str] | None = Field(None, min_length=2)
-    weights_key: str | None = None  # which weights of a file that holds several sets
+    # Which weights of a file that holds several sets.
+    weights_key: str | None = Field(None, max_length=200)
     width: int | None = Field(None, ge=1, le=_MAX_WIDTH)
 
 

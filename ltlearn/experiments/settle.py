@@ -40,7 +40,7 @@ def settle_data(data: DataSection) -> None:
         return
     for key in ("mean", "std"):
         _refuse(data, key, f"{data.dataset}, which has statistics of its own")
-    given = [key for key in ("source", *READING) if getattr(data, key) is not None]
+    given = [key for key in ("source", *READING, "bits") if getattr(data, key) is not None]
     if given:
         raise UserError(
             f"data.{given[0]} applies to data.dataset = 'own' only, but data.dataset is "

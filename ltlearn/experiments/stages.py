@@ -34,6 +34,7 @@ from ltlearn.learner import LTLearner
 from ltlearn.methods import DEFAULT_STAGE1, METHODS, label_of
 from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.models.pretrained import is_outside_arch
+from ltlearn.models.weights_file import check_sizes
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.given import describe_weights
 from ltlearn.training.logs import EpochLog
@@ -386,6 +387,7 @@ def _load_finished(run: Run, name: str, learn: LTLearner) -> FinishedStage | Non
     try:
         # Runs of early versions have no checksums.
         finished = _read_record(run, name)
+        check_sizes(weights, learn.model)
         state = run.load_tensors(f"{name}.safetensors", checksum=finished.weights)
     except UserError as e:
         _log.warning("%s This stage is trained again.", e)

@@ -3,6 +3,7 @@
 import json
 import math
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -11,6 +12,7 @@ from typing import Any
 
 from ltlearn.defaults import IMAGENET_STATS
 from ltlearn.errors import UserError, spell
+from ltlearn.utils.text import short_repr
 
 __all__ = ["Origin", "check_statistics", "class_names", "find_origin", "match_outputs"]
 
@@ -67,8 +69,8 @@ def check_statistics(mean: Any, std: Any) -> None:
         if not good:
             raise UserError(
                 f"{name} must be three numbers from 0 to 1{'' if name == 'mean' else ', above 0'}, "
-                f"one per channel, for pixels from 0 to 1; got {values!r}. Values for pixels from "
-                "0 to 255 are divided by 255."
+                f"one per channel, for pixels from 0 to 1; got {short_repr(values)}. Values for "
+                "pixels from 0 to 255 are divided by 255."
             )
 
 
@@ -255,11 +257,13 @@ def match_outputs(outputs: Sequence[str], classes: Sequence[str], source: str) -
         place = {form(name): i for i, name in enumerate(outputs)}
         if len(place) == len(outputs) == len(classes) and place.keys() == set(map(form, classes)):
             return [place[form(name)] for name in classes]
-    lost = [name for name in classes if name not in outputs]
-    extra = [name for name in outputs if name not in classes]
-    double = [name for i, name in enumerate(outputs) if name in outputs[:i]]
+    # Sets and counts, because a stranger's file may have any number of names, of any length.
+    in_model, in_data = set(outputs), set(classes)
+    lost = [name for name in classes if name not in in_model]
+    extra = [name for name in outputs if name not in in_data]
+    double = [name for name, count in Counter(outputs).items() if count > 1]
     problems = [
-        f"{text} {', '.join(map(repr, names[:3]))}{' and more' if len(names) > 3 else ''}"
+        f"{text} {', '.join(map(short_repr, names[:3]))}{' and more' if len(names) > 3 else ''}"
         for text, names in (("twice", double), ("not in the data:", extra), ("lacking:", lost))
         if names
     ]

@@ -1,6 +1,8 @@
 """Read a file of weights, and find a model's tensors in it, whatever wrote the file."""
 
 import argparse
+import math
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +12,17 @@ import torch
 from torch import Tensor
 
 from ltlearn.errors import UserError, spell
-from ltlearn.utils.stored_weights import check_stored_weights
+from ltlearn.models.backbone import LTModel
+from ltlearn.utils.stored_weights import check_stored_weights, read_shapes
 from ltlearn.utils.system_errors import unreadable
 
-__all__ = ["FoundWeights", "describe_some", "find_weights", "read_weights_file"]
+__all__ = [
+    "FoundWeights",
+    "check_sizes",
+    "describe_some",
+    "find_weights",
+    "read_weights_file",
+]
 
 _FORMATS = (
     "give a model's state_dict() as saved by safetensors (.safetensors) or by torch.save "
@@ -30,6 +39,7 @@ _DICTIONARIES = ("Dict", "dict", "CfgNode")
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
 _MAX_DEPTH = 3  # dictionaries inside each other
 _MOST = 0.5  # the share of a model's tensors that makes a set of tensors its weights
+_MAX_FREE_HEAD = 10_000_000  # numbers in a head, whatever the size of the model's own
 _SIMILAR = 0.9  # sets with this share of the best set's tensors compete with it
 
 
@@ -82,7 +92,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If there is no such file, it is damaged, or holds objects that could run code.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # a name that is too long raises an error in `Path.is_file`
         raise UserError(
             f"there is no weights file {path}; give a .safetensors or .pth file, or "
             f"{spell('pretrained', False)}."
@@ -113,6 +123,25 @@ def read_weights_file(path: Path) -> dict[str, Any]:
         names = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise UserError(f"{path} holds {names}, but no named tensors; {_FORMATS}.")
     return dict(content)
+
+
+def check_sizes(path: Path, model: LTModel) -> None:
+    """Check the header of a safetensors file against a model, before its tensors take memory.
+
+    Args:
+        path: The file. It may lack tensors, and hold the head of another kind.
+        model: The model; it may be on the device "meta".
+
+    Raises:
+        UserError: If a tensor of the backbone has another shape, the head is far too large, or the
+            file is missing or damaged.
+    """
+    shapes, own = read_shapes(path), model.state_dict()
+    of_head = {key: shape for key, shape in shapes.items() if key.startswith("head.")}
+    allowed = max(_MAX_FREE_HEAD, 4 * sum(v.numel() for v in model.head.state_dict().values()))
+    fits = all(key in own and own[key].shape == shapes[key] for key in shapes.keys() - of_head)
+    if not fits or sum(map(math.prod, of_head.values())) > allowed:
+        raise UserError(f"{path} holds the weights of another model.")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -375,6 +375,8 @@ class Run:
                 yield file
         except SafetensorError as error:
             raise UserError(f"{path} is damaged: {error}.") from None
+        except (RuntimeError, MemoryError):
+            raise UserError(f"{path} does not fit into memory; free some.") from None
 
     def _existing(self, name: str) -> Path:
         path = self._target(name)

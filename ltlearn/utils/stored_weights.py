@@ -92,7 +92,8 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with path.open("rb"):  # safetensors reports a missing permission as a missing file
             pass
-        with safe_open(path, framework="pt") as file:
+        # For torch, the whole file would be mapped as memory of the process.
+        with safe_open(path, framework="np") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
     except OSError as e:
         raise unreadable(path, e) from e

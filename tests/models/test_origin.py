@@ -129,3 +129,10 @@ def test_metadata_of_safetensors_states_them(tmp_path):
     safetensors.torch.save_file({"config.weight": torch.zeros(2)}, file, facts)
     origin = find(file, read_weights_file(file))
     assert origin.mean == MEAN and origin.classes == ("b", "a")
+
+
+def test_many_long_names_are_compared_quickly_and_cut_in_the_message():
+    outputs = [f"{'x' * 1000}{i % 199_999}" for i in range(200_000)]
+    with pytest.raises(UserError, match=r"200000 classes of the model .*twice .*lacking") as error:
+        match_outputs(outputs, ["a", "b"], "a file")
+    assert len(str(error.value)) < 2500
