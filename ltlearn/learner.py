@@ -489,7 +489,7 @@ def lt_learner(
         "metrics": metrics, "path": path, "model_dir": model_dir, "wd": wd,
         "wd_bn_bias": wd_bn_bias, "train_bn": train_bn, "moms": moms,
     }  # fmt: skip
-    for_learner = check_fastai_options(for_learner, n_out, dls.c, normalize)
+    for_learner = check_fastai_options(for_learner, n_out, dls, normalize)
     options = {"keep_head": keep_head, "classes": classes, "weights_key": weights_key}
     loaded = make_model(dls, arch, pretrained, options, **model_kwargs)
     learn = LTLearner(

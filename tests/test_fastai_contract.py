@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import types
+import warnings
 
 import albumentations as A
 import matplotlib
@@ -20,13 +21,14 @@ from fastai.learner import load_learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import F1Score, Precision, accuracy, error_rate
 from fastai.optimizer import Adam
-from fastai.vision.augment import Resize, aug_transforms
+from fastai.vision.augment import Resize, Rotate, aug_transforms
+from fastai.vision.data import ImageDataLoaders
 from fastcore.foundation import L
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from ltlearn import LTDataLoaders, UserError
+from ltlearn import SAMN, LTDataLoaders, UserError, lt_learner
 from ltlearn.losses import BalancedSoftmaxLoss
 from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
 
@@ -261,6 +263,47 @@ def test_options_that_are_not_allowed(dls, options, message):
         make_learner(dls, **options)
 
 
+def test_what_is_no_model_and_no_data_for_a_learner(dls, photos):
+    def resnet18():
+        pass
+
+    with pytest.raises(UserError, match="arch.*function.*arch='resnet18'"):
+        lt_learner(dls, resnet18, pretrained=False)
+    others = ImageDataLoaders.from_folder(
+        photos, valid="test", bs=8, device="cpu", num_workers=0, item_tfms=Resize(16)
+    )
+    for wrong in (others, str(photos)):
+        with pytest.raises(UserError, match=f"dls.*LTDataLoaders.*{type(wrong).__name__}"):
+            lt_learner(wrong, "resnet18", pretrained=False)
+
+
+@pytest.mark.parametrize("tfms", [{"item_tfms": Resize}, {"batch_tfms": [Rotate, aug_transforms]}])
+def test_a_transform_that_is_not_called(photos, tfms):
+    with pytest.raises(UserError, match="(Resize|aug_transforms) .*; call it"):
+        LTDataLoaders.from_folder(photos, bs=8, device="cpu", num_workers=0, size=16, **tfms)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda learn: learn.retrain_classifier("crt"), "epochs.*'crt'.*method='crt'"),
+        (lambda learn: learn.retrain_classifier(method=SAMN()), "method.*SAMN.*cbs"),
+        (lambda learn: learn.compare_classifiers(["ce", abs]), "name.*'abs'"),
+    ],
+)
+def test_a_method_in_the_wrong_place(dls, call, message):
+    with pytest.raises(UserError, match=message):
+        call(make_learner(dls))
+
+
+@pytest.mark.parametrize("how", ["fit", "fit_stage1", "retrain_classifier"])
+@pytest.mark.parametrize("make", [SaveModelCallback, EarlyStoppingCallback])
+def test_a_callback_that_monitors_what_is_not_measured(dls, tmp_path, how, make):
+    learn = make_learner(dls, path=tmp_path)
+    with pytest.raises(UserError, match=f"{make.__name__}.*'accuracy'.*valid_loss"):
+        getattr(learn, how)(1, 0.01, cbs=make(monitor="accuracy"))
+
+
 @pytest.mark.parametrize(
     "loss",
     [F.cross_entropy, nn.CrossEntropyLoss(), BalancedSoftmaxLoss()],
@@ -395,6 +438,14 @@ def test_wandb(dls, monkeypatch):
         losses = [values["train_loss"] for values in fake.logged if "train_loss" in values]
         assert losses and all(np.isfinite(float(loss)) for loss in losses)
     assert fake.config["batches per epoch"]
+
+
+def test_mixed_precision_of_fastai_warns_of_no_attribute(dls):
+    learn = make_learner(dls)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*shadowing an attribute")
+        learn.to_bf16().fit(1, 0.01)
+    learn.to_fp32()
 
 
 def test_the_smoothed_loss_is_a_tensor(dls):

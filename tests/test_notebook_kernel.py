@@ -52,6 +52,16 @@ CELLS = {
     """,
     "report": "learn.shot_report()",
     "stages": "learn.stages",
+    "silent": """
+        with learn.no_bar():
+            learn.fit(1, 1e-3)
+            learn.retrain_classifier(1)
+    """,
+    "used": """
+        learn.compare_classifiers(['crt', 'tau_norm'])
+        learn.use('crt').stages[-1]
+    """,
+    "compared": "learn.compared",
     "inspection": """
         from pathlib import Path
         import tempfile
@@ -156,6 +166,19 @@ def test_a_report_is_a_table_with_the_classes(shown):
 def test_records_of_the_stages_are_short(shown):
     (data,) = results(shown["stages"])
     assert "StageRecord(" in data["text/plain"] and len(data["text/plain"]) < 3000
+
+
+def test_no_bar_hides_the_progress_of_fits(shown):
+    assert shown["silent"] == []
+
+
+def test_a_classifier_of_a_comparison_has_its_records(shown):
+    (data,) = results(shown["used"])
+    assert data["text/plain"].startswith("StageRecord(") and "crt" in data["text/html"]
+    (data,) = results(shown["compared"])
+    assert data["text/plain"] == "ComparedClassifiers: crt, tau_norm; best on validation: crt" or (
+        data["text/plain"].endswith("best on validation: tau_norm")
+    )
 
 
 def test_a_comparison_is_one_table_and_its_bars_are_gone(shown):

@@ -218,7 +218,7 @@ class GLMC(FitCallback):
         """Run the model on the local mix, and replace the learner's loss by GLMC's."""
         learn, features = self.learn, self._features
         (x, other, share), (first,) = self._batch, learn.yb
-        with learn.autocast():
+        with learn.autocast_context():
             local = learn.model.backbone(x)
             rebalanced = learn.model.head(local)
             # These layers treat each row separately, so both mixes run through them at once.
@@ -285,7 +285,7 @@ def _check(learn) -> None:
     readable = hasattr(getattr(train, "dataset", None), "get_batch") or hasattr(
         getattr(train, "dataset", None), "get_views"
     )
-    ours = isinstance(learn.model, LTModel) and hasattr(type(learn), "autocast")
+    ours = isinstance(learn.model, LTModel) and hasattr(type(learn), "autocast_context")
     if not ours or not isinstance(train, LTDataLoader) or not readable or not train.training:
         raise UserError(
             "GLMC trains backbone and classifier on images: pass it to fit_stage1 of an LTLearner "

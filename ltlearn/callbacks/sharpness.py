@@ -111,7 +111,7 @@ class SharpnessAware(FitCallback):
         """Compute loss and gradients of the batch, as the learner does."""
         learn, first = self.learn, self.learn.pred
         # An LTLearner runs its model in autocast, and calls its events outside it.
-        with getattr(learn, "autocast", nullcontext)():
+        with getattr(learn, "autocast_context", nullcontext)():
             learn.pred = learn.model(*learn.xb)
         if isinstance(first, Tensor):
             learn.pred = learn.pred.to(first.dtype)

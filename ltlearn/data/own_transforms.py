@@ -5,6 +5,7 @@ position) alone, however many workers there are.
 """
 
 import hashlib
+import inspect
 import json
 import random
 import re
@@ -301,7 +302,7 @@ def _stats_of(normalize) -> tuple[list[float], list[float]]:
 
 
 def _listed(name: str, tfms) -> list:
-    """Return transforms as a list; raise if one is none."""
+    """Return transforms as a list of instances and functions; raise if one is none."""
     found = [t for one in listify(tfms) for t in (one.fs if isinstance(one, Pipeline) else [one])]
     wrong = next((t for t in found if not callable(t)), None)
     if wrong is not None:
@@ -310,7 +311,14 @@ def _listed(name: str, tfms) -> list:
 
 
 def _as_transform(tfm) -> Transform:
-    tfm = tfm() if isinstance(tfm, type) else tfm
+    hint = "; call it, such as Resize(224) or aug_transforms()."
+    if isinstance(tfm, type):
+        try:
+            tfm = tfm()
+        except TypeError as e:
+            raise UserError(f"the transform {tfm.__name__} needs arguments ({e}){hint}") from e
+    if inspect.isfunction(tfm) and tfm.__module__.startswith("fastai."):
+        raise UserError(f"{tfm.__name__} of fastai makes transforms and is none{hint}")
     return tfm if isinstance(tfm, Transform) else Transform(tfm)
 
 

@@ -1,6 +1,7 @@
 """The registry of methods: built-in rows, registered rows and rows of installed packages."""
 
 import difflib
+import inspect
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -221,8 +222,18 @@ def find_method(name: str) -> Method:
             f"the name of a method is needed here, got the row {name.label!r}; register_method "
             "gives it one."
         )
-    if not isinstance(name, str) or name not in METHODS:
-        close = difflib.get_close_matches(str(name), METHODS, n=3)
+    if not isinstance(name, str):
+        if inspect.isroutine(name):
+            raise UserError(
+                f"a function among the methods needs a name: give the pair ('mine', function), got "
+                f"{name.__name__!r} alone."
+            )
+        raise UserError(
+            f"a method must be a name, such as 'samn', or a Method, got {type(name).__name__}; "
+            "callbacks belong in cbs and losses in loss."
+        )
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=3)
         names = ", ".join(close or METHODS)
         hint = f"did you mean {names}?" if close else f"choose from {names}."
         raise UserError(f"there is no method {name!r}; {hint}")

@@ -160,7 +160,9 @@ def is_outside_arch(arch: str) -> bool:
 def _find_config(arch: str):
     """Return timm's configuration of a model's weights; None for a model of the hub or a folder."""
     if not isinstance(arch, str):
-        raise UserError(f"arch must be a name from timm.list_models(), got {arch!r}.")
+        name = getattr(arch, "__name__", None)
+        hint = f"; give arch={name!r}" if name and timm.is_model(name) else ""
+        raise UserError(f"arch must be a name from timm.list_models(), got {arch!r}{hint}.")
     name = arch.split(".")[0]
     if not is_outside_arch(arch) and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)

@@ -240,7 +240,7 @@ def _logits(learn, pixels: Tensor, stats: tuple[Sequence[float], Sequence[float]
     with evaluating(learn.model):
         for batch in pixels.split(_BATCH):
             (x,) = normalize.encodes((batch.to(device),))
-            with learn.autocast():
+            with learn.autocast_context():
                 parts.append(learn.model(x).float())
     return torch.cat(parts)
 

@@ -72,7 +72,7 @@ class FlipAverage(Callback):
         """Average the logits with those of the mirror image."""
         if not self.learn.training:
             # An LTLearner runs its model in autocast, but not this event.
-            with getattr(self.learn, "autocast", nullcontext)():
+            with getattr(self.learn, "autocast_context", nullcontext)():
                 mirrored = self.learn.model(self.learn.xb[0].flip(-1))
             self.learn.pred = (self.learn.pred + mirrored.to(self.learn.pred.dtype)) / 2
 

@@ -13,6 +13,7 @@ from fastcore.basics import listify, noop
 from torch import Tensor
 
 from ltlearn.data.items import is_one_image, list_items
+from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import UserError, check_number, check_whole
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.training.loop import QuietLearner
@@ -37,8 +38,9 @@ class ImageLearner(QuietLearner):
         """Return the dtype that the model runs in under autocast; None without autocast."""
         return DTYPES[self.precision]
 
-    def autocast(self):
+    def autocast_context(self):
         """Return the context that the model runs in."""
+        # Not called `autocast`: fastai's `MixedPrecision` has an attribute of that name, and warns.
         return (self.autocast_or_none() or nullcontext)()
 
     def autocast_or_none(self):
@@ -52,7 +54,7 @@ class ImageLearner(QuietLearner):
     def _do_one_batch(self):
         # Autocast covers the model alone and ends with it, however the batch ends. The loss is
         # computed in float32.
-        with self.autocast():
+        with self.autocast_context():
             self.pred = self.model(*self.xb)
         if self.pred.dtype != torch.float32:
             self.pred = self.pred.float()
@@ -309,22 +311,27 @@ class ImageLearner(QuietLearner):
 
 
 def check_fastai_options(
-    options: Mapping[str, Any], n_out: int | None, num_classes: int, normalize: bool
+    options: Mapping[str, Any], n_out: int | None, dls: LTDataLoaders, normalize: bool
 ) -> dict[str, Any]:
     """Return the options of fastai's `Learner` that are given, those that are not None.
 
     Args:
         options: The options by name.
         n_out: The argument of `vision_learner`; None or the number of classes.
-        num_classes: The number of classes.
+        dls: The loaders, whose number of classes is checked.
         normalize: The argument of `vision_learner`, which must be True.
 
     Raises:
         UserError: If one is of another kind than fastai takes, or not allowed.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    if n_out not in (None, num_classes):
-        raise UserError(f"n_out is {n_out}, but the data has {num_classes} classes; leave it out.")
+    if not isinstance(dls, LTDataLoaders):
+        raise UserError(
+            f"dls must be LTDataLoaders, which count the images per class, got "
+            f"{type(dls).__name__}; make them by LTDataLoaders.from_folder, from_df or the like."
+        )
+    if n_out not in (None, dls.c):
+        raise UserError(f"n_out is {n_out}, but the data has {dls.c} classes; leave it out.")
     if not normalize:
         raise UserError(
             "normalize must be True, because the loaders normalise every image; for pixels in "

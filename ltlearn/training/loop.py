@@ -8,6 +8,7 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException, event
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback, ShowGraphCallback
+from fastai.callback.tracker import TrackerCallback
 from fastai.learner import AvgSmoothLoss, Learner, Recorder, join_path_file
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import defaults
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ltlearn.errors import UserError, spell
 from ltlearn.training.history import Trajectory
 from ltlearn.training.progress import EpochProgress
+from ltlearn.utils.progress import hide_progress
 from ltlearn.utils.stored_weights import check_saved_learner
 from ltlearn.utils.system_errors import is_out_of_memory, reason_of
 
@@ -247,8 +249,30 @@ class QuietLearner(Learner):
             if not hasattr(event, name):
                 raise ValueError(f"fastai has no event {name!r}")
             for cb in sorted(self.cbs, key=_order_of):
+                if name == "before_fit" and isinstance(cb, TrackerCallback):
+                    self._check_monitor(cb)
                 if name == "after_fit" or hasattr(type(cb), name) or name in vars(cb):
                     cb(name)
+
+    def _check_monitor(self, cb: TrackerCallback) -> None:
+        """Raise if a callback of fastai monitors what is not measured; fastai names neither."""
+        names = [n for n in self.recorder.metric_names[1:] if n != "time"]
+        if cb.monitor not in names:
+            raise UserError(
+                f"{type(cb).__name__} has monitor={cb.monitor!r}, but this fit measures "
+                f"{', '.join(names)}; give one of them, or give the learner such a metric."
+            )
+
+    @contextmanager
+    def no_bar(self):
+        """Show no progress inside the block, neither fastai's nor ours."""
+        shown = [cb for cb in self.cbs if _shows_progress(cb)]
+        self.remove_cbs(shown)
+        try:
+            with hide_progress():
+                yield self
+        finally:
+            self.add_cbs(shown)
 
     def load(self, file, *args, **kwargs):
         """Load a file that `save` wrote, as fastai does; refuse one that could run code."""

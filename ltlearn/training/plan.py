@@ -10,7 +10,7 @@ import numpy as np
 from fastai.callback.core import Callback
 
 from ltlearn.errors import UserError, check_choice, check_number, check_whole, spell
-from ltlearn.methods import Method, find_method, is_built_in, usual_rate
+from ltlearn.methods import METHODS, Method, find_method, is_built_in, usual_rate
 from ltlearn.names import BN_MODES, ON_NAN, SCHEDULES, SELECTS, STAGE2_SCHEDULES
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.loop import listed_callbacks
@@ -280,6 +280,10 @@ def resolve_stage2(given: Mapping[str, Any], dls) -> Stage2Plan | PosthocPlan:
     values = {name: value for name, value in values.items() if value is not None}
     callbacks = listed_callbacks(given.pop("cbs"))
     method = given["method"]
+    first = values.get("epochs")
+    if isinstance(first, str) and first in METHODS:
+        name = spell("method", first)
+        raise UserError(f"epochs is {first!r}, the name of a method; give {name}.")
     options = _check_options(given.pop("options"), method)
     row = None if method is None else find_method(method)
     if given["view_seed"] is None:

@@ -101,7 +101,7 @@ def predict_part(learn: Learner, part: str, flip: bool, cached: bool) -> tuple[T
         return tuple(t.cpu() for t in run_model(head, loader, nullcontext))
     loader = _loader_of(learn.dls, part).new(shuffle=False)
     with oom_to_user_error(loader.bs):
-        return tuple(t.cpu() for t in run_model(learn.model, loader, learn.autocast, flip))
+        return tuple(t.cpu() for t in run_model(learn.model, loader, learn.autocast_context, flip))
 
 
 def predict_images(learn: Learner, images) -> Tensor:
@@ -116,4 +116,4 @@ def predict_images(learn: Learner, images) -> Tensor:
     """
     loader = learn.dls.test_dl(images)
     with oom_to_user_error(loader.bs):
-        return run_model(learn.model, loader, learn.autocast)[0].cpu()
+        return run_model(learn.model, loader, learn.autocast_context)[0].cpu()

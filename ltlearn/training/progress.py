@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import pairwise
 
 from fastai.callback.progress import ProgressCallback
 
@@ -188,12 +189,14 @@ class _EpochTable:
             record = self._source.record
             own = {e: [row[i] for i in self._own] for e, row in self._logged.items()}
             missing = ["–"] * len(self._own)
+            # The time of each epoch, as in fastai's table; the record has it since the beginning.
+            taken = [b - a for a, b in pairwise([0.0, *record.seconds])]
             rows = [
                 [
                     epoch, *record.figures_of(i), *own.get(epoch, missing),
-                    duration(record.seconds[i]),
+                    duration(seconds),
                 ]
-                for i, epoch in enumerate(record.epoch)
+                for i, (epoch, seconds) in enumerate(zip(record.epoch, taken, strict=True))
             ]  # fmt: skip
             head = ["epoch", *record.table_head(), *(self._names[i] for i in self._own), "time"]
             bold = record.epoch.index(record.chosen) if record.chosen in record.epoch else None

@@ -15,6 +15,7 @@ __all__ = [
     "Record",
     "StageRecord",
     "TrajectoryRecord",
+    "as_stage_record",
     "describe_selection",
 ]
 
@@ -276,6 +277,19 @@ class PosthocRecord(Record):
     chosen_on: str
     precision: str
     seconds: float
+
+
+def as_stage_record(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the record of a stage; its fields as they are if an earlier version wrote others.
+
+    Args:
+        values: The fields by name.
+    """
+    kind = PosthocRecord if values["stage"] == "post hoc" else StageRecord
+    try:
+        return kind.from_dict(values)
+    except TypeError:
+        return values
 
 
 @dataclass(eq=False)

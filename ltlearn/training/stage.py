@@ -128,7 +128,7 @@ def make_trajectory(
     """
 
     def predict_here():
-        return run_model(learn.model, learn.dls.valid, learn.autocast, flip, chosen_classes)
+        return run_model(learn.model, learn.dls.valid, learn.autocast_context, flip, chosen_classes)
 
     return Trajectory(
         learn.dls.shot_counts, learn.few, select, selects_on(learn.dls),

@@ -21,7 +21,7 @@ from ltlearn.names import STARTS
 from ltlearn.training.features import weights_fingerprint
 from ltlearn.training.plan import PosthocPlan, Stage2Plan, resolve_stage2
 from ltlearn.training.posthoc import run_posthoc
-from ltlearn.training.records import CorrectionRecord, TrajectoryRecord
+from ltlearn.training.records import CorrectionRecord, TrajectoryRecord, as_stage_record
 from ltlearn.training.stage2 import run_stage2
 
 __all__ = [
@@ -103,6 +103,11 @@ class ComparedClassifiers:
     stage1_name: str
     best: str = ""
     runs: dict[tuple[str, int], KeptClassifier] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return the names of the methods, and the best."""
+        names = ", ".join(dict.fromkeys(name for name, _ in self.runs))
+        return f"ComparedClassifiers: {names or 'none'}; best on validation: {self.best or 'none'}"
 
     def __getstate__(self) -> dict:
         # An exported learner has its own classifier alone.
@@ -289,5 +294,6 @@ def use_classifier(learn: Learner, name: str, seed: int | None = None) -> None:
     put_stage1_back(learn)
     kept.keep_backbone(learn, found.backbone)
     _put(learn, copy.deepcopy(found.head).to(learn.dls.device), found.backbone)
-    learn.stages, learn.trajectory = [*kept.stages, *found.stages], found.trajectory
+    learn.stages = [*kept.stages, *map(as_stage_record, found.stages)]
+    learn.trajectory = found.trajectory
     kept.result = weights_fingerprint(learn.model)

@@ -11,6 +11,7 @@ __all__ = ["html_code", "html_details", "html_paragraph", "html_table"]
 # Notebooks style tables themselves. These keep numbers aligned, and long texts readable.
 _RIGHT = ' style="text-align: right"'
 _LEFT = ' style="text-align: left"'
+_NUMBER = ' style="text-align: right; white-space: nowrap"'  # "31.0 ± 0.2" stays in one line
 
 
 def html_table(
@@ -77,8 +78,9 @@ def html_details(summary: Any, content: str) -> str:
 
 
 def _cells(tag: str, cells: Sequence[Any], left: int) -> str:
+    right = _NUMBER if tag == "td" else _RIGHT
     return "".join(
-        f"<{tag}{_LEFT if i < left else _RIGHT}>{_text(cell)}</{tag}>"
+        f"<{tag}{_LEFT if i < left else right}>{_text(cell)}</{tag}>"
         for i, cell in enumerate(cells)
     )
 

@@ -110,7 +110,7 @@ def test_flip_average(precision):
     assert set(dtypes) == {torch.float32 if precision == "fp32" else torch.bfloat16}
     x, pred = keep.last
     learn.model.eval()
-    with torch.no_grad(), learn.autocast():
+    with torch.no_grad(), learn.autocast_context():
         expected = (learn.model(x).float() + learn.model(x.flip(-1)).float()) / 2
     assert pred.dtype == torch.float32 and torch.allclose(pred, expected, atol=1e-6)
 

@@ -1,6 +1,8 @@
 import io
+import itertools
 import re
 import sys
+import types
 
 import pytest
 from fastai.callback.progress import ProgressCallback
@@ -314,6 +316,16 @@ def test_a_notebook_shows_the_bar_above_the_table_of_the_epochs(notebook):
     assert "stage 1, epoch 2/2" in running[-1] and "loss" in running[-1]
     assert "<progress" not in shown[-1] and "stage 1: 2 epochs in" in shown[-1]
     assert f">{100 * record.balanced[1]:.1f}<" in shown[-1]
+
+
+def test_the_table_has_the_time_of_each_epoch(notebook, monkeypatch):
+    clock = itertools.count(0.0, 20.0)
+    watch = types.SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr("ltlearn.training.history.time", watch)
+    record = make_lt_learner().fit_stage1(3, 0.05)
+    assert record.seconds == [20.0, 40.0, 60.0]
+    (shown,) = filter(None, notebook)
+    assert shown[-1].count(">20 s</td></tr>") == 3
 
 
 def test_metrics_of_the_user_have_a_column(notebook):
