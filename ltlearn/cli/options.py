@@ -8,6 +8,7 @@ import typer
 from ltlearn.names import FEW_RULES, ON_NAN, PRECISIONS, PRIORS, PROTOCOLS, SELECTS
 
 __all__ = [
+    "ALLOW_HUB",
     "ARCH",
     "COMPILE",
     "DATA",
@@ -65,6 +66,13 @@ DATA_SOURCE = Annotated[
         help="A folder per class; or train/, and optionally valid/ and test/, each with a folder "
         "per class; or a CSV, TSV or JSON file that lists images.",
         show_default=False,
+    ),
+]
+ALLOW_HUB = Annotated[
+    bool,
+    typer.Option(
+        "--allow-hub",
+        help="Fetch the architecture from the Hugging Face hub if the run names one there.",
     ),
 ]
 DEVICE = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]

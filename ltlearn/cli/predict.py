@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ltlearn.cli.console import configured_log, print_json, report_interrupt
-from ltlearn.cli.options import DEVICE, JSON, PRIOR_NAMES
+from ltlearn.cli.options import ALLOW_HUB, DEVICE, JSON, PRIOR_NAMES
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.names import PRIORS
 from ltlearn.utils.text import clean
@@ -47,13 +47,7 @@ def predict(
             "images."
         ),
     ] = None,
-    allow_hub: Annotated[
-        bool,
-        typer.Option(
-            "--allow-hub",
-            help="Fetch the architecture from the Hugging Face hub if the run names one there.",
-        ),
-    ] = False,
+    allow_hub: ALLOW_HUB = False,
     device: DEVICE = None,
     as_json: JSON = False,
 ) -> None:

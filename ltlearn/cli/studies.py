@@ -13,7 +13,7 @@ from ltlearn.cli.console import (
     report_interrupt,
     split_names,
 )
-from ltlearn.cli.options import DATA, DEVICE, JSON, PRIOR_NAMES, QUIET, RUN, SELECT
+from ltlearn.cli.options import ALLOW_HUB, DATA, DEVICE, JSON, PRIOR_NAMES, QUIET, RUN, SELECT
 from ltlearn.errors import check_choice, check_whole, spell, spell_call
 from ltlearn.names import PRIORS, SELECTS
 
@@ -35,6 +35,7 @@ def compare(
     ] = None,
     select: SELECT = "best",
     data: DATA = None,
+    allow_hub: ALLOW_HUB = False,
     device: DEVICE = None,
     quiet: QUIET = False,
     as_json: JSON = False,
@@ -65,7 +66,7 @@ def compare(
             folder, names, seeds,
             priors=prior_names, select=select, data_path=data,
             cache_path=settings.cache_path / "features", device=settings.device,
-            notify=printer(quiet),
+            allow_hub=allow_hub, notify=printer(quiet),
         )  # fmt: skip
     if as_json:
         print_json({"run": str(run), **result.to_dict()})
@@ -94,6 +95,7 @@ def sensitivity(
     ] = None,
     select: SELECT = "best",
     data: DATA = None,
+    allow_hub: ALLOW_HUB = False,
     device: DEVICE = None,
     quiet: QUIET = False,
     as_json: JSON = False,
@@ -117,7 +119,7 @@ def sensitivity(
         result = sensitivity_run(
             folder, names or SENSITIVITY_METHODS,
             select=select, data_path=data, cache_path=settings.cache_path / "features",
-            device=settings.device, notify=printer(quiet),
+            device=settings.device, allow_hub=allow_hub, notify=printer(quiet),
         )  # fmt: skip
     if as_json:
         print_json({"run": str(run), **result.to_dict()})

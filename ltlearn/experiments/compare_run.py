@@ -39,6 +39,7 @@ def compare_run(
     data_path: str | Path | None = None,
     cache_path: str | Path | None = None,
     device: str = "auto",
+    allow_hub: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Compare methods on every stage 1 of a run; write `compare.json`, `compare.md` and the plots.
@@ -57,6 +58,7 @@ def compare_run(
         data_path: Where the images are; None takes the path in the run's manifest.
         cache_path: Folder of cached features; None keeps them in memory.
         device: "auto" or a torch device.
+        allow_hub: Whether the architecture may be one of the Hugging Face hub or of a local folder.
         notify: Called with a line of text at each step.
 
     Raises:
@@ -80,8 +82,9 @@ def compare_run(
     for seed in stage1_seeds:
         notify(f"stage 1 of seed {seed}")
         learn = load_stage1(
-            recipe, run, seed, data_path=data_path, cache_path=cache_path, device=device
-        )
+            recipe, run, seed, data_path=data_path, cache_path=cache_path, device=device,
+            allow_hub=allow_hub,
+        )  # fmt: skip
         part = compare(
             learn, methods, seeds,
             # The first seed is the one of the run itself, so that both reports have one figure.

@@ -15,14 +15,14 @@ from torch import Tensor
 from ltlearn.data.datasets import NormalizeUint8
 from ltlearn.data.images import EXTENSIONS, natural_key, read_image
 from ltlearn.data.transforms import ImageTransform
-from ltlearn.errors import UserError, check_whole, spell, spell_call
+from ltlearn.errors import UserError, check_whole, spell_call
 from ltlearn.experiments.compared import find_compared, kept_methods
 from ltlearn.experiments.manifest import stage_name
 from ltlearn.experiments.model_facts import MODEL_FILE, ModelFacts, read_model_facts
 from ltlearn.methods import METHODS
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.models.backbone import LTModel
-from ltlearn.models.pretrained import create_lt_model, is_outside_arch
+from ltlearn.models.pretrained import check_arch_source, create_lt_model
 from ltlearn.models.weights_file import check_sizes
 from ltlearn.training.kept import KEPT_FOLDER, KeptName
 from ltlearn.utils.parallel import compute_ahead, count_threads
@@ -86,11 +86,7 @@ class Predictor:
     ):
         folder, weights, method = _find(Path(where).expanduser(), method)
         self.facts = facts = read_model_facts(folder)
-        if is_outside_arch(facts.arch) and not allow_hub:
-            raise UserError(
-                f"the run {folder} has the architecture {facts.arch!r}, which is fetched from "
-                f"outside; give {spell('allow_hub', True)} if you trust it."
-            )
+        check_arch_source(facts.arch, folder, allow_hub)
         if method is None:
             method = list(facts.methods)[-1]
         compared = find_compared(folder, weights, method, facts.methods)

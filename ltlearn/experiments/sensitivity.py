@@ -212,6 +212,7 @@ def sensitivity_run(
     data_path: str | Path | None = None,
     cache_path: str | Path | None = None,
     device: str = "auto",
+    allow_hub: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Sensitivity:
     """Study the first stage 1 of a run; write `sensitivity.json` and the plot.
@@ -225,6 +226,7 @@ def sensitivity_run(
         data_path: Where the images are; None takes the path in the run's manifest.
         cache_path: Folder of cached features; None keeps them in memory.
         device: "auto" or a torch device.
+        allow_hub: Whether the architecture may be one of the Hugging Face hub or of a local folder.
         notify: Called with a line of text at each step.
 
     Raises:
@@ -245,8 +247,9 @@ def sensitivity_run(
             "of the clean protocol."
         )
     learn = load_stage1(
-        recipe, run, seeds[0], data_path=data_path, cache_path=cache_path, device=device
-    )
+        recipe, run, seeds[0], data_path=data_path, cache_path=cache_path, device=device,
+        allow_hub=allow_hub,
+    )  # fmt: skip
     labels = labels_of(methods, recipe.named_stage1)
     result = sensitivity(learn, methods, select=select, labels=labels, notify=notify)
     run.write_json("sensitivity.json", result.to_dict())

@@ -33,7 +33,7 @@ from ltlearn.experiments.sections import Stage1Section
 from ltlearn.learner import LTLearner
 from ltlearn.methods import DEFAULT_STAGE1, METHODS, label_of
 from ltlearn.metrics.report import ShotReport, shot_report
-from ltlearn.models.pretrained import is_outside_arch
+from ltlearn.models.pretrained import check_arch_source
 from ltlearn.models.weights_file import check_sizes
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.given import describe_weights
@@ -133,6 +133,7 @@ def load_stage1(
     data_path: str | Path | None = None,
     cache_path: str | Path | None = None,
     device: str = "auto",
+    allow_hub: bool = False,
 ) -> LTLearner:
     """Return a learner with the finished stage 1 of a run.
 
@@ -143,6 +144,7 @@ def load_stage1(
         data_path: Where the images are; None takes the path in the run's manifest.
         cache_path: Folder of cached features; None keeps them in memory.
         device: "auto" or a torch device.
+        allow_hub: Whether the architecture may be one of the Hugging Face hub or of a local folder.
 
     Raises:
         UserError: If that stage 1 is not finished or is damaged, or the images have changed.
@@ -158,9 +160,7 @@ def load_stage1(
         skip_bad=bool(manifest.skipped_images),
         follow_links=bool(manifest.follow_links),
     )
-    if is_outside_arch(recipe.model.arch):
-        arch = recipe.model.arch
-        _log.warning("%s has the architecture %s, which is fetched from outside", run.path, arch)
+    check_arch_source(recipe.model.arch, run.path, allow_hub)
     set_seed(seed)
     dls = make_loaders(recipe, seed, options)
     keep_older_names(dls, recorded_split(run, seed))

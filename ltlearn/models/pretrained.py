@@ -24,7 +24,7 @@ from ltlearn.models.weights_file import (
     read_weights_file,
 )
 
-__all__ = ["LoadedModel", "check_weights", "create_lt_model", "is_outside_arch", "load_lt_model"]
+__all__ = ["LoadedModel", "check_arch_source", "check_weights", "create_lt_model", "load_lt_model"]
 
 _log = logging.getLogger("ltlearn")
 # Tensors that a file may hold or lack, because they follow from the other tensors.
@@ -149,8 +149,25 @@ def check_weights(arch: str, needed: bool = True) -> bool:
     return needed
 
 
-def is_outside_arch(arch: str) -> bool:
-    """Return whether timm takes an architecture from the Hugging Face hub, or from a folder."""
+def check_arch_source(arch: str, run: Path, allow_hub: bool) -> None:
+    """Refuse the architecture of a run that timm takes from the hub or a folder, unless allowed.
+
+    Args:
+        arch: The architecture.
+        run: The run's folder, for the message.
+        allow_hub: Whether the user allows it.
+
+    Raises:
+        UserError: If it comes from outside and that is not allowed.
+    """
+    if _is_outside(arch) and not allow_hub:
+        raise UserError(
+            f"the run {run} has the architecture {arch!r}, which is fetched from outside; give "
+            f"{spell('allow_hub', True)} if you trust it."
+        )
+
+
+def _is_outside(arch: str) -> bool:
     return arch.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
 
 
@@ -164,7 +181,7 @@ def _find_config(arch: str):
         hint = f"; give arch={name!r}" if name and timm.is_model(name) else ""
         raise UserError(f"arch must be a name from timm.list_models(), got {arch!r}{hint}.")
     name = arch.split(".")[0]
-    if not is_outside_arch(arch) and not timm.is_model(name):
+    if not _is_outside(arch) and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = (
             f"did you mean {', '.join(close)}?" if close else "`timm.list_models()` has all names."
