@@ -229,7 +229,7 @@ def find_method(name: str) -> Method:
                 f"{name.__name__!r} alone."
             )
         raise UserError(
-            f"a method must be a name, such as 'samn', or a Method, got {type(name).__name__}; "
+            f"a method must be a name, such as 'samn', or a Method, got {name!r}; "
             "callbacks belong in cbs and losses in loss."
         )
     if name not in METHODS:

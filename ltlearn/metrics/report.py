@@ -156,7 +156,7 @@ class ShotReport:
         return (
             html_table(head, [row], f"accuracy {self._about()}", left=0)
             + html_paragraph(f"shot groups by training images: {sizes}")
-            + html_paragraph(". ".join([self.tested_text(), *self.warnings()]))
+            + html_paragraph(". ".join([self.tested_text("evaluated images"), *self.warnings()]))
             + self._classes_html()
         )
 
@@ -188,7 +188,12 @@ class ShotReport:
         if self.ece is not None:
             about += "; NLL in nats"
         sizes = shot_thresholds_text(self.few_rule, self.group_sizes)
-        lines += [about, self.tested_text(), *self.warnings(), f"training images: {sizes}"]
+        lines += [
+            about,
+            self.tested_text("evaluated images"),
+            *self.warnings(),
+            f"training images: {sizes}",
+        ]
         return "\n".join(lines)
 
     def _about(self) -> str:

@@ -136,7 +136,7 @@ def test_a_report_states_on_how_many_images_each_group_rests():
         False,
         True,
     ]
-    assert "test images: many 40 in 1 class, few 8 in 2 classes" in str(report)
+    assert "evaluated images: many 40 in 1 class, few 8 in 2 classes" in str(report)
     assert "few rests on 8 images; one image can change its accuracy by 16.7 points" in str(report)
     assert report.to_dict()["group_images"] == {"many": 40, "medium": 0, "few": 8}
 
