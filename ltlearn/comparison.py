@@ -1,7 +1,7 @@
 """`Comparison`: the results of several methods, with paired intervals."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -460,6 +460,9 @@ def merge_comparisons(parts: Sequence[Comparison]) -> Comparison:
     Raises:
         UserError: If their test images differ.
     """
+    if all(part.about.protocol == "untested" for part in parts):
+        # Each stage 1 has carved validation images of its own, as many of each class.
+        parts = [_by_class(part) for part in parts]
     first = parts[0]
     if any(not np.array_equal(p.targets, first.targets) for p in parts):
         raise UserError(
@@ -469,3 +472,10 @@ def merge_comparisons(parts: Sequence[Comparison]) -> Comparison:
     outcomes = sorted((o for p in parts for o in p.outcomes), key=lambda o: order[o.method])
     rows = {name: row for p in parts for name, row in p.rows.items()}
     return Comparison(outcomes, first.targets, first.class_counts, first.about, first.note, rows)
+
+
+def _by_class(part: Comparison) -> Comparison:
+    """Return the comparison with its images sorted by class."""
+    order = np.argsort(part.targets, kind="stable")
+    outcomes = [replace(o, correct=np.asarray(o.correct)[order]) for o in part.outcomes]
+    return replace(part, targets=part.targets[order], outcomes=outcomes)

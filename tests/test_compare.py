@@ -429,6 +429,24 @@ def test_several_stage_1(trained, found):
         merge_comparisons([found, smaller])
 
 
+def test_stages_1_with_validation_images_of_their_own_are_merged(found):
+    """Rows of a table are in any order, so the carved images of two seeds differ in theirs."""
+    rng = np.random.default_rng(0)
+    targets = np.arange(90) % 3
+    parts = []
+    for seed in range(2):
+        order = rng.permutation(targets)
+        right = {(m, seed, seed): order == k for k, m in enumerate(("ce", "crt"))}
+        part = comparison_of(found, right, order)
+        part.about = replace(part.about, protocol="untested")
+        parts.append(part)
+    both = merge_comparisons(parts)
+    assert both.targets.tolist() == sorted(targets)
+    for outcome in both.outcomes:
+        assert (outcome.correct == (both.targets == ["ce", "crt"].index(outcome.method))).all()
+    assert both.difference("crt", "ce").estimate == 0 and len(both.outcomes) == 4
+
+
 def test_mistakes():
     learn = make_lt_learner()
     with pytest.raises(UserError, match="'sam'"):

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ltlearn.data.images import ImageSet, read_image
-from ltlearn.data.opening import as_rgb
+from ltlearn.data.opening import as_rgb, is_deep, open_image
 from ltlearn.errors import UserError
 
 __all__ = [
@@ -197,6 +197,8 @@ def pixels_of(image, bits: int | None = None) -> np.ndarray:
     if isinstance(image, io.IOBase):
         return read_image(image, None, bits)
     if isinstance(image, Image.Image):
+        if bits is not None and bits < 16 and (file := _file_of_16_bits(image)) is not None:
+            return read_image(file, None, bits)
         try:
             return np.array(as_rgb(ImageOps.exif_transpose(image), bits or 16))
         except Exception as e:  # Pillow reads the pixels now, and a file may be damaged
@@ -213,6 +215,30 @@ def pixels_of(image, bits: int | None = None) -> np.ndarray:
             f"{_describe(image, pixels)}."
         )
     return pixels
+
+
+def _file_of_16_bits(image: Image.Image) -> Any:
+    """Return the file of a colour image with 16 bits per channel; Pillow keeps the upper 8 alone.
+
+    Raises:
+        UserError: If Pillow has decoded the image already.
+    """
+    name = getattr(image, "filename", "")
+    if image.mode[0] == "I":  # greyscale, of which Pillow keeps all bits
+        return None
+    if hasattr(image, "tile") and is_deep(image):
+        return name or image.fp
+    try:
+        with open_image(name) as again:
+            was_deep = is_deep(again)
+    except Exception:  # the image is from no file, or the file is gone
+        return None
+    if was_deep:
+        raise UserError(
+            f"the image {name} has 16 bits per channel, of which Pillow keeps the upper 8 alone; "
+            "give its path."
+        )
+    return None
 
 
 def _describe(image, pixels: np.ndarray) -> str:

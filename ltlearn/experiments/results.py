@@ -188,6 +188,9 @@ def _write_figures(run: Run, results: Sequence[SeedResult]) -> None:
     arrays = {"targets": results[0].targets.numpy()}
     rows = []
     for seed, result in enumerate(results):
+        # Without a test set, each seed has carved validation images of its own.
+        if not np.array_equal(result.targets.numpy(), arrays["targets"]):
+            arrays[f"seed{seed}/targets"] = result.targets.numpy()
         for name, values in result.predictions.items():
             arrays[f"seed{seed}/{name}"] = values
         for name, trajectory in result.trajectories.items():

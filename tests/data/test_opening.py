@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ltlearn.data.images import EXTENSIONS, natural_key, read_image
+from ltlearn.data.items import pixels_of
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.data.opening import open_image
 from ltlearn.errors import UserError
@@ -156,6 +157,23 @@ def test_colour_images_of_12_bits(tmp_path):
     file = save_deep(tmp_path / "a.png", colour)
     assert (read_image(file, None, 12) == colour >> 4).all()
     assert (read_image(file) == colour >> 8).all()
+
+
+def test_colour_images_of_12_bits_that_pillow_has_opened(tmp_path):
+    """Pillow keeps 8 of 16 bits, so that the image was nearly black, unlike its path."""
+    file = save_deep(tmp_path / "a.png", np.stack([RAMP, RAMP // 2, RAMP // 4], 2))
+    expected = read_image(file, None, 12)
+    assert expected.max() == 255
+    with Image.open(file) as lazy:
+        assert (pixels_of(lazy, 12) == expected).all()
+    assert (pixels_of(Image.open(io.BytesIO(file.read_bytes())), 12) == expected).all()
+    with Image.open(file) as decoded:
+        decoded.load()
+        with pytest.raises(UserError, match=r"a\.png.*16 bits.*path"):
+            pixels_of(decoded, 12)
+        assert pixels_of(decoded, 16).max() == 15
+    other = Image.fromarray(expected)
+    assert (pixels_of(other, 12) == expected).all()
 
 
 def test_values_above_the_bits_are_white(tmp_path):

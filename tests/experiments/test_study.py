@@ -16,6 +16,7 @@ from ltlearn.cli.app import main
 from ltlearn.experiments.compare_run import compare_run
 from ltlearn.experiments.manifest import recorded_recipe
 from ltlearn.experiments.predictor import Predictor
+from ltlearn.experiments.results import _write_figures
 from ltlearn.experiments.sensitivity import (
     SENSITIVITY_METHODS,
     Curve,
@@ -23,7 +24,7 @@ from ltlearn.experiments.sensitivity import (
     sensitivity,
     sensitivity_run,
 )
-from ltlearn.experiments.stages import load_stage1
+from ltlearn.experiments.stages import SeedResult, load_stage1
 from ltlearn.methods import DEFAULT_STAGE2, METHODS, registered_method
 from ltlearn.metrics.report import shot_report
 from ltlearn.utils.run_folder import Run
@@ -234,6 +235,22 @@ def test_both_reports_of_a_run_have_one_figure(tmp_path):
     found = compare_run(Run(tmp_path / "run"), "samn", 2)
     assert [(o.stage1_seed, o.seed) for o in found.of("samn")] == [(0, 0), (0, 1), (1, 1), (1, 2)]
     assert "report.md each method has one run" in found.note
+
+
+def test_predictions_stand_beside_the_targets_of_their_seed(tmp_path):
+    """Without a test set, each seed is tested on validation images of its own."""
+    results = []
+    for targets in ([0, 1, 2], [0, 1, 2], [2, 0, 1]):
+        predictions = {"ce": np.eye(3, dtype=np.float32)[targets]}
+        results.append(SeedResult(torch.tensor(targets), predictions=predictions))
+    run = Run.create(tmp_path, "run")
+    _write_figures(run, results)
+    with np.load(run.path / "predictions.npz") as kept:
+        assert "seed1/targets" not in kept
+        for seed in range(3):
+            own = f"seed{seed}/targets"
+            targets = kept[own if own in kept else "targets"]
+            assert kept[f"seed{seed}/ce"].argmax(1).tolist() == targets.tolist()
 
 
 def test_other_values_than_those_of_the_run_are_named(run, compared):
