@@ -210,7 +210,11 @@ def test_the_report_counts_test_images_that_are_in_training(photos, tmp_path):
     shutil.copy(tmp_path / "set/train/ant/0.png", tmp_path / "set/test/ant/copy.png")
     done = ltlearn("train", tmp_path / "set", *FAST, "--method", "ce", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert "1 test image is also a training image" in (tmp_path / "run/report.md").read_text()
+    done = ltlearn("compare", tmp_path / "run", "--methods", "ncm")
+    assert done.returncode == 0, done.stderr
+    for name in ("report.md", "compare.md"):
+        text = (tmp_path / "run" / name).read_text()
+        assert "1 test image is also a training image" in text
 
 
 def test_a_table_whose_columns_have_to_be_named(photos, tmp_path):
