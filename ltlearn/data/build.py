@@ -46,6 +46,7 @@ __all__ = [
     "ImageParts",
     "build_loaders",
     "check_parts",
+    "leaks_text",
     "load_listed",
     "size_by_tfms",
 ]
@@ -69,6 +70,8 @@ class ImageParts:
         profile: Profile of a cut set.
         imbalance_factor: Imbalance factor of a cut set; None measures it.
         columns: For a table, the column that each kind of value was read from.
+        leaks: "valid" and "test" to the number of their images that are also training images of the
+            same class. Parts without any are left out.
     """
 
     parts: dict[str, ImageSet]
@@ -78,6 +81,7 @@ class ImageParts:
     profile: str | None = None
     imbalance_factor: float | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    leaks: dict[str, int] = field(default_factory=dict)
 
 
 def check_parts(
@@ -153,10 +157,10 @@ def load_listed(
     elif skip_bad:
         parts = {part: data.without_bad() for part, data in parts.items()}
     parts = {part: data.digested() for part, data in parts.items()}
-    _warn_about_leaks(parts, listed.where)
     images = ImageParts(
-        parts, listed.classes, listed.split_name, listed.dataset, columns=listed.columns
-    )
+        parts, listed.classes, listed.split_name, listed.dataset, columns=listed.columns,
+        leaks=_warn_about_leaks(parts, listed.where),
+    )  # fmt: skip
     return images, replace(options, size=size, in_memory=in_memory)
 
 
@@ -193,6 +197,7 @@ def build_loaders(cls: type[_Loaders], images: ImageParts, options: LoadOptions)
     dls.shot_counts, dls.split = shot_counts, split
     dls.size, dls.normalize = maker.find_size(loaders[0]), maker.normalize
     dls.stats_given = maker.stats is not None
+    dls.leaks = images.leaks
     dls.columns, dls.bits = images.columns, images.parts["train"].bits
     # Parts that were carved from one set share its list.
     dls.skipped = list(dict.fromkeys(p for data in parts.values() for p in data.skipped))
@@ -312,20 +317,33 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _warn_about_leaks(parts: dict[str, ImageSet], where: Path | str) -> None:
-    """Warn about images of validation or test that are also training images of the same class."""
+def leaks_text(part: str, n: int) -> str:
+    """Return how many images of a part are also training images of the same class.
+
+    Args:
+        part: "valid" or "test".
+        n: The number of these images, at least 1.
+    """
+    also = "image is also a training image" if n == 1 else "images are also training images"
+    return f"{n:,} {PART_LABELS[part]} {also} of the same class"
+
+
+def _warn_about_leaks(parts: dict[str, ImageSet], where: Path | str) -> dict[str, int]:
+    """Count images of validation or test that training has in the same class, and warn of them."""
     training = {row.tobytes() for row in parts["train"].digests}
+    found = {}
     for part in PARTS[1:]:
         if part not in parts:
             continue
         leaks = [i for i, row in enumerate(parts[part].digests) if row.tobytes() in training]
         if leaks:
+            found[part] = len(leaks)
             _log.warning(
-                "%s: %d %s image%s also in training, such as %s; the results are too high. %s "
-                "lists all of them.", where, len(leaks), PART_LABELS[part],
-                " is" if len(leaks) == 1 else "s are", parts[part].file(leaks[0]),
+                "%s: %s, such as %s; the results are too high. %s lists them.",
+                where, leaks_text(part, len(leaks)), parts[part].file(leaks[0]),
                 spell_call("inspect_path", path=str(where)),
             )  # fmt: skip
+    return found
 
 
 def _warn_about_counts(class_counts: Tensor, classes: Sequence[str]) -> None:

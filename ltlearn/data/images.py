@@ -21,12 +21,19 @@ from ltlearn.data.digests import (
     digest_image,
     hash_file,
 )
-from ltlearn.data.opening import HEIF_SUFFIXES, is_deep, open_image, upright_rgb
+from ltlearn.data.opening import HEIF_INSTALL, HEIF_SUFFIXES, is_deep, open_image, upright_rgb
 from ltlearn.data.splits import fingerprint
 from ltlearn.errors import UserError, spell
 from ltlearn.utils.parallel import compute_chunks
 
-__all__ = ["EXTENSIONS", "ImageSet", "natural_key", "read_image", "unreadable_error"]
+__all__ = [
+    "EXTENSIONS",
+    "ImageSet",
+    "natural_key",
+    "read_image",
+    "unknown_reason",
+    "unreadable_error",
+]
 
 _log = logging.getLogger("ltlearn")
 # A fixed list, not the formats of the installed Pillow: an image in a format that Pillow lacks is
@@ -293,9 +300,18 @@ def _named_errors(path: Any) -> Iterator[None]:
         raise UserError(f"the image {path} does not exist.") from None
     except Exception as e:  # Pillow: OSError, SyntaxError, ValueError, DecompressionBombError, ...
         unknown = type(e).__name__ == "UnidentifiedImageError"
-        raise unreadable_error(
-            path, "not an image Pillow can read" if unknown else str(e)
-        ) from None
+        raise unreadable_error(path, unknown_reason(path) if unknown else str(e)) from None
+
+
+def unknown_reason(path: Any) -> str:
+    """Return why Pillow does not recognise a file as an image.
+
+    Args:
+        path: The file.
+    """
+    if os.path.splitext(str(path))[1].lower() in HEIF_SUFFIXES - EXTENSIONS:
+        return f"a HEIC image needs pillow-heif: {HEIF_INSTALL}"
+    return "not an image Pillow can read"
 
 
 def unreadable_error(path: Path, reason: str) -> UserError:

@@ -31,8 +31,10 @@ class LTDataLoaders(PartLoaders):
     `from_arrays` or `from_dataset`. Attributes: `class_counts` (training images per class without
     the carved validation images), `shot_counts` (with them; they decide which classes are many-,
     medium- and few-shot), `vocab` (class names), `c` (number of classes), `split` (`SplitInfo`),
-    `skipped` (unreadable images that were left out), `columns` (for a table, the column that each
-    kind of value was read from), `bits` (how many bits 16-bit images were read as).
+    `skipped` (unreadable images that were left out), `leaks` ("valid" and "test" to the number of
+    their images that are also training images of the same class), `columns` (for a table, the
+    column that each kind of value was read from), `bits` (how many bits 16-bit images were read
+    as).
     """
 
     @classmethod

@@ -14,9 +14,18 @@ import numpy as np
 
 from ltlearn.utils.settings import load_settings
 
-__all__ = ["HEIF_SUFFIXES", "as_rgb", "check_regular", "is_deep", "open_image", "upright_rgb"]
+__all__ = [
+    "HEIF_INSTALL",
+    "HEIF_SUFFIXES",
+    "as_rgb",
+    "check_regular",
+    "is_deep",
+    "open_image",
+    "upright_rgb",
+]
 
 HEIF_SUFFIXES = {".heic", ".heif"}  # formats that need pillow-heif
+HEIF_INSTALL = "pip install 'ltlearn[heic]'"
 _LARGE_PIXELS = 16_000_000  # images above are decoded one at a time, to bound memory
 _CHECKED_PIXELS = 1_000_000  # a PNG above is checked before memory is taken for it
 _large = threading.Lock()

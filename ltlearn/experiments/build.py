@@ -3,6 +3,7 @@
 import torch
 
 from ltlearn.data import LTDataLoaders
+from ltlearn.data.build import leaks_text
 from ltlearn.data.datasets import ImageFiles
 from ltlearn.defaults import SMALL_SIDE
 from ltlearn.errors import UserError, spell
@@ -14,6 +15,7 @@ from ltlearn.training.given import describe_origin
 __all__ = [
     "SEEN_WARNING",
     "describe_inputs",
+    "describe_leaks",
     "make_learner",
     "make_loaders",
     "may_have_seen",
@@ -120,6 +122,16 @@ SEEN_WARNING = (
     "accuracy on them is too high, and choices on them may be bad. Add a folder of validation "
     "images that the model has not seen."
 )
+
+
+def describe_leaks(dls: LTDataLoaders) -> str:
+    """Return how many images of validation or test are also in training, or no text.
+
+    Args:
+        dls: The loaders.
+    """
+    parts = [leaks_text(part, n) for part, n in dls.leaks.items()]
+    return f"{' and '.join(parts)}, so the results are too high." if parts else ""
 
 
 def may_have_seen(recipe: Recipe, dls: LTDataLoaders) -> bool:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ltlearn.compare import check_request, compare
 from ltlearn.comparison import Comparison, merge_comparisons
 from ltlearn.errors import spell
+from ltlearn.experiments.build import describe_leaks
 from ltlearn.experiments.compared import COMPARE_FILE, EarlierTable
 from ltlearn.experiments.manifest import finished_seeds, recorded_recipe, stage_name
 from ltlearn.experiments.own_data import fitting_methods
@@ -96,9 +97,8 @@ def compare_run(
         parts.append(part)
     comparison = _in_order(parts, methods)
     comparison.about.stage1 = recipe.named_stage1
-    comparison.note = " ".join(
-        text for text in (comparison.note, _other_values(recipe, run, comparison)) if text
-    )
+    notes = (comparison.note, _other_values(recipe, run, comparison), describe_leaks(learn.dls))
+    comparison.note = " ".join(text for text in notes if text)
     if before is not None:
         _keep_earlier(run, before, comparison, select)
     _write_comparison(run, comparison, select)

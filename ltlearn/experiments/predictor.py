@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ltlearn.data.datasets import NormalizeUint8
 from ltlearn.data.images import EXTENSIONS, natural_key, read_image
+from ltlearn.data.opening import HEIF_SUFFIXES
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError, check_whole, spell_call
 from ltlearn.experiments.compared import find_compared, kept_methods
@@ -34,6 +35,8 @@ __all__ = ["Prediction", "Predictor", "find_images"]
 
 _BATCH = 64
 _MAX_FREE_HEAD = 10_000_000  # weights of a head that may be made before its file is read
+# HEIC files are images even where they cannot be read, and are reported then.
+_IMAGES = EXTENSIONS | HEIF_SUFFIXES
 _MAX_PIXELS = _BATCH * 512 * 512  # of a batch, so that large images take no more memory
 
 
@@ -95,9 +98,9 @@ class Predictor:
         elif method not in facts.methods:
             names = ", ".join(dict.fromkeys([*facts.methods, *kept_methods(Run(folder))]))
             compare = spell_call("compare_run", run=str(folder), methods=method)
-            raise UserError(
-                f"the run {folder} has no method {method!r}; it has {names}. {compare} adds it."
-            )
+            # A comparison adds only a method that exists.
+            adds = f" {compare} adds it." if method in METHODS else ""
+            raise UserError(f"the run {folder} has no method {method!r}; it has {names}.{adds}")
         self.method, self.classes = method, facts.classes
         is_first = method in METHODS and METHODS[method].kind == "stage 1"
         name = stage_name(0, "stage1" if is_first else method)
@@ -317,7 +320,7 @@ def _images_in(path: Path) -> Iterator[str]:
     for base, inner, files in os.walk(path):
         inner[:] = sorted((d for d in inner if d[0] != "."), key=natural_key)
         for name in sorted(files, key=natural_key):
-            if name[0] != "." and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if name[0] != "." and os.path.splitext(name)[1].lower() in _IMAGES:
                 is_empty = False
                 yield os.path.join(base, name)
     if is_empty:

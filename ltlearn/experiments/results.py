@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ltlearn.data import LTDataLoaders
-from ltlearn.experiments.build import SEEN_WARNING, may_have_seen
+from ltlearn.experiments.build import SEEN_WARNING, describe_leaks, may_have_seen
 from ltlearn.experiments.manifest import FINISHED, MANIFEST_FILE, Manifest
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.stages import SeedResult
@@ -45,7 +45,8 @@ def make_table(recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult]
         rows.append(ResultRow(name, labels[name], reports, selected, seconds))
     split = dls.split
     name = (split.name, split.profile, f"imbalance factor {split.imbalance_factor:g}")
-    notes = (published_note(recipe), SEEN_WARNING if may_have_seen(recipe, dls) else "")
+    seen = SEEN_WARNING if may_have_seen(recipe, dls) else ""
+    notes = (published_note(recipe), seen, describe_leaks(dls))
     return ResultTable(
         rows,
         "untested" if tested_part(dls) == "valid" else recipe.protocol,

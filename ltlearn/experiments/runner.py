@@ -137,8 +137,10 @@ def _run_locked(
         learn = make_learner(recipe, dls, options, check=seed == 0)
         if seed == 0:
             manifest.inputs = describe_inputs(learn)
+            logged = learn.as_given.warnings if learn.as_given is not None else ()
             for line in manifest.inputs:
-                notify(line)
+                if line not in logged:
+                    notify(line)
         if seed == 0 and may_have_seen(recipe, dls):
             _log.warning("%s", SEEN_WARNING)
         results.append(run_seed(recipe, StageFolder(run, seed, options, notify), learn))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 
 from ltlearn.data.class_names import similar_text
+from ltlearn.data.opening import HEIF_INSTALL, HEIF_SUFFIXES
 from ltlearn.data.readers.columns import columns_text
 from ltlearn.errors import UserError, spell
 from ltlearn.inspection.text import (
@@ -182,12 +183,18 @@ def finding_rows(inspection: "Inspection") -> list[tuple[str, str]]:
         ("file formats", formats or "no image can be read"),
         ("stored as", _kinds_text(inspection)),
         ("unreadable", _unreadable_text(inspection)),
-        ("ignored files", name_some(ignored)),
+        ("ignored files", "\n".join([name_some(ignored), *_heif_lines(inspection)])),
         ("duplicates", _duplicates_text(inspection)),
         ("advice", _advice_text(inspection)),
         *(("problem", sentence) for sentence in inspection.problems),
     ]
     return [(topic, text) for topic, text in rows if text]
+
+
+def _heif_lines(inspection: "Inspection") -> list[str]:
+    if not HEIF_SUFFIXES & inspection.ignored.keys():
+        return []
+    return [f"to read HEIC images, install pillow-heif: {HEIF_INSTALL}"]
 
 
 def _counts_text(inspection: "Inspection") -> str:
@@ -253,7 +260,8 @@ def _unreadable_text(inspection: "Inspection") -> str:
     if not inspection.unreadable:
         return f"none; {checked}"
     remedy = f"to train without them, give {spell('skip_bad', True)}"
-    lines = [f"{len(inspection.unreadable):,}; {remedy}; {checked}"]
+    checked = f"; {checked}" if inspection.quick else ""
+    lines = [f"{len(inspection.unreadable):,}; {remedy}{checked}"]
     for image in inspection.unreadable[:MAX_NAMED]:
         lines.append(f"  {_short_path(inspection, image.path)}: {clean(image.reason)}")
     return "\n".join(lines + more_line(len(inspection.unreadable)))
@@ -274,7 +282,7 @@ def _duplicates_text(inspection: "Inspection") -> str:
     conflicts = f"{copies.conflicts:,} groups ({copies.conflict_images:,} images)"
     lines = [
         f"{len(copies.groups):,} groups with equal pixels, {same:,} of them with equal files",
-        f"within a class: {copies.copies_within:,} images beyond the first",
+        f"within a class of a part: {copies.copies_within:,} images beyond the first",
         f"label conflicts, one image in two classes: {conflicts}",
     ]
     lines += _example_lines(inspection, lambda group: len(set(group.classes)) > 1)

@@ -5,10 +5,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
-from ltlearn.data.images import ImageSet
+from ltlearn.data.images import ImageSet, unknown_reason
 from ltlearn.data.opening import is_deep, open_image, upright_rgb
 from ltlearn.utils.parallel import count_threads
 from ltlearn.utils.progress import ProgressLine
@@ -84,11 +85,11 @@ def scan_images(parts: Mapping[str, ImageSet], quick: bool) -> Scan:
             if data.images is not None:
                 _read_array(scan, first + k, data.images[start + k], quick)
                 continue
+            path = data.file(start + k)
             try:
-                path = data.file(start + k)
                 formats[_read_file(scan, first + k, path, quick, data.bits)] += 1
             except Exception as e:  # Pillow raises many types of exception
-                scan.bad[first + k] = _reason(e)
+                scan.bad[first + k] = _reason(e, path)
         return n, formats
 
     began = time.perf_counter()
@@ -168,11 +169,11 @@ def _orientation(image, quick: bool) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _reason(e: Exception) -> str:
+def _reason(e: Exception, path: Path) -> str:
     if isinstance(e, FileNotFoundError):
         return "not there"
     if isinstance(e, OSError) and e.strerror:
         return e.strerror
     if type(e).__name__ == "UnidentifiedImageError":
-        return "not an image Pillow can read"
+        return unknown_reason(path)
     return (str(e).splitlines() or [""])[0] or type(e).__name__

@@ -63,7 +63,7 @@ class AsGiven:
     def __str__(self) -> str:
         return (
             f"as given, the model classifies {100 * self.accuracy:.1f} % of {self.images:,} "
-            "training images right (the classes alike)"
+            "training images right (mean over classes)"
         )
 
 

@@ -250,6 +250,8 @@ def test_heic_is_read_where_it_is_installed(tmp_path, write_classes, caplog):
         file.write_bytes(b"x")
         dls = LTDataLoaders.from_folder(tmp_path / "set", device="cpu", bs=2)
         assert dls.shot_counts.tolist() == [3, 3] and "ltlearn[heic]" in caplog.text
+        with pytest.raises(UserError, match=r"x\.HEIC .*ltlearn\[heic\]"):
+            read_image(file)
         return
     import pillow_heif
 

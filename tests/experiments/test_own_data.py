@@ -205,6 +205,18 @@ def test_a_warning_about_the_images_is_printed_once(plain, tmp_path):
     assert done.stderr.count("left out 1 .heic") == 1
 
 
+def test_the_report_counts_test_images_that_are_in_training(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "set")
+    shutil.copy(tmp_path / "set/train/ant/0.png", tmp_path / "set/test/ant/copy.png")
+    done = ltlearn("train", tmp_path / "set", *FAST, "--method", "ce", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    done = ltlearn("compare", tmp_path / "run", "--methods", "ncm")
+    assert done.returncode == 0, done.stderr
+    for name in ("report.md", "compare.md"):
+        text = (tmp_path / "run" / name).read_text()
+        assert "1 test image is also a training image" in text
+
+
 def test_a_table_whose_columns_have_to_be_named(photos, tmp_path):
     for part in ("train", "test"):
         rows = [f"{f.parent.name}/{f.stem},7,{f.parent.name}" for f in
@@ -386,16 +398,17 @@ def test_unreadable_images_are_named_and_the_rest_goes_on(trained, photos, tmp_p
     run, _ = trained
     (tmp_path / "broken.jpg").write_text("no image")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "phone.HEIC").write_text("no image")
     done = ltlearn(
         "predict", run, tmp_path, tmp_path / "empty", tmp_path / "gone.png",
         photos / "test/ant/0.png",
     )  # fmt: skip
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
-    assert len(lines) == 3 and "--skip-bad" not in done.stderr
-    assert "broken.jpg" in lines[0]
-    assert "holds no images (.avif," in lines[1] and "; give another one" in lines[1]
-    assert "there is no image" in lines[2] and "gone.png; give a file, or a folder" in lines[2]
+    assert len(lines) == 4 and "--skip-bad" not in done.stderr
+    assert "broken.jpg" in lines[0] and "phone.HEIC" in lines[1]
+    assert "holds no images (.avif," in lines[2] and "; give another one" in lines[2]
+    assert "there is no image" in lines[3] and "gone.png; give a file, or a folder" in lines[3]
     assert len(done.stdout.strip().splitlines()) == 2
 
 
@@ -479,6 +492,8 @@ def test_what_predict_refuses(trained, photos, tmp_path):
     assert "has no method 'lws'; it has ce, samn, crt" in refused(
         "predict", run, image, "--method", "lws"
     )
+    assert "adds it" in refused("predict", run, image, "--method", "lws")
+    assert "adds it" not in refused("predict", run, image, "--method", "nope")
     alone = tmp_path / "alone.safetensors"
     shutil.copy(run / "checkpoints/seed0-samn.safetensors", alone)
     assert "no model.json beside" in refused("predict", alone, image)

@@ -201,7 +201,7 @@ def test_hidden_and_other_files(folder):
     found = inspect_path(folder)
     assert found.classes == ["cat", "dog"] and found.total == 9
     assert found.ignored == {".txt": 1, ".heic": 1}
-    assert "1 .txt, 1 .heic" in str(found)
+    assert "1 .txt, 1 .heic" in str(found) and "ltlearn[heic]" in str(found)
 
 
 def test_names_of_any_kind(tmp_path):

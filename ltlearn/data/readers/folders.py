@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ltlearn.data.images import EXTENSIONS, ImageSet, natural_key
-from ltlearn.data.opening import HEIF_SUFFIXES
+from ltlearn.data.opening import HEIF_INSTALL, HEIF_SUFFIXES
 from ltlearn.data.readers.parts import PART_OF_NAME, ListedImages
 from ltlearn.errors import UserError
 from ltlearn.names import PART_LABELS, PARTS
@@ -183,7 +183,7 @@ def list_class_folders(
 def _heif_hint(others: Counter) -> str:
     """Return how to read HEIC images if some were left out, because pillow-heif is missing."""
     left_out = HEIF_SUFFIXES & others.keys()
-    return ", or install pillow-heif: pip install 'ltlearn[heic]'" if left_out else ""
+    return f", or install pillow-heif: {HEIF_INSTALL}" if left_out else ""
 
 
 def _check_links(folders: list[Path]) -> None:
