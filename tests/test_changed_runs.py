@@ -526,3 +526,33 @@ def test_torch_archives_that_inflate_are_refused(tmp_path):
 
     with pytest.raises(UserError, match=r"packed\.pth is a compressed archive"):
         create_lt_model("resnet20_cifar", 10, packed)
+
+
+def write_old_lock(file: Path) -> None:
+    file.write_text("process 1 on another machine")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [write_old_lock, Path.mkdir, os.mkfifo, lambda f: f.symlink_to(f.parents[1] / "precious")],
+    ids=["killed", "folder", "pipe", "link"],
+)
+def test_a_lock_that_is_none_keeps_nobody_out(run, make, monkeypatch):
+    without_plots(monkeypatch)
+    (run.parent / "precious").write_text("keep")
+    make(run / ".lock")
+    os.mkfifo(run / ".tmp-1-00000000")
+    (run / ".tmp-2-00000000").symlink_to(run.parent / "precious")
+    assert compared(run) is not None
+    assert (run.parent / "precious").read_text() == "keep"
+
+
+def test_a_run_that_cannot_be_written_to_is_refused_before_any_work(run, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ltlearn.utils.run_folder.check_writable", refuse)
+    monkeypatch.setattr("ltlearn.experiments.compare_run.load_stage1", None)
+    with pytest.raises(UserError, match=r"run cannot be written \(Permission denied\): copy"):
+        compare_run(Run(run), ["ce"], device="cpu")
+    assert predictions(run) is not None

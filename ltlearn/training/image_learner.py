@@ -276,7 +276,7 @@ class ImageLearner(QuietLearner):
         """Load a file that `save` wrote. The model takes over the kind of head in the file.
 
         Args:
-            file: Name of the file in the folder for models, without its ending.
+            file: Name of the file in the folder for models, without its ending, or an open file.
             device: Device of the weights; None takes the loaders'.
             with_opt: Whether to load the state of the optimiser, too.
             strict: Whether the file must hold exactly the weights of the model.
@@ -289,13 +289,15 @@ class ImageLearner(QuietLearner):
             path = self.path / self.model_dir / f"{file}.pth"
             if not path.is_file():
                 raise UserError(f"there is no saved model {path}.")
-        head = self.model.head
+        head, start = self.model.head, file.tell() if hasattr(file, "tell") else None
         try:
             super().load(file, device=device, with_opt=False, strict=strict, **kwargs)
             if self.model.head is not head:
                 # A new optimiser is needed for the parameters of the loaded head.
                 self.opt = None
             if with_opt:
+                if start is not None:
+                    file.seek(start)
                 super().load(file, device=device, with_opt=True, strict=strict, **kwargs)
         except UserError:
             raise

@@ -1,8 +1,8 @@
 """The training loop: fastai's, but quiet, faster and safe to interrupt."""
 
+import os
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 from fastai.callback.core import Callback, CancelEpochException, event
@@ -276,10 +276,11 @@ class QuietLearner(Learner):
 
     def load(self, file, *args, **kwargs):
         """Load a file that `save` wrote, as fastai does; refuse one that could run code."""
-        if isinstance(file, str | Path):
-            path = join_path_file(file, self.path / self.model_dir, ext=".pth")
-            if path.is_file():  # otherwise fastai reports it
-                check_saved_learner(path)
+        source = join_path_file(file, self.path / self.model_dir, ext=".pth")
+        # With `weights_only=False`, the user trusts the file. fastai reports a missing one.
+        trusted = kwargs.get("weights_only") is False
+        if not trusted and (hasattr(source, "read") or os.path.isfile(source)):
+            check_saved_learner(source)
         return super().load(file, *args, **kwargs)
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):

@@ -14,16 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltlearn.errors import UserError, spell
-from ltlearn.utils.atomic import (
-    check_writable,
-    is_temporary,
-    remove_stale_temporaries,
-    replaced_file,
-)
+from ltlearn.utils import atomic
+from ltlearn.utils.atomic import check_writable, is_temporary, replaced_file
 from ltlearn.utils.locks import InUse, locked
 from ltlearn.utils.plain import plain_cell, plain_tensors, plain_value
 from ltlearn.utils.run_names import new_run_folder, newest_run
-from ltlearn.utils.system_errors import reason_of, unreadable
+from ltlearn.utils.system_errors import reason_of, unreadable, unwritable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -420,7 +416,7 @@ class Run:
             deep: Whether to search sub-folders too; never through links.
         """
         for folder, _, _ in os.walk(self.path):
-            remove_stale_temporaries(Path(folder))
+            atomic.remove_stale_temporaries(Path(folder))
             if not deep:
                 break
 
@@ -435,6 +431,10 @@ def waits_for_run(function: Callable) -> Callable:
     @wraps(function)
     def locked_function(run: Run, *args, **kwargs):
         with run.lock(on_wait=_logger.warning):
+            try:
+                check_writable(run.path)
+            except OSError as error:  # known before any work
+                raise unwritable(run.path, error, "copy the run, and use the copy") from None
             return function(run, *args, **kwargs)
 
     return locked_function

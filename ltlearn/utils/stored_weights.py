@@ -4,6 +4,7 @@ import hashlib
 import pickletools
 import zipfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -101,32 +102,40 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{path} is damaged: {e}.") from None
 
 
-def check_saved_learner(path: Path) -> None:
+def check_saved_learner(source: Path | BinaryIO) -> None:
     """Check a file that `Learner.save` wrote, before fastai loads it.
 
     fastai lets such a file make NumPy dtypes. The state of a dtype can turn bytes of the file into
     a pointer, so only the state of plain numbers is allowed.
 
     Args:
-        path: The file.
+        source: The file, or an open one, which is left where it was.
 
     Raises:
         UserError: If it holds another state.
     """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    if name.endswith("data.pkl"):
-                        with archive.open(name) as file:
-                            _check_states(file, 1)
-        else:
-            with path.open("rb") as file:
-                _check_states(file, _LEGACY_PICKLES)
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as opened:
+            start = opened.tell()
+            is_archive = zipfile.is_zipfile(opened)
+            opened.seek(start)
+            if is_archive:
+                _check_archive(opened)
+            else:
+                _check_states(opened, _LEGACY_PICKLES)
+            opened.seek(start)
     except (ValueError, zipfile.BadZipFile, NotImplementedError, OSError) as e:
         raise UserError(
-            f"{path} is not opened ({e}): it is damaged, or would run code; save the model again."
+            f"{source} is not opened ({e}): it is damaged, or would run code; save the model again."
         ) from None
+
+
+def _check_archive(opened: BinaryIO) -> None:
+    with zipfile.ZipFile(opened) as archive:
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                with archive.open(name) as file:
+                    _check_states(file, 1)
 
 
 # torch once wrote this many pickles, one after the other, before the values.

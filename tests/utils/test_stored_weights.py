@@ -1,5 +1,6 @@
 """Files of weights are looked at before they are opened."""
 
+import io
 import struct
 import zipfile
 
@@ -50,6 +51,30 @@ def test_a_saved_learner_of_a_stranger_follows_no_pointer(tmp_path):
     (tmp_path / "models" / "evil.pth").write_bytes(POINTER)
     with pytest.raises(UserError, match=r"evil\.pth is not opened"):
         learn.load("evil")
+    with (tmp_path / "models" / "evil.pth").open("rb") as file:
+        with pytest.raises(UserError, match=r"evil\.pth.* is not opened"):
+            learn.load(file)
+
+
+def test_a_learner_loads_an_open_file_and_one_that_the_user_trusts(tmp_path):
+    learn = make_lt_learner(make_dls([8, 4, 2]))
+    learn.path = tmp_path
+    learn.fit_stage1(1, 0.01)
+    learn.create_opt()
+    content = {"model": learn.model.state_dict(), "opt": learn.opt.state_dict()}
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    other = make_lt_learner(make_dls([8, 4, 2]))
+    other.load(file)
+    key = "head.weight"
+    assert torch.equal(other.model.state_dict()[key], learn.model.state_dict()[key])
+    # An array among the values needs the user's word.
+    (tmp_path / "models").mkdir(exist_ok=True)
+    torch.save({**content, "opt": {"a": np.arange(3)}}, tmp_path / "models" / "arrays.pth")
+    with pytest.raises(UserError, match=r"arrays\.pth is not opened"):
+        learn.load("arrays", with_opt=False)
+    learn.load("arrays", with_opt=False, weights_only=False)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
