@@ -463,7 +463,7 @@ def test_a_key_that_the_dataset_does_not_take(run):
 @pytest.mark.parametrize("mean", [None, [0.5] * 100_000, ["\x1b[2J" * 100_000] * 3])
 def test_impossible_statistics_are_named_in_a_sentence(run, mean):
     changed_facts(run, mean=mean)
-    with pytest.raises(UserError, match=r"model\.json is damaged: mean must be three") as error:
+    with pytest.raises(UserError, match=r"model\.json is damaged: mean.* is not possible") as error:
         compare_run(Run(run), ["ce"], device="cpu")
     assert len(str(error.value)) < 1000
 
