@@ -328,20 +328,22 @@ def require_images(
         return data
     i = int(missing[0])
     first = f"{listing.place(i)}: there is no {data.root / data.paths[i]}"
+    is_foreign = "\\" in data.paths[i] and os.sep == "/"
+    slashes = r", and write / for the \ of Windows in the paths" if is_foreign else ""
     if len(missing) == len(data):
         # Tables often list names without their extension.
         bare = not os.path.splitext(data.paths[i])[1] and listing.place_word == "row"
         hint = f", or the missing extension as {spell('suffix', '.jpg')}" if bare else ""
         raise UserError(
             f"{first}, nor any other of the {len(data):,}; give the folder that the paths start "
-            f"from as {spell('path')}{hint}."
+            f"from as {spell('path')}{hint}{slashes}."
         )
     if keep_missing:
         return data
     if not skip_bad:
         more = f", nor {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{first}{more}; correct the list, or leave out missing images with "
+            f"{first}{more}; correct the list{slashes}, or leave out missing images with "
             f"{spell('skip_bad', True)}."
         )
     for i in missing:

@@ -459,6 +459,15 @@ def test_a_message_asks_for_the_folder_if_all_images_are_missing(photos, skip_ba
     assert "nor any other of the 15; " in reason and "as path." in reason
 
 
+@pytest.mark.skipif(os.sep != "/", reason="the separator of this system")
+@pytest.mark.parametrize("rows", [slice(None), slice(1)])
+def test_a_message_names_the_separator_of_windows(photos, rows):
+    table = frame(photos)
+    column = table.columns.get_loc("image")
+    table.iloc[rows, column] = table.iloc[rows, column].str.replace("/", "\\")
+    assert r"write / for the \ of Windows" in sentence(lambda: from_df(table, photos))
+
+
 # ---------------------------------------------------------------- bad and odd images
 
 
