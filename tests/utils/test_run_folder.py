@@ -234,8 +234,8 @@ def hold(path, fork=False):
         from ltlearn.utils.run_folder import Run
         with Run(sys.argv[1]).lock():
             worker = os.fork() if sys.argv[2] == "True" else -1
-            if worker:
-                print(worker, flush=True)
+            if worker <= 0:  # the worker, once the hooks after its fork have run
+                print(os.getpid(), flush=True)
             time.sleep(60)
     """
     words = [sys.executable, "-c", code, path, str(fork)]
