@@ -43,7 +43,7 @@ def compare(
     """Compare all ways to correct the classifier of a run.
 
     All methods get the same features of the backbone. A further comparison adds its rows to the
-    table. `ltlearn predict RUN IMAGE --method NAME` uses a classifier of it.
+    table. `ltlearn predict RUN IMAGE --method NAME` uses one of its classifiers.
     """
     from ltlearn.methods import find_methods
     from ltlearn.utils.settings import load_settings

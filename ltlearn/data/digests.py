@@ -143,7 +143,7 @@ def _cache_file(root: Path, paths: Sequence[str], targets: np.ndarray) -> Path |
     name = hashlib.sha256(os.fsencode(base) + b"\0" + np.ascontiguousarray(targets).tobytes())
     for path in paths:
         s = os.stat(os.path.join(base, path))
-        # A program can set the time of the content, but not that of the last change.
+        # A program can set the time of the content, but not the time of the last change.
         newest = max(newest, s.st_mtime_ns, s.st_ctime_ns)
         state = f"\0{s.st_size}\0{s.st_mtime_ns}\0{s.st_ctime_ns}\0{s.st_ino}\0"
         name.update(os.fsencode(path) + state.encode())

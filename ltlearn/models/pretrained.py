@@ -33,7 +33,7 @@ _DERIVED = ("num_batches_tracked", "relative_position_index", "relative_coords_t
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, and what is known about its weights.
+    """A model, and the known facts about its weights.
 
     Args:
         model: The model.
