@@ -25,7 +25,7 @@ LEVELS = [
     {"data"},
     {"training", "callbacks", "methods"},
     {"reporting", "plots"},
-    {"inspection", "comparison"},
+    {"inspection", "comparison", "interpretation", "exporting", "cleaning"},
     {"compare"},
     {"learner"},
     {"experiments"},

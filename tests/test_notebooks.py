@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "nbs").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "nbs").rglob("*.ipynb"))
 
 
 def cells(notebook: Path) -> list[dict]:

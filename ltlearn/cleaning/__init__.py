@@ -1,0 +1,1 @@
+"""Find images that are likely mislabelled, duplicated or foreign to their class."""

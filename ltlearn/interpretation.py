@@ -1,0 +1,1 @@
+"""Interpretation of a learner: top losses, confusion and scores by shot group."""
