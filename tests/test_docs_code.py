@@ -191,11 +191,14 @@ def check_command(words: list[str]) -> None:
     """Raise what typer raises for a command, and check what typer takes as any text."""
     import typer
 
-    from ltlearn.cli import app
+    from ltlearn.cli.app import app
     from ltlearn.experiments.read_recipe import load_recipe
     from ltlearn.methods import METHODS
 
     group = typer.main.get_command(app)
+    if words[0].startswith("-"):
+        assert words in (["--help"], ["--version"])
+        return
     assert words[0] in group.commands, words[0]
     given = group.commands[words[0]].make_context(words[0], words[1:]).params
     for key in ("method", "methods"):
