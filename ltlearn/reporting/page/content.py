@@ -23,6 +23,7 @@ __all__ = [
     "MethodClasses",
     "Page",
     "Plot",
+    "Row",
     "Section",
     "Table",
     "Text",
@@ -107,6 +108,18 @@ class Plot:
     title: str
     svg: str
     about: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """Parts beside each other where there is room.
+
+    Args:
+        parts: The parts.
+    """
+
+    kind: ClassVar = "row"
+    parts: Sequence["Part"]
 
 
 @dataclass(frozen=True)
@@ -311,7 +324,7 @@ class Headline:
         return "better" if (self.change > 0) != self.is_better_if_lower else "worse"
 
 
-Part = Text | Table | Plot | Facts | Code | Details | Errors | ClassData
+Part = Text | Table | Plot | Row | Facts | Code | Details | Errors | ClassData
 
 
 @dataclass(frozen=True)
