@@ -110,21 +110,15 @@ def _graph(portable: PortableModel, source: ExportSource, normalize: bool) -> by
     except Exception as e:  # the exporter raises errors of many kinds about a network
         reason = " ".join(str(e).split())[:200]
         raise UserError(
-            f"torch cannot export this architecture to ONNX ({reason}); export it to TorchScript or "
-            "a timm folder."
+            f"torch cannot export this architecture to ONNX ({reason}); export it to "
+            "TorchScript or a timm folder."
         ) from e
     proto = program.model_proto
-    facts = source.facts()
-    values = {
-        "classes": facts["classes"],
-        "mean": facts["mean"],
-        "std": facts["std"],
-        "size": facts["size"],
-        "normalize": normalize,
-        METADATA_KEY: facts,
-    }
+    facts = source.facts(normalize)
+    values = {key: facts[key] for key in ("classes", "mean", "std", "size", "normalize")}
+    values[METADATA_KEY] = facts.to_dict()
     props = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
-    onnx.helper.set_model_props(proto, {**props, "ltlearn_version": facts["version"]})
+    onnx.helper.set_model_props(proto, {**props, "ltlearn_version": facts.version})
     return proto.SerializeToString()
 
 

@@ -9,6 +9,7 @@ from ltlearn.data.datasets import ImagesInMemory
 from ltlearn.data.own_transforms import EvaluationSteps, ToShape
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.errors import UserError
+from ltlearn.exporting.facts import FACTS_FORMAT, ExportFacts
 from ltlearn.models.backbone import LTModel
 
 __all__ = ["ExportSource", "Preprocessing", "source_of_learner"]
@@ -28,7 +29,7 @@ class Preprocessing:
         in_memory: Whether the whole image is resized smoothly (Pillow, bilinear). Else OpenCV
             resizes it: the shorter side with a crop of the centre, or the whole image below 96
             pixels.
-        bits: Bits that the values of 16-bit images take, from 8 to 16.
+        bits: Bits that the values of 16-bit images take, from 8 to 15; None for 16.
         is_own: Whether transforms of the user's own come first, which no file describes.
     """
 
@@ -36,7 +37,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     in_memory: bool
-    bits: int = 16
+    bits: int | None = None
     is_own: bool = False
 
     @property
@@ -99,24 +100,29 @@ class ExportSource:
     method: str = ""
     is_pretrained: bool = False
 
-    def facts(self) -> dict[str, Any]:
-        """Return what ltlearn writes into each file, so that it can predict with it again."""
+    def facts(self, normalize: bool = False) -> ExportFacts:
+        """Return what ltlearn writes into each file, so that it can predict with it again.
+
+        Args:
+            normalize: Whether the exported model normalises.
+        """
         import ltlearn
 
         steps = self.preprocessing
-        return {
-            "format": 1,
-            "version": ltlearn.__version__,
-            "classes": list(self.classes),
-            "class_counts": list(self.class_counts),
-            "size": list(steps.size),
-            "mean": list(steps.mean),
-            "std": list(steps.std),
-            "in_memory": steps.in_memory,
-            "bits": steps.bits,
-            "prior": self.prior,
-            "method": self.method,
-        }
+        return ExportFacts(
+            format=FACTS_FORMAT,
+            version=ltlearn.__version__,
+            classes=list(self.classes),
+            class_counts=list(self.class_counts),
+            size=list(steps.size),
+            mean=list(steps.mean),
+            std=list(steps.std),
+            in_memory=steps.in_memory,
+            bits=steps.bits,
+            prior=self.prior,
+            method=self.method,
+            normalize=normalize,
+        )
 
 
 def source_of_learner(learn) -> ExportSource:
@@ -153,7 +159,7 @@ def _preprocessing_of(dls) -> Preprocessing:
     in_memory = isinstance(dataset, ImagesInMemory) or isinstance(steps, ToShape)
     known = in_memory or isinstance(steps, ImageTransform)
     is_own = not known or bool(getattr(dataset, "tfms_name", "")) or _has_batch_steps(dls)
-    bits = getattr(dls, "bits", 16)
+    bits = dls.bits if getattr(dls, "bits", 16) < 16 else None
     return Preprocessing(tuple(dls.size), tuple(mean), tuple(std), in_memory, bits, is_own)
 
 

@@ -184,7 +184,7 @@ def _config(
         "label_names": list(source.classes),
         "model_args": whole.model_args,
         "pretrained_cfg": {k: v for k, v in cfg.items() if v is not None or k == "pool_size"},
-        FACTS_KEY: source.facts(),
+        FACTS_KEY: source.facts().to_dict(),
     }
     if label_descriptions:
         config["label_descriptions"] = label_descriptions

@@ -47,7 +47,7 @@ def export_torchscript_file(source: ExportSource, file: Path, normalize: bool = 
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(portable, example, check_trace=False)
             buffer = io.BytesIO()
-            facts = json.dumps({**source.facts(), "normalize": normalize}, ensure_ascii=False)
+            facts = json.dumps(source.facts(normalize).to_dict(), ensure_ascii=False)
             torch.jit.save(traced, buffer, _extra_files={FACTS_FILE: facts})
             buffer.seek(0)
             loaded = torch.jit.load(buffer)
