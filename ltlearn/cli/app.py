@@ -13,6 +13,7 @@ from ltlearn.cli.console import (
     exit_with,
 )
 from ltlearn.cli.data import data, inspect
+from ltlearn.cli.export import export
 from ltlearn.cli.flags import SpelledCommand
 from ltlearn.cli.lists import methods, recipes, settings
 from ltlearn.cli.predict import predict
@@ -109,5 +110,6 @@ for _command in (
     train,
     retrain,
     predict,
+    export,
 ):
     app.command(cls=SpelledCommand)(_command)

@@ -64,6 +64,7 @@ _COMMANDS = {
     "own_recipe": "train",
     "compare_run": "compare",
     "sensitivity_run": "sensitivity",
+    "export_run": "export",
 }
 
 
