@@ -38,8 +38,8 @@ def generate(nbs: Path) -> None:
             importlib.import_module(f"scripts.site.{name}").write(nbs)
 
 
-def build(out: Path, work: Path, run: bool, jobs: int) -> None:
-    """Build the whole site.
+def build(out: Path, work: Path, run: bool, jobs: int) -> list[str]:
+    """Build the whole site, and return the renderer's warnings.
 
     Args:
         out: Folder of the site; it is replaced.
@@ -54,11 +54,12 @@ def build(out: Path, work: Path, run: bool, jobs: int) -> None:
         notebooks.prepare(path, str(path.relative_to(nbs)))
     generate(nbs)
     log("rendering")
-    render.render(nbs.parent)
+    warnings = render.render(nbs.parent)
     docs = nbs.parent / "_docs"
     render.finish(docs)
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(docs, out)
+    return warnings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,8 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "_docs", help="folder of the site")
     options = parser.parse_args(arguments)
     try:
-        build(options.out, ROOT / "build" / "site", not options.no_run, options.jobs)
-        problems = [] if options.no_check else checks.check(options.out)
+        warnings = build(options.out, ROOT / "build" / "site", not options.no_run, options.jobs)
+        problems = [] if options.no_check else [*warnings, *checks.check(options.out)]
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1

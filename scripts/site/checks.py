@@ -1,7 +1,6 @@
 """Checks of the built site: links, anchors, and a page for every public name and method."""
 
-import importlib
-import pkgutil
+from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -36,44 +35,41 @@ def _read(docs: Path) -> dict[Path, _Page]:
 
 
 def broken_links(docs: Path) -> list[str]:
-    """One sentence per link, image or anchor that leads nowhere, and per file that another site serves."""
-    docs = docs.resolve()
-    pages, problems = _read(docs), []
-    for path, page in pages.items():
-        name = path.relative_to(docs)
-        for link in [*page.links, *page.loaded]:
-            parts = urlsplit(link)
-            if parts.scheme or parts.netloc:
-                if link in page.loaded and parts.scheme != "data":
-                    problems.append(f"{name}: {link} is loaded from another site.")
-                continue
-            target = path if not parts.path else (path.parent / unquote(parts.path)).resolve()
-            if target.is_dir():
-                target = target / "index.html"
-            if not target.is_file() or docs not in target.parents:
-                problems.append(f"{name}: the link {link} leads to no page or file of the site.")
-            elif parts.fragment and target in pages:
-                anchor = unquote(parts.fragment)
-                if anchor not in pages[target].anchors and anchor != "top":
-                    problems.append(f"{name}: the link {link} leads to no anchor of its page.")
-    return list(dict.fromkeys(problems))
+    """Find links, images and anchors that lead nowhere, and files that other sites serve.
 
-
-def public_names(package: str = "ltlearn") -> dict[str, str]:
-    """The module that lists each public name, from every `__all__` of the package.
-
-    Args:
-        package: Name of the package to import; modules with a leading underscore are not public.
+    Returns:
+        One sentence per target, with the pages that link to it.
     """
-    top = importlib.import_module(package)
-    names = {name: package for name in getattr(top, "__all__", [])}
-    for found in pkgutil.walk_packages(top.__path__, f"{package}."):
-        if any(part.startswith("_") for part in found.name.split(".")):
-            continue
-        module = importlib.import_module(found.name)
-        for name in getattr(module, "__all__", []):
-            names.setdefault(name, found.name)
-    return names
+    docs = docs.resolve()
+    pages, faults = _read(docs), defaultdict(list)
+    for path, page in pages.items():
+        for link in [*page.links, *page.loaded]:
+            if fault := _fault(path, link, pages, docs, link in page.loaded):
+                faults[fault].append(str(path.relative_to(docs)))
+    return [f"{_listed(places)}: the link {fault}" for fault, places in faults.items()]
+
+
+def _fault(path: Path, link: str, pages: dict[Path, _Page], docs: Path, loaded: bool) -> str:
+    parts = urlsplit(link)
+    if parts.scheme or parts.netloc:
+        foreign = loaded and parts.scheme != "data"
+        return f"{link} loads a file from another site." if foreign else ""
+    target = path if not parts.path else (path.parent / unquote(parts.path)).resolve()
+    if target.is_dir():
+        target = target / "index.html"
+    if not target.is_file() or docs not in target.parents:
+        name = target.relative_to(docs) if docs in target.parents else link
+        return f"to {name} leads to no page or file of the site."
+    anchor = unquote(parts.fragment)
+    if anchor not in {"", "top"} and target in pages and anchor not in pages[target].anchors:
+        return f"to {target.relative_to(docs)}#{anchor} leads to no anchor of that page."
+    return ""
+
+
+def _listed(places: list[str]) -> str:
+    places = list(dict.fromkeys(places))
+    more = f" and {len(places) - 3} more pages" if len(places) > 3 else ""
+    return ", ".join(places[:3]) + more
 
 
 def missing_pages(docs: Path, folder: str, names: dict[str, str]) -> list[str]:
@@ -93,9 +89,12 @@ def missing_pages(docs: Path, folder: str, names: dict[str, str]) -> list[str]:
 
 def check(docs: Path) -> list[str]:
     """Every fault of the built site, one sentence each."""
-    methods = dict.fromkeys(importlib.import_module("ltlearn.methods").METHODS, "METHODS")
+    from ltlearn.methods import METHODS
+    from scripts.site.api_names import public_names
+
+    names = {name.page: ", ".join(name.modules) for name in public_names() if name.modules}
     return [
         *broken_links(docs),
-        *missing_pages(docs, "api", public_names()),
-        *missing_pages(docs, "methods", methods),
+        *missing_pages(docs, "api", names),
+        *missing_pages(docs, "methods", dict.fromkeys(METHODS, "METHODS")),
     ]
