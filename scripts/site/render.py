@@ -20,8 +20,10 @@ SHIM = """#!/bin/sh
 case "$1" in render) exec "{python}" -m smalldocs.cli render --strict . ;; esac
 """
 
-MATHS = re.compile(r'(<span class="math (?:inline|display)">)(?:\\\((.*?)\\\)|\\\[(.*?)\\\])', re.DOTALL)
-KATEX = re.compile(r'<(?:link|script)[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?')
+MATHS = re.compile(
+    r'(<span class="math (?:inline|display)">)(?:\\\((.*?)\\\)|\\\[(.*?)\\\])', re.DOTALL
+)
+KATEX = re.compile(r"<(?:link|script)[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?")
 
 
 def write_project(project: Path, root: Path) -> None:
@@ -99,7 +101,9 @@ def maths(page: str, name: str) -> str:
         try:
             mathml = convert(tex, display="inline" if inline is not None else "block")
         except Exception as error:  # The converter raises errors of many classes.
-            raise BuildError(f"{name}: the formula {tex!r} cannot be converted ({error!r}).") from error
+            raise BuildError(
+                f"{name}: the formula {tex!r} cannot be converted ({error!r})."
+            ) from error
         return match[1] + mathml
 
     return KATEX.sub("", MATHS.sub(formula, page))
