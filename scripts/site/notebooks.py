@@ -121,7 +121,9 @@ def execute(nbs: Path, root: Path, cache: Path, jobs: int = 2, log=print) -> Non
 def _image_output(output: dict, alt: str) -> dict:
     """Replace a PNG at double resolution by an <img> of its nominal size."""
     data, metadata = output["data"], output.get("metadata", {}).get("image/png", {})
-    size = "".join(f' {side}="{metadata[side]}"' for side in ("width", "height") if side in metadata)
+    size = "".join(
+        f' {side}="{metadata[side]}"' for side in ("width", "height") if side in metadata
+    )
     encoded = data["image/png"].replace("\n", "")
     tag = f'<img src="data:image/png;base64,{encoded}"{size} alt="{html.escape(alt)}" class="img-fluid">'
     return {**output, "data": {"text/html": tag}, "metadata": {}}
@@ -142,7 +144,7 @@ def prepare(path: Path, name: str) -> None:
     notebook = json.loads(path.read_text(encoding="utf-8"))
     up = "../" * name.count("/")
     badge = (
-        '::: {.notebook-line}\n'
+        "::: {.notebook-line}\n"
         f"[![Open in Colab]({up}images/colab.svg)]({COLAB}/{name}) "
         f"There, run `!pip install ltlearn` first. [Notebook]({REPOSITORY}/blob/main/nbs/{name})\n"
         ":::"

@@ -24,8 +24,10 @@ HARMLESS = re.compile(
     r"unknown key format-links$|html-math-method is ignored$|output-file is not read|: broken link "
 )
 
-MATHS = re.compile(r'(<span class="math (?:inline|display)">)(?:\\\((.*?)\\\)|\\\[(.*?)\\\])', re.DOTALL)
-KATEX = re.compile(r'<(?:link|script)[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?')
+MATHS = re.compile(
+    r'(<span class="math (?:inline|display)">)(?:\\\((.*?)\\\)|\\\[(.*?)\\\])', re.DOTALL
+)
+KATEX = re.compile(r"<(?:link|script)[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?")
 
 
 def write_project(project: Path, root: Path) -> None:
@@ -112,7 +114,9 @@ def maths(page: str, name: str) -> str:
         try:
             mathml = convert(tex, display="inline" if inline is not None else "block")
         except Exception as error:  # The converter raises errors of many classes.
-            raise BuildError(f"{name}: the formula {tex!r} cannot be converted ({error!r}).") from error
+            raise BuildError(
+                f"{name}: the formula {tex!r} cannot be converted ({error!r})."
+            ) from error
         return match[1] + mathml
 
     return KATEX.sub("", MATHS.sub(formula, page))
