@@ -26,6 +26,7 @@ KERNEL_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "WANDB_MODE": "offline",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
 }
 KERNEL_CONFIG = """
 c.InlineBackend.figure_formats = {"retina"}
