@@ -64,6 +64,9 @@ async def _execute(path: Path, name: str, root: Path, work: Path) -> nbformat.No
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
         )
+        client.create_kernel_manager()
+        if os.name == "posix":  # sockets in the file system, which no other user can read
+            client.km.transport = "ipc"
         try:
             async with client.async_setup_kernel(env=environment, cwd=folder):
                 for number, cell in enumerate(notebook.cells):
@@ -126,7 +129,8 @@ def _image_output(output: dict, alt: str) -> dict:
         f' {side}="{metadata[side]}"' for side in ("width", "height") if side in metadata
     )
     encoded = data["image/png"].replace("\n", "")
-    tag = f'<img src="data:image/png;base64,{encoded}"{size} alt="{html.escape(alt)}" class="img-fluid">'
+    address = f"data:image/png;base64,{encoded}"
+    tag = f'<img src="{address}"{size} alt="{html.escape(alt)}" class="img-fluid">'
     return {**output, "data": {"text/html": tag}, "metadata": {}}
 
 
