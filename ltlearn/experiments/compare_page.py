@@ -54,7 +54,7 @@ __all__ = ["COMPARE_PAGE", "page_or_warning", "write_compare_page"]
 _log = logging.getLogger("ltlearn")
 COMPARE_PAGE = "compare.html"
 _REPORT_PAGE = "report.html"
-_MAX_TRAJECTORIES = 12  # plots of methods
+_MAX_TRAJECTORIES = 8  # plots of methods
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def write_compare_page(run: Run) -> Path:
     """
     content = run.read_json(COMPARE_FILE)
     try:
-        page = _page(RecordedTable(run, read_manifest(run), content))
+        page = _page(RecordedTable(run, read_manifest(run), _in_order(content)))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
         if isinstance(e, UserError):
             raise
@@ -96,6 +96,16 @@ def write_compare_page(run: Run) -> Path:
             f"{spell_call('compare_run', run=str(run.path))} again."
         ) from None
     return run.write_text(COMPARE_PAGE, render_page(page))
+
+
+def _in_order(content: Any) -> dict[str, Any]:
+    """Return the table with stage 1 first, and the others by balanced accuracy."""
+
+    def place(row: Any) -> tuple[bool, float]:
+        is_first = row["method"] in METHODS and METHODS[row["method"]].kind == "stage 1"
+        return not is_first, -row["summary"]["balanced"]["mean"]
+
+    return {**content, "rows": sorted(content["rows"], key=place)}
 
 
 def _page(recorded: RecordedTable) -> Page:
@@ -124,7 +134,8 @@ def _reference(recorded: RecordedTable) -> str:
 
 
 def _sections(recorded: RecordedTable) -> list[Section]:
-    others = dict.fromkeys(o for row in recorded.rows.values() for o in row["differences"])
+    found = {other for row in recorded.rows.values() for other in row["differences"]}
+    others = [method for method in recorded.methods if method in found]  # stage 1 is the first
     differences = {
         f"to {recorded.labels[other]}": {
             method: Difference.of(row["differences"].get(other))
@@ -136,12 +147,12 @@ def _sections(recorded: RecordedTable) -> list[Section]:
     return [
         Section("results", "Results", results),
         Section("tradeoff", "Trade-off", _tradeoff(recorded)),
-        Section("groups", "Differences by group", _group_parts(recorded)),
-        Section("priors", "Other class priors", _prior_parts(recorded)),
+        Section("groups", "Differences by group", _group_parts(recorded), "Groups"),
+        Section("priors", "Other class priors", _prior_parts(recorded), "Priors"),
         Section("classes", "Classes", _class_parts(recorded)),
-        Section("weights", "Classifier weights", _norm_parts(recorded)),
+        Section("weights", "Classifier weights", _norm_parts(recorded), "Weights"),
         Section("stage2", "Stage 2", _trajectory_parts(recorded)),
-        Section("data", "Training images", [Text(data_paragraph(recorded))]),
+        Section("data", "Training images", [Text(data_paragraph(recorded))], "Data"),
         Section("sources", "Sources", [_sources(recorded)]),
         use_section(recorded, recorded.manifest.command, "best"),
         provenance(recorded),
@@ -159,8 +170,8 @@ def _tradeoff(recorded: RecordedTable) -> list[Any]:
     }
     reference = recorded.labels[_reference(recorded)]
     figure = plot_tradeoff(points, ends, highlight=reference)
-    title = f"{ends[0]}-shot against {ends[1]}-shot accuracy"
-    about = f"{title.capitalize()} of each method; the table of results has the numbers."
+    title = f"{ends[0].capitalize()}-shot against {ends[1]}-shot accuracy"
+    about = f"{title} of each method; the table of results has the numbers."
     return [Plot(title, figure_to_svg(figure, "tradeoff"), about)]
 
 
@@ -207,7 +218,7 @@ def _prior_parts(recorded: RecordedTable) -> list[Any]:
     for i in range(1, len(head)):
         mark_best(rows, i)
     about = (
-        f"Accuracy with the {recorded.part} images weighted to the prior. `corrected` adds the "
+        f"Accuracy with the {recorded.part} images weighted to the prior. Corrected adds the "
         "logarithm of that prior to the logits, and subtracts the one that the classifier assumes."
     )
     return [Table("Accuracy in % under other class priors", head, rows), Text(about, is_note=True)]

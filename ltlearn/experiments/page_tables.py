@@ -184,7 +184,7 @@ def result_table(
     ]
     hint = "Difference in balanced accuracy in points, with a 95 % interval where there is one."
     columns += [Column(heading, hint=hint) for heading in differences]
-    columns += [Column("tested", False), Column("seconds", hint="Training time.")]
+    columns += [Column("seconds", hint="Training time, the mean over seeds.")]
     cells = []
     for row in rows:
         summary = row["summary"]
@@ -194,7 +194,6 @@ def result_table(
             difference = of_method.get(row["method"])
             line.append(Cell(DASH) if difference is None else difference.cell())
         seconds = row.get("seconds")
-        line += [Cell(row["selected"])]
         line += [number_cell(seconds, None if seconds is None else f"{seconds:,.1f}")]
         cells.append(line)
     for i in range(1, len(names) + 1):
@@ -207,6 +206,14 @@ def result_table(
     return Table(title, columns, cells)
 
 
+def _tested_table(results: Mapping[str, Any]) -> Details:
+    """Return which weights of each method were tested; it is too wide for the table of results."""
+    cells = [[Cell(row["label"]), Cell(row["selected"])] for row in results["rows"]]
+    columns = [Column("method", False), Column("tested", False, is_long=True)]
+    title = "Which weights of each method were tested"
+    return Details(title, [Table("Tested weights", columns, cells)])
+
+
 def _has_seeds(rows: Sequence[Mapping[str, Any]]) -> bool:
     return any(len(row["reports"]) > 1 for row in rows)
 
@@ -215,15 +222,15 @@ def _part_of(results: Mapping[str, Any]) -> str:
     return "validation" if results["protocol"] == "untested" else "test"
 
 
-def result_notes(recorded: RecordedTable) -> list[Text]:
-    """Return the paragraphs below the table: cautions, published figures and the protocol."""
+def result_notes(recorded: RecordedTable) -> list[Text | Details]:
+    """Return what stands below the table: cautions, published figures, protocol, tested weights."""
     results = recorded.results
     # Runs of early versions have no warnings.
     lines = [*results.get("warnings", ()), results.get("note", "")]
-    lines = [line[0].upper() + as_sentence(line)[1:] for line in lines if line]
+    lines = [as_sentence(line.rstrip(".")) for line in lines if line]
     protocol, text = results["protocol"], results["protocol_text"]
     lines.append(describe_protocol(protocol, text, recorded.is_carved))
-    return [Text(line, is_note=True) for line in lines]
+    return [*(Text(line, is_note=True) for line in lines), _tested_table(results)]
 
 
 def headlines_of(

@@ -54,11 +54,13 @@ class Column:
         label: The heading.
         is_number: Whether the cells are numbers, which are aligned to the right.
         hint: What the column is, shown on hover.
+        is_long: Whether its texts need more width.
     """
 
     label: str
     is_number: bool = True
     hint: str = ""
+    is_long: bool = False
 
 
 @dataclass(frozen=True)
@@ -335,11 +337,13 @@ class Section:
         name: Its anchor.
         title: Its heading.
         parts: What it holds.
+        short: Its name in the navigation; empty for the title.
     """
 
     name: str
     title: str
     parts: Sequence[Part]
+    short: str = ""
 
 
 @dataclass(frozen=True)

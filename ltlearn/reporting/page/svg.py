@@ -19,6 +19,8 @@ __all__ = ["figure_to_svg"]
 _POINTS_PER_INCH = 72
 # More marks than this get no values on hover, because each takes about 100 bytes.
 _MAX_MARKS = 2500
+_MAX_DOTS = 5000  # that are drawn one by one
+_PADDING = 0.04  # around a figure, in inches
 _RADIUS = 5.0  # of the area around a dot that shows its value, in points
 # Colours that depend on the page's: ink and paper, and those too dark for a dark page.
 _COLOURS = {
@@ -62,19 +64,33 @@ def figure_to_svg(figure: "Figure", name: str, names: Sequence[str] | None = Non
     """
     import matplotlib as mpl
 
-    file = io.BytesIO()
+    _rasterize_many(figure)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    text = file.getvalue().decode()
+        text, box = _saved(figure), figure.bbox_inches
+        if _has_wide_legend(figure):
+            box = figure.get_tightbbox().padded(_PADDING)
+            text = _saved(figure, bbox_inches=box)
     width, height = (float(v) for v in _HEAD.match(text)[1].split()[2:])
     text = _DROPPED.sub("", _HEAD.sub("", text, count=1))
     text = _STYLE.sub(_with_variables, text)
-    marks = "".join(_marks(figure, height, names))
+    origin = _POINTS_PER_INCH * np.array([box.x0, box.y0])
+    marks = "".join(_marks(figure, origin, height, names))
     body = re.sub(r"\s*\n\s*", "\n", text.rpartition("</svg>")[0]).strip()
     return (
         f'<svg class="plot" viewBox="0 0 {width:g} {height:g}" style="--w:{width:g}" '
         f'aria-hidden="true" xmlns:xlink="http://www.w3.org/1999/xlink">{body}{marks}</svg>'
     )
+
+
+def _saved(figure: "Figure", **options: Any) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None}, **options)
+    return file.getvalue().decode()
+
+
+def _has_wide_legend(figure: "Figure") -> bool:
+    extents = [legend.get_window_extent() for legend in figure.legends]
+    return any(extent.x0 < 0 or extent.x1 > figure.bbox.x1 for extent in extents)
 
 
 def _with_variables(style: re.Match) -> str:
@@ -83,14 +99,28 @@ def _with_variables(style: re.Match) -> str:
     return _COLOUR.sub(lambda colour: f"var(--{_COLOURS[colour[0]]})", text)
 
 
-def _marks(figure: "Figure", height: float, names: Sequence[str] | None) -> list[str]:
+def _rasterize_many(figure: "Figure") -> None:
+    """Draw dots as an image where there are so many that each as an element fills megabytes."""
+    lines = [line for axes in figure.axes for line in axes.lines if _has_dots(line)]
+    if sum(len(line.get_xdata()) for line in lines) > _MAX_DOTS:
+        for line in lines:
+            line.set_rasterized(True)
+
+
+def _has_dots(line: Any) -> bool:
+    return line.get_marker() not in ("None", "none", "", " ", None)
+
+
+def _marks(
+    figure: "Figure", origin: np.ndarray, height: float, names: Sequence[str] | None
+) -> list[str]:
     """Return invisible elements over dots, bars and cells, whose titles browsers show on hover."""
     scale = _POINTS_PER_INCH / figure.dpi
     marks = []
     for axes in figure.axes:
         for kind in (_dots, _bars, _steps, _cells):
             for corners, title in kind(axes, names):
-                at = axes.transData.transform(np.atleast_2d(corners)) * scale
+                at = axes.transData.transform(np.atleast_2d(corners)) * scale - origin
                 marks.append(_mark(at, height, title))
     return marks if len(marks) <= _MAX_MARKS else []
 
@@ -111,7 +141,7 @@ def _mark(at: np.ndarray, height: float, title: str) -> str:
 def _dots(axes: "Axes", names: Sequence[str] | None) -> Iterator[tuple[Any, str]]:
     """Yield the dots of lines that have markers."""
     for line in axes.lines:
-        if line.get_marker() in ("None", "none", "", " ", None):
+        if not _has_dots(line):
             continue
         points = np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float)
         label = line.get_label()

@@ -198,7 +198,7 @@
       button.textContent = "Copied";
       setTimeout(() => (button.textContent = "Copy"), 1500);
     });
-    code.before(button);
+    code.parentElement.querySelector("figcaption").append(button);
   }
 
   // The section that is read is marked in the navigation.
