@@ -31,6 +31,7 @@ KERNEL_ENVIRONMENT = {
 KERNEL_CONFIG = """
 c.InlineBackend.figure_formats = {"retina"}
 c.InlineBackend.rc = {"figure.dpi": 96}
+c.IPKernelApp.log_level = 40
 """
 
 
@@ -64,9 +65,6 @@ async def _execute(path: Path, name: str, root: Path, work: Path) -> nbformat.No
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
         )
-        client.create_kernel_manager()
-        if os.name == "posix":  # sockets in the file system, which no other user can read
-            client.km.transport = "ipc"
         try:
             async with client.async_setup_kernel(env=environment, cwd=folder):
                 for number, cell in enumerate(notebook.cells):
