@@ -26,9 +26,11 @@ KERNEL_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "WANDB_MODE": "offline",
-    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress not found",
 }
+# Figures that pyplot does not make are shown only if the inline backend is active from the start.
 KERNEL_CONFIG = """
+c.InteractiveShellApp.matplotlib = "inline"
 c.InlineBackend.figure_formats = {"retina"}
 c.InlineBackend.rc = {"figure.dpi": 96}
 c.IPKernelApp.log_level = 40
