@@ -230,13 +230,9 @@ def _comment_above(target: griffe.Attribute) -> str:
 def _place(public: PublicName, target: griffe.Object, kind: str) -> str:
     """Return the line on where a name is imported from and where its code is."""
     places = [f"[`{module}`](index.qmd#{module})" for module in public.modules]
-    where = (
-        f"{kind.capitalize()} in {' and '.join(places)}."
-        if places
-        else (
-            f"{kind.capitalize()}, the type of a result; it lives in `{public.path.rpartition('.')[0]}`."
-        )
-    )
+    where = f"{kind.capitalize()} in {' and '.join(places)}."
+    if not places:
+        where = f"The type of a result; it lives in `{public.path.rpartition('.')[0]}`."
     return f"{where} [Source code]({source_address(target)})"
 
 
@@ -310,6 +306,8 @@ def _docstring(target: griffe.Object, context: Context, headings: bool) -> list[
     blocks = []
     for section in target.docstring.parse("google"):
         title, body = _section(section, target, context)
+        if headings and not title and not blocks:
+            body = body.partition("\n\n")[2]  # the first paragraph is the page's description
         if title:
             blocks.append(f"## {title}" if headings else f"**{title}**")
         blocks.append(body)

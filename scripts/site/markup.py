@@ -7,6 +7,7 @@ from pathlib import Path
 
 REPOSITORY = "https://github.com/ltlearn/ltlearn"
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _URL = re.compile(r"https?://[^\s)>\]]+[^\s)>\].,;]")
 _SPECIAL = re.compile(r"([\\*_<>\[\]$|~^#@\"{}]|-(?=-)|(?<=-)-|\.(?=\.\.))")
 
@@ -49,14 +50,17 @@ def inline(text: str, link: Linker = no_links) -> str:
 
 def _plain(text: str) -> str:
     pieces, end = [], 0
-    for match in sorted(
-        [*_ARXIV.finditer(text), *_URL.finditer(text)], key=lambda found: found.start()
-    ):
+    found = [*_ARXIV.finditer(text), *_URL.finditer(text), *_FLAG.finditer(text)]
+    for match in sorted(found, key=lambda match: match.start()):
         if match.start() < end:
             continue
-        is_paper = match.re is _ARXIV
-        address = f"https://arxiv.org/abs/{match[1]}" if is_paper else match[0]
-        pieces += [escape(text[end : match.start()]), f"[{escape(match[0])}]({address})"]
+        if match.re is _FLAG:  # in plain text, two hyphens would become a dash
+            shown = code(match[0])
+        else:
+            is_paper = match.re is _ARXIV
+            address = f"https://arxiv.org/abs/{match[1]}" if is_paper else match[0]
+            shown = f"[{escape(match[0])}]({address})"
+        pieces += [escape(text[end : match.start()]), shown]
         end = match.end()
     return "".join([*pieces, escape(text[end:])])
 
@@ -92,6 +96,12 @@ def fence(text: str, language: str = "python") -> str:
     """Return a block of code."""
     marks = "```" + "`" * ("```" in text)
     return f"{marks}{language}\n{text.rstrip()}\n{marks}"
+
+
+def percent(value: float) -> str:
+    """Return an accuracy with one decimal, or with two where the second is not 0."""
+    text = f"{value:.2f}"
+    return text[:-1] if text.endswith("0") else text
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:

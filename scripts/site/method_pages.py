@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ltlearn.methods import DEFAULT_STAGE1, DEFAULT_STAGE2, METHODS, Method, find_method
 from scripts.site.api_pages import Links
-from scripts.site.markup import code, escape, fence, inline, page, table, write_page
+from scripts.site.markup import code, escape, fence, inline, page, percent, table, write_page
 from scripts.site.method_facts import (
     GROUPS,
     Measured,
@@ -36,12 +36,19 @@ _GROUP_TITLES = {
     "stage 1": "Stage 1", "sampler": "Samplers", "loss": "Losses", "head": "Heads with SAMN",
     "post hoc": "Post hoc",
 }  # fmt: skip
+_SORT_STYLE = """<style>
+.sortable button { all: unset; cursor: pointer; font-weight: bold; }
+.sortable button:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
+.sortable button::after { content: " \\2195"; opacity: .5; }
+.sortable [aria-sort="ascending"] button::after { content: " \\2191"; opacity: 1; }
+.sortable [aria-sort="descending"] button::after { content: " \\2193"; opacity: 1; }
+.sortable td:not(:first-child) { white-space: nowrap; }
+</style>"""
 # Headings become buttons, so that the keyboard sorts as well.
 _SORT = """<script>
 document.querySelectorAll(".sortable th").forEach((cell, column) => {
   const button = document.createElement("button");
   button.type = "button";
-  button.className = "sort";
   button.append(...cell.childNodes);
   cell.append(button);
   const key = (row) => row.cells[column].textContent.trim();
@@ -97,7 +104,7 @@ def _page(name: str, facts: MethodFacts, links: Links, tables: list[MeasuredTabl
         row.label,
         facts.summary.split(". ")[0].rstrip(".") + ".",
         _kind_line(name, row, facts),
-        _text(facts.summary, link),
+        _text(facts.summary.partition(". ")[2], link),
         f"$$\n{facts.formula}\n$$",
         _text(f"{facts.symbols} {_NOTATION}".strip(), link),
         "## When to use it",
@@ -259,7 +266,7 @@ def _values(name: str, row: Method) -> list[str]:
     own = [n for n, recipe in recipes().items() if name in (*recipe.methods, recipe.stage1.method)]
     where = ", ".join(f"[{n}](../recipes/{n}.qmd)" for n in own)
     return [
-        table(["Value", ""], rows),
+        table(["Setting", "Value"], rows),
         source,
         f"Recipes that run it, some with values of their own: {where}."
         if own
@@ -291,9 +298,8 @@ def _accuracy(name: str, row: Method, facts: MethodFacts, tables: list[MeasuredT
     base = METHODS[DEFAULT_STAGE1].label
     for measured in used:
         labels = [base] if row.label != base and base in measured.rows else []
-        rows = [
-            [escape(label), *map(escape, measured.rows[label])] for label in [*labels, row.label]
-        ]
+        labels.append(row.label)
+        rows = [[escape(label), *map(escape, measured.rows[label])] for label in labels]
         head = ["", *(inline(cell) for cell in measured.head)]
         blocks.append(table(head, rows, "l" + "r" * len(measured.head)))
         if measured.commands:
@@ -308,11 +314,8 @@ def _accuracy(name: str, row: Method, facts: MethodFacts, tables: list[MeasuredT
     if used or runs:
         blocks.append(f"Top-1 in %, from {results}, which state split, network, epochs and seeds.")
     else:
-        call = (
-            "`ltlearn train`"
-            if row.kind == "stage 1"
-            else f"`ltlearn compare RUN --methods {name}`"
-        )
+        call = "train" if row.kind == "stage 1" else f"compare RUN --methods {name}"
+        call = f"`ltlearn {call}`"
         blocks.append(f"It is not yet in {results}; {call} measures it on your data.")
     return blocks
 
@@ -320,30 +323,35 @@ def _accuracy(name: str, row: Method, facts: MethodFacts, tables: list[MeasuredT
 def _run_row(name: str, run: Measured) -> list[str]:
     recipe = f"[{run.recipe}](../recipes/{run.recipe}.qmd)"
     before = next(iter(run.accuracy))  # the stage 1
-    figures = [f"{run.accuracy[method]:g}" for method in dict.fromkeys((before, name))]
+    figures = [percent(run.accuracy[method]) for method in dict.fromkeys((before, name))]
     if before != DEFAULT_STAGE1:
         figures[0] += f" ({METHODS[before].label})"
     return [f"{recipe}{', ' if run.changed else ''}{run.changed}", run.protocol, *figures]
 
 
 def _of_recipes(name: str) -> list[list[str]]:
-    rows = []
+    """Return a row per recipe and source; figures of several imbalance factors share a cell."""
+    rows: dict[tuple[str, ...], list[str]] = {}
     for recipe_name, recipe in recipes().items():
         for figure in recipe.expected:
-            if figure.method == name:
-                when = figure.when.get("data.imbalance_factor")
-                data = f"[{recipe_name}](../recipes/{recipe_name}.qmd)"
-                data += f", factor {when:g}" if when is not None else ""
-                data += f", {figure.group}" if figure.group != "all" else ""
-                width = f", width {recipe.model.width}" if recipe.model.width else ""
-                network = code(recipe.model.arch) + width
-                rows.append([data, network, f"{figure.accuracy:g}", escape(figure.source)])
-    return rows
+            if figure.method != name:
+                continue
+            data = f"[{recipe_name}](../recipes/{recipe_name}.qmd)"
+            data += f", {figure.group}" if figure.group != "all" else ""
+            width = f", width {recipe.model.width}" if recipe.model.width else ""
+            factor = figure.when.get("data.imbalance_factor")
+            at = f" (factor {factor:g})" if factor is not None else ""
+            key = (data, code(recipe.model.arch) + width, escape(figure.source))
+            rows.setdefault(key, []).append(f"{percent(figure.accuracy)}{at}")
+    return [
+        [data, network, "<br>".join(figures), text]
+        for (data, network, text), figures in rows.items()
+    ]
 
 
 def _of_facts(facts: MethodFacts) -> list[list[str]]:
     return [
-        [escape(f.data), escape(f.backbone), f"{f.accuracy:g}", escape(f.source)]
+        [escape(f.data), escape(f.backbone), percent(f.accuracy), escape(f.source)]
         for f in facts.published
     ]
 
@@ -387,21 +395,27 @@ def _linked(name: str) -> str:
 
 def _overview(facts: dict[str, MethodFacts], measured: MeasuredTable | None) -> list[str]:
     """Return the table of all methods, which a click on a heading sorts, and its explanation."""
-    head = ["Method", "Kind", "Epochs", "Trains", *(measured.head if measured else ())]
+    # The first and the last set, of few and of many classes: more columns need a wider page.
+    sets = [0, -1] if measured and len(measured.head) > 1 else []
+    head = ["Method", "Kind", "Epochs", "Trains", *(measured.head[i] for i in sets)]
     rows = []
     for name, row in METHODS.items():
         epochs = {**_DEFAULTS, **row.values}["epochs"] if row.kind == "stage 2" else ""
         epochs = 0 if row.kind == "post hoc" else epochs
         trains = facts[name].trains.split(":")[0].split(",")[0].removesuffix(" numbers")
         trains = "all weights" if trains.startswith("all") else trains
-        figures = measured.rows.get(row.label, [""] * len(measured.head)) if measured else []
+        cells = measured.rows.get(row.label) if measured else None
+        figures = [cells[i].split(" ")[0] if cells else "" for i in sets]
         rows.append([_linked(name), facts[name].group, str(epochs), trains, *figures])
-    marks = "llrl" + "r" * (len(head) - 4)
-    note = "A click on a heading sorts the table. C is the number of classes, D the number of features."
-    if measured:
+    note = (
+        "A click on a heading sorts the table. C is the number of classes, D the number of "
+        "features, epochs are those of stage 2."
+    )
+    if sets:
         note += (
             f' Accuracies are top-1 in %, from the section "{measured.section}" of '
-            "[the results](../results/accuracy.ipynb), which has the commands."
+            "[the results](../results/accuracy.ipynb), which has all sets and the commands."
         )
-    shown = table([inline(cell) for cell in head], rows, marks)
-    return [note, f"::: {{.sortable}}\n\n{shown}\n\n:::", fence(_SORT, "{=html}")]
+    shown = table([inline(cell) for cell in head], rows, "llrl" + "r" * len(sets))
+    script = fence(f"{_SORT_STYLE}\n{_SORT}", "{=html}")
+    return [note, f"::: {{.sortable}}\n\n{shown}\n\n:::", script]

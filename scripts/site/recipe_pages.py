@@ -6,7 +6,17 @@ from pathlib import Path
 from ltlearn.experiments.read_recipe import recipe_folder
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.methods import METHODS
-from scripts.site.markup import REPOSITORY, code, escape, fence, page, table, write_page
+from scripts.site.markup import (
+    REPOSITORY,
+    code,
+    escape,
+    fence,
+    inline,
+    page,
+    percent,
+    table,
+    write_page,
+)
 from scripts.site.method_facts import Measured, measured_runs, recipes
 
 _SECTIONS = {"data": "Data", "model": "Model", "stage1": "Stage 1", "stage2": "Stage 2"}
@@ -54,7 +64,7 @@ def _best_published(recipe: Recipe) -> str:
     if not figures:
         return "–"
     best = max(figures, key=lambda figure: figure.accuracy)
-    return f"{escape(METHODS[best.method].label)} {best.accuracy:g} ({best.protocol})"
+    return f"{escape(METHODS[best.method].label)} {percent(best.accuracy)} ({best.protocol})"
 
 
 def _ours(name: str) -> str:
@@ -64,7 +74,7 @@ def _ours(name: str) -> str:
         best = max(run.accuracy, key=run.accuracy.get)
         changed = f", {run.changed}" if run.changed else ""
         label = escape(METHODS[best].label)
-        shown.append(f"{label} {run.accuracy[best]:g} ({run.protocol}{changed})")
+        shown.append(f"{label} {percent(run.accuracy[best])} ({run.protocol}{changed})")
     return "<br>".join(shown) or "–"
 
 
@@ -73,38 +83,35 @@ def _runs(name: str) -> list[Measured]:
 
 
 def _overview() -> str:
-    everything = recipes()
     rows = []
-    for name, recipe in everything.items():
+    for name, recipe in recipes().items():
         labels = [f"[{escape(METHODS[m].label)}](../methods/{m}.qmd)" for m in recipe.methods]
+        data = f"{recipe.data.dataset}{_factor(recipe)}, {_network(recipe)}"
+        ours = _ours(name)
+        if ours == "–":
+            ours = "run" if recipe.status.startswith("run here") else "not run"
         rows.append(
             [
-                _linked(name, ""),
-                code(recipe.data.dataset) + _factor(recipe),
-                escape(_network(recipe)),
+                f"{_linked(name, '')}<br>{escape(data)}",
                 ", ".join(labels),
                 _best_published(recipe),
-                _ours(name),
-                "run" if recipe.status.startswith("run here") else "not run",
+                ours,
             ]
         )
-    head = ["Recipe", "Data", "Network", "Methods", "Published", "Measured here", "Status"]
-    first = fence(
-        "ltlearn recipes\nltlearn recipe digits_lt\nltlearn recipe cifar10_lt --data DIR", "bash"
-    )
+    calls = ["ltlearn recipes", "ltlearn recipe digits_lt", "ltlearn recipe cifar10_lt --data DIR"]
     return page(
         "Recipes",
         "Every benchmark that comes with the library, published figures beside ours.",
         "A recipe is a TOML file with every value of a benchmark and its source. `ltlearn recipe "
         "NAME` runs it; `ltlearn recipe NAME --check RUN` puts a finished run beside the published "
         "figures.",
-        first,
-        "Accuracies are top-1 in %. *paper* selects epochs on the test set, as the published code "
-        "does; *clean* selects on validation images. Figures of the two do not compare, and neither "
-        "do networks of different width. A figure measured here with other values than the recipe's "
-        "names them.",
-        table(head, rows),
-    )  # fmt: skip
+        fence("\n".join(calls), "bash"),
+        "The table has the best published figure under a recipe's own values, top-1 in %. *paper* "
+        "selects epochs on the test set, as the published code does; *clean* selects on validation "
+        "images. Figures of the two do not compare, and neither do networks of different width. A "
+        "figure measured here with other values than the recipe's names them.",
+        table(["Recipe", "Methods", "Published", "Measured here"], rows),
+    )
 
 
 def _factor(recipe: Recipe) -> str:
@@ -126,9 +133,9 @@ def _page(recipe: Recipe) -> str:
     return page(
         recipe.name,
         recipe.title,
-        f"{escape(recipe.title)}. [The file]({address}). [All recipes](index.qmd).",
+        f"[The file]({address}). [All recipes](index.qmd).",
         f"Methods: {', '.join(labels)}. Protocol: {recipe.protocol}. Seeds: {recipe.seeds}.",
-        f"Status: {escape(status)}." if status else "",
+        f"Status: {inline(status)}." if status else "",
         fence("\n".join(commands), "bash"),
         "The first line shrinks it to seconds, to check that it runs.",
         "## Published and measured",
@@ -142,26 +149,14 @@ def _page(recipe: Recipe) -> str:
 def _figures(recipe: Recipe) -> list[str]:
     if not recipe.expected and not _runs(recipe.name):
         return ["No figure was published for these values, and none was measured here."]
-    blocks = []
-    if recipe.expected:
-        rows = [
-            [
-                f"[{escape(METHODS[f.method].label)}](../methods/{f.method}.qmd)",
-                "" if f.group == "all" else f.group,
-                ", ".join(f"{key.split('.')[-1]} {value}" for key, value in f.when.items()),
-                f.protocol, f"{f.accuracy:g}", escape(f.source),
-            ]
-            for f in recipe.expected
-        ]  # fmt: skip
-        head = ["Method", "Group", "With", "Protocol", "Published, %", "Source"]
-        blocks.append(_without_empty_columns(head, rows, "llllrl"))
+    blocks = _published(recipe)
     for run in _runs(recipe.name):
         changed = f", {run.changed}" if run.changed else ", the recipe's own values"
         blocks += [
             f"Measured here under the {run.protocol} protocol{changed}, one seed:",
             table(
                 [METHODS[method].label for method in run.accuracy],
-                [[f"{value:g}" for value in run.accuracy.values()]],
+                [[percent(value) for value in run.accuracy.values()]],
                 "r" * len(run.accuracy),
             ),
             fence(run.command, "bash"),
@@ -171,12 +166,28 @@ def _figures(recipe: Recipe) -> list[str]:
     return blocks
 
 
-def _without_empty_columns(head: list[str], rows: list[list[str]], align: str) -> str:
-    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    return table(
-        [head[i] for i in kept], [[row[i] for i in kept] for row in rows],
-        "".join(align[i] for i in kept),
-    )  # fmt: skip
+def _published(recipe: Recipe) -> list[str]:
+    """Return a table per source, with a column per imbalance factor."""
+    tables: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for figure in recipe.expected:
+        rows = tables.setdefault((figure.protocol, figure.source), {})
+        factor = figure.when.get("data.imbalance_factor")
+        column = "top-1, %" if factor is None else f"factor {factor:g}"
+        label = f"[{escape(METHODS[figure.method].label)}](../methods/{figure.method}.qmd)"
+        label += "" if figure.group == "all" else f", {figure.group}"
+        rows.setdefault(label, {})[column] = figure.accuracy
+    blocks = []
+    for (protocol, source), rows in tables.items():
+        columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+        shown = [
+            [label, *(percent(cells[c]) if c in cells else "" for c in columns)]
+            for label, cells in rows.items()
+        ]
+        blocks += [
+            f"Published under the {protocol} protocol: {escape(source)}.",
+            table(["Method", *columns], shown, "l" + "r" * len(columns)),
+        ]
+    return blocks
 
 
 def _values(recipe: Recipe) -> list[str]:
