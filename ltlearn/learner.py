@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import check_choice
+from ltlearn.exporting.mixin import ExportMixin
 from ltlearn.losses import CrossEntropy
 from ltlearn.methods import Method
 from ltlearn.metrics.report import ShotReport, shot_report
@@ -45,7 +46,7 @@ def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     return [list(model.backbone.parameters()), list(model.head.parameters())]
 
 
-class LTLearner(ImageLearner):
+class LTLearner(ExportMixin, ImageLearner):
     """A fastai Learner for long-tailed recognition; `lt_learner` makes one.
 
     Attributes: `stages` (a record for each stage that led to the current classifier), `trajectory`
@@ -111,8 +112,7 @@ class LTLearner(ImageLearner):
             **kwargs,
         }
         kwargs["cbs"] = listed_callbacks(kwargs.get("cbs"))
-        if precision == "fp16":
-            kwargs["cbs"] += [LossScaling()]
+        kwargs["cbs"] += [LossScaling()] if precision == "fp16" else []
         self.stages: list[StageRecord | PosthocRecord] = []
         super().__init__(dls, model, **kwargs)
 

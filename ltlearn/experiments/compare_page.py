@@ -1,5 +1,8 @@
 """Write compare.html, the page of a comparison, from its compare.json."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +49,31 @@ from ltlearn.reporting.page import (
 from ltlearn.training.stored import stored_trajectory
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["COMPARE_PAGE", "write_compare_page"]
+__all__ = ["COMPARE_PAGE", "page_or_warning", "write_compare_page"]
 
+_log = logging.getLogger("ltlearn")
 COMPARE_PAGE = "compare.html"
 _REPORT_PAGE = "report.html"
 _MAX_TRAJECTORIES = 12  # plots of methods
+
+
+@contextmanager
+def page_or_warning(run: Run, page: str, text: str) -> Iterator[None]:
+    """Turn a failure to write a page into a warning: the results are complete without it.
+
+    Args:
+        run: The run.
+        page: The page.
+        text: The file that holds the same results.
+    """
+    try:
+        yield
+    except Exception as e:
+        reason = e.message if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+        _log.warning(
+            "%s was not written (%s); the results are complete, and in %s.",
+            run.path / page, reason.rstrip("."), text,
+        )  # fmt: skip
 
 
 def write_compare_page(run: Run) -> Path:

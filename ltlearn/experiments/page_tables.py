@@ -177,9 +177,9 @@ def result_table(
     """
     rows, columns = results["rows"], [Column("method", False)]
     names = [n for n in ("all", *SHOTS, "balanced") if any(r["summary"].get(n) for r in rows)]
-    columns += [Column(f"{name} %", hint=_GROUP_HINTS[name]) for name in names]
+    columns += [Column(name, hint=_GROUP_HINTS[name]) for name in names]
     columns += [
-        Column("ECE %", hint=_ECE_HINT),
+        Column("ECE", hint=_ECE_HINT),
         Column("NLL", hint="Mean negative log-likelihood of the true class, in nats."),
     ]
     hint = "Difference in balanced accuracy in points, with a 95 % interval where there is one."
@@ -203,7 +203,7 @@ def result_table(
         mark_best(cells, i, lowest=True)
     over = ", mean ± standard deviation over seeds" if _has_seeds(rows) else ""
     part = _part_of(results)
-    title = f"{results['dataset']}: {part} accuracy in %{over}; the best of each column is bold"
+    title = f"{results['dataset']}: {part} accuracy and ECE in %{over}; the best is bold"
     return Table(title, columns, cells)
 
 
@@ -377,7 +377,7 @@ def provenance(recorded: RecordedTable) -> Section:
     if manifest.training_seconds is not None:
         machine.append(("training", f"{manifest.training_seconds:,.1f} s in all"))
     seeds = ", ".join(map(str, recorded.seeds))
-    how = [("recipe", manifest.recipe), ("protocol", results["protocol_text"]), ("seeds", seeds)]
+    how = [("recipe", manifest.recipe), ("protocol", manifest.protocol), ("seeds", seeds)]
     parts = [Facts("Data", _known(data)), Facts("Run and machine", _known([*how, *machine]))]
     if manifest.stages:
         parts.append(_stages_table(manifest.stages))

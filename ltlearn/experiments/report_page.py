@@ -1,6 +1,5 @@
 """Collect what a finished run left, and write its report.html."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from ltlearn.data import LTDataLoaders
-from ltlearn.errors import UserError
-from ltlearn.experiments.compare_page import COMPARE_PAGE, write_compare_page
+from ltlearn.experiments.compare_page import COMPARE_PAGE, page_or_warning, write_compare_page
 from ltlearn.experiments.compared import COMPARE_FILE
 from ltlearn.experiments.page_errors import error_parts, load_images
 from ltlearn.experiments.page_tables import (
@@ -55,7 +53,6 @@ from ltlearn.utils.run_folder import Run
 
 __all__ = ["REPORT_PAGE", "rewrite_pages", "write_page_of_run", "write_report_page"]
 
-_log = logging.getLogger("ltlearn")
 REPORT_PAGE = "report.html"
 _MAX_PAIRS = 15  # most confused pairs that the page lists
 _MAX_TRAJECTORIES = 8  # plots of methods
@@ -68,14 +65,8 @@ def write_page_of_run(run: Run, dls: LTDataLoaders | None) -> None:
         run: The run.
         dls: The loaders of its last seed.
     """
-    try:
+    with page_or_warning(run, REPORT_PAGE, "report.md"):
         write_report_page(run, dls)
-    except Exception as e:
-        reason = e.message if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
-        _log.warning(
-            "%s was not written (%s); the results are complete, and in report.md.",
-            run.path / REPORT_PAGE, reason.rstrip("."),
-        )  # fmt: skip
 
 
 def rewrite_pages(

@@ -8,7 +8,7 @@ import numpy as np
 
 from ltlearn.metrics.rows import check_lengths, read_labels
 
-__all__ = ["ClassScores", "GroupScores", "class_scores"]
+__all__ = ["ClassScores", "GroupScores", "class_scores", "mean_scores"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,16 @@ def class_scores(labels: Any, predictions: Any, classes: int | Sequence[str]) ->
         true, predicted, labels=np.arange(num_classes), zero_division=np.nan
     )
     return ClassScores(precision, recall, f1)
+
+
+def mean_scores(scores: Sequence[ClassScores]) -> ClassScores:
+    """Average the scores of several seeds, class by class.
+
+    A class that one seed never predicts has no mean precision: a mean over the other seeds would
+    not be comparable.
+
+    Args:
+        scores: The scores of each seed, at least one, of the same classes.
+    """
+    fields = ("precision", "recall", "f1")
+    return ClassScores(*(np.mean([getattr(s, name) for s in scores], axis=0) for name in fields))

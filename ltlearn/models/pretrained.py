@@ -209,6 +209,7 @@ def _create(arch: str, pretrained: bool, kwargs: dict) -> nn.Module:
             raise _config_error(arch, _first_line(e)) from e
         raise
     _check_odd_size(backbone, arch, kwargs)
+    backbone.model_args = dict(kwargs)  # an export states them
     return backbone
 
 

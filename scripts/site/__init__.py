@@ -1,1 +1,1 @@
-"""Builds the documentation site. `build` is the entry point; `*_pages` and `*_page` write generated pages."""
+"""Builds the documentation site: `build` starts it, the `*_page(s)` write pages from the code."""

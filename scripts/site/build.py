@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from scripts.site import checks, notebooks, render
+from scripts.site import checks, navigation, notebooks, render
 from scripts.site.notebooks import BuildError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,9 +33,8 @@ def stage(work: Path) -> Path:
 def generate(nbs: Path) -> None:
     """Write the pages that come from the code."""
     for name in GENERATORS:
-        if (Path(__file__).parent / f"{name}.py").exists():
-            log(f"generating with {name}")
-            importlib.import_module(f"scripts.site.{name}").write(nbs)
+        log(f"generating with {name}")
+        importlib.import_module(f"scripts.site.{name}").write(nbs)
 
 
 def build(out: Path, work: Path, run: bool, jobs: int) -> list[str]:
@@ -53,10 +52,11 @@ def build(out: Path, work: Path, run: bool, jobs: int) -> list[str]:
     for path in sorted(nbs.rglob("*.ipynb")):
         notebooks.prepare(path, str(path.relative_to(nbs)))
     generate(nbs)
+    navigation.fill_sidebars(nbs)
     log("rendering")
     warnings = render.render(nbs.parent)
     docs = nbs.parent / "_docs"
-    render.finish(docs)
+    render.finish(docs, ROOT / "nbs")
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(docs, out)
     return warnings

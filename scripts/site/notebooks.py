@@ -26,10 +26,14 @@ KERNEL_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "WANDB_MODE": "offline",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress not found",
 }
+# Figures that pyplot does not make are shown only if the inline backend is active from the start.
 KERNEL_CONFIG = """
+c.InteractiveShellApp.matplotlib = "inline"
 c.InlineBackend.figure_formats = {"retina"}
 c.InlineBackend.rc = {"figure.dpi": 96}
+c.IPKernelApp.log_level = 40
 """
 
 
@@ -125,7 +129,8 @@ def _image_output(output: dict, alt: str) -> dict:
         f' {side}="{metadata[side]}"' for side in ("width", "height") if side in metadata
     )
     encoded = data["image/png"].replace("\n", "")
-    tag = f'<img src="data:image/png;base64,{encoded}"{size} alt="{html.escape(alt)}" class="img-fluid">'
+    address = f"data:image/png;base64,{encoded}"
+    tag = f'<img src="{address}"{size} alt="{html.escape(alt)}" class="img-fluid">'
     return {**output, "data": {"text/html": tag}, "metadata": {}}
 
 

@@ -29,6 +29,11 @@ MATHS = re.compile(
 )
 KATEX = re.compile(r"<(?:link|script)[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?")
 
+SOURCE_LINK = re.compile(
+    r'<div class="action-links"><a [^>]*href="[^"]*/blob/[^"]*?/nbs/([^"]+)"[^>]*>.*?</a></div>',
+    re.DOTALL,
+)
+
 
 def write_project(project: Path, root: Path) -> None:
     """Write the settings that nbdev reads in the staging folder."""
@@ -72,7 +77,7 @@ def render(project: Path) -> list[str]:
     Raises:
         BuildError: If the renderer fails.
     """
-    # nbdev leaves out files whose names begin with an underscore: included parts, and the names to link.
+    # nbdev leaves out files whose names begin with an underscore: parts, and the names to link.
     for part in (project / "nbs").rglob("_*"):
         kept = project / "_proc" / part.relative_to(project / "nbs")
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -115,18 +120,35 @@ def maths(page: str, name: str) -> str:
             mathml = convert(tex, display="inline" if inline is not None else "block")
         except Exception as error:  # The converter raises errors of many classes.
             raise BuildError(
-                f"{name}: the formula {tex!r} cannot be converted ({error!r})."
+                f"{name}: the formula {tex} cannot be converted ({error!r})."
             ) from error
+        if "\\" in mathml:  # An unknown command stands there as it was.
+            raise BuildError(f"{name}: the formula {tex} has a command that cannot be converted.")
         return match[1] + mathml
 
     return KATEX.sub("", MATHS.sub(formula, page))
 
 
-def finish(docs: Path) -> None:
-    """Convert formulas, and give search an index that works without a server."""
+def without_source(page: str, sources: Path) -> str:
+    """Remove the link to the source of a page that is generated, and has none in the repository."""
+    link = re.search(
+        r'<div class="action-links"><a [^>]*href="[^"]*/nbs/([^"]+)"[^>]*>.*?</a></div>', page
+    )
+    if link is None or (sources / link[1]).exists():
+        return page
+    return page.replace(link[0], "")
+
+
+def finish(docs: Path, sources: Path) -> None:
+    """Convert formulas, and give search an index that works without a server.
+
+    Args:
+        docs: The rendered pages.
+        sources: The folder of sources in the repository.
+    """
     for path in sorted(docs.rglob("*.html")):
         page = path.read_text(encoding="utf-8")
-        finished = maths(page, str(path.relative_to(docs)))
+        finished = maths(without_source(page, sources), str(path.relative_to(docs)))
         if finished != page:
             path.write_text(finished, encoding="utf-8")
     index = (docs / "search.json").read_text(encoding="utf-8")

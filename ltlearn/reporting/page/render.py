@@ -56,8 +56,13 @@ def _environment() -> Any:
     environment.filters["clean"] = clean
     environment.filters["percent"] = _percent
     environment.globals["plain_order"] = _most_frequent_first
-    environment.filters["signed"] = lambda value: f"{value:+.1f}".replace("-", "−")
+    environment.filters["signed"] = _signed
     return environment
+
+
+def _signed(points: float) -> str:
+    text = f"{points:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def _most_frequent_first(classes: ClassData) -> list[int]:

@@ -50,7 +50,7 @@
   const number = new Intl.NumberFormat("en");
   const tenths = (value) => (isMissing(value) ? dash : (value / 10).toFixed(1));
   const signed = (value) =>
-    isMissing(value) ? dash : (value < 0 ? "−" : "+") + (Math.abs(value) / 10).toFixed(1);
+    isMissing(value) ? dash : ["−", "", "+"][Math.sign(value) + 1] + (Math.abs(value) / 10).toFixed(1);
 
   const classTable = (card) => {
     const data = JSON.parse(card.querySelector("script").textContent);
@@ -101,7 +101,7 @@
       const key = head.dataset.key;
       const made = document.createElement(key === "name" ? "th" : "td");
       if (key === "name") made.scope = "row";
-      made.className = head.classList.contains("number") ? "number" : "text";
+      made.className = head.className;
       if (key === "group") {
         const dot = document.createElement("span");
         dot.className = `dot ${shots[data.groups[c]]}`;

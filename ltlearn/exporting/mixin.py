@@ -1,0 +1,89 @@
+"""The methods of a learner that write its model for others to load."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ltlearn.exporting.exported import Exported
+from ltlearn.exporting.source import source_of_learner
+
+__all__ = ["ExportMixin"]
+
+
+class ExportMixin:
+    """Exports of an `LTLearner`. Each loads what it wrote and compares the logits first."""
+
+    def export_timm(
+        self, folder: str | Path, label_descriptions: Mapping[str, str] | None = None
+    ) -> Exported:
+        """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
+
+        The head is folded into timm's own classifier, so that ltlearn is not needed. `config.json`
+        has the class names, and the statistics and size for
+        `timm.data.resolve_model_data_config`. timm does not have the CIFAR ResNets; a folder with
+        one holds its source, too, which has to be imported first.
+
+        Args:
+            folder: The folder. Files of an earlier export in it are replaced.
+            label_descriptions: A longer text for each class name.
+
+        Returns:
+            What was written, the largest difference of the logits, and the lines that load it.
+
+        Raises:
+            UserError: If the head cannot be folded into a linear layer (`CosineLinear`,
+                `NearestClassMean`), the backbone is no model of timm, or the folder cannot be
+                written.
+
+        Example:
+            >>> print(learn.export_timm("birds"))
+        """
+        from ltlearn.exporting.timm_folder import export_timm_folder
+
+        return export_timm_folder(source_of_learner(self), Path(folder), label_descriptions)
+
+    def export_onnx(self, file: str | Path, normalize: bool = False) -> Exported:
+        """Write one ONNX file with a free batch size, checked with onnxruntime.
+
+        A head that cannot be folded into a linear layer is part of the graph. The metadata of the
+        file has the class names, mean, std, size and the version of ltlearn.
+
+        Args:
+            file: The file.
+            normalize: Whether the graph takes pixels in [0, 1] and normalises them itself. The
+                layout is (N, 3, H, W), float32, RGB, either way.
+
+        Returns:
+            What was written, the largest difference of the logits, and the lines that load it.
+
+        Raises:
+            UserError: If the extra `onnx` is not installed, the model cannot be exported, or the
+                file cannot be written.
+
+        Example:
+            >>> print(learn.export_onnx("birds.onnx", normalize=True))
+        """
+        from ltlearn.exporting.onnx_file import export_onnx_file
+
+        return export_onnx_file(source_of_learner(self), Path(file), normalize)
+
+    def export_torchscript(self, file: str | Path, normalize: bool = False) -> Exported:
+        """Write a TorchScript file, which `torch.jit.load` loads without other packages.
+
+        A head that cannot be folded into a linear layer is part of it.
+
+        Args:
+            file: The file.
+            normalize: As for `export_onnx`.
+
+        Returns:
+            What was written, the largest difference of the logits, and the lines that load it.
+
+        Raises:
+            UserError: If the model cannot be traced, or the file cannot be written.
+
+        Example:
+            >>> print(learn.export_torchscript("birds.pt"))
+        """
+        from ltlearn.exporting.torchscript_file import export_torchscript_file
+
+        return export_torchscript_file(source_of_learner(self), Path(file), normalize)
