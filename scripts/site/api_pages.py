@@ -12,7 +12,6 @@ from scripts.site.api_names import (
     PublicName,
     find_object,
     is_shown,
-    names_in,
     public_modules,
     public_names,
     resolved,
@@ -52,7 +51,7 @@ def write(staging: Path) -> list[Path]:
         write_page(staging / "api" / f"{public.page}.qmd", _page(public, links))
         for public in public_names()
     ]
-    written.append(write_page(staging / "api" / "index.qmd", _index(links)))
+    written.append(write_page(staging / "api" / "index.qmd", _index()))
     # smalldocs links names in backticks on all other pages with this file.
     symbols = json.dumps(links.symbols(), indent=1)
     return [*written, write_page(staging / "_symbols.json", symbols)]
@@ -322,9 +321,10 @@ def _section(section, target: griffe.Object, context: Context) -> tuple[str, str
         rows = [_parameter_row(item, target, context) for item in section.value]
         return "Parameters", table(["Parameter", "Meaning"], rows)
     if section.kind is kinds.raises:
+        errors = [str(item.annotation) for item in section.value]
         rows = [
-            [context.annotation(r.annotation), inline(r.description, context)]
-            for r in section.value
+            [code(error, context(error)), inline(item.description, context)]
+            for error, item in zip(errors, section.value, strict=True)
         ]
         return "Raises", table(["Error", "When"], rows)
     if section.kind in (kinds.returns, kinds.yields):
@@ -431,7 +431,7 @@ def _outer_bases(target: griffe.Class, links: Links) -> list[str]:
     return found
 
 
-def _index(links: Links) -> str:
+def _index() -> str:
     blocks = [
         "Every public name has a page. The names of the first table can be imported from `ltlearn` "
         "itself; the others live in the module that heads their table."
@@ -464,6 +464,3 @@ def _index_row(public: PublicName) -> list[str]:
     if target.is_attribute:
         return [name, inline(_comment_above(target)) or "A constant."]
     return [name, inline(target.docstring.value.split("\n\n")[0]) if target.docstring else ""]
-
-
-__all__ = ["Links", "example", "names_in", "signature", "source_address", "write"]

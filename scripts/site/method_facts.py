@@ -90,8 +90,9 @@ class Measured:
         recipe: The recipe.
         protocol: Protocol.
         changed: The values that differ from the recipe; empty: none.
-        accuracy: Top-1 accuracy in % by method.
+        accuracy: Top-1 accuracy in % by method, the stage 1 first.
         command: The command.
+        seeds: Seeds that the accuracies are means of.
     """
 
     recipe: str
@@ -99,6 +100,7 @@ class Measured:
     changed: str
     accuracy: dict[str, float]
     command: str
+    seeds: int = 1
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from scripts.site.method_facts import (
     results_text,
 )
 
-_NOTATION = (
+NOTATION = (
     "$n_c$ is the number of training images of class $c$, $\\pi_c$ their share of all, $C$ the "
     "number of classes, $D$ the number of features, $x$ the feature of an image, "
     "$z_c = w_c \\cdot x + b_c$ its logit and $p$ the softmax of the logits."
@@ -106,7 +106,7 @@ def _page(name: str, facts: MethodFacts, links: Links, tables: list[MeasuredTabl
         _kind_line(name, row, facts),
         _text(facts.summary.partition(". ")[2], link),
         f"$$\n{facts.formula}\n$$",
-        _text(f"{facts.symbols} {_NOTATION}".strip(), link),
+        _text(f"{facts.symbols} {NOTATION}".strip(), link),
         "## When to use it",
         _text(facts.use, link),
         "## When not to",

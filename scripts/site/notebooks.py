@@ -26,11 +26,14 @@ KERNEL_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "WANDB_MODE": "offline",
-    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress not found",
 }
+# Figures that pyplot does not make are shown only if the inline backend is active from the start.
 KERNEL_CONFIG = """
+c.InteractiveShellApp.matplotlib = "inline"
 c.InlineBackend.figure_formats = {"retina"}
 c.InlineBackend.rc = {"figure.dpi": 96}
+c.IPKernelApp.log_level = 40
 """
 
 
@@ -50,6 +53,8 @@ def sources_digest(root: Path) -> str:
 
 async def _execute(path: Path, name: str, root: Path, work: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
+    if all(cell.cell_type != "code" for cell in notebook.cells):
+        return notebook
     profile = work / "ipython" / "profile_default"
     profile.mkdir(parents=True, exist_ok=True)
     (profile / "ipython_kernel_config.py").write_text(KERNEL_CONFIG)
@@ -64,9 +69,6 @@ async def _execute(path: Path, name: str, root: Path, work: Path) -> nbformat.No
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
         )
-        client.create_kernel_manager()
-        if os.name == "posix":  # sockets in the file system, which no other user can read
-            client.km.transport = "ipc"
         try:
             async with client.async_setup_kernel(env=environment, cwd=folder):
                 for number, cell in enumerate(notebook.cells):

@@ -152,8 +152,9 @@ def _figures(recipe: Recipe) -> list[str]:
     blocks = _published(recipe)
     for run in _runs(recipe.name):
         changed = f", {run.changed}" if run.changed else ", the recipe's own values"
+        seeds = "one seed" if run.seeds == 1 else f"mean of {run.seeds} seeds"
         blocks += [
-            f"Measured here under the {run.protocol} protocol{changed}, one seed:",
+            f"Measured here under the {run.protocol} protocol{changed}, {seeds}:",
             table(
                 [METHODS[method].label for method in run.accuracy],
                 [[percent(value) for value in run.accuracy.values()]],

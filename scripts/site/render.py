@@ -120,8 +120,10 @@ def maths(page: str, name: str) -> str:
             mathml = convert(tex, display="inline" if inline is not None else "block")
         except Exception as error:  # The converter raises errors of many classes.
             raise BuildError(
-                f"{name}: the formula {tex!r} cannot be converted ({error!r})."
+                f"{name}: the formula {tex} cannot be converted ({error!r})."
             ) from error
+        if "\\" in mathml:  # An unknown command stands there as it was.
+            raise BuildError(f"{name}: the formula {tex} has a command that cannot be converted.")
         return match[1] + mathml
 
     return KATEX.sub("", MATHS.sub(formula, page))
