@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import check_choice
 from ltlearn.exporting.mixin import ExportMixin
+from ltlearn.interpretation import InterpretMixin
 from ltlearn.losses import CrossEntropy
 from ltlearn.methods import Method
 from ltlearn.metrics.report import ShotReport, shot_report
@@ -46,7 +47,7 @@ def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     return [list(model.backbone.parameters()), list(model.head.parameters())]
 
 
-class LTLearner(ExportMixin, ImageLearner):
+class LTLearner(ExportMixin, InterpretMixin, ImageLearner):
     """A fastai Learner for long-tailed recognition; `lt_learner` makes one.
 
     Attributes: `stages` (a record for each stage that led to the current classifier), `trajectory`
@@ -94,8 +95,7 @@ class LTLearner(ExportMixin, ImageLearner):
         check_choice("few", few, FEW_RULES)
         side = max(getattr(dls, "size", (224, 224)))
         precision = resolve_precision(precision, device, side)
-        self.precision, self.few = precision, few
-        model = model.to(device)
+        self.precision, self.few, model = precision, few, model.to(device)
         # Not `channels_last`: fastai's `load_learner` takes that for a callback of its own.
         self._channels_last = channels_last
         if channels_last:
