@@ -8,6 +8,7 @@ import fastai.callback.schedule  # noqa: F401  (gives Learner lr_find, fit_one_c
 import torch
 from torch import Tensor, nn
 
+from ltlearn.cleaning.mixin import CleaningMixin
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import check_choice
 from ltlearn.losses import CrossEntropy
@@ -45,7 +46,7 @@ def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     return [list(model.backbone.parameters()), list(model.head.parameters())]
 
 
-class LTLearner(ImageLearner):
+class LTLearner(CleaningMixin, ImageLearner):
     """A fastai Learner for long-tailed recognition; `lt_learner` makes one.
 
     Attributes: `stages` (a record for each stage that led to the current classifier), `trajectory`
@@ -390,10 +391,9 @@ class LTLearner(ImageLearner):
         """
         if part is None and (part := tested_part(self.dls)) == "valid":
             _log.warning("there is no test set: the report is on the validation images")
+        counts, classes = self.dls.shot_counts, self.dls.vocab
         logits, targets = self.predict_logits(part, flip)
-        return shot_report(
-            logits, targets, self.dls.shot_counts, classes=self.dls.vocab, few=self.few
-        )
+        return shot_report(logits, targets, counts, classes=classes, few=self.few)
 
     @property
     def select_on(self) -> str:
