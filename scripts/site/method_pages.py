@@ -67,6 +67,7 @@ document.querySelectorAll(".sortable th").forEach((cell, column) => {
   });
 });
 </script>"""
+_LONG_FORMULA = 100  # characters of TeX that fit one line of a page
 # What `retrain_classifier` uses where a row gives no value.
 _DEFAULTS = {"epochs": 20, "bs": 64, "lr": 5e-4, "wd": 0.0}
 _VALUE_NAMES = {"epochs": "epochs", "bs": "batch size", "lr": "learning rate", "wd": "weight decay"}
@@ -105,7 +106,7 @@ def _page(name: str, facts: MethodFacts, links: Links, tables: list[MeasuredTabl
         facts.summary.split(". ")[0].rstrip(".") + ".",
         _kind_line(name, row, facts),
         _text(facts.summary.partition(". ")[2], link),
-        f"$$\n{facts.formula}\n$$",
+        *_formulas(facts.formula),
         _text(f"{facts.symbols} {NOTATION}".strip(), link),
         "## When to use it",
         _text(facts.use, link),
@@ -129,6 +130,12 @@ def _page(name: str, facts: MethodFacts, links: Links, tables: list[MeasuredTabl
         ),
         pagetitle=row.label,
     )
+
+
+def _formulas(tex: str) -> list[str]:
+    """Return the displayed formula; a long one gets a line for each of its equations."""
+    equations = re.split(r", \\quad ", tex) if len(tex) > _LONG_FORMULA else [tex]
+    return [f"$$\n{equation}\n$$" for equation in equations]
 
 
 def _first(name: str) -> str:
