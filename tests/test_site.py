@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from scripts.site import checks, navigation, notebooks, render
 from scripts.site.api_names import public_names
@@ -200,6 +202,36 @@ def test_a_sidebar_follows_the_index(tmp_path):
     ]
 
 
+def test_a_sidebar_lists_what_the_index_of_its_folder_lists(tmp_path):
+    (tmp_path / "_quarto.yml").write_text(
+        "website: {sidebar: [{id: a, contents: api/*.qmd}, {id: b, contents: [start.qmd]}]}"
+    )
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "X.qmd").write_text("")
+    (tmp_path / "api" / "index.qmd").write_text("## Names\n\n[X](X.qmd)\n")
+    navigation.fill_sidebars(tmp_path)
+    first, second = yaml.safe_load((tmp_path / "_quarto.yml").read_text())["website"]["sidebar"]
+    assert first["contents"] == [
+        "api/index.qmd", {"section": "Names", "contents": ["api/X.qmd"]}
+    ]  # fmt: skip
+    assert second["contents"] == ["start.qmd"]
+
+
+# ---- workflows
+
+
+def test_workflows_test_every_python_that_the_package_names():
+    workflows = {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in (ROOT / ".github" / "workflows").glob("*.yml")
+    }
+    assert set(workflows) == {"tests", "docs", "release"}
+    tested = workflows["tests"]["jobs"]["test"]["strategy"]["matrix"]["python"]
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [c.rpartition(" ")[2] for c in about["classifiers"] if "Python :: 3." in c]
+    assert tested == named and f">={tested[0]}" == about["requires-python"]
+
+
 # ---- a small site, rendered with the site's own settings and styles
 
 PAGE = """---
@@ -231,7 +263,7 @@ def small_site(tmp_path_factory):
     project = tmp_path_factory.mktemp("project")
     nbs = project / "nbs"
     (nbs / "images").mkdir(parents=True)
-    for name in ("_quarto.yml", "styles.css", "search.html", "images/logo.svg", "images/colab.svg"):
+    for name in ("_quarto.yml", "styles.css", "head.html", "images/logo.svg", "images/colab.svg"):
         shutil.copyfile(ROOT / "nbs" / name, nbs / name)
     (nbs / "index.qmd").write_text(PAGE)
     notebooks.prepare(notebook(nbs / "tutorials" / "first.ipynb", "1 + 1"), "tutorials/first.ipynb")

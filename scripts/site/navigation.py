@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 HEADING = re.compile(r"^##\s+(.+?)(?:\s*\{[^}]*\})?\s*$")
+MOST_OPEN = 60  # pages that a sidebar lists with all its sections open
 PAGE = re.compile(r"(?:\]\(|href=\")(?:\./)?([^/\s()#\"]+\.qmd)")
 
 
@@ -38,6 +39,9 @@ def fill_sidebars(nbs: Path) -> None:
     for sidebar in config["website"]["sidebar"]:
         folder = re.fullmatch(r"(\w+)/\*\.qmd", str(sidebar["contents"]))
         if folder and (index := nbs / folder[1] / "index.qmd").exists():
-            sidebar["contents"] = [f"{folder[1]}/index.qmd", *sections(index)]
-            sidebar["collapse-level"] = 1
+            grouped = sections(index)
+            sidebar["contents"] = [f"{folder[1]}/index.qmd", *grouped]
+            # Sections of a long list stay closed, but for the one of the page.
+            if sum(len(section["contents"]) for section in grouped) > MOST_OPEN:
+                sidebar["collapse-level"] = 1
     path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")

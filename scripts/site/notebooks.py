@@ -53,6 +53,8 @@ def sources_digest(root: Path) -> str:
 
 async def _execute(path: Path, name: str, root: Path, work: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
+    if all(cell.cell_type != "code" for cell in notebook.cells):
+        return notebook
     profile = work / "ipython" / "profile_default"
     profile.mkdir(parents=True, exist_ok=True)
     (profile / "ipython_kernel_config.py").write_text(KERNEL_CONFIG)
