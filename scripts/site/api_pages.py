@@ -178,8 +178,9 @@ def _members(public: PublicName) -> list[griffe.Object]:
         # A base class with a page of its own describes its members there.
         if is_shown(member) and member.canonical_path.rpartition(".")[0] not in listed:
             members[name] = member.final_target if member.is_alias else member
+    own = str(target.filepath)
     return sorted(
-        members.values(), key=lambda m: (str(m.filepath) != str(target.filepath), m.lineno)
+        members.values(), key=lambda m: (str(m.filepath) != own, str(m.filepath), m.lineno)
     )
 
 

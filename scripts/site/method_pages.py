@@ -67,6 +67,7 @@ document.querySelectorAll(".sortable th").forEach((cell, column) => {
   });
 });
 </script>"""
+_LINE = 88  # characters of code that stay on one line
 _LONG_FORMULA = 100  # characters of TeX that fit one line of a page
 # What `retrain_classifier` uses where a row gives no value.
 _DEFAULTS = {"epochs": 20, "bs": 64, "lr": 5e-4, "wd": 0.0}
@@ -186,21 +187,27 @@ def python_code(name: str) -> str:
         'dls = LTDataLoaders.from_folder("photos/")',
         'learn = lt_learner(dls, "resnet50")', first,
     ]  # fmt: skip
+    named = f'method="{name}"'
     if row.kind == "stage 1":
-        lines[-1] = f'learn.fit_stage1(90, method="{name}"{_options_text(row)})'
+        lines[-1] = _call("learn.fit_stage1", "90", named, *_options_argument(row))
     elif row.kind == "stage 2":
-        lines.append(f'learn.retrain_classifier(method="{name}"{_options_text(row)})')
+        lines.append(_call("learn.retrain_classifier", named, *_options_argument(row)))
     else:
         lines.append(f'learn.correct_classifier("{name}")')
     return "\n".join([*lines, "print(learn.shot_report())"])
 
 
-def _options_text(row: Method) -> str:
-    """Return the argument `options` with every default, a line of its own if it is long."""
-    if not row.options:
-        return ""
-    text = f"options={json.dumps(dict(row.options))}"
-    return f", {text}" if len(row.options) < 2 else f",\n    {text},\n"
+def _call(function: str, *arguments: str) -> str:
+    """Return a call: one line, or an argument a line."""
+    line = f"{function}({', '.join(arguments)})"
+    if len(line) <= _LINE:
+        return line
+    return f"{function}(\n" + "".join(f"    {argument},\n" for argument in arguments) + ")"
+
+
+def _options_argument(row: Method) -> list[str]:
+    """Return the argument `options` with every default, if the method has options."""
+    return [f"options={json.dumps(dict(row.options))}"] if row.options else []
 
 
 def _number(value: float) -> str:
@@ -269,7 +276,8 @@ def _values(name: str, row: Method) -> list[str]:
         "stage 1": "as the stage 1 before it",
     }  # fmt: skip
     rows.append(["class prior that its logits assume", priors[row.prior]])
-    source = f"Source of the values: {escape(row.values_from)}." if row.values_from else ""
+    text = row.values_from.replace(". own:", ". Own:")
+    source = f"Source of the values: {escape(text)}." if text else ""
     own = [n for n, recipe in recipes().items() if name in (*recipe.methods, recipe.stage1.method)]
     where = ", ".join(f"[{n}](../recipes/{n}.qmd)" for n in own)
     return [
