@@ -8,6 +8,7 @@ from pathlib import Path
 
 import griffe
 
+from ltlearn.methods import METHODS
 from scripts.site.api_names import (
     PACKAGE,
     ROOT,
@@ -31,6 +32,7 @@ from scripts.site.markup import (
     table,
     write_page,
 )
+from scripts.site.method_facts import method_facts
 
 _LINE = 88  # characters of a signature that stays on one line
 _VALUE_LINES = 14  # lines of a constant that a page shows
@@ -196,6 +198,7 @@ def _page(public: PublicName, links: Links) -> str:
     callable_ = context.hide(target.parameters)
     blocks = [
         _place(public, target, kind),
+        _methods_of(public),
         fence(signature(target, public.name)),
         *_docstring(target, callable_, headings=True),
     ]
@@ -259,6 +262,20 @@ def _place(public: PublicName, target: griffe.Object, kind: str) -> str:
     if not places:
         where = f"The type of a result; it lives in `{public.path.rpartition('.')[0]}`."
     return f"{where} [Source code]({source_address(target)})"
+
+
+def _methods_of(public: PublicName) -> str:
+    """Return the line on the methods that a name is a part of."""
+    links = [
+        f"[{escape(METHODS[method].label)}](../methods/{method}.qmd)"
+        for method, facts in method_facts().items()
+        if public.name in facts.api
+    ]
+    return (
+        f"Part of {'the method' if len(links) == 1 else 'the methods'} {', '.join(links)}."
+        if (links)
+        else ""
+    )
 
 
 def source_address(target: griffe.Object) -> str:

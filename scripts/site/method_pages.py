@@ -294,10 +294,10 @@ def _cost(row: Method, facts: MethodFacts, link) -> list[str]:
     how_long = {
         "stage 1": "It trains for as many epochs on the images as you give it.",
         "stage 2": f"{given['epochs']} epochs on cached features, which all methods share.",
-        "post hoc": "No training. Choosing and applying it takes seconds on cached features.",
+        "post hoc": "Choosing and applying it takes seconds on cached features.",
     }[row.kind]
     if row.kind == "stage 2" and not row.draws:
-        how_long = "No training. It takes the features of the validation images at most."
+        how_long = "It needs the features of the validation images at most."
     return [f"Trained: {_text(facts.trains, link)}. {how_long}", _text(facts.cost, link)]
 
 
@@ -307,7 +307,7 @@ def _accuracy(name: str, row: Method, facts: MethodFacts, tables: list[MeasuredT
     if published:
         blocks.append(table(["Data", "Network", "Top-1, %", "Source"], published, "llrl"))
     else:
-        blocks.append("No figure of exactly this method was found in a primary source.")
+        blocks.append("The sources used here hold no published figure of exactly this method.")
     blocks.append("### Measured here")
     used = [t for t in tables if row.label in t.rows]
     base = METHODS[DEFAULT_STAGE1].label
