@@ -38,13 +38,13 @@ from ltlearn.reporting.markdown import CLASSES_FILE
 from ltlearn.reporting.page import (
     Cell,
     ClassData,
-    Details,
+    Folded,
     MethodClasses,
     Page,
+    PageSection,
+    PageTable,
     Plot,
     Row,
-    Section,
-    Table,
     Text,
     figure_to_svg,
     render_page,
@@ -143,20 +143,20 @@ def _difference(recorded: RecordedRun, method: str) -> Difference | None:
 
 def _sections(
     recorded: RecordedRun, differences: dict[str, Difference | None], dls: Any, why: str
-) -> list[Section]:
+) -> list[PageSection]:
     extra = {}
     if any(d is not None for d in differences.values()):
         extra = {f"to {recorded.labels[recorded.methods[0]]}": differences}
     results = [result_table(recorded.results, extra), *result_notes(recorded)]
     sections = [
-        Section("results", "Results", results),
-        Section("classes", "Classes", _class_parts(recorded)),
-        Section("mistakes", "Mistakes", _mistake_parts(recorded)),
-        Section("errors", "Most confident errors", error_parts(recorded, dls, why), "Errors"),
-        Section("calibration", "Calibration", _calibration_parts(recorded)),
-        Section("weights", "Classifier weights", _norm_parts(recorded), "Weights"),
-        Section("stage2", "Stage 2", _trajectory_parts(recorded)),
-        Section("data", "Training images", _data_parts(recorded), "Data"),
+        PageSection("results", "Results", results),
+        PageSection("classes", "Classes", _class_parts(recorded)),
+        PageSection("mistakes", "Mistakes", _mistake_parts(recorded)),
+        PageSection("errors", "Most confident errors", error_parts(recorded, dls, why), "Errors"),
+        PageSection("calibration", "Calibration", _calibration_parts(recorded)),
+        PageSection("weights", "Classifier weights", _norm_parts(recorded), "Weights"),
+        PageSection("stage2", "Stage 2", _trajectory_parts(recorded)),
+        PageSection("data", "Training images", _data_parts(recorded), "Data"),
         use_section(recorded, recorded.manifest.command),
         provenance(recorded),
     ]
@@ -221,7 +221,7 @@ def _mistake_parts(recorded: RecordedRun) -> list[Any]:
     return [Row([plot, _pairs_table(recorded, predicted, label)])]
 
 
-def _pairs_table(recorded: RecordedRun, predicted: Any, label: str) -> Table:
+def _pairs_table(recorded: RecordedRun, predicted: Any, label: str) -> PageTable:
     """Return the most frequent mistakes of the few-shot classes, or of all without any."""
     names, shots = recorded.classes, recorded.shots
     mistakes = mistaken_classes(predicted.targets, predicted.classes, len(names))
@@ -280,7 +280,7 @@ def _trajectory_parts(recorded: RecordedRun) -> list[Any]:
     others = plots[1 : 1 + _MAX_TRAJECTORIES]
     if not others:
         return plots
-    return [plots[0], Details("Other methods, epoch by epoch", others)]
+    return [plots[0], Folded("Other methods, epoch by epoch", others)]
 
 
 def _trajectory_plot(recorded: RecordedRun, method: str) -> Plot | None:
