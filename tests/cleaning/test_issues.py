@@ -69,7 +69,7 @@ def test_each_planted_fault_is_found(issues):
     assert other["conflict"].suggested == "ant" and other["conflict"].twin.endswith("ant/0.png")
     wrong = [one for one in at(issues, "wrong.png") if one.kind == "label"]
     assert [(one.label, one.suggested) for one in wrong] == [("ant", "bee & <b>")]
-    assert wrong[0].score > 0.8 and wrong[0].group == "medium"
+    assert wrong[0].score > 2 and wrong[0].group == "medium"
     counts = issues.counts()
     assert (counts["leak"], counts["conflict"], counts["duplicate"]) == (1, 1, 1)
     assert 1 <= counts["label"] <= 3

@@ -7,7 +7,7 @@ from cleanlab.count import get_confident_thresholds
 from cleanlab.filter import find_label_issues
 
 from ltlearn.cleaning.folds import FoldHeads, assign_folds
-from ltlearn.cleaning.labels import class_thresholds, judge_labels
+from ltlearn.cleaning.labels import UsualConfidence, read_confidence
 from ltlearn.training.features import Features
 from ltlearn.utils.progress import ProgressLine
 
@@ -31,21 +31,18 @@ def judged():
     features, true = clouds()
     given = features.targets.numpy()
     heads = FoldHeads(features, len(COUNTS), "cpu")
-    thresholds = class_thresholds(heads.training_probabilities, given, len(COUNTS))
-    enough = np.ones(len(COUNTS), bool)
-    found = judge_labels(heads.training_probabilities, given, thresholds, enough)
-    return heads, thresholds, found, given, true
+    usual = UsualConfidence(heads.training_probabilities(), given, np.ones(len(COUNTS), bool))
+    return heads, usual, usual.judge(usual.training, given), given, true
 
 
 def test_planted_errors_are_found(judged):
     _, _, found, given, true = judged
     wrong = given != true
     hits = found.suspicious & wrong
-    assert hits.sum() / found.suspicious.sum() > 0.8
-    assert hits.sum() / wrong.sum() > 0.6
+    assert hits.sum() / found.suspicious.sum() > 0.6
+    assert hits.sum() / wrong.sum() > 0.8
     assert (found.suggested[hits] == true[hits]).mean() > 0.8
-    assert found.score[wrong].mean() > 2 * found.score[~wrong].mean()
-    assert ((found.score >= 0) & (found.score <= 1)).all()
+    assert np.median(found.score[wrong]) > 2 and abs(np.median(found.score[~wrong])) < 0.5
 
 
 def test_rare_classes_are_not_suspected_as_a_whole():
@@ -56,21 +53,21 @@ def test_rare_classes_are_not_suspected_as_a_whole():
     probabilities = np.zeros((len(true), 4), np.float32)
     for index, p in heads.training_probabilities():
         probabilities[index] = p
-    thresholds = class_thresholds(heads.training_probabilities, given, 4)
-    found = judge_labels(heads.training_probabilities, given, thresholds, np.ones(4, bool))
+    usual = UsualConfidence(heads.training_probabilities(), given, np.ones(4, bool))
+    found = usual.judge(usual.training, given)
     theirs = find_label_issues(given, probabilities, n_jobs=1)
     assert theirs[rare].mean() > 0.5
     assert found.suspicious[rare].mean() < 0.3
 
 
-def test_thresholds_are_cleanlab_s_and_no_image_is_judged_by_a_head_that_saw_it(judged):
-    heads, thresholds, _, given, _ = judged
+def test_averages_are_cleanlab_s_and_no_image_is_judged_by_a_head_that_saw_it(judged):
+    heads, usual, _, given, _ = judged
     probabilities, seen = np.zeros((len(given), len(COUNTS)), np.float32), np.zeros(len(given))
     for index, p in heads.training_probabilities():
         probabilities[index] = p
         seen[index] += 1
     assert (seen == 1).all()
-    assert np.allclose(thresholds, get_confident_thresholds(given, probabilities), atol=1e-5)
+    assert np.allclose(usual.average, get_confident_thresholds(given, probabilities), atol=1e-5)
     x, _ = heads.features.get_batch([0])
     own = heads.heads[heads.fold[0]]((x - heads.mean) / heads.std).softmax(1)
     assert np.allclose(own.detach().numpy(), probabilities[0], atol=1e-5)
@@ -86,9 +83,9 @@ def test_a_head_is_trained_without_its_fold(judged):
 
 
 def test_classes_with_few_images_are_neither_suspected_nor_suggested(judged):
-    heads, thresholds, _, given, _ = judged
-    enough = COUNTS >= 20
-    found = judge_labels(heads.training_probabilities, given, thresholds, enough)
+    heads, _, _, given, _ = judged
+    usual = UsualConfidence(heads.training_probabilities(), given, COUNTS >= 20)
+    found = usual.judge(usual.training, given)
     assert not found.suspicious[given == 4].any()
     assert (found.suggested[found.suspicious] != 4).all()
 
@@ -100,6 +97,17 @@ def test_images_of_another_part_get_the_mean_of_all_heads(judged):
     assert index.tolist() == list(range(len(true))) and not rest
     assert np.allclose(p.sum(1), 1, atol=1e-5)
     assert (p.argmax(1) == true).mean() > 0.8
+
+
+def test_images_of_another_part_are_judged_by_what_is_usual_there(judged):
+    """Features of a backbone fit its training images best; other parts are no errors for that."""
+    heads, usual = judged[:2]
+    other, true = clouds(seed=1, rate=0.0, noise=1.3)
+    given = true.copy()
+    given[[3, 400]] = [1, 0]
+    batches = heads.probabilities(Features(other.views, torch.from_numpy(given)))
+    found = usual.judge(read_confidence(batches, given, usual.judged), given)
+    assert found.suspicious[[3, 400]].all() and found.suspicious.mean() < 0.1
 
 
 def test_folds_are_even_and_deterministic():
@@ -118,8 +126,9 @@ def test_small_and_degenerate_features():
     heads = FoldHeads(features, 4, "cpu")
     rows = [p for _, p in heads.training_probabilities()]
     assert sum(map(len, rows)) == 3 and np.isfinite(np.concatenate(rows)).all()
-    thresholds = class_thresholds(heads.training_probabilities, np.array([0, 0, 2]), 4)
-    assert thresholds[1] < 1e-5 and thresholds[3] < 1e-5
+    usual = UsualConfidence(heads.training_probabilities(), np.array([0, 0, 2]), np.ones(4, bool))
+    found = usual.judge(usual.training, np.array([0, 0, 2]))
+    assert np.isfinite(found.score).all() and usual.average[1] < 1e-5
 
 
 def test_memory_does_not_grow_with_images_times_classes(monkeypatch):
