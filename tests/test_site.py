@@ -14,7 +14,7 @@ import nbformat
 import pytest
 import yaml
 
-from scripts.site import api_names, checks, navigation, notebooks, render
+from scripts.site import api_names, build, checks, navigation, notebooks, render
 from scripts.site.api_names import PublicName
 from scripts.site.notebooks import BuildError
 
@@ -164,6 +164,13 @@ def test_a_notebook_without_a_title_is_a_fault(tmp_path):
     path = notebook(tmp_path / "a.ipynb", title="No title")
     with pytest.raises(BuildError, match=r"tutorials/a\.ipynb"):
         notebooks.prepare(path, "tutorials/a.ipynb")
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(BuildError, match=re.escape(str(tmp_path))):
+        build.build(tmp_path, tmp_path / "work", run=False, jobs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 # ---- formulas, sources, sidebars
