@@ -13,6 +13,7 @@ from ltlearn.experiments.stages import SeedResult
 from ltlearn.methods import METHODS, label_of, labels_of
 from ltlearn.metrics.confusion import mistaken_classes
 from ltlearn.metrics.report import ShotReport
+from ltlearn.metrics.scores import mean_scores
 from ltlearn.names import FIGURES, PART_LABELS
 from ltlearn.plots.classes import plot_class_counts, plot_per_class_accuracy
 from ltlearn.plots.confusion import plot_confusion
@@ -149,6 +150,7 @@ def _class_table(
         labels={m: rows[m].label for m in recipe.methods},
         method=method,
         mistakes=[[(c, n / number[own]) for c, n in row] for own, row in enumerate(mistakes)],
+        scores={m: mean_scores([r.scores for r in rows[m].reports]) for m in recipe.methods},
     )
 
 

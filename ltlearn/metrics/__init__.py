@@ -1,15 +1,19 @@
-"""Accuracy per shot group and class, calibration, paired differences, class priors."""
+"""Accuracy, precision, recall, F1 by class and shot group; calibration, differences, priors."""
 
 from ltlearn.metrics.accuracy import mean_class_accuracy, per_class_accuracy
 from ltlearn.metrics.calibration import expected_calibration_error, negative_log_likelihood
 from ltlearn.metrics.report import ShotReport, mean_and_sd, shot_report
+from ltlearn.metrics.scores import ClassScores, GroupScores, class_scores
 from ltlearn.metrics.shots import SHOTS, shot_groups, shot_thresholds_text
 from ltlearn.names import FEW_RULES
 
 __all__ = [
     "FEW_RULES",
     "SHOTS",
+    "ClassScores",
+    "GroupScores",
     "ShotReport",
+    "class_scores",
     "expected_calibration_error",
     "mean_and_sd",
     "mean_class_accuracy",

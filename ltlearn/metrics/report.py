@@ -1,10 +1,11 @@
-"""`ShotReport`: accuracy per shot group and class, and calibration."""
+"""`ShotReport`: accuracy, precision, recall and F1 per shot group and class, and calibration."""
 
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from ltlearn.metrics.rows import (
     read_rows,
     unwrap,
 )
+from ltlearn.metrics.scores import ClassScores, GroupScores, class_scores
 from ltlearn.metrics.shots import (
     SHOTS,
     read_class_counts,
@@ -30,6 +32,9 @@ from ltlearn.metrics.shots import (
 from ltlearn.names import FEW_RULES, FIGURES
 from ltlearn.utils.html import html_details, html_paragraph, html_table
 from ltlearn.utils.text import DASH, percent_text
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["FEW_IMAGES", "GroupSize", "ShotReport", "shot_report", "mean_and_sd"]
 
@@ -78,9 +83,12 @@ class ShotReport:
         classes: Class names, or None.
         few_rule: The few-shot rule, "<20" or "<=20".
         n_images: Number of test images.
+        labels: The true class of each image, for `scores`; None for a report of older versions.
+        predictions: The predicted class of each image, for `scores`; None as for labels.
 
     Shape:
-        per_class, per_class_total and class_counts are NumPy arrays (C,), float64 and int64.
+        per_class, per_class_total and class_counts are NumPy arrays (C,), float64 and int64; labels
+        and predictions are NumPy arrays (N,), int64.
     """
 
     all: float
@@ -97,6 +105,30 @@ class ShotReport:
     classes: tuple[str, ...] | None
     few_rule: str
     n_images: int
+    labels: np.ndarray | None = None
+    predictions: np.ndarray | None = None
+
+    # Computed on demand: the report of each epoch of a training does without.
+    @cached_property
+    def scores(self) -> ClassScores | None:
+        """Return precision, recall and F1 of each class; None without labels and predictions."""
+        if self.labels is None or self.predictions is None:
+            return None
+        return class_scores(self.labels, self.predictions, len(self.class_counts))
+
+    @property
+    def group_scores(self) -> dict[str, GroupScores | None]:
+        """Return the mean precision, recall and F1 over all classes and over each shot group.
+
+        The keys are all, many, medium and few. Each class that has test images has the same weight,
+        so the recall of "all" is the balanced accuracy. An undefined precision counts as 0, see
+        `ClassScores.mean`. A group without test images is None.
+        """
+        if self.scores is None:
+            return dict.fromkeys(("all", *SHOTS))
+        masks = shot_groups(self.class_counts, self.few_rule)
+        means = {name: self.scores.mean(masks[name]) for name in SHOTS}
+        return {"all": self.scores.mean(), **means}
 
     @property
     def groups(self) -> dict[str, GroupSize]:
@@ -107,9 +139,12 @@ class ShotReport:
     def rows(self) -> list[dict[str, Any]]:
         """List the classes in label order, one JSON-ready dictionary each.
 
-        The keys are label, name (None without names), shot, train_images, test_images and accuracy
-        (None for a class with no test image).
+        The keys are label, name (None without names), shot, train_images, test_images, accuracy
+        (None for a class with no test image), precision (None for a class that is never predicted),
+        recall (the accuracy again) and f1 (see `ClassScores`).
         """
+        unknown = np.full(len(self.class_counts), np.nan)
+        scores = self.scores or ClassScores(unknown, unknown, unknown)
         groups = shot_groups(self.class_counts, self.few_rule)
         shot = np.full(len(self.class_counts), SHOTS[1], dtype=object)
         for name in SHOTS:
@@ -122,9 +157,18 @@ class ShotReport:
                 "train_images": int(self.class_counts[c]),
                 "test_images": int(self.per_class_total[c]),
                 "accuracy": _json_number(self.per_class[c]),
+                "precision": _json_number(scores.precision[c]),
+                "recall": _json_number(scores.recall[c]),
+                "f1": _json_number(scores.f1[c]),
             }
             for c in range(len(self.class_counts))
         ]
+
+    def to_frame(self) -> "DataFrame":
+        """Return the table of `rows`, a row for each class in label order, as a pandas frame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows()).set_index("label")
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain numbers, lists and None, for a JSON file."""
@@ -138,6 +182,9 @@ class ShotReport:
             "class_counts": [int(n) for n in self.class_counts],
             "per_class": [_json_number(a) for a in self.per_class],
             "per_class_total": [int(n) for n in self.per_class_total],
+            "group_scores": {
+                name: asdict(mean) if mean else None for name, mean in self.group_scores.items()
+            },
         }
 
     def __repr__(self) -> str:
@@ -157,8 +204,19 @@ class ShotReport:
             html_table(head, [row], f"accuracy {self._about()}", left=0)
             + html_paragraph(f"shot groups by training images: {sizes}")
             + html_paragraph(". ".join([self.tested_text("evaluated images"), *self.warnings()]))
+            + self._scores_html()
             + self._classes_html()
         )
+
+    def _scores_html(self) -> str:
+        cells = [
+            [name, percent_text(mean.precision), percent_text(mean.recall), percent_text(mean.f1)]
+            for name, mean in self.group_scores.items()
+            if mean is not None
+        ]
+        head = ["classes", "precision %", "recall %", "F1 %"]
+        summary = "precision, recall and F1, each class with the same weight"
+        return html_details(summary, html_table(head, cells)) if cells else ""
 
     def _classes_html(self) -> str:
         rows = sorted(self.rows(), key=lambda row: -row["train_images"])
@@ -171,11 +229,12 @@ class ShotReport:
             [
                 f"class {row['label']}" if row["name"] is None else row["name"], row["shot"],
                 f"{row['train_images']:,}", f"{row['test_images']:,}",
-                percent_text(row["accuracy"]),
+                *(percent_text(row[name]) for name in ("accuracy", "precision", "f1")),
             ]
             for row in rows
         ]  # fmt: skip
         head = ["class", "group", "training images", "evaluated images", "accuracy %"]
+        head += ["precision %", "F1 %"]
         return html_details(summary, html_table(head, cells, left=2))
 
     def __str__(self) -> str:
@@ -310,6 +369,8 @@ def shot_report(
         classes=tuple(str(c) for c in classes) if classes is not None else None,
         few_rule=few,
         n_images=len(target),
+        labels=target.numpy(),
+        predictions=pred.numpy(),
     )
 
 

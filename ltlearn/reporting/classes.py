@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 import numpy as np
 
+from ltlearn.metrics.scores import ClassScores
 from ltlearn.reporting.text import markdown_table
 from ltlearn.utils.html import html_table
 from ltlearn.utils.terminal import render_rows
@@ -37,6 +38,8 @@ class ClassTable:
         method: The method that `mistakes` is of, and by which the worst classes are chosen.
         mistakes: For each class the other classes that it is taken for, with the share of its
             images, from 0 to 1, over all seeds, most frequent first.
+        scores: Method to precision, recall and F1 of each class, the mean over seeds. They are in
+            `rows` alone: the tables would become too wide.
 
     Shape:
         All lists and arrays have one entry per class.
@@ -51,9 +54,10 @@ class ClassTable:
     labels: Mapping[str, str]
     method: str
     mistakes: Sequence[Sequence[tuple[int, float]]]
+    scores: Mapping[str, ClassScores] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
-        """List the classes in label order with the accuracy of every method, for a CSV file."""
+        """List the classes in label order with the figures of every method, for a CSV file."""
         return [
             {
                 "class": self.classes[c],
@@ -61,6 +65,11 @@ class ClassTable:
                 "training_images": int(self.training_images[c]),
                 f"{self.part}_images": int(self.images[c]),
                 **{f"accuracy_{name}": _known(v[c]) for name, v in self.accuracy.items()},
+                **{
+                    f"{kind}_{name}": _known(getattr(scores, kind)[c])
+                    for name, scores in self.scores.items()
+                    for kind in ("precision", "recall", "f1")
+                },
                 f"taken_for_{self.method}": "; ".join(
                     f"{self.classes[other]} ({100 * share:.1f} %)"
                     for other, share in self.mistakes[c]

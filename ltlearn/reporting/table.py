@@ -9,14 +9,16 @@ from ltlearn.errors import UserError, check_choice
 from ltlearn.metrics.report import ShotReport, mean_and_sd
 from ltlearn.metrics.shots import shot_thresholds_text
 from ltlearn.names import FEW_RULES, SHOTS
+from ltlearn.reporting.scores import ScoreTable, group_score_table
 from ltlearn.reporting.text import (
     aligned_lines,
     markdown_list,
     markdown_table,
+    mean_sd_text,
 )
 from ltlearn.utils.html import html_paragraph, html_table
 from ltlearn.utils.terminal import fitting_blocks, one_line, print_block
-from ltlearn.utils.text import DASH, clean, percent_text
+from ltlearn.utils.text import DASH, clean
 
 __all__ = ["PROTOCOL_TEXTS", "ResultRow", "ResultTable"]
 
@@ -166,6 +168,13 @@ class ResultTable:
                 line.append(DASH if row.seconds is None else _seconds(row.seconds))
         about = [self._title(), *self._about()]
         return markdown_table(head, align, lines) + "\n\n" + markdown_list(about)
+
+    def scores(self) -> ScoreTable:
+        """Return precision, recall and F1 of each method over all classes and each shot group.
+
+        It is a table of its own, because a row with all figures would be too wide.
+        """
+        return group_score_table({_label(row): row.reports for row in self.rows})
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain numbers, lists and None, for a JSON file."""
@@ -328,10 +337,7 @@ def _seeds_text(which: str, seeds: Sequence[int]) -> str:
 
 
 def _mean_sd(value: tuple[float, float | None] | None) -> str:
-    if value is None:
-        return DASH
-    mean, sd = value
-    return percent_text(mean) if sd is None else f"{percent_text(mean)} ± {percent_text(sd)}"
+    return DASH if value is None else mean_sd_text(*value)
 
 
 def _seconds(seconds: float) -> str:

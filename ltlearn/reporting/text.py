@@ -4,12 +4,14 @@ import re
 from collections.abc import Sequence
 
 from ltlearn.utils.terminal import one_line
+from ltlearn.utils.text import percent_text
 
 __all__ = [
     "aligned_lines",
     "as_sentence",
     "markdown_list",
     "markdown_table",
+    "mean_sd_text",
 ]
 
 
@@ -43,6 +45,16 @@ def markdown_table(head: Sequence[str], align: Sequence[str], rows: Sequence[Seq
 def markdown_list(lines: Sequence[str]) -> str:
     """Format lines as a Markdown list."""
     return "\n".join(f"- {_harmless(line)}" for line in lines)
+
+
+def mean_sd_text(mean: float, sd: float | None) -> str:
+    """Format a mean and its standard deviation in percent.
+
+    Args:
+        mean: A fraction.
+        sd: A fraction; None for a single value.
+    """
+    return percent_text(mean) if sd is None else f"{percent_text(mean)} ± {percent_text(sd)}"
 
 
 def _harmless(text: str) -> str:

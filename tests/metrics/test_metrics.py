@@ -231,6 +231,9 @@ def test_to_dict_and_rows_are_json_ready():
         "train_images": 60,
         "test_images": 0,
         "accuracy": None,
+        "precision": 0.0,
+        "recall": None,
+        "f1": 0.0,
     }
 
 
