@@ -8,6 +8,7 @@ import fastai.callback.schedule  # noqa: F401  (gives Learner lr_find, fit_one_c
 import torch
 from torch import Tensor, nn
 
+from ltlearn.cleaning.mixin import CleaningMixin
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import check_choice
 from ltlearn.exporting.mixin import ExportMixin
@@ -46,7 +47,7 @@ def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     return [list(model.backbone.parameters()), list(model.head.parameters())]
 
 
-class LTLearner(ExportMixin, ImageLearner):
+class LTLearner(CleaningMixin, ExportMixin, ImageLearner):
     """A fastai Learner for long-tailed recognition; `lt_learner` makes one.
 
     Attributes: `stages` (a record for each stage that led to the current classifier), `trajectory`
@@ -94,8 +95,7 @@ class LTLearner(ExportMixin, ImageLearner):
         check_choice("few", few, FEW_RULES)
         side = max(getattr(dls, "size", (224, 224)))
         precision = resolve_precision(precision, device, side)
-        self.precision, self.few = precision, few
-        model = model.to(device)
+        self.precision, self.few, model = precision, few, model.to(device)
         # Not `channels_last`: fastai's `load_learner` takes that for a callback of its own.
         self._channels_last = channels_last
         if channels_last:
@@ -390,10 +390,9 @@ class LTLearner(ExportMixin, ImageLearner):
         """
         if part is None and (part := tested_part(self.dls)) == "valid":
             _log.warning("there is no test set: the report is on the validation images")
+        counts, classes = self.dls.shot_counts, self.dls.vocab
         logits, targets = self.predict_logits(part, flip)
-        return shot_report(
-            logits, targets, self.dls.shot_counts, classes=self.dls.vocab, few=self.few
-        )
+        return shot_report(logits, targets, counts, classes=classes, few=self.few)
 
     @property
     def select_on(self) -> str:

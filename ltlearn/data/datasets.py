@@ -4,8 +4,8 @@ import copy
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,7 @@ class ImagesInMemory(ShownByFastai):
     n_inp = 1
     tfms_name = ""  # names a user's transforms that evaluation applies, for caches
     order_name = ""  # in learners that earlier versions exported
+    listed: ImageSet | None = None  # where the images come from; None in exported learners
     vocab: Sequence[str] | None = None  # class names
 
     def __init__(self, data: ImageSet, transform: str = "none", pad: int | None = None):
@@ -112,6 +113,7 @@ class ImagesInMemory(ShownByFastai):
         self.augment = BatchCropFlip(images, pad, flip=transform == "crop_flip", rows=rows)
         self.bits, self.order_name = data.bits, _order_name(data)
         self.shape = tuple(data.images.shape[1:3])
+        self.listed = replace(data, images=None, digests=None)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -121,7 +123,7 @@ class ImagesInMemory(ShownByFastai):
         empty = copy.copy(self)
         none = torch.zeros(0, *self.shape, 3, dtype=torch.uint8)
         empty.augment = BatchCropFlip(none, self.augment.pad, self.augment.flip)
-        empty.targets = self.targets[:0].clone()
+        empty.targets, empty.listed = self.targets[:0].clone(), None
         return empty
 
     def get_batch(self, index: Sequence[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
@@ -150,6 +152,14 @@ class ImagesInMemory(ShownByFastai):
     def items(self) -> LabelledItems:
         """Return the images with their labels, as `LTDataLoaders.test_dl` takes them."""
         return LabelledItems(LazyImages(self._array, len(self)), self.targets, self.vocab)
+
+    def name_of(self, i: int) -> str:
+        """Return the path of image i; the row in brackets for an image of an array.
+
+        Args:
+            i: Index of the image.
+        """
+        return _name_in(self.listed, i)
 
     def _array(self, i: int) -> np.ndarray:
         return self.augment(torch.tensor([i]))[0].permute(1, 2, 0).numpy()
@@ -285,10 +295,17 @@ class ImageFiles(ShownByFastai):
     def items(self) -> LabelledItems:
         """Return the images with their labels, as `LTDataLoaders.test_dl` takes them."""
         data = self.data
-        images = data.images
-        if images is None:
-            images = LazyImages(data.file, len(self))
-        return LabelledItems(images, self.targets, self.vocab)
+        in_files = data.images is None
+        image_of = data.file if in_files else partial(read_pixels, data)
+        return LabelledItems(LazyImages(image_of, len(self)), self.targets, self.vocab)
+
+    def name_of(self, i: int) -> str:
+        """Return the path of image i; the row in brackets for an image of an array.
+
+        Args:
+            i: Index of the image.
+        """
+        return _name_in(self.data, i)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Return any image in the form that evaluation takes.
@@ -362,6 +379,13 @@ class NormalizeUint8(ItemTransform):
         x, *rest = batch
         x = (x * self.std.to(x.device) + self.mean.to(x.device)) / 255
         return (TensorImage(x.clamp(0, 1)), *rest)
+
+
+def _name_in(data: ImageSet | None, i: int) -> str:
+    """Return the path of an image; its row in the array where there is no file."""
+    if data is not None and data.paths is not None:
+        return str(data.file(i))
+    return f"[{i if data is None or data.rows is None else int(data.rows[i])}]"
 
 
 def _bits_name(bits: int) -> str:

@@ -175,7 +175,8 @@ def read_pixels(data: ImageSet, i: int) -> np.ndarray:
         UserError: If the file cannot be read.
     """
     if data.images is not None:
-        return data.images[i]
+        # A part that was carved off shares the array of the whole set.
+        return data.images[i if data.rows is None else data.rows[i]]
     return read_image(data.file(i), None, data.bits)
 
 

@@ -247,3 +247,18 @@ def test_training_with_own_transforms(folder, case):
 def test_refused_transforms(folder, options, message):
     with pytest.raises(UserError, match=message):
         load(folder, **{"size": 16, **options}).one_batch()
+
+
+def test_carved_parts_of_an_array_read_their_own_rows():
+    """Item transforms read images one by one, and a carved part shares the array of the whole."""
+    images = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    targets = np.repeat([0, 1], 20)
+    dls = LTDataLoaders.from_arrays(images, targets, item_tfms=Resize(8), device="cpu")
+    seen = []
+    for dataset in (dls.train_ds, dls.valid_ds):
+        numbers = [int(dataset.get(i)[0].float().mean()) for i in range(len(dataset))]
+        assert [targets[n] for n in numbers] == dataset.targets.tolist()
+        assert [int(item.image.mean()) for item in dataset.items[:3]] == numbers[:3]
+        assert [dataset.name_of(i) for i in range(3)] == [f"[{n}]" for n in numbers[:3]]
+        seen += numbers
+    assert sorted(seen) == list(range(40))
