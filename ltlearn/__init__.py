@@ -36,6 +36,7 @@ _LAZY = {
     "FeatureBank": "ltlearn.training.features",
     "LTLearner": "ltlearn.learner",
     "lt_learner": "ltlearn.learner",
+    "LTInterpretation": "ltlearn.interpretation",
     "Method": "ltlearn.methods",
     "Sweep": "ltlearn.methods",
     "register_method": "ltlearn.methods",

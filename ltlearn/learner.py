@@ -12,6 +12,7 @@ from ltlearn.cleaning.mixin import CleaningMixin
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import check_choice
 from ltlearn.exporting.mixin import ExportMixin
+from ltlearn.interpretation import InterpretMixin
 from ltlearn.losses import CrossEntropy
 from ltlearn.methods import Method
 from ltlearn.metrics.report import ShotReport, shot_report
@@ -47,7 +48,7 @@ def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     return [list(model.backbone.parameters()), list(model.head.parameters())]
 
 
-class LTLearner(CleaningMixin, ExportMixin, ImageLearner):
+class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
     """A fastai Learner for long-tailed recognition; `lt_learner` makes one.
 
     Attributes: `stages` (a record for each stage that led to the current classifier), `trajectory`

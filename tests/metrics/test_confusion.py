@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ltlearn.errors import UserError
-from ltlearn.metrics.confusion import mistaken_classes
+from ltlearn.metrics.confusion import block_confusion, mistaken_classes
 
 
 def test_mistakes_equal_a_plain_loop():
@@ -26,3 +26,21 @@ def test_no_mistake():
 def test_impossible_labels(target, predicted, message):
     with pytest.raises(UserError, match=message):
         mistaken_classes(target, predicted, 2)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_blocks_equal_a_plain_loop(normalize):
+    draw = np.random.default_rng(0)
+    target, predicted = draw.integers(0, 6, (2, 300))
+    target[target == 4] = 5  # a class without images
+    blocks = [0, 1, 1, 0, 2, 2, 3]  # the last block has no image
+    expected = np.zeros((4, 4))
+    for block in range(4):
+        own = [c for c in range(7) if blocks[c] == block and (target == c).any()]
+        for c in own:
+            for other in predicted[target == c]:
+                share = len(own) * (target == c).sum() if normalize else 1
+                expected[block, blocks[other]] += 1 / share
+    if normalize:
+        expected[3] = np.nan
+    np.testing.assert_allclose(block_confusion(target, predicted, blocks, normalize), expected)
