@@ -58,8 +58,7 @@ def export_timm_folder(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder.parent) as temporary:
             _write(Path(temporary), config, whole.state_dict(), module)
-            with torch.random.fork_rng(devices=[]):
-                loaded = timm.create_model(f"local-dir:{temporary}", pretrained=True).eval()
+            loaded = _load(temporary, architecture)
             difference = check_logits(source, loaded, normalized=True)
             folder.mkdir(exist_ok=True)
             for file in Path(temporary).iterdir():
@@ -71,6 +70,18 @@ def export_timm_folder(
     return Exported("timm", folder, difference, timm_code(f"local-dir:{folder}", module), notes)
 
 
+def _load(folder: str, architecture: str) -> nn.Module:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as e:  # timm passes on whatever an architecture raises
+        reason = " ".join(str(e).split())[:200].rstrip(".")
+        raise UserError(
+            f"timm cannot load {architecture} from a folder ({reason}); export it to ONNX or "
+            "TorchScript."
+        ) from e
+
+
 def timm_code(name: str, module: str = "") -> str:
     """Return lines of Python that load a folder with timm.
 
@@ -78,10 +89,10 @@ def timm_code(name: str, module: str = "") -> str:
         name: The name for `timm.create_model`.
         module: The file or module to import first; "" if timm has the architecture.
     """
-    lines = ["import timm"]
+    lines = ["import timm", "from PIL import Image"]
     if module == cifar_resnet.__name__:
         folder = name.removeprefix("local-dir:")
-        lines = ["import sys", "", "import timm", "", f"sys.path.insert(0, {folder!r})",
+        lines = ["import sys", "", *lines, "", f"sys.path.insert(0, {folder!r})",
                  "import cifar_resnet  # registers the architecture"]  # fmt: skip
     elif module:
         lines += [f"import {module}  # registers the architecture"]
@@ -91,8 +102,9 @@ def timm_code(name: str, module: str = "") -> str:
         f"model = timm.create_model({name!r}, pretrained=True).eval()",
         "config = timm.data.resolve_model_data_config(model)",
         "transform = timm.data.create_transform(**config, is_training=False)",
-        'logits = model(transform(image)[None])  # image: PIL, mode "RGB"',
-        'names = model.pretrained_cfg["label_names"]',
+        'image = Image.open("photo.jpg").convert("RGB")',
+        "logits = model(transform(image)[None])",
+        'name = model.pretrained_cfg["label_names"][logits[0].argmax()]',
     ])  # fmt: skip
 
 
@@ -108,15 +120,21 @@ def _whole_model(model: nn.Module, classes: int) -> nn.Module:
             f"folded into one; {others}."
         ) from None
     config = getattr(backbone, "pretrained_cfg", None) or {}
-    architecture = config.get("architecture")
+    architecture = getattr(backbone, "model_name", None) or config.get("architecture")
     if not architecture or not timm.is_model(architecture):
         raise UserError(f"the backbone ({type(backbone).__name__}) is no model of timm; {others}.")
     args = {**_model_args(backbone), "num_classes": classes}
     with torch.random.fork_rng(devices=[]):
         whole = timm.create_model(architecture, pretrained=False, **args).eval()
     state = {**backbone.state_dict(), **_classifier_state(whole, linear)}
-    whole.load_state_dict(state, strict=False)
-    whole.model_args = args
+    try:
+        whole.load_state_dict(state, strict=False)
+    except RuntimeError as e:  # learners that earlier versions exported do not have the arguments
+        raise UserError(
+            f"the arguments that {architecture} was made with are not known; make the learner by "
+            "lt_learner with them, and load the weights into it."
+        ) from e
+    whole.model_args, whole.model_name = args, architecture
     return whole
 
 
@@ -178,7 +196,7 @@ def _config(
     cfg = {**own, **source.preprocessing.timm_config(), "num_classes": classes}
     cfg["pool_size"] = None
     config = {
-        "architecture": whole.pretrained_cfg["architecture"],
+        "architecture": whole.model_name,
         "num_classes": classes,
         "num_features": whole.num_features,
         "label_names": list(source.classes),
