@@ -11,7 +11,7 @@ from ltlearn.cleaning.folds import FoldHeads
 from ltlearn.cleaning.hashes import hash_images
 from ltlearn.cleaning.images import LoadedImages
 from ltlearn.cleaning.issues import KINDS, Finding, Issues
-from ltlearn.cleaning.labels import class_thresholds, judge_labels
+from ltlearn.cleaning.labels import UsualConfidence, read_confidence
 from ltlearn.cleaning.unusual import MIN_IMAGES, judge_distances
 from ltlearn.errors import UserError, check_choice, check_whole, spell
 from ltlearn.metrics.shots import shot_groups
@@ -34,8 +34,9 @@ def find_issues(
     in five folds, so that each image is judged by classifiers that have not seen its label.
     Near-duplicates are found by a perceptual hash of each image.
 
-    A backbone that was trained for long has learned wrong labels by heart, and finds fewer. Judge
-    the findings yourself: on planted errors, three in five suspicious labels were wrong.
+    Judge the findings yourself: on planted errors, three in five suspicious labels were wrong, see
+    `benchmarks/clean.py`. A backbone that was trained for long has learned wrong labels by heart,
+    and then fewer of them are found.
 
     Args:
         learn: An `LTLearner`, after stage 1 or with a pre-trained backbone.
@@ -154,15 +155,13 @@ class _Search:
         if self.judged.sum() < 2:
             return
         heads = FoldHeads(train, num_classes, self.learn.dls.device, self.seed)
-        thresholds = class_thresholds(
-            heads.training_probabilities, train.targets.numpy(), num_classes
-        )
+        usual = UsualConfidence(heads.training_probabilities(), train.targets.numpy(), self.judged)
         for part, span in self.images.spans():
-            batches = heads.training_probabilities
+            targets, confidence = features[part].targets.numpy(), usual.training
             if part != "train":
-                batches = _of_part(heads, features[part])
-            targets = features[part].targets.numpy()
-            found = judge_labels(batches, targets, thresholds, self.judged)
+                batches = heads.probabilities(features[part])
+                confidence = read_confidence(batches, targets, self.judged)
+            found = usual.judge(confidence, targets)
             for k in np.flatnonzero(found.suspicious):
                 yield span.start + int(k), float(found.score[k]), int(found.suggested[k])
 
@@ -172,7 +171,3 @@ class _Search:
             self.images.name_of(i), self.images.part_of(i), self.classes[target],
             self.groups[target], kind, float(score), number=i, **values,
         )  # fmt: skip
-
-
-def _of_part(heads: FoldHeads, features):
-    return lambda: heads.probabilities(features)

@@ -16,8 +16,8 @@ FOLDS = 5
 _EPOCHS = 20
 _LR = 0.01
 _WEIGHT_DECAY = 0.1
-# Large sets take larger batches, so that their number of steps stays bounded.
-_MIN_BATCH, _MAX_BATCH, _STEPS = 256, 4096, 200
+# Small sets need small batches to be learned, large ones take large batches to be fast.
+_MIN_BATCH, _MAX_BATCH, _STEPS = 32, 4096, 40
 _READ = 4096  # images whose logits are computed at a time
 _MAX_LOGITS = 1 << 25  # logits that are held at a time
 

@@ -51,10 +51,10 @@ class Finding:
         label: Name of its class.
         group: Shot group of the class.
         kind: A key of `KINDS`.
-        score: Strength of the finding. For "label", 1 minus the share of the usual confidence that
-            the class gets. For "leak", "conflict" and "duplicate", the correlation with the twin.
-            For "unusual", robust standard deviations above the median of the class. For
-            "unreadable", 1.
+        score: Strength of the finding. For "label": how far the confidence in the label is below
+            what is usual in the class, and for "unusual": how far the image is from its class, both
+            in robust standard deviations. For "leak", "conflict" and "duplicate": the correlation
+            with the twin. For "unreadable": 1.
         suggested: For "label" and "conflict": the class that the image may belong to.
         twin: The image that it nearly equals, named like `path`.
         reason: Why the image cannot be read.
