@@ -18,6 +18,7 @@ from ltlearn.cli.flags import SpelledCommand
 from ltlearn.cli.lists import methods, recipes, settings
 from ltlearn.cli.predict import predict
 from ltlearn.cli.recipe import recipe
+from ltlearn.cli.report import report
 from ltlearn.cli.studies import compare, sensitivity
 from ltlearn.cli.train import retrain, train
 from ltlearn.errors import UserError
@@ -101,6 +102,7 @@ def _root(
 for _command in (
     recipe,
     compare,
+    report,
     sensitivity,
     methods,
     recipes,
