@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ltlearn.errors import UserError
-from ltlearn.exporting.code import describe_input, image_imports, pixel_lines
+from ltlearn.exporting.code import describe_input, pixel_lines
 from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.portable import (
     PortableModel,
@@ -141,7 +141,7 @@ def _code(file: Path, source: ExportSource, normalize: bool) -> str:
         "",
         "import numpy as np",
         "import onnxruntime",
-        image_imports(source.preprocessing),
+        "from PIL import Image",
         "",
         f"session = onnxruntime.InferenceSession({str(file)!r})",
         "metadata = session.get_modelmeta().custom_metadata_map",

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ltlearn.errors import UserError
-from ltlearn.exporting.code import describe_input, image_imports, pixel_lines
+from ltlearn.exporting.code import describe_input, pixel_lines
 from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.portable import (
     PortableModel,
@@ -71,7 +71,7 @@ def _code(file: Path, source: ExportSource, normalize: bool) -> str:
         "",
         "import numpy as np",
         "import torch",
-        image_imports(source.preprocessing),
+        "from PIL import Image",
         "",
         f"extra = {{{FACTS_FILE!r}: ''}}",
         f"model = torch.jit.load({str(file)!r}, _extra_files=extra)",
