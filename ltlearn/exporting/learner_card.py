@@ -21,7 +21,7 @@ def publish_learner(learn, title: str | None, options: HubOptions) -> Exported:
 
     Args:
         learn: An `LTLearner`.
-        title: What the model classifies. None: the name of the dataset.
+        title: What the model classifies. None: "An image classifier".
         options: Where and how.
     """
     check_repo(options.repo)
@@ -48,7 +48,7 @@ def _card_facts(learn, source: ExportSource, title: str | None) -> CardFacts:
     if part == "valid":
         chosen = "the validation images also served the choices, so the figures are optimistic"
     return CardFacts(
-        title=title or f"Images of {dataset or 'own data'}",
+        title=title or "An image classifier",
         architecture=str(getattr(learn, "arch", type(learn.model.backbone).__name__)),
         classes=source.classes,
         class_counts=source.class_counts,

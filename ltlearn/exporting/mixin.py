@@ -107,7 +107,7 @@ class ExportMixin:
 
         Args:
             repo: The repository, such as "user/birds"; it is made if there is none.
-            title: What the model classifies, in a phrase. None: the name of the dataset.
+            title: What the model classifies, in a phrase. None: "An image classifier".
             out: Folder to write and keep. None: a temporary one.
             private: Whether a new repository is private.
             license: Identifier of the model's licence on the hub, such as "apache-2.0". None leaves
