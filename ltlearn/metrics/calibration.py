@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from ltlearn.errors import check_whole
-from ltlearn.metrics.rows import read_rows
+from ltlearn.metrics.rows import IntVector, Matrix, read_rows
 
 __all__ = ["expected_calibration_error", "negative_log_likelihood", "calibration_error_of"]
 
 
-def expected_calibration_error(probs: Tensor, target: Tensor, n_bins: int = 15) -> float:
+def expected_calibration_error(probs: Matrix, target: IntVector, n_bins: int = 15) -> float:
     """Compute the gap between confidence and accuracy, averaged over bins of equal width.
 
     Args:
@@ -34,7 +34,7 @@ def expected_calibration_error(probs: Tensor, target: Tensor, n_bins: int = 15) 
     return calibration_error_of(confidence, correct, n_bins)
 
 
-def negative_log_likelihood(probs: Tensor, target: Tensor) -> float:
+def negative_log_likelihood(probs: Matrix, target: IntVector) -> float:
     """Average -log p of the true class over the images, in nats.
 
     Args:
