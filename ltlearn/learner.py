@@ -8,8 +8,10 @@ import fastai.callback.schedule  # noqa: F401  (gives Learner lr_find, fit_one_c
 import torch
 from torch import Tensor, nn
 
+from ltlearn.cleaning.mixin import CleaningMixin
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import check_choice
+from ltlearn.exporting.mixin import ExportMixin
 from ltlearn.interpretation import InterpretMixin
 from ltlearn.losses import CrossEntropy
 from ltlearn.methods import Method
@@ -46,7 +48,7 @@ def _split_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     return [list(model.backbone.parameters()), list(model.head.parameters())]
 
 
-class LTLearner(InterpretMixin, ImageLearner):
+class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
     """A fastai Learner for long-tailed recognition; `lt_learner` makes one.
 
     Attributes: `stages` (a record for each stage that led to the current classifier), `trajectory`
@@ -94,7 +96,8 @@ class LTLearner(InterpretMixin, ImageLearner):
         check_choice("few", few, FEW_RULES)
         side = max(getattr(dls, "size", (224, 224)))
         precision = resolve_precision(precision, device, side)
-        self.precision, self.few, model = precision, few, model.to(device)
+        self.precision, self.few = precision, few
+        model = model.to(device)
         # Not `channels_last`: fastai's `load_learner` takes that for a callback of its own.
         self._channels_last = channels_last
         if channels_last:
@@ -111,8 +114,7 @@ class LTLearner(InterpretMixin, ImageLearner):
             **kwargs,
         }
         kwargs["cbs"] = listed_callbacks(kwargs.get("cbs"))
-        if precision == "fp16":
-            kwargs["cbs"] += [LossScaling()]
+        kwargs["cbs"] += [LossScaling()] if precision == "fp16" else []
         self.stages: list[StageRecord | PosthocRecord] = []
         super().__init__(dls, model, **kwargs)
 
@@ -390,10 +392,8 @@ class LTLearner(InterpretMixin, ImageLearner):
         """
         if part is None and (part := tested_part(self.dls)) == "valid":
             _log.warning("there is no test set: the report is on the validation images")
-        logits, targets = self.predict_logits(part, flip)
-        return shot_report(
-            logits, targets, self.dls.shot_counts, classes=self.dls.vocab, few=self.few
-        )
+        output, dls = self.predict_logits(part, flip), self.dls
+        return shot_report(*output, dls.shot_counts, classes=dls.vocab, few=self.few)
 
     @property
     def select_on(self) -> str:

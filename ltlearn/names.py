@@ -5,6 +5,7 @@ __all__ = [
     "DEFAULT_STAGE1",
     "DEFAULT_STAGE2",
     "DEFAULT_WITH_RESET",
+    "EXPORT_KINDS",
     "FIGURES",
     "FEW_RULES",
     "MIN_VALID_IMAGES",
@@ -53,6 +54,8 @@ BN_MODES = ("frozen", "train", "last_block")
 STARTS = ("stage1", "current")
 ON_NAN = ("stop", "skip")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# What a trained model can be exported to.
+EXPORT_KINDS = ("timm", "onnx", "torchscript", "hub")
 PRIORS = ("uniform", "train", "reversed")
 # The part of the backbone that stage 1 trains: all, its last block, or a new last block.
 TRAINABLE_PARTS = ("all", "last_block", "new_last_block")

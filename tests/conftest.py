@@ -14,6 +14,8 @@ import socket
 
 import pytest
 
+from tests.browser import browser, open_page  # noqa: F401 (fixtures)
+
 
 def _is_local(host) -> bool:
     host = host.decode() if isinstance(host, bytes) else host

@@ -13,10 +13,12 @@ from ltlearn.cli.console import (
     exit_with,
 )
 from ltlearn.cli.data import data, inspect
+from ltlearn.cli.export import export
 from ltlearn.cli.flags import SpelledCommand
 from ltlearn.cli.lists import methods, recipes, settings
 from ltlearn.cli.predict import predict
 from ltlearn.cli.recipe import recipe
+from ltlearn.cli.report import report
 from ltlearn.cli.studies import compare, sensitivity
 from ltlearn.cli.train import retrain, train
 from ltlearn.errors import UserError
@@ -100,6 +102,7 @@ def _root(
 for _command in (
     recipe,
     compare,
+    report,
     sensitivity,
     methods,
     recipes,
@@ -109,5 +112,6 @@ for _command in (
     train,
     retrain,
     predict,
+    export,
 ):
     app.command(cls=SpelledCommand)(_command)

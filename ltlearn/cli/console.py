@@ -28,6 +28,7 @@ __all__ = [
     "configured_log",
     "split_names",
     "print_json",
+    "print_report",
     "printer",
     "report_interrupt",
     "existing_run",
@@ -203,6 +204,18 @@ def to_json(value: Any, **options: Any) -> str:
 def print_json(value: Any) -> None:
     """Print a result as JSON."""
     typer.echo(to_json(value, indent=1))
+
+
+def print_report(folder: Path, name: str) -> None:
+    """Print where the report is: the page, and the same results as text.
+
+    Args:
+        folder: The run's folder.
+        name: The name of both files without their endings.
+    """
+    for file in (folder / f"{name}.html", folder / f"{name}.md"):
+        if file.is_file():
+            print(f"report: {file}", file=sys.stderr)  # noqa: T201
 
 
 def printer(quiet: bool):

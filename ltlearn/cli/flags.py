@@ -63,7 +63,9 @@ _COMMANDS = {
     "load_recipe": "recipe",
     "own_recipe": "train",
     "compare_run": "compare",
+    "rewrite_pages": "report",
     "sensitivity_run": "sensitivity",
+    "export_run": "export",
 }
 
 

@@ -22,7 +22,9 @@ def predict(
     model: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="Folder of a run, or one of its weights files (.safetensors)."
+            metavar="MODEL",
+            help="Folder of a run, or one of its weights files (.safetensors); a folder of timm; "
+            "or an ONNX file that `ltlearn export` wrote.",
         ),
     ],
     images: Annotated[

@@ -15,6 +15,7 @@ from ltlearn.cli.console import (
     configured_log,
     exit_interrupted,
     print_json,
+    print_report,
     printer,
     report_interrupt,
     split_names,
@@ -182,7 +183,7 @@ def run_and_print(recipe, flags: RunFlags, suffix: str = "") -> None:
     result.table.render()
     if not quiet:
         result.classes.render()
-        print(f"report: {run.path / 'report.md'}", file=sys.stderr)  # noqa: T201
+        print_report(run.path, "report")
 
 
 def _run(recipe, run, flags: RunFlags, quiet: bool):

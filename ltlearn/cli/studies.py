@@ -9,6 +9,7 @@ from ltlearn.cli.console import (
     configured_log,
     existing_run,
     print_json,
+    print_report,
     printer,
     report_interrupt,
     split_names,
@@ -80,7 +81,7 @@ def compare(
         render_rows(head, rows, title="accuracy in % under other class priors")
     if not quiet:
         use = spell_call("predict", model=str(run), images="IMAGE", method=result.best)
-        print(f"report: {run / 'compare.md'}", file=sys.stderr)  # noqa: T201
+        print_report(run, "compare")
         print(f"{use} classifies with the best method", file=sys.stderr)  # noqa: T201
 
 

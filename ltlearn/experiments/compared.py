@@ -127,7 +127,11 @@ class ComparedClassifier:
 
 
 def find_compared(
-    folder: Path, file: Path | None, method: str | None, own: Collection[str]
+    folder: Path,
+    file: Path | None,
+    method: str | None,
+    own: Collection[str],
+    seed: int | None = None,
 ) -> ComparedClassifier | None:
     """Find the classifier that `compare` made; None if a file or method of the run itself is meant.
 
@@ -136,6 +140,7 @@ def find_compared(
         file: A file of weights; None for a method of the run.
         method: The method, or "best" for the one that the last comparison found best.
         own: The methods that the run itself trained.
+        seed: Seed of stage 1. None: any.
 
     Raises:
         UserError: If "best" is asked for and nothing was compared.
@@ -157,11 +162,15 @@ def find_compared(
         # The comparison may have trained it otherwise than the run.
         method, own = table.best, ()
         if method in stage1_methods():
-            return ComparedClassifier(run, KeptName(0, method, 0))
+            return ComparedClassifier(run, KeptName(seed or 0, method, 0))
     if method is None or method in own:
         return None
     select = table.select if table is not None and method in table.runs else BEST
-    kept = [name for name in _kept_names(run) if name.method == method]
+    kept = [
+        name
+        for name in _kept_names(run)
+        if name.method == method and seed in (None, name.stage1_seed)
+    ]
     if not kept and own == ():
         raise UserError(
             f"the run {folder} no longer has the classifier that {COMPARE_FILE} names as the best; "

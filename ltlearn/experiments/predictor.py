@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,25 +16,17 @@ from ltlearn.data.datasets import NormalizeUint8
 from ltlearn.data.images import EXTENSIONS, natural_key, read_image
 from ltlearn.data.opening import HEIF_SUFFIXES
 from ltlearn.data.transforms import ImageTransform
-from ltlearn.errors import UserError, check_whole, spell_call
-from ltlearn.experiments.compared import find_compared, kept_methods
-from ltlearn.experiments.manifest import stage_name
-from ltlearn.experiments.model_facts import MODEL_FILE, ModelFacts, read_model_facts
-from ltlearn.methods import METHODS
+from ltlearn.errors import UserError, check_whole, spell
+from ltlearn.experiments.manifest import MANIFEST_FILE
+from ltlearn.experiments.model_facts import MODEL_FILE
+from ltlearn.experiments.opened_export import is_timm_folder, open_onnx, open_timm
+from ltlearn.experiments.opened_run import open_run
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
-from ltlearn.models.backbone import LTModel
-from ltlearn.models.pretrained import check_arch_source, create_lt_model
-from ltlearn.models.weights_file import check_sizes
-from ltlearn.training.kept import KEPT_FOLDER, KeptName
 from ltlearn.utils.parallel import compute_ahead, count_threads
-from ltlearn.utils.run_folder import Run
-from ltlearn.utils.stored_weights import check_stored_weights, read_shapes
-from ltlearn.utils.text import clean
 
 __all__ = ["Prediction", "Predictor", "find_images"]
 
 _BATCH = 64
-_MAX_FREE_HEAD = 10_000_000  # weights of a head that may be made before its file is read
 # HEIC files are images even where they cannot be read, and are reported then.
 _IMAGES = EXTENSIONS | HEIF_SUFFIXES
 _MAX_PIXELS = _BATCH * 512 * 512  # of a batch, so that large images take no more memory
@@ -61,10 +53,12 @@ class Predictor:
     """A trained model, ready for images.
 
     Args:
-        where: A run's folder, or one of the .safetensors files in its `checkpoints` or `compare`.
+        where: A run's folder, or one of the .safetensors files in its `checkpoints` or `compare`;
+            a folder of a model as timm saves it; or an ONNX file that ltlearn wrote, which runs on
+            the CPU.
         method: The method whose classifier is used, of the run or of a comparison of it; "best" is
             the one that the comparison found best on the validation images. None takes the last
-            of the run.
+            of the run, or the one of the export.
         device: A torch device.
         target_prior: How often the classes occur among the images: "uniform", "train", "reversed"
             or C numbers. None leaves the logits unchanged.
@@ -87,38 +81,34 @@ class Predictor:
         target_prior=None,
         allow_hub: bool = False,
     ):
-        folder, weights, method = _find(Path(where).expanduser(), method)
-        self.facts = facts = read_model_facts(folder)
-        check_arch_source(facts.arch, folder, allow_hub)
-        if method is None:
-            method = list(facts.methods)[-1]
-        compared = find_compared(folder, weights, method, facts.methods)
-        if compared is not None:
-            method, weights = compared.method, compared.stage1_file
-        elif method not in facts.methods:
-            names = ", ".join(dict.fromkeys([*facts.methods, *kept_methods(Run(folder))]))
-            compare = spell_call("compare_run", run=str(folder), methods=method)
-            # A comparison adds only a method that exists.
-            adds = f" {compare} adds it." if method in METHODS else ""
-            raise UserError(f"the run {folder} has no method {method!r}; it has {names}.{adds}")
-        self.method, self.classes = method, facts.classes
-        is_first = method in METHODS and METHODS[method].kind == "stage 1"
-        name = stage_name(0, "stage1" if is_first else method)
-        self.device = torch.device(device)
-        weights = weights or folder / f"{name}.safetensors"
-        model = _load_model(facts, weights)
-        if compared is not None:
-            compared.put_into(model)
-            _check_finite(model, compared.run.path / f"{compared.name}.safetensors")
-        self.model = model.to(self.device).eval()
-        self._normalize = NormalizeUint8(facts.mean, facts.std)
-        self._transform = None if facts.in_memory else ImageTransform("none", facts.size[0])
+        where, self.device = Path(where).expanduser(), torch.device(device)
+        is_onnx = where.suffix == ".onnx" and where.is_file()
+        if is_onnx or _is_export(where):
+            opened = open_onnx(where) if is_onnx else open_timm(where, self.device)
+            if method not in (None, opened.method):
+                holds = f"the method {opened.method}" if opened.method else "no named method"
+                raise UserError(f"{where} holds {holds}, not {method!r}.")
+            self.model, self.method, self.classes = opened.model, opened.method, opened.classes
+            prior = None if opened.facts is None else opened.facts.prior
+        else:
+            opened = open_run(where, method, allow_hub)
+            self.model, self.method = opened.model.to(self.device).eval(), opened.method
+            self.classes, prior = opened.facts.classes, opened.prior
+        self.facts = opened.facts
+        self._steps = steps = opened.preprocessing
+        self._normalize = NormalizeUint8(steps.mean, steps.std)
+        self._transform = getattr(opened, "transform", None)
+        if self._transform is None and not steps.in_memory:
+            self._transform = ImageTransform("none", steps.size[0])
         self._priors = None
         if target_prior is not None:
-            own = facts.methods
-            assumed = own[method]["prior"] if compared is None else compared.prior(own)
-            priors = (assumed, target_prior)
-            self._priors = [prior_vector(prior, facts.class_counts) for prior in priors]
+            if opened.facts is None:
+                raise UserError(
+                    f"{where} does not state how many training images each class had, so the "
+                    f"predictions cannot be corrected; leave {spell('target_prior')} out."
+                )
+            counts = opened.facts.class_counts
+            self._priors = [prior_vector(one, counts) for one in (prior, target_prior)]
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
@@ -128,8 +118,8 @@ class Predictor:
             pixels: The images.
 
         Shape:
-            pixels is (N, 3, H, W), uint8, with the height and width of `facts.size`. The result is
-            (N, C), float32, on the CPU.
+            pixels is (N, 3, H, W), uint8, with the height and width of the model's input. The
+            result is (N, C), float32, on the CPU.
         """
         (x,) = self._normalize.encodes((pixels.to(self.device),))
         logits = self.model(x).float().cpu()
@@ -150,7 +140,7 @@ class Predictor:
         """
         check_whole("top", top, 1)
         check_whole("bs", bs, 1)
-        bs = min(bs, max(1, _MAX_PIXELS // math.prod(self.facts.size)))
+        bs = min(bs, max(1, _MAX_PIXELS // math.prod(self._steps.size)))
         top = min(top, len(self.classes))
         waiting: list[tuple[str, Tensor | str]] = []
         threads = count_threads()
@@ -162,7 +152,7 @@ class Predictor:
         yield from self._classify(waiting, top)
 
     def _read(self, path: str | Path) -> tuple[str, Tensor | str]:
-        height, width = self.facts.size
+        (height, width), bits = self._steps.size, self._steps.bits
         if os.path.isdir(path):
             kinds = ", ".join(sorted(EXTENSIONS))
             return str(path), f"the folder {path} holds no images ({kinds}); give another one"
@@ -171,11 +161,11 @@ class Predictor:
         try:
             # The same resizing as in the validation loader of the training.
             if self._transform is not None:
-                image = self._transform(read_image(Path(path), None, self.facts.bits))
+                image = self._transform(read_image(Path(path), None, bits))
             elif height == width:
-                image = read_image(Path(path), height, self.facts.bits)
+                image = read_image(Path(path), height, bits)
             else:
-                image = _resized(read_image(Path(path), None, self.facts.bits), width, height)
+                image = _resized(read_image(Path(path), None, bits), width, height)
         except UserError as e:
             # The part after the semicolon is advice for training, not for prediction.
             fault = e.message.rpartition(";")[0] or e.message
@@ -200,6 +190,11 @@ class Predictor:
             yield Prediction(path, names, tuple(probabilities))
 
 
+def _is_export(where: Path) -> bool:
+    has_run = any((where / name).is_file() for name in (MODEL_FILE, MANIFEST_FILE))
+    return not has_run and is_timm_folder(where)
+
+
 def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
     from PIL import Image
 
@@ -207,98 +202,6 @@ def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
         return image
     resample = Image.Resampling.BILINEAR
     return np.array(Image.fromarray(image).resize((width, height), resample))
-
-
-def _find(where: Path, method: str | None) -> tuple[Path, Path | None, str | None]:
-    """Return the run's folder, the file of weights if one was given, and the method."""
-    if where.is_dir():
-        return where, None, method
-    if where.suffix != ".safetensors":
-        if where.is_file():
-            retrain = spell_call("retrain", checkpoint=str(where), data="DIR", arch="NAME")
-            raise UserError(
-                f"{where} does not name its architecture and classes; make a run of it with "
-                f"{retrain}, and give the folder of the run."
-            )
-        raise UserError(f"there is no run {where}; give a run's folder, or a .safetensors file.")
-    if not where.is_file():
-        raise UserError(
-            f"there is no file {where}; give one of a run's checkpoints, or the run's folder."
-        )
-    folders = (where.parent, where.absolute().parent.parent)
-    folder = next((f for f in folders if (f / MODEL_FILE).is_file()), None)
-    if folder is None:
-        raise UserError(
-            f"there is no {MODEL_FILE} beside {where} or in the folder above, and it describes the "
-            "model; give the run's folder, or copy its file there."
-        )
-    kept = KeptName.from_stem(where.stem) if where.absolute().parent.name == KEPT_FOLDER else None
-    own = where.stem.partition("-")[2] if kept is None else kept.method
-    if own == "stage1":
-        known = read_model_facts(folder).methods
-        # A run may have no method of stage 1: its classifier is then not trained.
-        own = next((m for m in known if m in METHODS and METHODS[m].kind == "stage 1"), own)
-    if method is not None and method != own:
-        raise UserError(f"{where} holds the method {own or where.stem!r}, not {method!r}.")
-    return folder, where, own
-
-
-def _load_model(facts: ModelFacts, weights: Path) -> LTModel:
-    """Make the model and load its weights, once both are known to be what the run states."""
-    # Before anything takes memory, the network is made without memory and compared with the file.
-    shapes = read_shapes(weights)
-    with torch.device("meta"):
-        _check_shapes(_make_model(facts), shapes, weights, facts)
-    # Only now, because the size of the file is now known to be right.
-    check_stored_weights(weights)
-    state = Run(weights.parent).load_tensors(weights.name)
-    model = _make_model(facts)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError:
-        raise _foreign_error(weights, facts) from None
-    _check_finite(model, weights)
-    return model
-
-
-def _check_finite(model: LTModel, weights: Path) -> None:
-    for name, values in model.state_dict().items():
-        if values.is_floating_point() and not values.isfinite().all():
-            raise UserError(
-                f"the weights in {weights} are not finite ({clean(name)}): the training diverged, "
-                "or the file was changed; train again with a lower learning rate."
-            )
-
-
-def _make_model(facts: ModelFacts) -> LTModel:
-    classes, size = len(facts.classes), tuple(facts.size)
-    try:
-        return create_lt_model(facts.arch, classes, False, size, **facts.arguments)
-    except UserError:
-        raise
-    except Exception as e:  # timm passes on whatever a network raises about its arguments
-        raise UserError(
-            f"the network {facts.arch} of the run cannot be made ({type(e).__name__}: {e})."
-        ) from e
-
-
-def _check_shapes(
-    model: LTModel, shapes: Mapping[str, tuple[int, ...]], weights: Path, facts: ModelFacts
-) -> None:
-    """Raise a `UserError` unless the header of a file has the shapes of a model."""
-    own = {f"backbone.{k}": tuple(v.shape) for k, v in model.backbone.state_dict().items()}
-    for key in own.keys() | shapes.keys():
-        if not key.startswith("head.") and own.get(key) != shapes.get(key):
-            raise _foreign_error(weights, facts)
-    check_sizes(weights, model)
-    head = (len(facts.classes), model.head.in_features)
-    # Kinds of heads from outside may have other tensors.
-    if head[0] * head[1] > _MAX_FREE_HEAD and head not in shapes.values():
-        raise _foreign_error(weights, facts)
-
-
-def _foreign_error(weights: Path, facts: ModelFacts) -> UserError:
-    return UserError(f"the weights in {weights} are not those of {facts.arch}.")
 
 
 def find_images(paths: Iterable[Path]) -> Iterator[str]:

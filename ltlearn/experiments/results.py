@@ -25,7 +25,7 @@ from ltlearn.reporting.table import ResultRow, ResultTable
 from ltlearn.training.selection import tested_part
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["make_table", "published_note", "write_results"]
+__all__ = ["find_ends", "make_table", "published_note", "write_results"]
 
 _CSV_COLUMNS = ("epoch", "loss", *FIGURES, "seconds")
 
@@ -135,7 +135,7 @@ def _class_table(
     recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult], table: ResultTable
 ) -> ClassTable:
     """Make the table of the classes; their mistakes are those of the last trained method."""
-    method = recipe.methods[_ends(recipe)[-1]]
+    method = recipe.methods[find_ends(recipe.methods)[-1]]
     rows, first = {row.method: row for row in table.rows}, table.rows[0].reports[0]
     true, predicted = _predicted(results, method)
     number = np.bincount(true, minlength=len(dls.vocab))
@@ -180,10 +180,15 @@ def _confusion_plot(
     return f"Which classes {label} takes for which, on the {classes.part} set", figure
 
 
-def _ends(recipe: Recipe) -> tuple[int, int]:
-    """Return the positions of the first method and of the last trained one, or the last."""
-    trained = [i for i, m in enumerate(recipe.methods) if METHODS[m].kind == "stage 2"]
-    return 0, trained[-1] if trained else len(recipe.methods) - 1
+def find_ends(methods: Sequence[str]) -> tuple[int, int]:
+    """Return the positions of the first method and of the last trained one, or the last.
+
+    Args:
+        methods: The methods of a run, in order.
+    """
+    kinds = [METHODS[m].kind if m in METHODS else "" for m in methods]
+    trained = [i for i, kind in enumerate(kinds) if kind == "stage 2"]
+    return 0, trained[-1] if trained else len(methods) - 1
 
 
 def _write_figures(run: Run, results: Sequence[SeedResult]) -> None:
@@ -219,7 +224,7 @@ def _plots_of_classes(
     }
     if len(recipe.methods) < 2:
         return plots
-    ends = _ends(recipe)
+    ends = find_ends(recipe.methods)
     labels = tuple(table.rows[i].label for i in ends)
     accuracy = [_mean_per_class(table.rows[i].reports) for i in ends]
     norms = [np.mean([r.norms[recipe.methods[i]] for r in results], 0) for i in ends]

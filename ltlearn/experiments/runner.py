@@ -31,6 +31,7 @@ from ltlearn.experiments.manifest import (
 from ltlearn.experiments.model_facts import describe_model, write_model_facts
 from ltlearn.experiments.options import RunOptions
 from ltlearn.experiments.recipe import Recipe
+from ltlearn.experiments.report_page import write_page_of_run
 from ltlearn.experiments.results import make_table, write_results
 from ltlearn.experiments.stages import StageFolder, run_seed, stage1_callbacks
 from ltlearn.methods import METHODS
@@ -147,6 +148,7 @@ def _run_locked(
     write_model_facts(run, describe_model(recipe, learn, results[0].heads))
     table = make_table(recipe, dls, results)
     classes = write_results(recipe, run, dls, results, table, manifest)
+    write_page_of_run(run, dls)
     return RecipeResult(run, table, manifest, classes)
 
 

@@ -1,12 +1,82 @@
-"""Calibration error and negative log-likelihood."""
+"""Calibration error, its bins, and negative log-likelihood."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from ltlearn.errors import check_whole
-from ltlearn.metrics.rows import IntVector, Matrix, read_rows
+from ltlearn.metrics.rows import IntVector, Matrix, check_lengths, read_rows
 
-__all__ = ["expected_calibration_error", "negative_log_likelihood", "calibration_error_of"]
+__all__ = [
+    "CalibrationBins",
+    "calibration_bins",
+    "calibration_error_of",
+    "expected_calibration_error",
+    "negative_log_likelihood",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationBins:
+    """Confidence and accuracy in bins of equal width between confidence 0 and 1.
+
+    Args:
+        images: Number of images in each bin.
+        confidence: Mean confidence in each bin, a fraction; NaN in an empty bin.
+        accuracy: Share of correct images in each bin; NaN in an empty bin.
+        error: The expected calibration error over these bins, a fraction.
+
+    Shape:
+        images is an int64 array, confidence and accuracy are float64 arrays, one entry per bin.
+    """
+
+    images: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    error: float
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Return the edges of the bins, one more than there are bins."""
+        return np.linspace(0, 1, len(self.images) + 1)
+
+
+def calibration_bins(confidence: Matrix, correct: Matrix, n_bins: int = 15) -> CalibrationBins:
+    """Average confidence and accuracy in the bins of `expected_calibration_error`.
+
+    Args:
+        confidence: Probability of the predicted class, a fraction.
+        correct: Whether the prediction is correct.
+        n_bins: Number of bins between confidence 0 and 1, at least 1. A bin includes its upper
+            edge.
+
+    Shape:
+        confidence and correct are (N,).
+
+    Raises:
+        UserError: If there is no image, the lengths differ, or `n_bins` is below 1.
+
+    Example:
+        >>> bins = calibration_bins([0.9, 0.8, 0.6], [True, True, False], n_bins=2)
+        >>> bins.images.tolist(), round(bins.error, 3)
+        ([0, 3], 0.1)
+    """
+    check_whole("n_bins", n_bins, 1)
+    confidence = torch.as_tensor(confidence, dtype=torch.float64).cpu()
+    correct = torch.as_tensor(correct, dtype=torch.bool).cpu()
+    check_lengths(len(confidence), len(correct), "confidence", "correct")
+    bins = _bins_of(confidence, n_bins).numpy()
+    images = np.bincount(bins, minlength=n_bins)
+    with np.errstate(invalid="ignore"):
+        means = (
+            np.bincount(bins, values, n_bins) / images
+            for values in (confidence.numpy(), correct.double().numpy())
+        )
+        return CalibrationBins(
+            images.astype(np.int64), *means, calibration_error_of(confidence, correct, n_bins)
+        )
 
 
 def expected_calibration_error(probs: Matrix, target: IntVector, n_bins: int = 15) -> float:
@@ -64,10 +134,15 @@ def calibration_error_of(
         n_bins: Number of bins.
         weights: Weight of each image, (N,). None weights all images alike.
     """
-    inner_edges = torch.arange(1, n_bins, dtype=torch.float64) / n_bins
-    bins = torch.bucketize(confidence, inner_edges)  # a bin is (lower, upper]
+    bins = _bins_of(confidence, n_bins)
     gap = confidence - correct.double()
     if weights is not None:
         gap = gap * weights
     total = len(confidence) if weights is None else weights.sum()
     return float(torch.bincount(bins, weights=gap, minlength=n_bins).abs().sum() / total)
+
+
+def _bins_of(confidence: Tensor, n_bins: int) -> Tensor:
+    """Return the bin of each image."""
+    inner_edges = torch.arange(1, n_bins, dtype=torch.float64) / n_bins
+    return torch.bucketize(confidence, inner_edges)  # a bin is (lower, upper]

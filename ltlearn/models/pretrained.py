@@ -209,6 +209,9 @@ def _create(arch: str, pretrained: bool, kwargs: dict) -> nn.Module:
             raise _config_error(arch, _first_line(e)) from e
         raise
     _check_odd_size(backbone, arch, kwargs)
+    # An export states how the backbone was made.
+    backbone.model_args = dict(kwargs)
+    backbone.model_name = None if _is_outside(arch) else arch.split(".")[0]
     return backbone
 
 

@@ -1,5 +1,6 @@
 """Plots of class counts, accuracy, norms, trajectories and comparisons."""
 
+from ltlearn.plots.calibration import plot_calibration
 from ltlearn.plots.classes import plot_class_counts, plot_per_class_accuracy
 from ltlearn.plots.confusion import plot_confusion
 from ltlearn.plots.confusion_map import plot_confusion_map
@@ -9,6 +10,7 @@ from ltlearn.plots.tradeoff import plot_tradeoff
 from ltlearn.plots.trajectory import plot_trajectory
 
 __all__ = [
+    "plot_calibration",
     "plot_class_counts",
     "plot_confusion",
     "plot_confusion_map",

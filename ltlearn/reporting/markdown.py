@@ -16,7 +16,13 @@ from ltlearn.reporting.text import (
 from ltlearn.utils.terminal import one_line
 from ltlearn.utils.text import DASH, escape_markdown, percent_text
 
-__all__ = ["CLASSES_FILE", "render_report_md", "protocol_paragraph", "counts_paragraph"]
+__all__ = [
+    "CLASSES_FILE",
+    "counts_paragraph",
+    "describe_protocol",
+    "protocol_paragraph",
+    "render_report_md",
+]
 
 CLASSES_FILE = "classes.csv"
 # The hardware that `environment_info` records, and its titles.
@@ -80,8 +86,19 @@ def render_report_md(
 
 def protocol_paragraph(table: ResultTable) -> str:
     """Describe the protocol of a table."""
+    return describe_protocol(table.protocol, table.protocol_text, table.is_carved)
+
+
+def describe_protocol(protocol: str, text: str, is_carved: bool) -> str:
+    """Describe a protocol in a paragraph.
+
+    Args:
+        protocol: "clean", "paper" or "untested".
+        text: Its short description, from `ResultTable.protocol_text`.
+        is_carved: Whether the validation images were taken from the training images.
+    """
     origin = "The validation images are those of the dataset."
-    if table.is_carved:
+    if is_carved:
         origin = "The validation images were taken from the training images before stage 1."
     choices = {
         "clean": (
@@ -98,10 +115,10 @@ def protocol_paragraph(table: ResultTable) -> str:
             "accuracy, and there are no other images to test on: add a test folder with images "
             "that were not used for any choice."
         ),
-    }[table.protocol]
-    part = "validation" if table.protocol == "untested" else "test"
+    }[protocol]
+    part = "validation" if protocol == "untested" else "test"
     return (
-        f"{as_sentence(table.protocol_text)} {choices} A group's accuracy is the mean of its "
+        f"{as_sentence(text)} {choices} A group's accuracy is the mean of its "
         f"per-class accuracies; a dash means that no class of the group has {part} images. "
         "ECE is the expected calibration error over 15 bins."
     )

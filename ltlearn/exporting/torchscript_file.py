@@ -1,0 +1,90 @@
+"""Write a model as a TorchScript file, which torch loads without the model's code."""
+
+import io
+import json
+import warnings
+from pathlib import Path
+
+import torch
+
+from ltlearn.errors import UserError
+from ltlearn.exporting.code import describe_input, image_imports, pixel_lines
+from ltlearn.exporting.exported import Exported
+from ltlearn.exporting.portable import (
+    PortableModel,
+    check_logits,
+    copy_for_export,
+    fold_if_possible,
+)
+from ltlearn.exporting.source import ExportSource
+from ltlearn.utils.atomic import replaced_file
+
+__all__ = ["FACTS_FILE", "export_torchscript_file"]
+
+# The file inside the archive with classes, mean, std and so on, as JSON.
+FACTS_FILE = "ltlearn.json"
+_BATCHES = (2, 1, 5)
+
+
+def export_torchscript_file(source: ExportSource, file: Path, normalize: bool = False) -> Exported:
+    """Write a trace of the model, once its logits equal the model's at several batch sizes.
+
+    Args:
+        source: The model.
+        file: The file to write.
+        normalize: Whether the model takes pixels in [0, 1] and normalises them itself.
+
+    Raises:
+        UserError: If the model cannot be traced, or the file cannot be written.
+    """
+    model = copy_for_export(source.model)
+    model.head = fold_if_possible(model.head)
+    portable = PortableModel(model, source.preprocessing, normalize).eval()
+    example = torch.rand(2, 3, *source.preprocessing.size)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # Tracing warns of shapes in Python and of its own retirement.
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(portable, example, check_trace=False)
+            buffer = io.BytesIO()
+            facts = json.dumps(source.facts(normalize).to_dict(), ensure_ascii=False)
+            torch.jit.save(traced, buffer, _extra_files={FACTS_FILE: facts})
+            buffer.seek(0)
+            loaded = torch.jit.load(buffer)
+    except Exception as e:  # the tracer raises errors of many kinds about a network
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(
+            f"torch cannot trace this architecture ({reason}); export it to ONNX or a timm folder."
+        ) from e
+    difference = check_logits(source, loaded, not normalize, _BATCHES)
+    file = file.expanduser()
+    with replaced_file(file, remedy="give another file") as out:
+        out.write(buffer.getvalue())
+    steps = source.preprocessing
+    notes = [describe_input("Input", steps, normalize, FACTS_FILE)]
+    notes += [steps.note()] if steps.is_own else []
+    return Exported("torchscript", file, difference, _code(file, source, normalize), notes)
+
+
+def _code(file: Path, source: ExportSource, normalize: bool) -> str:
+    lines = [
+        "import json",
+        "",
+        "import numpy as np",
+        "import torch",
+        image_imports(source.preprocessing),
+        "",
+        f"extra = {{{FACTS_FILE!r}: ''}}",
+        f"model = torch.jit.load({str(file)!r}, _extra_files=extra)",
+        f"facts = json.loads(extra[{FACTS_FILE!r}])  # classes, mean, std, size",
+        *pixel_lines(source.preprocessing),
+        "images = torch.from_numpy(pixels)",
+    ]
+    if not normalize:
+        lines += [
+            'mean, std = (torch.tensor(facts[k]).view(3, 1, 1) for k in ("mean", "std"))',
+            "images = (images - mean) / std",
+        ]
+    lines += ["with torch.no_grad():", "    logits = model(images)",
+              'name = facts["classes"][logits[0].argmax()]']  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Scripts of the developers; `scripts.site` builds the documentation."""
