@@ -13,6 +13,7 @@ import numpy as np
 from ltlearn.cleaning.images import LoadedImages
 from ltlearn.cleaning.unusual import MIN_IMAGES
 from ltlearn.errors import UserError, check_choice, check_whole
+from ltlearn.plots.figure import blank_figure
 from ltlearn.plots.style import shorten
 from ltlearn.utils.atomic import replaced_file
 from ltlearn.utils.html import html_paragraph, html_table
@@ -271,8 +272,6 @@ class Issues:
 
 def _draw(images: LoadedImages, findings: Sequence[Finding]) -> "Figure":
     """Draw findings in a grid, each with its kind, its class and the suggested class."""
-    from matplotlib.figure import Figure
-
     tiles = []
     for one in findings:
         suggested = f" -> {shorten(one.suggested)}?" if one.suggested else ""
@@ -281,7 +280,7 @@ def _draw(images: LoadedImages, findings: Sequence[Finding]) -> "Figure":
             tiles.append((one.twin_number, f"its twin\n({images.part_of(one.twin_number)})"))
     columns = max(1, min(_COLUMNS_OF_GRID, len(tiles)))
     n_rows = max(1, -(-len(tiles) // columns))
-    figure = Figure(figsize=(1.7 * columns, 2.0 * n_rows + 0.2), dpi=150, layout="constrained")
+    figure = blank_figure(1.7 * columns, 2.0 * n_rows + 0.2, "constrained")
     axes = np.atleast_1d(figure.subplots(n_rows, columns)).ravel()
     for one in axes:
         one.axis("off")

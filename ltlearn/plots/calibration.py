@@ -7,6 +7,7 @@ import numpy as np
 
 from ltlearn.errors import UserError
 from ltlearn.metrics.calibration import CalibrationBins
+from ltlearn.plots.figure import blank_figure
 from ltlearn.plots.style import AFTER_COLOUR, BEFORE_COLOUR, INK, SHOT_COLOURS, shorten
 
 if TYPE_CHECKING:
@@ -36,12 +37,10 @@ def plot_calibration(bins: Mapping[str, CalibrationBins]) -> "Figure":
         >>> bins = calibration_bins([0.9, 0.8, 0.6], [True, True, False])
         >>> plot_calibration({"CE": bins}).savefig("calibration.png")
     """
-    from matplotlib.figure import Figure
-
     if not bins:
         raise UserError("bins is empty; it must hold at least one classifier.")
     width = 0.9 + 2.9 * max(len(bins), 1.5)
-    figure = Figure(figsize=(width, 4.3), dpi=150, layout="constrained")
+    figure = blank_figure(width, 4.3, "constrained")
     rows = figure.subplots(
         2, len(bins), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1)
     )

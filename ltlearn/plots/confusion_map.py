@@ -9,6 +9,7 @@ from ltlearn.errors import check_choice
 from ltlearn.metrics.confusion import block_confusion
 from ltlearn.metrics.rows import IntVector
 from ltlearn.names import SHOTS
+from ltlearn.plots.figure import blank_figure
 from ltlearn.plots.style import INK, MAX_NAMED_CLASSES, shorten, sort_classes
 
 if TYPE_CHECKING:
@@ -64,8 +65,6 @@ def plot_confusion_map(
         >>> figure = plot_confusion_map([0, 0, 1], [0, 1, 1], class_counts=[500, 5])
         >>> figure.savefig("confusion.png")
     """
-    from matplotlib.figure import Figure
-
     check_choice("by", by, CONFUSION_ORDERS)
     counts, groups, order = sort_classes(class_counts, classes, few)
     group_of = np.select([groups[name] for name in SHOTS], [0, 1, 2])
@@ -81,7 +80,7 @@ def plot_confusion_map(
         ends = np.flatnonzero(np.diff(group_of[order])) + 1
         edges = (ends * number / len(order)).tolist()
     matrix = block_confusion(target, predicted, blocks, normalize) * (100 if normalize else 1)
-    figure = Figure(dpi=150) if figure is None else figure
+    figure = blank_figure() if figure is None else figure
     axes = _draw_matrix(figure, matrix, cmap, normalize)
     for edge in edges:
         axes.axhline(edge - 0.5, color=INK, linewidth=0.6)

@@ -8,6 +8,7 @@ import numpy as np
 from ltlearn.errors import UserError
 from ltlearn.metrics.rows import IntVector
 from ltlearn.metrics.shots import SHOTS, shot_groups, shot_thresholds_text
+from ltlearn.plots.figure import blank_figure
 from ltlearn.utils.text import clean
 
 if TYPE_CHECKING:
@@ -59,9 +60,7 @@ def new_figure(width: float, height: float, columns: int = 1):
         height: Height in inches.
         columns: Number of axes.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = blank_figure(width, height, "constrained")
     axes = figure.subplots(1, columns)
     for one in np.atleast_1d(axes):
         one.spines[["top", "right"]].set_visible(False)
@@ -324,15 +323,12 @@ def make_panels(number: int, most: int, width: float, height: float) -> "tuple[F
         width: Width of a panel in inches.
         height: Height of a panel in inches.
     """
-    from matplotlib.figure import Figure
-
     columns = count_columns(number, most)
     rows = -(-number // columns)
     # One or two panels are larger, because the text below them needs the width.
     width *= {1: 2, 2: 1.5}.get(columns, 1)
     height *= {1: 1.5, 2: 1.25}.get(columns, 1)
-    size = (columns * width + 0.6, rows * height + 0.8)
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure = blank_figure(columns * width + 0.6, rows * height + 0.8, "constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[number:]:
         axes.remove()
