@@ -35,7 +35,6 @@ def _figure_class() -> type:
 
         def __reduce_ex__(self, protocol):
             # The class has no name in this module, so a copy or a pickle is a plain figure.
-            make, _, *rest = super().__reduce_ex__(protocol)
-            return (make, (Figure,), *rest)
+            return (object.__new__, (Figure,), *super().__reduce_ex__(protocol)[2:])
 
     return ShownFigure
