@@ -55,7 +55,7 @@ STARTS = ("stage1", "current")
 ON_NAN = ("stop", "skip")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # What a trained model can be exported to.
-EXPORT_KINDS = ("timm", "onnx", "torchscript")
+EXPORT_KINDS = ("timm", "onnx", "torchscript", "hub")
 PRIORS = ("uniform", "train", "reversed")
 # The part of the backbone that stage 1 trains: all, its last block, or a new last block.
 TRAINABLE_PARTS = ("all", "last_block", "new_last_block")

@@ -25,7 +25,7 @@ def export(
         str,
         typer.Option(
             help="What to write: timm (a folder that timm.create_model loads), onnx or torchscript "
-            "(a file).",
+            "(a file), or hub (a folder with a model card, which is uploaded).",
             show_default=False,
         ),
     ],
@@ -52,6 +52,21 @@ def export(
             "torchscript).",
         ),
     ] = False,
+    repo: Annotated[
+        str | None,
+        typer.Option(help="Repository of the Hugging Face hub, such as user/birds."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private.")
+    ] = False,
+    license: Annotated[
+        str | None,
+        typer.Option(help="Licence of the model for its card, such as apache-2.0."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Write the folder for the hub, and upload nothing."),
+    ] = False,
     allow_hub: ALLOW_HUB = False,
     as_json: JSON = False,
 ) -> None:
@@ -65,12 +80,13 @@ def export(
         from ltlearn.experiments.export_run import export_run
 
         done = export_run(
-            run, to, out, method=method, seed=seed, normalize=normalize, allow_hub=allow_hub
-        )
+            run, to, out, method=method, seed=seed, normalize=normalize, allow_hub=allow_hub,
+            repo=repo, private=private, license=license, dry_run=dry_run,
+        )  # fmt: skip
     if as_json:
         print_json({
             "kind": done.kind, "path": str(done.path), "difference": done.difference,
-            "code": done.code, "notes": list(done.notes),
+            "code": done.code, "notes": list(done.notes), "url": done.url,
         })  # fmt: skip
         return
     typer.echo(clean(done, keep="\n"))

@@ -2,36 +2,34 @@
 
 from ltlearn.exporting.source import Preprocessing
 
-__all__ = ["describe_input", "image_imports", "pixel_lines"]
-
-# Share of a side that is cut off at each edge, so that 224 of 256 pixels remain.
-_EDGE = 0.0625
-
-
-def image_imports(steps: Preprocessing) -> str:
-    """Return the import that `pixel_lines` needs.
-
-    Args:
-        steps: How an image becomes the input.
-    """
-    return "from PIL import Image, ImageOps" if steps.crops else "from PIL import Image"
+__all__ = ["describe_input", "pixel_lines"]
 
 
 def pixel_lines(steps: Preprocessing) -> list[str]:
     """Return lines that read an image as `pixels`, (1, 3, H, W), float32, in [0, 1].
 
+    They need `from PIL import Image`. Pixels are those of the training, but for rounding.
+
     Args:
         steps: How an image becomes the input.
     """
     height, width = steps.size
-    fit = f"image = image.resize(({width}, {height}), Image.Resampling.BILINEAR)"
+    resize = [f"image = image.resize(({width}, {height}), Image.Resampling.BILINEAR)"]
+    if not steps.in_memory:
+        # Unlike `resize`, `transform` does not smooth, as OpenCV does not.
+        whole = "Image.Transform.EXTENT, (0, 0, *image.size), Image.Resampling.BILINEAR"
+        resize = [f"image = image.transform(({width}, {height}), {whole})"]
     if steps.crops:
-        fit = (
-            f"image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BILINEAR, {_EDGE})"
-        )
+        resize = [
+            f"scale = {steps.enlarged} / min(image.size)",
+            "size = [round(side * scale) for side in image.size]",
+            f"image = image.transform(size, {whole})",
+            f"left, top = (image.width - {width}) // 2, (image.height - {height}) // 2",
+            f"image = image.crop((left, top, left + {width}, top + {height}))",
+        ]
     return [
         'image = Image.open("photo.jpg").convert("RGB")',
-        fit,
+        *resize,
         "pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255",
     ]
 

@@ -87,3 +87,47 @@ class ExportMixin:
         from ltlearn.exporting.torchscript_file import export_torchscript_file
 
         return export_torchscript_file(source_of_learner(self), Path(file), normalize)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        title: str | None = None,
+        out: str | Path | None = None,
+        private: bool = False,
+        license: str | None = None,
+        dry_run: bool = False,
+        token: str | None = None,
+    ) -> Exported:
+        """Publish the model on the Hugging Face hub as timm's folder, with a model card.
+
+        The card reports the classes and their counts, the accuracy on the test images (or the
+        validation images, if there are no others), a plot, limits, the licence and the lines that
+        load the model. A head that cannot be folded leaves as ONNX and TorchScript instead.
+
+        Args:
+            repo: The repository, such as "user/birds"; it is made if there is none.
+            title: What the model classifies, in a phrase. None: "An image classifier".
+            out: Folder to write and keep. None: a temporary one.
+            private: Whether a new repository is private.
+            license: Identifier of the model's licence on the hub, such as "apache-2.0". None leaves
+                it out.
+            dry_run: Whether to write the folder `out` alone, and upload nothing.
+            token: The token of the hub. None takes the one that `hf auth login` stored.
+
+        Returns:
+            What was written, the largest difference of the logits, the lines that load it, and the
+            address.
+
+        Raises:
+            UserError: As the exports do, or if the name is not allowed or the hub refuses it.
+
+        Example:
+            >>> learn.push_to_hub("user/birds", out="birds-card", dry_run=True)
+        """
+        from ltlearn.exporting.hub import HubOptions
+        from ltlearn.exporting.learner_card import publish_learner
+
+        out = None if out is None else Path(out)
+        options = HubOptions(repo, out, private, license, dry_run, token)
+        return publish_learner(self, title, options)

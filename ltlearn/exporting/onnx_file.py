@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ltlearn.errors import UserError
-from ltlearn.exporting.code import describe_input, image_imports, pixel_lines
+from ltlearn.exporting.code import describe_input, pixel_lines
 from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.portable import (
     PortableModel,
@@ -29,7 +29,6 @@ INPUT, OUTPUT = "images", "logits"
 # The key of the file's metadata with what ltlearn needs to predict, as JSON.
 METADATA_KEY = "ltlearn"
 _MAX_BYTES = 2_000_000_000  # a protobuf message holds at most 2 GiB
-_BATCHES = (2, 1, 5)
 
 
 def export_onnx_file(source: ExportSource, file: Path, normalize: bool = False) -> Exported:
@@ -60,7 +59,7 @@ def export_onnx_file(source: ExportSource, file: Path, normalize: bool = False) 
     def classify(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
-    difference = check_logits(source, classify, not normalize, _BATCHES)
+    difference = check_logits(source, classify, not normalize)
     file = file.expanduser()
     with replaced_file(file, remedy="give another file") as out:
         out.write(content)
@@ -142,7 +141,7 @@ def _code(file: Path, source: ExportSource, normalize: bool) -> str:
         "",
         "import numpy as np",
         "import onnxruntime",
-        image_imports(source.preprocessing),
+        "from PIL import Image",
         "",
         f"session = onnxruntime.InferenceSession({str(file)!r})",
         "metadata = session.get_modelmeta().custom_metadata_map",

@@ -72,7 +72,7 @@ def check_logits(
     source: ExportSource,
     classify: Callable[[Tensor], Tensor],
     normalized: bool,
-    batches: Sequence[int] = (2, 1),
+    batches: Sequence[int] = (2, 1, 5),
 ) -> float:
     """Return the largest difference between the logits of an export and those of its source.
 

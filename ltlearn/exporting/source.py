@@ -45,14 +45,19 @@ class Preprocessing:
         """Return whether the centre of the image is cropped."""
         return not self.in_memory and self.size[0] >= _SMALL
 
+    @property
+    def enlarged(self) -> int:
+        """Return the shorter side in pixels that an image gets before the crop."""
+        return round(self.size[0] * 256 / 224)
+
     def timm_config(self) -> dict[str, Any]:
         """Return the entries of timm's `pretrained_cfg` for the same steps."""
         crop = 1.0
         if self.crops:
             side = self.size[0]
-            enlarged = round(side * 256 / 224)
             # timm resizes to floor(side / crop_pct).
-            crop = 0.875 if math.floor(side / 0.875) == enlarged else side / (enlarged + 0.5)
+            is_plain = math.floor(side / 0.875) == self.enlarged
+            crop = 0.875 if is_plain else side / (self.enlarged + 0.5)
         return {
             "input_size": [3, *self.size],
             "mean": list(self.mean),
@@ -72,8 +77,9 @@ class Preprocessing:
         if self.in_memory:
             return ""
         return (
-            "timm's transforms resize smoothly (Pillow), and the training did so without "
-            "smoothing (OpenCV), so images of another size get slightly other pixels."
+            "timm's transforms smooth an image that they make smaller (Pillow), and the training "
+            "did not (OpenCV): at 96 to 224 pixels, the pixels of photos differ by 3 to 11 of 255 "
+            "on average. ONNX and TorchScript come with lines that resize as the training did."
         )
 
 

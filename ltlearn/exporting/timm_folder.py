@@ -21,7 +21,14 @@ from ltlearn.exporting.source import ExportSource
 from ltlearn.heads.registry import as_linear
 from ltlearn.utils.system_errors import unwritable
 
-__all__ = ["CONFIG_FILE", "FACTS_KEY", "WEIGHTS_FILE", "export_timm_folder", "timm_code"]
+__all__ = [
+    "CONFIG_FILE",
+    "FACTS_KEY",
+    "WEIGHTS_FILE",
+    "export_timm_folder",
+    "module_of_export",
+    "timm_code",
+]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 # The key of config.json with what ltlearn needs to predict; timm ignores it.
@@ -82,17 +89,21 @@ def _load(folder: str, architecture: str) -> nn.Module:
         ) from e
 
 
-def timm_code(name: str, module: str = "") -> str:
+def timm_code(name: str, module: str = "", repo: str = "") -> str:
     """Return lines of Python that load a folder with timm.
 
     Args:
         name: The name for `timm.create_model`.
-        module: The file or module to import first; "" if timm has the architecture.
+        module: The module to import first; "" if timm has the architecture.
+        repo: The repository of the hub, if it is there.
     """
     lines = ["import timm", "from PIL import Image"]
     if module == cifar_resnet.__name__:
-        folder = name.removeprefix("local-dir:")
-        lines = ["import sys", "", *lines, "", f"sys.path.insert(0, {folder!r})",
+        folder = repr(name.removeprefix("local-dir:"))
+        if repo:
+            lines.insert(1, "from huggingface_hub import snapshot_download")
+            folder = f"snapshot_download({repo!r})"
+        lines = ["import sys", "", *lines, "", f"sys.path.insert(0, {folder})",
                  "import cifar_resnet  # registers the architecture"]  # fmt: skip
     elif module:
         lines += [f"import {module}  # registers the architecture"]
@@ -106,6 +117,15 @@ def timm_code(name: str, module: str = "") -> str:
         "logits = model(transform(image)[None])",
         'name = model.pretrained_cfg["label_names"][logits[0].argmax()]',
     ])  # fmt: skip
+
+
+def module_of_export(folder: Path) -> str:
+    """Return the module that registers the architecture of an export; "" for timm's own.
+
+    Args:
+        folder: The folder that `export_timm_folder` wrote.
+    """
+    return _module_of(json.loads((folder / CONFIG_FILE).read_text("utf-8"))["architecture"])
 
 
 def _whole_model(model: nn.Module, classes: int) -> nn.Module:

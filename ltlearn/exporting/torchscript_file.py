@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ltlearn.errors import UserError
-from ltlearn.exporting.code import describe_input, image_imports, pixel_lines
+from ltlearn.exporting.code import describe_input, pixel_lines
 from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.portable import (
     PortableModel,
@@ -23,7 +23,6 @@ __all__ = ["FACTS_FILE", "export_torchscript_file"]
 
 # The file inside the archive with classes, mean, std and so on, as JSON.
 FACTS_FILE = "ltlearn.json"
-_BATCHES = (2, 1, 5)
 
 
 def export_torchscript_file(source: ExportSource, file: Path, normalize: bool = False) -> Exported:
@@ -56,7 +55,7 @@ def export_torchscript_file(source: ExportSource, file: Path, normalize: bool = 
         raise UserError(
             f"torch cannot trace this architecture ({reason}); export it to ONNX or a timm folder."
         ) from e
-    difference = check_logits(source, loaded, not normalize, _BATCHES)
+    difference = check_logits(source, loaded, not normalize)
     file = file.expanduser()
     with replaced_file(file, remedy="give another file") as out:
         out.write(buffer.getvalue())
@@ -72,7 +71,7 @@ def _code(file: Path, source: ExportSource, normalize: bool) -> str:
         "",
         "import numpy as np",
         "import torch",
-        image_imports(source.preprocessing),
+        "from PIL import Image",
         "",
         f"extra = {{{FACTS_FILE!r}: ''}}",
         f"model = torch.jit.load({str(file)!r}, _extra_files=extra)",

@@ -234,6 +234,28 @@ def test_timm_differs_by_smoothing_alone_where_images_are_cropped(tmp_path):
         assert "smooth" in steps.note()
 
 
+@pytest.mark.parametrize(
+    ("side", "in_memory"), [(32, True), (64, False), (96, False), (224, False)]
+)
+def test_the_printed_lines_resize_as_the_training_did(side, in_memory, tmp_path, monkeypatch):
+    from ltlearn.data.own_transforms import ToShape
+    from ltlearn.data.transforms import ImageTransform
+    from ltlearn.exporting.code import pixel_lines
+
+    monkeypatch.chdir(tmp_path)
+    steps = Preprocessing((side, side), (0.0,) * 3, (1.0,) * 3, in_memory)
+    for shape in ((333, 500), (100, 75), (side, side), (17, 31)):
+        photo = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+        Image.fromarray(photo).save(tmp_path / "photo.png")
+        (tmp_path / "photo.png").rename(tmp_path / "photo.jpg")
+        space = {"np": np, "Image": Image}
+        exec("\n".join(pixel_lines(steps)), space)
+        ours = ToShape((side, side))(photo) if in_memory else ImageTransform("none", side)(photo)
+        found = space["pixels"][0].transpose(1, 2, 0) * 255
+        assert found.shape == ours.shape
+        assert np.abs(found - ours).max() <= 1.01
+
+
 # ------------------------------------------------------------ learners
 
 
@@ -256,6 +278,19 @@ def test_a_learner_exports_what_it_trained(tmp_path):
     learn.model.eval()
     with torch.no_grad():
         assert largest(loaded(x), learn.model.float()(x)) < 1e-4
+
+
+def test_an_exported_folder_is_a_backbone_again(tmp_path):
+    kwargs = ARCHS["vit_tiny_patch16_224"]
+    learn = make_lt_learner(make_dls(side=32), arch="vit_tiny_patch16_224", **kwargs)
+    learn.export_timm(tmp_path / "one")
+    again = make_lt_learner(learn.dls, arch=f"local-dir:{tmp_path / 'one'}", pretrained=True)
+    done = again.export_timm(tmp_path / "two")
+    one, two = (
+        json.loads((tmp_path / f"{name}/config.json").read_text()) for name in ("one", "two")
+    )
+    assert done.difference <= 1e-6 and one["architecture"] == two["architecture"]
+    assert one["model_args"] == two["model_args"] and one["model_args"]["img_size"] == 32
 
 
 def test_transforms_of_the_users_own_are_pointed_out(tmp_path):
