@@ -33,6 +33,7 @@ from ltlearn.training.temporary import (
     lent_callbacks,
     temporary_settings,
     with_class_counts,
+    without_predictions,
 )
 
 __all__ = ["run_stage2"]
@@ -94,7 +95,10 @@ def _train_on_features(
             with_class_counts(over_features.loss_func, learn.dls.class_counts),
         ):
             callbacks = [trajectory, *callbacks, *lasting]
-            over_features.fit(plan.epochs, plan.lr, plan.weight_decay, callbacks, reset_opt=True)
+            with without_predictions(callbacks):
+                over_features.fit(
+                    plan.epochs, plan.lr, plan.weight_decay, callbacks, reset_opt=True
+                )
         keep_chosen_weights(learn, over_features, trajectory)
     finally:
         # The learner gets the trained head also after an interruption.
@@ -126,9 +130,13 @@ def _head_learner(learn: Learner, plan: Stage2Plan) -> Learner:
     valid = LTDataLoader(learn.features("valid"), FEATURE_BATCH)
     dls = DataLoaders(train, valid, device=learn.dls.device)
     dls.class_counts, dls.vocab, dls.c = learn.dls.class_counts, learn.dls.vocab, learn.dls.c
-    return QuietLearner(
+    dls.split = learn.dls.split
+    over_features = QuietLearner(
         dls, HeadModel(learn.model.head), plan.loss or learn.loss_func,
         opt_func=plan.opt_func or sgd(), path=learn.path, model_dir=learn.model_dir,
         splitter=lambda m: [list(m.parameters())], train_bn=False, wd_bn_bias=True,
         metrics=learn.metrics,
     )  # fmt: skip
+    if hasattr(learn, "arch"):
+        over_features.arch = learn.arch  # what a logger records
+    return over_features

@@ -1,6 +1,7 @@
 """Settings of a learner that hold for one fit, and end with it however it ends."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from fastai.callback.core import Callback, TrainEvalCallback
@@ -8,6 +9,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import CastToTensor, Learner, Recorder
 from torch import Tensor, nn
 
+from ltlearn.errors import spell
 from ltlearn.losses import CountedLoss
 from ltlearn.models.last_block import last_block
 from ltlearn.training.plan import Stage2Plan, StagePlan
@@ -18,8 +20,10 @@ __all__ = [
     "lent_callbacks",
     "temporary_settings",
     "with_class_counts",
+    "without_predictions",
 ]
 
+_log = logging.getLogger("ltlearn")
 # Every learner has these callbacks, and they never leave it.
 _OWN_CALLBACKS = (TrainEvalCallback, Recorder, CastToTensor, MixedPrecision)
 
@@ -86,6 +90,29 @@ def with_class_counts(loss, class_counts: Tensor) -> Iterator[None]:
     finally:
         if lacks_counts:
             loss.set_class_counts(None)
+
+
+@contextmanager
+def without_predictions(callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Keep fastai's loggers from logging images with their predictions inside the block.
+
+    They show images of the loader, but a fit on features has none.
+
+    Args:
+        callbacks: Callbacks of the fit.
+    """
+    loggers = [cb for cb in callbacks if vars(cb).get("log_preds")]
+    for cb in loggers:
+        cb.log_preds = False
+        _log.warning(
+            "%s logs no predictions, because this stage trains on features; give %s to train on "
+            "images.", type(cb).__name__, spell("views", 0),
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        for cb in loggers:
+            cb.log_preds = True
 
 
 @contextmanager
