@@ -1,8 +1,8 @@
 """Write compare.html, the page of a comparison, from its compare.json."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,30 +49,33 @@ from ltlearn.reporting.page import (
 from ltlearn.training.stored import stored_trajectory
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["COMPARE_PAGE", "page_or_warning", "write_compare_page"]
+__all__ = ["COMPARE_PAGE", "write_compare_page", "write_or_warn"]
 
 _log = logging.getLogger("ltlearn")
+# "0" leaves the pages out, which take a second; tests set it.
+_PAGES = "LTLEARN_PAGES"
 COMPARE_PAGE = "compare.html"
 _REPORT_PAGE = "report.html"
 _MAX_TRAJECTORIES = 8  # plots of methods
 
 
-@contextmanager
-def page_or_warning(run: Run, page: str, text: str) -> Iterator[None]:
-    """Turn a failure to write a page into a warning: the results are complete without it.
+def write_or_warn(write: Callable[[], Any], page: Path, text: str) -> None:
+    """Write a page after its results. A failure is a warning: the results are complete without it.
 
     Args:
-        run: The run.
+        write: Writes the page.
         page: The page.
         text: The file that holds the same results.
     """
+    if os.environ.get(_PAGES) == "0":
+        return
     try:
-        yield
+        write()
     except Exception as e:
         reason = e.message if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
         _log.warning(
             "%s was not written (%s); the results are complete, and in %s.",
-            run.path / page, reason.rstrip("."), text,
+            page, reason.rstrip("."), text,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ltlearn.data import LTDataLoaders
-from ltlearn.experiments.compare_page import COMPARE_PAGE, page_or_warning, write_compare_page
+from ltlearn.experiments.compare_page import COMPARE_PAGE, write_compare_page, write_or_warn
 from ltlearn.experiments.compared import COMPARE_FILE
 from ltlearn.experiments.page_errors import error_parts, load_images
 from ltlearn.experiments.page_tables import (
@@ -59,14 +59,13 @@ _MAX_TRAJECTORIES = 8  # plots of methods
 
 
 def write_page_of_run(run: Run, dls: LTDataLoaders | None) -> None:
-    """Write report.html of a run that has just ended. A failure is a warning: the run stays whole.
+    """Write report.html of a run that has just ended; see `write_or_warn`.
 
     Args:
         run: The run.
         dls: The loaders of its last seed.
     """
-    with page_or_warning(run, REPORT_PAGE, "report.md"):
-        write_report_page(run, dls)
+    write_or_warn(lambda: write_report_page(run, dls), run.path / REPORT_PAGE, "report.md")
 
 
 def rewrite_pages(

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.helpers import ltlearn
 
 OLD = Path(__file__).parents[1] / "fixtures" / "run_db4ea7a"
+PAGES = {"LTLEARN_PAGES": "1"}  # which the other tests do without
 CLASSES = {"ant": 24, "<b>bee": 10, "cow": 5}
 FAST = (
     "--arch", "resnet20_cifar", "--set", "model.width=4", "--epochs", "1", "--batch-size", "16",
@@ -36,7 +37,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     make_images(folder / "photos/train", CLASSES, 0)
     make_images(folder / "photos/test", dict.fromkeys(CLASSES, 6), 1)
-    done = ltlearn("train", folder / "photos", *FAST, "--out", folder / "run", cwd=folder)
+    words = ("train", folder / "photos", *FAST, "--out", folder / "run")
+    done = ltlearn(*words, cwd=folder, env=PAGES)
     assert done.returncode == 0, done.stderr
     return folder / "run", done
 
@@ -93,7 +95,7 @@ def test_open_shows_the_page(run, monkeypatch):
 
 def test_a_comparison_has_a_page_of_its_own(run):
     words = ("--methods", "ce,crt,tau_norm", "--priors", "reversed", "--device", "cpu")
-    done = ltlearn("compare", run, *words)
+    done = ltlearn("compare", run, *words, env=PAGES)
     assert done.returncode == 0, done.stderr
     assert f"report: {run / 'compare.html'}" in done.stderr
     page = (run / "compare.html").read_text()

@@ -196,6 +196,7 @@ def test_an_unfinished_run_has_no_page(tmp_path):
 
 
 def test_a_page_that_fails_is_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("LTLEARN_PAGES", "1")
     run, dls = make_run(tmp_path, NAMES)
 
     def fail(*_):
@@ -208,6 +209,7 @@ def test_a_page_that_fails_is_a_warning(tmp_path, monkeypatch, caplog):
 
 
 def test_a_page_that_is_interrupted_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTLEARN_PAGES", "1")
     run, dls = make_run(tmp_path, NAMES)
 
     def stop(*_):
