@@ -70,13 +70,12 @@ def calibration_bins(confidence: Matrix, correct: Matrix, n_bins: int = 15) -> C
     bins = _bins_of(confidence, n_bins).numpy()
     images = np.bincount(bins, minlength=n_bins)
     with np.errstate(invalid="ignore"):
-        means = (
+        sure, right = (
             np.bincount(bins, values, n_bins) / images
             for values in (confidence.numpy(), correct.double().numpy())
         )
-        return CalibrationBins(
-            images.astype(np.int64), *means, calibration_error_of(confidence, correct, n_bins)
-        )
+    error = calibration_error_of(confidence, correct, n_bins)
+    return CalibrationBins(images.astype(np.int64), sure, right, error)
 
 
 def expected_calibration_error(probs: Matrix, target: IntVector, n_bins: int = 15) -> float:
