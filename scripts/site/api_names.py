@@ -15,7 +15,7 @@ import griffe
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "ltlearn"
 # The command line has its own page. The others hold parts of the library, not its interface.
-INTERNAL = ("cli", "defaults", "experiments", "names", "training", "utils")
+INTERNAL = ("cli", "defaults", "experiments", "names", "page", "training", "utils")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """The API reference: a page per public name, and an index by module."""
 
 import doctest
+import inspect
 import json
+from importlib import import_module
 from pathlib import Path
 
 import griffe
 
+from ltlearn.methods import METHODS
 from scripts.site.api_names import (
     PACKAGE,
     ROOT,
@@ -29,6 +32,7 @@ from scripts.site.markup import (
     table,
     write_page,
 )
+from scripts.site.method_facts import method_facts
 
 _LINE = 88  # characters of a signature that stays on one line
 _VALUE_LINES = 14  # lines of a constant that a page shows
@@ -100,7 +104,13 @@ class Links:
 
     def symbols(self) -> dict[str, str]:
         """Return the index of names for pages anywhere on the site."""
-        both = {**self.by_path, **self.by_name}
+        usual = {}
+        for prefix, kind in _USUAL.items():
+            for name, address in self.by_name.items():
+                if name.startswith(f"{kind}."):
+                    method = name.removeprefix(f"{kind}.")
+                    usual |= {prefix + method: address, method: address}
+        both = {**usual, **self.by_path, **self.by_name}
         return {name: f"/api/{address}" for name, address in sorted(both.items())}
 
 
@@ -170,8 +180,9 @@ def _members(public: PublicName) -> list[griffe.Object]:
         # A base class with a page of its own describes its members there.
         if is_shown(member) and member.canonical_path.rpartition(".")[0] not in listed:
             members[name] = member.final_target if member.is_alias else member
+    own = str(target.filepath)
     return sorted(
-        members.values(), key=lambda m: (str(m.filepath) != str(target.filepath), m.lineno)
+        members.values(), key=lambda m: (str(m.filepath) != own, str(m.filepath), m.lineno)
     )
 
 
@@ -187,6 +198,7 @@ def _page(public: PublicName, links: Links) -> str:
     callable_ = context.hide(target.parameters)
     blocks = [
         _place(public, target, kind),
+        _methods_of(public),
         fence(signature(target, public.name)),
         *_docstring(target, callable_, headings=True),
     ]
@@ -206,11 +218,28 @@ def _constant_page(public: PublicName, target: griffe.Attribute, context: Contex
     lines = str(target.source).splitlines()
     if len(lines) > _VALUE_LINES:
         lines = [*lines[:_VALUE_LINES], "    ..."]
-    comment = _comment_above(target)
+    text = _describe_constant(public, target)
+    described, _, more = text.partition("\n\n")
     return page(
-        public.name, first_sentence(comment) or f"A constant of {public.modules[0]}.",
-        _place(public, target, "constant"), inline(comment, context), fence("\n".join(lines)),
-    )  # fmt: skip
+        public.name,
+        first_sentence(described),
+        _place(public, target, "constant"),
+        fence("\n".join(lines)),
+        paragraphs(more, context) if more else "",
+        "[Every method has a page](../methods/index.qmd)." if public.name == "METHODS" else "",
+        toc_depth=3,
+        pagetitle=public.name,
+    )
+
+
+def _describe_constant(public: PublicName, target: griffe.Attribute) -> str:
+    """Return the comment of a constant, or the docstring of its class if that is ours."""
+    if comment := _comment_above(target):
+        return comment
+    kind = type(getattr(import_module(public.modules[0]), public.name))
+    if kind.__module__.startswith(f"{PACKAGE}.") and kind.__doc__:
+        return inspect.cleandoc(kind.__doc__).split("\n\nArgs:")[0]
+    return f"A constant of {public.modules[0]}."
 
 
 def _comment_above(target: griffe.Attribute) -> str:
@@ -235,6 +264,20 @@ def _place(public: PublicName, target: griffe.Object, kind: str) -> str:
     return f"{where} [Source code]({source_address(target)})"
 
 
+def _methods_of(public: PublicName) -> str:
+    """Return the line on the methods that a name is a part of."""
+    links = [
+        f"[{escape(METHODS[method].label)}](../methods/{method}.qmd)"
+        for method, facts in method_facts().items()
+        if public.name in facts.api
+    ]
+    return (
+        f"Part of {'the method' if len(links) == 1 else 'the methods'} {', '.join(links)}."
+        if (links)
+        else ""
+    )
+
+
 def source_address(target: griffe.Object) -> str:
     """Return the address of an object's first line on GitHub."""
     file = Path(target.filepath).resolve().relative_to(ROOT)
@@ -256,6 +299,8 @@ def signature(target: griffe.Object, name: str) -> str:
         annotation = target.annotation
         return name if annotation is None else f"{name}: {_plain_annotation(annotation)}"
     arguments = _arguments(target)
+    if target.is_class and not arguments:
+        return f"class {name}"  # its constructor is another package's
     returns = None if target.is_class else target.returns
     end = ")" if returns is None else f") -> {_plain_annotation(returns)}"
     start = f"class {name}(" if target.is_class else f"{name}("
@@ -381,11 +426,16 @@ def _class_members(public: PublicName, context: Context) -> list[str]:
             inside = context.hide(member.parameters) if member.is_function else context
             blocks += [
                 f"### {escape(member.name)} {{#{member.name}}}",
-                fence(signature(member, member.name)),
+                fence(signature(member, _call_name(public, member))),
                 *_docstring(member, inside, headings=False),
                 f"[Source code]({source_address(member)})",
             ]
     return blocks
+
+
+def _call_name(public: PublicName, member: griffe.Object) -> str:
+    is_of_class = {"classmethod", "staticmethod"} & member.labels
+    return f"{public.name}.{member.name}" if is_of_class else member.name
 
 
 def _inherited(public: PublicName, target: griffe.Class, links: Links) -> str:
@@ -462,5 +512,5 @@ def _index_row(public: PublicName) -> list[str]:
     except KeyError:
         return [name, "The version of the installed library."]
     if target.is_attribute:
-        return [name, inline(_comment_above(target)) or "A constant."]
+        return [name, inline(_describe_constant(public, target).split("\n\n")[0])]
     return [name, inline(target.docstring.value.split("\n\n")[0]) if target.docstring else ""]

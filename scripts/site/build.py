@@ -46,6 +46,8 @@ def build(out: Path, work: Path, run: bool, jobs: int) -> list[str]:
         run: Whether the notebooks are executed.
         jobs: Notebooks that are executed at a time.
     """
+    if out.exists() and any(out.iterdir()) and not (out / "site_libs").is_dir():
+        raise BuildError(f"{out} holds something else than a built site; name another folder.")
     nbs = stage(work)
     if run:
         notebooks.execute(nbs, ROOT, work / "notebooks", jobs, log)

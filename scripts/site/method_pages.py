@@ -67,6 +67,8 @@ document.querySelectorAll(".sortable th").forEach((cell, column) => {
   });
 });
 </script>"""
+_LINE = 88  # characters of code that stay on one line
+_LONG_FORMULA = 100  # characters of TeX that fit one line of a page
 # What `retrain_classifier` uses where a row gives no value.
 _DEFAULTS = {"epochs": 20, "bs": 64, "lr": 5e-4, "wd": 0.0}
 _VALUE_NAMES = {"epochs": "epochs", "bs": "batch size", "lr": "learning rate", "wd": "weight decay"}
@@ -105,7 +107,7 @@ def _page(name: str, facts: MethodFacts, links: Links, tables: list[MeasuredTabl
         facts.summary.split(". ")[0].rstrip(".") + ".",
         _kind_line(name, row, facts),
         _text(facts.summary.partition(". ")[2], link),
-        f"$$\n{facts.formula}\n$$",
+        *_formulas(facts.formula),
         _text(f"{facts.symbols} {NOTATION}".strip(), link),
         "## When to use it",
         _text(facts.use, link),
@@ -129,6 +131,12 @@ def _page(name: str, facts: MethodFacts, links: Links, tables: list[MeasuredTabl
         ),
         pagetitle=row.label,
     )
+
+
+def _formulas(tex: str) -> list[str]:
+    """Return the displayed formula; a long one gets a line for each of its equations."""
+    equations = re.split(r", \\quad ", tex) if len(tex) > _LONG_FORMULA else [tex]
+    return [f"$$\n{equation}\n$$" for equation in equations]
 
 
 def _first(name: str) -> str:
@@ -179,21 +187,27 @@ def python_code(name: str) -> str:
         'dls = LTDataLoaders.from_folder("photos/")',
         'learn = lt_learner(dls, "resnet50")', first,
     ]  # fmt: skip
+    named = f'method="{name}"'
     if row.kind == "stage 1":
-        lines[-1] = f'learn.fit_stage1(90, method="{name}"{_options_text(row)})'
+        lines[-1] = _call("learn.fit_stage1", "90", named, *_options_argument(row))
     elif row.kind == "stage 2":
-        lines.append(f'learn.retrain_classifier(method="{name}"{_options_text(row)})')
+        lines.append(_call("learn.retrain_classifier", named, *_options_argument(row)))
     else:
         lines.append(f'learn.correct_classifier("{name}")')
     return "\n".join([*lines, "print(learn.shot_report())"])
 
 
-def _options_text(row: Method) -> str:
-    """Return the argument `options` with every default, a line of its own if it is long."""
-    if not row.options:
-        return ""
-    text = f"options={json.dumps(dict(row.options))}"
-    return f", {text}" if len(row.options) < 2 else f",\n    {text},\n"
+def _call(function: str, *arguments: str) -> str:
+    """Return a call: one line, or an argument a line."""
+    line = f"{function}({', '.join(arguments)})"
+    if len(line) <= _LINE:
+        return line
+    return f"{function}(\n" + "".join(f"    {argument},\n" for argument in arguments) + ")"
+
+
+def _options_argument(row: Method) -> list[str]:
+    """Return the argument `options` with every default, if the method has options."""
+    return [f"options={json.dumps(dict(row.options))}"] if row.options else []
 
 
 def _number(value: float) -> str:
@@ -262,7 +276,8 @@ def _values(name: str, row: Method) -> list[str]:
         "stage 1": "as the stage 1 before it",
     }  # fmt: skip
     rows.append(["class prior that its logits assume", priors[row.prior]])
-    source = f"Source of the values: {escape(row.values_from)}." if row.values_from else ""
+    text = row.values_from.replace(". own:", ". Own:")
+    source = f"Source of the values: {escape(text)}." if text else ""
     own = [n for n, recipe in recipes().items() if name in (*recipe.methods, recipe.stage1.method)]
     where = ", ".join(f"[{n}](../recipes/{n}.qmd)" for n in own)
     return [
@@ -279,10 +294,10 @@ def _cost(row: Method, facts: MethodFacts, link) -> list[str]:
     how_long = {
         "stage 1": "It trains for as many epochs on the images as you give it.",
         "stage 2": f"{given['epochs']} epochs on cached features, which all methods share.",
-        "post hoc": "No training. Choosing and applying it takes seconds on cached features.",
+        "post hoc": "Choosing and applying it takes seconds on cached features.",
     }[row.kind]
     if row.kind == "stage 2" and not row.draws:
-        how_long = "No training. It takes the features of the validation images at most."
+        how_long = "It needs the features of the validation images at most."
     return [f"Trained: {_text(facts.trains, link)}. {how_long}", _text(facts.cost, link)]
 
 
@@ -292,7 +307,7 @@ def _accuracy(name: str, row: Method, facts: MethodFacts, tables: list[MeasuredT
     if published:
         blocks.append(table(["Data", "Network", "Top-1, %", "Source"], published, "llrl"))
     else:
-        blocks.append("No figure of exactly this method was found in a primary source.")
+        blocks.append("The sources used here hold no published figure of exactly this method.")
     blocks.append("### Measured here")
     used = [t for t in tables if row.label in t.rows]
     base = METHODS[DEFAULT_STAGE1].label

@@ -150,19 +150,24 @@ def _figures(recipe: Recipe) -> list[str]:
     if not recipe.expected and not _runs(recipe.name):
         return ["No figure was published for these values, and none was measured here."]
     blocks = _published(recipe)
-    for run in _runs(recipe.name):
-        changed = f", {run.changed}" if run.changed else ", the recipe's own values"
-        seeds = "one seed" if run.seeds == 1 else f"mean of {run.seeds} seeds"
-        blocks += [
-            f"Measured here under the {run.protocol} protocol{changed}, {seeds}:",
-            table(
-                [METHODS[method].label for method in run.accuracy],
-                [[percent(value) for value in run.accuracy.values()]],
-                "r" * len(run.accuracy),
-            ),
-            fence(run.command, "bash"),
+    runs = _runs(recipe.name)
+    if runs:
+        methods = list(dict.fromkeys(method for run in runs for method in run.accuracy))
+        rows = [
+            [
+                f"{run.protocol} protocol, {run.changed or 'the values of the recipe'}, "
+                f"{'one seed' if run.seeds == 1 else f'mean of {run.seeds} seeds'}",
+                *(percent(run.accuracy[m]) if m in run.accuracy else "" for m in methods),
+            ]
+            for run in runs
         ]
-    if not _runs(recipe.name):
+        labels = [escape(METHODS[method].label) for method in methods]
+        blocks += [
+            "Measured here, top-1 in %:",
+            table(["", *labels], rows, "l" + "r" * len(labels)),
+            fence("\n".join(run.command for run in runs), "bash"),
+        ]
+    else:
         blocks.append("Nothing was measured here yet under its own values or similar ones.")
     return blocks
 
