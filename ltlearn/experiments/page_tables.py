@@ -349,10 +349,14 @@ def use_section(recorded: RecordedTable, again: str, method: str = "") -> PageSe
     predict = f"ltlearn predict {where} IMAGE"
     if method:
         predict = spell_call("predict", model=path, images="IMAGE", method=method)
+    chosen = {"method": method} if method else {}
+    export = spell_call("export_run", run=path, to="onnx", **chosen)
     parts = [CodeBlock("Repeat the run", again)] if again else []
     # Only the command line spells a call as a command, between backquotes.
     if predict.startswith(("ltlearn", "`")):
         parts.append(CodeBlock("Classify images, or a folder of them", predict.strip("`")))
+    if export.startswith("`"):
+        parts.append(CodeBlock("Export the model for programs without ltlearn", export.strip("`")))
     parts += [
         CodeBlock("The same in Python", python),
         CodeBlock("Compare all corrections of the classifier", f"ltlearn compare {where}"),

@@ -56,6 +56,7 @@ def test_a_run_writes_its_page(trained):
     assert "<b>bee" not in page and "&lt;b&gt;bee" in page
     assert len(re.findall(r"<img[^>]* src=\"data:image/png", page)) >= 6
     assert 'title="test/cow/' in page, "the paths of the images, below the folder of the data"
+    assert re.search(r"ltlearn export \S+ --to onnx", page)
 
 
 def test_report_writes_the_page_again(trained, run):
