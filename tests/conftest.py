@@ -8,6 +8,8 @@ os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+# A page takes a second, and most tests of runs do not look at it.
+os.environ["LTLEARN_PAGES"] = "0"
 
 import ipaddress
 import socket

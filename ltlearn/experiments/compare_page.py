@@ -1,8 +1,8 @@
 """Write compare.html, the page of a comparison, from its compare.json."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,12 @@ from ltlearn.reporting.page import (
     Cell,
     ClassData,
     Column,
-    Details,
+    Folded,
     MethodClasses,
     Page,
+    PageSection,
+    PageTable,
     Plot,
-    Section,
-    Table,
     Text,
     figure_to_svg,
     render_page,
@@ -49,30 +49,33 @@ from ltlearn.reporting.page import (
 from ltlearn.training.stored import stored_trajectory
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["COMPARE_PAGE", "page_or_warning", "write_compare_page"]
+__all__ = ["COMPARE_PAGE", "write_compare_page", "write_or_warn"]
 
 _log = logging.getLogger("ltlearn")
+# "0" leaves the pages out, which take a second; tests set it.
+_PAGES = "LTLEARN_PAGES"
 COMPARE_PAGE = "compare.html"
 _REPORT_PAGE = "report.html"
 _MAX_TRAJECTORIES = 8  # plots of methods
 
 
-@contextmanager
-def page_or_warning(run: Run, page: str, text: str) -> Iterator[None]:
-    """Turn a failure to write a page into a warning: the results are complete without it.
+def write_or_warn(write: Callable[[], Any], page: Path, text: str) -> None:
+    """Write a page after its results. A failure is a warning: the results are complete without it.
 
     Args:
-        run: The run.
+        write: Writes the page.
         page: The page.
         text: The file that holds the same results.
     """
+    if os.environ.get(_PAGES) == "0":
+        return
     try:
-        yield
+        write()
     except Exception as e:
         reason = e.message if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
         _log.warning(
             "%s was not written (%s); the results are complete, and in %s.",
-            run.path / page, reason.rstrip("."), text,
+            page, reason.rstrip("."), text,
         )  # fmt: skip
 
 
@@ -133,7 +136,7 @@ def _reference(recorded: RecordedTable) -> str:
     return firsts[0] if firsts else recorded.results["best_on_validation"]
 
 
-def _sections(recorded: RecordedTable) -> list[Section]:
+def _sections(recorded: RecordedTable) -> list[PageSection]:
     found = {other for row in recorded.rows.values() for other in row["differences"]}
     others = [method for method in recorded.methods if method in found]  # stage 1 is the first
     differences = {
@@ -145,15 +148,15 @@ def _sections(recorded: RecordedTable) -> list[Section]:
     }
     results = [result_table(recorded.results, differences), *result_notes(recorded)]
     return [
-        Section("results", "Results", results),
-        Section("tradeoff", "Trade-off", _tradeoff(recorded)),
-        Section("groups", "Differences by group", _group_parts(recorded), "Groups"),
-        Section("priors", "Other class priors", _prior_parts(recorded), "Priors"),
-        Section("classes", "Classes", _class_parts(recorded)),
-        Section("weights", "Classifier weights", _norm_parts(recorded), "Weights"),
-        Section("stage2", "Stage 2", _trajectory_parts(recorded)),
-        Section("data", "Training images", [Text(data_paragraph(recorded))], "Data"),
-        Section("sources", "Sources", [_sources(recorded)]),
+        PageSection("results", "Results", results),
+        PageSection("tradeoff", "Trade-off", _tradeoff(recorded)),
+        PageSection("groups", "Differences by group", _group_parts(recorded), "Groups"),
+        PageSection("priors", "Other class priors", _prior_parts(recorded), "Priors"),
+        PageSection("classes", "Classes", _class_parts(recorded)),
+        PageSection("weights", "Classifier weights", _norm_parts(recorded), "Weights"),
+        PageSection("stage2", "Stage 2", _trajectory_parts(recorded)),
+        PageSection("data", "Training images", [Text(data_paragraph(recorded))], "Data"),
+        PageSection("sources", "Sources", [_sources(recorded)]),
         use_section(recorded, recorded.manifest.command, "best"),
         provenance(recorded),
     ]
@@ -193,7 +196,7 @@ def _group_parts(recorded: RecordedTable) -> list[Any]:
         mark_best(rows, i)
     head = [Column("method", False), *(Column(name) for name in FIGURES)]
     title = f"Differences to {recorded.labels[reference]} in points, with 95 % intervals"
-    return [Table(title, head, rows)]
+    return [PageTable(title, head, rows)]
 
 
 def _prior_parts(recorded: RecordedTable) -> list[Any]:
@@ -221,7 +224,10 @@ def _prior_parts(recorded: RecordedTable) -> list[Any]:
         f"Accuracy with the {recorded.part} images weighted to the prior. Corrected adds the "
         "logarithm of that prior to the logits, and subtracts the one that the classifier assumes."
     )
-    return [Table("Accuracy in % under other class priors", head, rows), Text(about, is_note=True)]
+    return [
+        PageTable("Accuracy in % under other class priors", head, rows),
+        Text(about, is_note=True),
+    ]
 
 
 def _mean_cell(values: list[float]) -> Cell:
@@ -281,14 +287,14 @@ def _trajectory_parts(recorded: RecordedTable) -> list[Any]:
             svg = figure_to_svg(plot_trajectory(found), f"trajectory-{method}")
             about = f"Accuracy and norms by epoch of {row['label']}."
             plots.append(Plot(f"{row['label']}, epoch by epoch", svg, about))
-    return [*plots[:1], Details("Other methods, epoch by epoch", plots[1:])] if plots[1:] else plots
+    return [*plots[:1], Folded("Other methods, epoch by epoch", plots[1:])] if plots[1:] else plots
 
 
-def _sources(recorded: RecordedTable) -> Table:
+def _sources(recorded: RecordedTable) -> PageTable:
     rows = [
         [Cell(row["label"]), Cell(method), Cell(str(row.get("source") or "")),
          Cell(str(row.get("values_from") or ""))]
         for method, row in recorded.rows.items()
     ]  # fmt: skip
     head = [Column(name, False) for name in ("method", "name", "source", "values from")]
-    return Table("Where each method and its values are from", head, rows)
+    return PageTable("Where each method and its values are from", head, rows)

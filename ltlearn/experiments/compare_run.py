@@ -12,7 +12,7 @@ from ltlearn.compare import check_request, compare
 from ltlearn.comparison import Comparison, merge_comparisons
 from ltlearn.errors import spell
 from ltlearn.experiments.build import describe_leaks
-from ltlearn.experiments.compare_page import COMPARE_PAGE, page_or_warning, write_compare_page
+from ltlearn.experiments.compare_page import COMPARE_PAGE, write_compare_page, write_or_warn
 from ltlearn.experiments.compared import COMPARE_FILE, EarlierTable
 from ltlearn.experiments.manifest import finished_seeds, recorded_recipe, stage_name
 from ltlearn.experiments.own_data import fitting_methods
@@ -185,8 +185,7 @@ def _write_comparison(run: Run, comparison: Comparison, select: str) -> None:
     run.write_json(COMPARE_FILE, {**comparison.to_dict(), "select": select})
     titles = {name: title for name, (title, _) in plots.items()}
     run.write_text("compare.md", _markdown(comparison, titles))
-    with page_or_warning(run, COMPARE_PAGE, "compare.md"):
-        write_compare_page(run)
+    write_or_warn(lambda: write_compare_page(run), run.path / COMPARE_PAGE, "compare.md")
 
 
 def _plots(comparison: Comparison) -> dict[str, tuple[str, Figure]]:

@@ -14,13 +14,13 @@ from ltlearn.names import SHOTS
 from ltlearn.reporting.markdown import counts_paragraph, describe_protocol
 from ltlearn.reporting.page import (
     Cell,
-    Code,
+    CodeBlock,
     Column,
-    Details,
     Facts,
+    Folded,
     Headline,
-    Section,
-    Table,
+    PageSection,
+    PageTable,
     Text,
 )
 from ltlearn.reporting.text import as_sentence
@@ -121,7 +121,7 @@ def mark_best(rows: Sequence[list[Cell]], column: int, lowest: bool = False) -> 
             row[column] = Cell(cell.text, cell.value, is_best=True)
 
 
-def text_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+def text_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> PageTable:
     """Return a table whose columns are numbers where all their cells are.
 
     Args:
@@ -134,7 +134,7 @@ def text_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -
         Column(name, bool(cells) and i > 0 and all(_is_number(row[i]) for row in cells))
         for i, name in enumerate(head)
     ]
-    return Table(title, columns, cells)
+    return PageTable(title, columns, cells)
 
 
 def _cell_of(value: Any) -> Cell:
@@ -168,7 +168,7 @@ def _mean_cell(summary: Mapping[str, Any], name: str, percent: bool = True) -> C
 
 def result_table(
     results: Mapping[str, Any], differences: Mapping[str, Mapping[str, Difference | None]]
-) -> Table:
+) -> PageTable:
     """Return the table of results.
 
     Args:
@@ -203,15 +203,15 @@ def result_table(
     over = ", mean ± standard deviation over seeds" if _has_seeds(rows) else ""
     part = _part_of(results)
     title = f"{results['dataset']}: {part} accuracy and ECE in %{over}; the best is bold"
-    return Table(title, columns, cells)
+    return PageTable(title, columns, cells)
 
 
-def _tested_table(results: Mapping[str, Any]) -> Details:
+def _tested_table(results: Mapping[str, Any]) -> Folded:
     """Return which weights of each method were tested; it is too wide for the table of results."""
     cells = [[Cell(row["label"]), Cell(row["selected"])] for row in results["rows"]]
     columns = [Column("method", False), Column("tested", False, is_long=True)]
     title = "Which weights of each method were tested"
-    return Details(title, [Table("Tested weights", columns, cells)])
+    return Folded(title, [PageTable("Tested weights", columns, cells)])
 
 
 def _has_seeds(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -222,7 +222,7 @@ def _part_of(results: Mapping[str, Any]) -> str:
     return "validation" if results["protocol"] == "untested" else "test"
 
 
-def result_notes(recorded: RecordedTable) -> list[Text | Details]:
+def result_notes(recorded: RecordedTable) -> list[Text | Folded]:
     """Return what stands below the table: cautions, published figures, protocol, tested weights."""
     results = recorded.results
     # Runs of early versions have no warnings.
@@ -330,7 +330,7 @@ def data_paragraph(recorded: RecordedTable) -> str:
     return text
 
 
-def use_section(recorded: RecordedTable, again: str, method: str = "") -> Section:
+def use_section(recorded: RecordedTable, again: str, method: str = "") -> PageSection:
     """Return the commands that repeat the run and use its model.
 
     Args:
@@ -349,19 +349,19 @@ def use_section(recorded: RecordedTable, again: str, method: str = "") -> Sectio
     predict = f"ltlearn predict {where} IMAGE"
     if method:
         predict = spell_call("predict", model=path, images="IMAGE", method=method)
-    parts = [Code("Repeat the run", again)] if again else []
+    parts = [CodeBlock("Repeat the run", again)] if again else []
     # Only the command line spells a call as a command, between backquotes.
     if predict.startswith(("ltlearn", "`")):
-        parts.append(Code("Classify images, or a folder of them", predict.strip("`")))
+        parts.append(CodeBlock("Classify images, or a folder of them", predict.strip("`")))
     parts += [
-        Code("The same in Python", python),
-        Code("Compare all corrections of the classifier", f"ltlearn compare {where}"),
-        Code("Write this page again", f"ltlearn report {where}"),
+        CodeBlock("The same in Python", python),
+        CodeBlock("Compare all corrections of the classifier", f"ltlearn compare {where}"),
+        CodeBlock("Write this page again", f"ltlearn report {where}"),
     ]
-    return Section("use", "Use it", parts)
+    return PageSection("use", "Use it", parts)
 
 
-def provenance(recorded: RecordedTable) -> Section:
+def provenance(recorded: RecordedTable) -> PageSection:
     """Return where the results come from: data, values, machine and versions."""
     manifest, results = recorded.manifest, recorded.results
     split = manifest.split or {}
@@ -388,17 +388,17 @@ def provenance(recorded: RecordedTable) -> Section:
     parts = [Facts("Data", _known(data)), Facts("Run and machine", _known([*how, *machine]))]
     if manifest.stages:
         parts.append(_stages_table(manifest.stages))
-    parts.append(Details("All values of the recipe, and where each is from", [_values(manifest)]))
+    parts.append(Folded("All values of the recipe, and where each is from", [_values(manifest)]))
     versions = _known(list(manifest.versions.items()))
-    parts.append(Details("Versions", [Facts("Packages", versions)]))
-    return Section("provenance", "Provenance", parts)
+    parts.append(Folded("Versions", [Facts("Packages", versions)]))
+    return PageSection("provenance", "Provenance", parts)
 
 
 def _known(pairs: Sequence[tuple[str, Any]]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in pairs if value not in (None, "")]
 
 
-def _stages_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+def _stages_table(stages: Sequence[Mapping[str, Any]]) -> PageTable:
     names = {
         "method": "method", "stage": "stage", "seed": "seed", "trained": "trained", "on": "on",
         "sampler": "sampler", "loss": "loss", "epochs": "epochs", "lr": "learning rate",
@@ -409,7 +409,7 @@ def _stages_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     return text_table("What was trained", list(names.values()), rows)
 
 
-def _values(manifest: Manifest) -> Table:
+def _values(manifest: Manifest) -> PageTable:
     """Return each value of the recipe with its provenance."""
     sources = manifest.values.get("provenance")
     sources = sources if isinstance(sources, Mapping) else {}
@@ -425,7 +425,7 @@ def _values(manifest: Manifest) -> Table:
         [Cell(key), Cell(DASH if value is None else str(value)), Cell(sources.get(key, DASH))]
         for key, value in flat.items()
     ]
-    return Table("Values", [Column(n, False) for n in ("key", "value", "source")], rows)
+    return PageTable("Values", [Column(n, False) for n in ("key", "value", "source")], rows)
 
 
 def footer_of(recorded: RecordedTable) -> str:

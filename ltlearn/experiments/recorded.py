@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -219,7 +220,7 @@ class RecordedRun(RecordedTable):
         path = self.run.path / _PREDICTIONS
         try:
             return np.load(path) if path.is_file() else {}
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, EOFError, BadZipFile) as e:
             _log.warning("%s is damaged (%s) and is left out.", path, e)
             return {}
 
@@ -238,7 +239,7 @@ class RecordedRun(RecordedTable):
             of_true = np.where(likeliest == true[:, None], values, 0).max(1)
             of_true = np.where((likeliest == true[:, None]).any(1), of_true, np.nan)
             return Predicted(true, likeliest[:, 0], values[:, 0].astype(float), of_true)
-        except (UserError, OSError, ValueError, KeyError, IndexError) as e:
+        except (UserError, OSError, ValueError, KeyError, IndexError, BadZipFile) as e:
             _log.warning("%s is damaged (%s); %s is left out.", _PREDICTIONS, e, name)
             return None
 

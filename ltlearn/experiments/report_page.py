@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ltlearn.data import LTDataLoaders
-from ltlearn.experiments.compare_page import COMPARE_PAGE, page_or_warning, write_compare_page
+from ltlearn.experiments.compare_page import COMPARE_PAGE, write_compare_page, write_or_warn
 from ltlearn.experiments.compared import COMPARE_FILE
 from ltlearn.experiments.page_errors import error_parts, load_images
 from ltlearn.experiments.page_tables import (
@@ -38,13 +38,13 @@ from ltlearn.reporting.markdown import CLASSES_FILE
 from ltlearn.reporting.page import (
     Cell,
     ClassData,
-    Details,
+    Folded,
     MethodClasses,
     Page,
+    PageSection,
+    PageTable,
     Plot,
     Row,
-    Section,
-    Table,
     Text,
     figure_to_svg,
     render_page,
@@ -59,14 +59,13 @@ _MAX_TRAJECTORIES = 8  # plots of methods
 
 
 def write_page_of_run(run: Run, dls: LTDataLoaders | None) -> None:
-    """Write report.html of a run that has just ended. A failure is a warning: the run stays whole.
+    """Write report.html of a run that has just ended; see `write_or_warn`.
 
     Args:
         run: The run.
         dls: The loaders of its last seed.
     """
-    with page_or_warning(run, REPORT_PAGE, "report.md"):
-        write_report_page(run, dls)
+    write_or_warn(lambda: write_report_page(run, dls), run.path / REPORT_PAGE, "report.md")
 
 
 def rewrite_pages(
@@ -143,20 +142,20 @@ def _difference(recorded: RecordedRun, method: str) -> Difference | None:
 
 def _sections(
     recorded: RecordedRun, differences: dict[str, Difference | None], dls: Any, why: str
-) -> list[Section]:
+) -> list[PageSection]:
     extra = {}
     if any(d is not None for d in differences.values()):
         extra = {f"to {recorded.labels[recorded.methods[0]]}": differences}
     results = [result_table(recorded.results, extra), *result_notes(recorded)]
     sections = [
-        Section("results", "Results", results),
-        Section("classes", "Classes", _class_parts(recorded)),
-        Section("mistakes", "Mistakes", _mistake_parts(recorded)),
-        Section("errors", "Most confident errors", error_parts(recorded, dls, why), "Errors"),
-        Section("calibration", "Calibration", _calibration_parts(recorded)),
-        Section("weights", "Classifier weights", _norm_parts(recorded), "Weights"),
-        Section("stage2", "Stage 2", _trajectory_parts(recorded)),
-        Section("data", "Training images", _data_parts(recorded), "Data"),
+        PageSection("results", "Results", results),
+        PageSection("classes", "Classes", _class_parts(recorded)),
+        PageSection("mistakes", "Mistakes", _mistake_parts(recorded)),
+        PageSection("errors", "Most confident errors", error_parts(recorded, dls, why), "Errors"),
+        PageSection("calibration", "Calibration", _calibration_parts(recorded)),
+        PageSection("weights", "Classifier weights", _norm_parts(recorded), "Weights"),
+        PageSection("stage2", "Stage 2", _trajectory_parts(recorded)),
+        PageSection("data", "Training images", _data_parts(recorded), "Data"),
         use_section(recorded, recorded.manifest.command),
         provenance(recorded),
     ]
@@ -221,7 +220,7 @@ def _mistake_parts(recorded: RecordedRun) -> list[Any]:
     return [Row([plot, _pairs_table(recorded, predicted, label)])]
 
 
-def _pairs_table(recorded: RecordedRun, predicted: Any, label: str) -> Table:
+def _pairs_table(recorded: RecordedRun, predicted: Any, label: str) -> PageTable:
     """Return the most frequent mistakes of the few-shot classes, or of all without any."""
     names, shots = recorded.classes, recorded.shots
     mistakes = mistaken_classes(predicted.targets, predicted.classes, len(names))
@@ -280,7 +279,7 @@ def _trajectory_parts(recorded: RecordedRun) -> list[Any]:
     others = plots[1 : 1 + _MAX_TRAJECTORIES]
     if not others:
         return plots
-    return [plots[0], Details("Other methods, epoch by epoch", others)]
+    return [plots[0], Folded("Other methods, epoch by epoch", others)]
 
 
 def _trajectory_plot(recorded: RecordedRun, method: str) -> Plot | None:

@@ -12,9 +12,9 @@ from ltlearn.utils.text import clean
 __all__ = [
     "Cell",
     "ClassData",
-    "Code",
+    "CodeBlock",
     "Column",
-    "Details",
+    "Folded",
     "ErrorGroup",
     "ErrorThumbnail",
     "Errors",
@@ -24,8 +24,8 @@ __all__ = [
     "Page",
     "Plot",
     "Row",
-    "Section",
-    "Table",
+    "PageSection",
+    "PageTable",
     "Text",
 ]
 
@@ -79,7 +79,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table; the first cell of a row is its heading.
 
     Args:
@@ -139,7 +139,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Code:
+class CodeBlock:
     """Code to copy.
 
     Args:
@@ -153,7 +153,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Details:
+class Folded:
     """Parts that unfold at a click.
 
     Args:
@@ -326,11 +326,11 @@ class Headline:
         return "better" if (self.change > 0) != self.is_better_if_lower else "worse"
 
 
-Part = Text | Table | Plot | Row | Facts | Code | Details | Errors | ClassData
+Part = Text | PageTable | Plot | Row | Facts | CodeBlock | Folded | Errors | ClassData
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A section of a page.
 
     Args:
@@ -369,7 +369,7 @@ class Page:
     chips: Sequence[str]
     method: str
     headlines: Sequence[Headline]
-    sections: Sequence[Section]
+    sections: Sequence[PageSection]
     footer: str
     reference: str = ""
     links: Sequence[tuple[str, str]] = field(default=())

@@ -77,7 +77,8 @@ def figure_to_svg(figure: "Figure", name: str, names: Sequence[str] | None = Non
     marks = "".join(_marks(figure, origin, height, names))
     body = re.sub(r"\s*\n\s*", "\n", text.rpartition("</svg>")[0]).strip()
     return (
-        f'<svg class="plot" viewBox="0 0 {width:g} {height:g}" style="--w:{width:g}" '
+        f'<svg class="plot" viewBox="0 0 {width:g} {height:g}" '
+        f'style="min-width:{1.1 * width:.0f}px;max-width:{1.6 * width:.0f}px" '
         f'aria-hidden="true" xmlns:xlink="http://www.w3.org/1999/xlink">{body}{marks}</svg>'
     )
 
@@ -169,13 +170,12 @@ def _short(label: str) -> str:
 
 def _row_name(axes: "Axes", y: float) -> str:
     """Return the name of a row of a plot with named rows."""
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import FixedLocator
 
-    formatter = axes.yaxis.get_major_formatter()
-    if not isinstance(formatter, FixedFormatter) or axes.get_ylabel():
+    if not isinstance(axes.yaxis.get_major_locator(), FixedLocator) or axes.get_ylabel():
         return ""
-    texts = dict(zip(axes.get_yticks(), formatter.seq, strict=False))
-    return str(texts.get(y, "")).replace(r"\$", "$")
+    texts = (label.get_text() for label in axes.get_yticklabels())
+    return dict(zip(axes.get_yticks(), texts, strict=False)).get(y, "").replace(r"\$", "$")
 
 
 def _bars(axes: "Axes", names: Sequence[str] | None) -> Iterator[tuple[Any, str]]:

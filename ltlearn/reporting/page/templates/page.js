@@ -46,6 +46,7 @@
   // The table of classes: its rows are made when they are shown.
   const shots = ["many", "medium", "few"];
   const step = 100;
+  const firstOfMany = 25; // rows of a long table, so that the next section is not far
   const mostInPrint = 1000;
   const number = new Intl.NumberFormat("en");
   const tenths = (value) => (isMissing(value) ? dash : (value / 10).toFixed(1));
@@ -65,7 +66,8 @@
     const first = data.methods[0];
     let method = data.methods[data.shown];
     let sorted = { key: "training", sign: -1 };
-    let limit = step;
+    const start = data.names.length > step ? firstOfMany : step;
+    let limit = start;
 
     const change = (c) => {
       const [a, b] = [method.accuracy[c], first.accuracy[c]];
@@ -138,7 +140,7 @@
       })
     );
     const again = () => {
-      limit = step;
+      limit = start;
       render();
     };
     search.addEventListener("input", again);
@@ -150,7 +152,7 @@
     });
     card.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
     more.querySelector(".some").addEventListener("click", () => {
-      limit += 5 * step;
+      limit += step;
       render();
     });
     more.querySelector(".all").addEventListener("click", () => {
