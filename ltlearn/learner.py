@@ -96,7 +96,8 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
         check_choice("few", few, FEW_RULES)
         side = max(getattr(dls, "size", (224, 224)))
         precision = resolve_precision(precision, device, side)
-        self.precision, self.few, model = precision, few, model.to(device)
+        self.precision, self.few = precision, few
+        model = model.to(device)
         # Not `channels_last`: fastai's `load_learner` takes that for a callback of its own.
         self._channels_last = channels_last
         if channels_last:
@@ -391,9 +392,8 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
         """
         if part is None and (part := tested_part(self.dls)) == "valid":
             _log.warning("there is no test set: the report is on the validation images")
-        counts, classes = self.dls.shot_counts, self.dls.vocab
-        logits, targets = self.predict_logits(part, flip)
-        return shot_report(logits, targets, counts, classes=classes, few=self.few)
+        output, dls = self.predict_logits(part, flip), self.dls
+        return shot_report(*output, dls.shot_counts, classes=dls.vocab, few=self.few)
 
     @property
     def select_on(self) -> str:

@@ -117,7 +117,7 @@ class ImageTransform:
         except IndexError:
             steps = self._make_steps()
         try:
-            return self._apply(*steps, image, seed)
+            return self._apply(*steps, image, seed)  # type: ignore[call-arg]
         finally:
             self._idle.append(steps)
 

@@ -263,7 +263,8 @@ def _norm_parts(recorded: RecordedRun) -> list[Any]:
     if first == last or any(n is None for n in norms):
         return []
     counts, labels = recorded.class_counts, _ends_text(recorded)
-    figure = plot_norms(*norms, counts, labels)
+    before, after = norms
+    figure = plot_norms(before, after, counts, labels)
     about = f"Norm of the weights of each class against its training images, under {labels[0]} "
     about += f"and {labels[1]}."
     title = "Norm of each class's weights, before and after"

@@ -226,15 +226,15 @@ def _plots_of_classes(
         return plots
     ends = find_ends(recipe.methods)
     labels = tuple(table.rows[i].label for i in ends)
-    accuracy = [_mean_per_class(table.rows[i].reports) for i in ends]
+    before, after = (_mean_per_class(table.rows[i].reports) for i in ends)
     norms = [np.mean([r.norms[recipe.methods[i]] for r in results], 0) for i in ends]
     part = PART_LABELS[tested_part(dls)]
     plots["per_class_accuracy"] = (
         f"Accuracy per class on the {part} set, before and after",
-        plot_per_class_accuracy(*accuracy, counts, dls.vocab, labels, few),
+        plot_per_class_accuracy(before, after, counts, dls.vocab, labels, few),
     )
     plots["norms"] = (
         "Norm of each class's weights, before and after",
-        plot_norms(*norms, counts, labels),
+        plot_norms(norms[0], norms[1], counts, labels),
     )
     return plots

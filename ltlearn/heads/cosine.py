@@ -37,6 +37,8 @@ class CosineLinear(nn.Module):
         torch.Size([8, 10])
     """
 
+    cosine_scale: Tensor
+
     def __init__(self, in_features: int, out_features: int, scale: float = 30.0):
         super().__init__()
         check_number("scale", scale, 0, above=True)

@@ -13,6 +13,14 @@ class Foldable(nn.Module):
     the weight (C, D) and the bias (C,) or None of the equal linear layer.
     """
 
+    in_features: int
+    out_features: int
+    weight: Tensor
+
+    def effective(self) -> tuple[Tensor, Tensor | None]:
+        """Return the weight (C, D) and the bias (C,) of the equal linear layer."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def norms(self) -> Tensor:
         """Return the norm of each class's effective weight, (C,), float32."""

@@ -46,6 +46,11 @@ class NearestClassMean(nn.Module):
         torch.Size([8, 10])
     """
 
+    means: Tensor
+    centre: Tensor
+    has_images: Tensor
+    normalize: Tensor
+
     def __init__(self, in_features: int, num_classes: int):
         super().__init__()
         check_whole("NearestClassMean: in_features", in_features, 1)

@@ -158,4 +158,4 @@ def as_linear(head: nn.Module) -> nn.Linear:
     Raises:
         UserError: If no linear layer is equal to it.
     """
-    return head if isinstance(head, nn.Linear) else head.fold()
+    return head if isinstance(head, nn.Linear) else head.fold()  # type: ignore[operator]

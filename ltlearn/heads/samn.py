@@ -72,6 +72,13 @@ class SAMNLinear(Foldable):
         tensor([2.1414, 3.8652, 4.2321])
     """
 
+    raw_norm_weight: nn.Parameter | None
+    raw_norm_bias: nn.Parameter | None
+    project_in_forward: Tensor
+    class_counts: Tensor
+    rank_to_class: Tensor
+    class_to_rank: Tensor
+
     def __init__(
         self,
         in_features: int,

@@ -45,6 +45,7 @@ class ScaledLinear(Foldable):
     # A factor on the gradients of weight and bias. It belongs to a training and not to the weights,
     # so the state dict does not hold it.
     head_lr_factor: float = 1.0
+    bias: Tensor | None
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, train: str = "scale"
@@ -55,7 +56,7 @@ class ScaledLinear(Foldable):
         start = nn.Linear(in_features, out_features, bias)
         for name, value in (("weight", start.weight), ("bias", start.bias)):
             if train == "all" or value is None:
-                self.register_parameter(name, value)
+                self.register_parameter(name, value)  # type: ignore[arg-type]
             else:
                 self.register_buffer(name, value.detach())
         self.scales = nn.Parameter(torch.ones(out_features))
@@ -81,7 +82,7 @@ class ScaledLinear(Foldable):
         head = head.to(weight.device, weight.dtype)
         with torch.no_grad():
             head.weight.copy_(weight)
-            if bias is not None:
+            if head.bias is not None:
                 head.bias.copy_(bias)
         return head.train(linear.training)
 
@@ -95,15 +96,15 @@ class ScaledLinear(Foldable):
         dtype = logits_dtype(x)
         weight, bias, scales = self.weight, self.bias, self.scales
         if self.head_lr_factor != 1 and torch.is_grad_enabled():
-            weight, bias = self._slowed(weight), self._slowed(bias)
+            weight, bias = self._slowed(weight), None if bias is None else self._slowed(bias)
         bias = None if bias is None else bias.to(dtype)
         logits = F.linear(x.to(dtype), weight.to(dtype), bias)
         # The factors keep full precision: their gradients are sums over the N images.
         return (logits * scales).to(dtype)
 
-    def _slowed(self, values: Tensor | None) -> Tensor | None:
+    def _slowed(self, values: Tensor) -> Tensor:
         """Return the same values with a gradient multiplied by `head_lr_factor`."""
-        if values is None or not values.requires_grad:
+        if not values.requires_grad:
             return values
         constant = values.detach()
         return constant + self.head_lr_factor * (values - constant)

@@ -116,7 +116,7 @@ def _solve(y: Tensor, weights: Tensor | None, increasing: bool, engine: Engine) 
     needs_grad = needs_grad and torch.is_grad_enabled()
     w = None if weights is None else weights.detach()
     fit, solution = engine.solve(y.detach(), w, increasing, needs_grad)
-    if needs_grad:
+    if needs_grad and solution is not None:
         solved = fit, solution, engine.blocks(solution), engine.block_means
         return _Pava.apply(y, weights, solved)
     return fit

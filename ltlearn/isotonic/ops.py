@@ -30,7 +30,7 @@ def gradients(ctx, means: Tensor, weights: Tensor, residual: Tensor | None, dtyp
     grad_y = grad_weights = None
     if ctx.needs_input_grad[0]:
         grad_y = (means * weights).to(dtype)
-    if ctx.needs_input_grad[1]:
+    if ctx.needs_input_grad[1] and residual is not None:
         grad_weights = (means * residual).sum_to_size(weights.shape).to(weights.dtype)
     return grad_y, grad_weights
 
@@ -47,7 +47,8 @@ def isotonic(y: Tensor, weights: Tensor | None, increasing: bool, engine: str) -
     """
     if not y.numel():
         return y.new_empty(y.shape, dtype=wide_dtype(y.device))
-    return load_engine(engine).solve(y, weights, increasing, True)[1].contiguous()
+    solution = load_engine(engine).solve(y, weights, increasing, True)[1]
+    return solution.contiguous()  # type: ignore[union-attr]  # it is there where asked for
 
 
 @isotonic.register_fake

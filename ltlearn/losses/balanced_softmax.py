@@ -43,6 +43,8 @@ class BalancedSoftmaxLoss(CountedLoss):
     _without_images = "its logit nearly leaves the softmax"
     _derived = ("log_prior",)
 
+    log_prior: Tensor
+
     def __init__(
         self,
         class_counts: Tensor | Sequence[float] | None = None,

@@ -46,6 +46,8 @@ class CountedLoss(nn.Module):
     _without_images = ""
     _derived: tuple[str, ...] = ()
     _shown: tuple[str, ...] = ()
+    class_counts: Tensor | None
+    weights: Tensor | None
 
     def __init__(self, reduction: str = "mean"):
         super().__init__()

@@ -53,6 +53,8 @@ class LabelAwareSmoothingLoss(CountedLoss):
     _derived = ("smoothing",)
     _shown = ("head_smoothing", "tail_smoothing", "shape", "power")
 
+    smoothing: Tensor
+
     def __init__(
         self,
         class_counts: Tensor | Sequence[float] | None = None,
@@ -82,7 +84,7 @@ class LabelAwareSmoothingLoss(CountedLoss):
             v = torch.sin(math.pi / 2 * v)
         elif self.shape == "convex":
             v = 1 - torch.cos(math.pi / 2 * v)
-        elif self.shape == "power":
+        elif self.power is not None:
             v = v**self.power
         smoothing = self.tail_smoothing + (self.head_smoothing - self.tail_smoothing) * v
         return {"smoothing": smoothing}

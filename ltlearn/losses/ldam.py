@@ -48,6 +48,8 @@ class LDAMLoss(CountedLoss):
     _derived = ("margins",)
     _shown = ("max_margin", "scale")
 
+    margins: Tensor
+
     def __init__(
         self,
         class_counts: Tensor | Sequence[float] | None = None,

@@ -44,6 +44,8 @@ class LogitAdjustedLoss(CountedLoss):
     _derived = ("log_prior",)
     _shown = ("tau",)
 
+    log_prior: Tensor
+
     def __init__(
         self,
         class_counts: Tensor | Sequence[float] | None = None,

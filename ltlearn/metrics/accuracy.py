@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from ltlearn.errors import UserError
-from ltlearn.metrics.rows import read_labels
+from ltlearn.metrics.rows import IntVector, read_labels
 
 __all__ = ["per_class_accuracy", "mean_class_accuracy"]
 
 
-def per_class_accuracy(pred: Tensor, target: Tensor, num_classes: int) -> Tensor:
+def per_class_accuracy(pred: IntVector, target: IntVector, num_classes: int) -> Tensor:
     """Compute the accuracy of each class: the share of its images that are classified correctly.
 
     Args:
@@ -37,7 +37,7 @@ def per_class_accuracy(pred: Tensor, target: Tensor, num_classes: int) -> Tensor
     return hits.double() / total  # 0 / 0 is NaN
 
 
-def mean_class_accuracy(pred: Tensor, target: Tensor, num_classes: int) -> float:
+def mean_class_accuracy(pred: IntVector, target: IntVector, num_classes: int) -> float:
     """Average the per-class accuracies over the classes that have images (balanced accuracy).
 
     Args:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ltlearn.errors import check_whole
-from ltlearn.metrics.rows import check_lengths, read_rows
+from ltlearn.metrics.rows import IntVector, Matrix, check_lengths, read_rows
 
 __all__ = [
     "CalibrationBins",
@@ -43,9 +43,7 @@ class CalibrationBins:
         return np.linspace(0, 1, len(self.images) + 1)
 
 
-def calibration_bins(
-    confidence: Tensor | np.ndarray, correct: Tensor | np.ndarray, n_bins: int = 15
-) -> CalibrationBins:
+def calibration_bins(confidence: Matrix, correct: Matrix, n_bins: int = 15) -> CalibrationBins:
     """Average confidence and accuracy in the bins of `expected_calibration_error`.
 
     Args:
@@ -72,16 +70,15 @@ def calibration_bins(
     bins = _bins_of(confidence, n_bins).numpy()
     images = np.bincount(bins, minlength=n_bins)
     with np.errstate(invalid="ignore"):
-        means = (
+        sure, right = (
             np.bincount(bins, values, n_bins) / images
             for values in (confidence.numpy(), correct.double().numpy())
         )
-        return CalibrationBins(
-            images.astype(np.int64), *means, calibration_error_of(confidence, correct, n_bins)
-        )
+    error = calibration_error_of(confidence, correct, n_bins)
+    return CalibrationBins(images.astype(np.int64), sure, right, error)
 
 
-def expected_calibration_error(probs: Tensor, target: Tensor, n_bins: int = 15) -> float:
+def expected_calibration_error(probs: Matrix, target: IntVector, n_bins: int = 15) -> float:
     """Compute the gap between confidence and accuracy, averaged over bins of equal width.
 
     Args:
@@ -106,7 +103,7 @@ def expected_calibration_error(probs: Tensor, target: Tensor, n_bins: int = 15) 
     return calibration_error_of(confidence, correct, n_bins)
 
 
-def negative_log_likelihood(probs: Tensor, target: Tensor) -> float:
+def negative_log_likelihood(probs: Matrix, target: IntVector) -> float:
     """Average -log p of the true class over the images, in nats.
 
     Args:

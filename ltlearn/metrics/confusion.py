@@ -1,17 +1,16 @@
 """Which classes a class is taken for, and which groups of classes."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ltlearn.metrics.rows import check_lengths, read_labels
+from ltlearn.metrics.rows import IntVector, check_lengths, read_labels
 
 __all__ = ["block_confusion", "mistaken_classes"]
 
 
 def mistaken_classes(
-    target: Sequence[int], predicted: Sequence[int], num_classes: int
+    target: IntVector, predicted: IntVector, num_classes: int
 ) -> list[list[tuple[int, int]]]:
     """List for each class the other classes that it is taken for, the most frequent first.
 
@@ -46,9 +45,9 @@ def mistaken_classes(
 
 
 def block_confusion(
-    target: Sequence[int],
-    predicted: Sequence[int],
-    blocks: Sequence[int],
+    target: IntVector,
+    predicted: IntVector,
+    blocks: IntVector,
     normalize: bool = True,
 ) -> np.ndarray:
     """Count which blocks of classes are taken for which; with a block per class, the classes.

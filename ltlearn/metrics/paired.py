@@ -56,7 +56,7 @@ class PairedDifference:
     @property
     def excludes_zero(self) -> bool:
         """Return whether the interval lies on one side of 0; False without an interval."""
-        return self.low is not None and (self.low > 0 or self.high < 0)
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def paired_difference(

@@ -15,6 +15,8 @@ from ltlearn.errors import UserError, check_choice
 from ltlearn.metrics.accuracy import per_class_accuracy
 from ltlearn.metrics.calibration import calibration_error_of
 from ltlearn.metrics.rows import (
+    IntVector,
+    Matrix,
     are_probabilities,
     check_lengths,
     is_float,
@@ -287,9 +289,9 @@ class ShotReport:
 
 
 def shot_report(
-    output: Tensor,
-    target: Tensor,
-    class_counts: Tensor,
+    output: Matrix | IntVector,
+    target: IntVector,
+    class_counts: IntVector,
     *,
     classes: Sequence[str] | None = None,
     few: str = "<20",
@@ -328,33 +330,33 @@ def shot_report(
         raise UserError(
             f"classes has {len(classes)} names but class_counts has {num_classes} classes."
         )
-    output = unwrap(output)
-    if output.ndim == 1:
-        if len(output) and is_float(output):
+    rows = unwrap(output)
+    if rows.ndim == 1:
+        if len(rows) and is_float(rows):
             raise UserError(
                 "output is a vector of floats; it must be (N, C) logits or (N,) integer classes."
             )
-        target = read_labels(target, num_classes, "target")
-        pred = read_labels(output, num_classes, "output")
-        check_lengths(len(pred), len(target), "output")
-        correct, ece, nll = pred == target, None, None
+        true = read_labels(target, num_classes, "target")
+        pred = read_labels(rows, num_classes, "output")
+        check_lengths(len(pred), len(true), "output")
+        correct, ece, nll = pred == true, None, None
     else:
-        if output.ndim == 2 and output.shape[1] != num_classes:
+        if rows.ndim == 2 and rows.shape[1] != num_classes:
             raise UserError(
-                f"output has {output.shape[1]} columns but class_counts has {num_classes} classes."
+                f"output has {rows.shape[1]} columns but class_counts has {num_classes} classes."
             )
-        if probabilities is None and (probabilities := are_probabilities(output)):
+        if probabilities is None and (probabilities := are_probabilities(rows)):
             _log.info(
                 "output holds probabilities: its rows are at least 0 and sum to 1; pass "
                 "probabilities=False if they are logits"
             )
         pred, confidence, row_nll, correct = read_rows(
-            output, target, probabilities=probabilities, name="output"
+            rows, target, probabilities=bool(probabilities), name="output"
         )
-        target = read_labels(target, num_classes, "target")
+        true = read_labels(target, num_classes, "target")
         ece = calibration_error_of(confidence, correct, n_bins=15)
         nll = float(row_nll.mean())
-    per_class = per_class_accuracy(pred, target, num_classes)
+    per_class = per_class_accuracy(pred, true, num_classes)
     groups = shot_groups(counts, few)
     return ShotReport(
         all=float(correct.double().mean()),
@@ -362,14 +364,14 @@ def shot_report(
         **{name: _mean_or_none(per_class[mask]) for name, mask in groups.items()},
         group_sizes={name: int(mask.sum()) for name, mask in groups.items()},
         per_class=per_class.numpy(),
-        per_class_total=torch.bincount(target, minlength=num_classes).numpy(),
+        per_class_total=torch.bincount(true, minlength=num_classes).numpy(),
         ece=ece,
         nll=nll,
         class_counts=counts.numpy(),
         classes=tuple(str(c) for c in classes) if classes is not None else None,
         few_rule=few,
-        n_images=len(target),
-        labels=target.numpy(),
+        n_images=len(true),
+        labels=true.numpy(),
         predictions=pred.numpy(),
     )
 
@@ -395,7 +397,7 @@ def mean_and_sd(
     rules = sorted({r.few_rule for r in reports})
     if len(rules) > 1:
         raise UserError(f"reports mix the few-shot rules {' and '.join(rules)}; use one of them.")
-    result = {}
+    result: dict[str, tuple[float, float | None] | None] = {}
     for name in _SUMMARY:
         values = [getattr(r, name) for r in reports]
         if any(v is None for v in values):

@@ -1,7 +1,7 @@
 """Read and check arrays of logits, labels and counts, block by block."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from torch import Tensor
 from ltlearn.errors import UserError
 
 __all__ = [
+    "IntVector",
+    "Matrix",
     "read_rows",
     "are_probabilities",
     "check_logits",
@@ -21,6 +23,9 @@ __all__ = [
     "check_lengths",
     "check_finite",
 ]
+
+IntVector = Tensor | np.ndarray | Sequence[int]
+Matrix = Tensor | np.ndarray
 
 # Numbers per float64 block (128 MiB), so that memory does not grow with the test set.
 _BLOCK_NUMBERS = 2**24

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ltlearn.metrics.rows import check_lengths, read_labels
+from ltlearn.metrics.rows import IntVector, check_lengths, read_labels
 
 __all__ = ["ClassScores", "GroupScores", "class_scores", "mean_scores"]
 
@@ -69,7 +69,9 @@ class ClassScores:
         )
 
 
-def class_scores(labels: Any, predictions: Any, classes: int | Sequence[str]) -> ClassScores:
+def class_scores(
+    labels: IntVector, predictions: IntVector, classes: int | Sequence[str]
+) -> ClassScores:
     """Compute precision, recall and F1 of each class.
 
     Args:

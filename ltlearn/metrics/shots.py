@@ -1,11 +1,9 @@
 """Shot groups: the split of the classes into many-, medium- and few-shot."""
 
-from typing import Any
-
 from torch import Tensor
 
 from ltlearn.errors import UserError, check_choice
-from ltlearn.metrics.rows import read_whole_numbers
+from ltlearn.metrics.rows import IntVector, read_whole_numbers
 from ltlearn.names import FEW_RULES, SHOTS
 
 __all__ = [
@@ -18,7 +16,7 @@ __all__ = [
 _MANY = 100  # a class with more training images is many-shot
 
 
-def shot_groups(class_counts: Tensor, few: str = "<20") -> dict[str, Tensor]:
+def shot_groups(class_counts: IntVector, few: str = "<20") -> dict[str, Tensor]:
     """Split the classes into many-, medium- and few-shot by their number of training images.
 
     Args:
@@ -74,7 +72,7 @@ def shot_thresholds_text(few: str = "<20", group_sizes: dict[str, int] | None = 
     return ", ".join(f"{parts[name]} ({sizes[name]})" for name in SHOTS)
 
 
-def read_class_counts(class_counts: Any) -> Tensor:
+def read_class_counts(class_counts: IntVector) -> Tensor:
     """Read class counts as int64; raise a `UserError` if one is negative."""
     counts = read_whole_numbers(class_counts, "class_counts")
     if not len(counts):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ltlearn.metrics.rows import IntVector
 from ltlearn.metrics.shots import SHOTS
 from ltlearn.plots.style import (
     AFTER_COLOUR,
@@ -32,7 +33,7 @@ __all__ = ["plot_class_counts", "plot_per_class_accuracy"]
 
 
 def plot_class_counts(
-    class_counts: Sequence[int], classes: Sequence[str] | None = None, few: str = "<20"
+    class_counts: IntVector, classes: Sequence[str] | None = None, few: str = "<20"
 ) -> "Figure":
     """Draw the training images per class, most frequent first, coloured by shot group.
 
@@ -105,7 +106,7 @@ def _draw_count_steps(axes: "Axes", counts: np.ndarray, rows_of: dict[str, np.nd
 def plot_per_class_accuracy(
     before: Sequence[float],
     after: Sequence[float],
-    class_counts: Sequence[int],
+    class_counts: IntVector,
     classes: Sequence[str] | None = None,
     labels: tuple[str, str] = ("CE", "SAMN"),
     few: str = "<20",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ltlearn.metrics.rows import check_lengths, read_labels
+from ltlearn.metrics.rows import IntVector, check_lengths, read_labels
 from ltlearn.plots.style import INK, MAX_NAMED_CLASSES, new_figure, shorten, sort_classes
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ _RAREST = 15  # of more classes than have a row each
 
 
 def plot_confusion(
-    target: Sequence[int],
-    predicted: Sequence[int],
-    class_counts: Sequence[int],
+    target: IntVector,
+    predicted: IntVector,
+    class_counts: IntVector,
     classes: Sequence[str] | None = None,
     label: str = "",
     few: str = "<20",

@@ -7,6 +7,7 @@ import numpy as np
 
 from ltlearn.errors import check_choice
 from ltlearn.metrics.confusion import block_confusion
+from ltlearn.metrics.rows import IntVector
 from ltlearn.names import SHOTS
 from ltlearn.plots.style import INK, MAX_NAMED_CLASSES, shorten, sort_classes
 
@@ -22,9 +23,9 @@ _MOST_BLOCKS = 200  # smaller cells cannot be seen
 
 
 def plot_confusion_map(
-    target: Sequence[int],
-    predicted: Sequence[int],
-    class_counts: Sequence[int],
+    target: IntVector,
+    predicted: IntVector,
+    class_counts: IntVector,
     classes: Sequence[str] | None = None,
     *,
     by: str = "frequency",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ltlearn.errors import UserError
+from ltlearn.metrics.rows import IntVector
 from ltlearn.plots.style import (
     AFTER_COLOUR,
     BEFORE_COLOUR,
@@ -34,7 +35,7 @@ __all__ = ["plot_norms", "plot_norms_by_method"]
 def plot_norms(
     before: Sequence[float],
     after: Sequence[float],
-    class_counts: Sequence[int],
+    class_counts: IntVector,
     labels: tuple[str, str] = ("CE", "SAMN"),
 ) -> "Figure":
     """Draw the norm of every class's weight vector against its training images.
@@ -93,7 +94,7 @@ def plot_norms(
 
 def plot_norms_by_method(
     norms: Mapping[str, Sequence[float | None]],
-    class_counts: Sequence[int],
+    class_counts: IntVector,
     reference: str | None = "CE",
 ) -> "Figure":
     """Draw the norm of every class's weight vector against its training images, per method.

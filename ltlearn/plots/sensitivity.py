@@ -150,7 +150,8 @@ def _draw_levels(panels: "Sequence[Axes]", levels: Mapping[str, float]) -> None:
     ]  # fmt: skip
     width = max(Text.get_window_extent(text).width for text in texts[0]) / figure.dpi + 0.3
     figure.set_figwidth(figure.get_figwidth() + width)
-    figure.get_layout_engine().set(rect=(0, 0, 1 - width / figure.get_figwidth(), 1))
+    rect = (0, 0, 1 - width / figure.get_figwidth(), 1)
+    figure.get_layout_engine().set(rect=rect)  # type: ignore[call-arg]
     figure.draw_without_rendering()  # fixes the heights of the panels
     for axes, row in zip(row_ends, texts, strict=True):
         low, high = axes.get_ylim()

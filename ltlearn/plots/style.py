@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ltlearn.errors import UserError
+from ltlearn.metrics.rows import IntVector
 from ltlearn.metrics.shots import SHOTS, shot_groups, shot_thresholds_text
 from ltlearn.utils.text import clean
 
@@ -97,7 +98,7 @@ def named_rows(
 
 
 def sort_classes(
-    class_counts: Sequence[int], classes: Sequence[str] | None, few: str
+    class_counts: IntVector, classes: Sequence[str] | None, few: str
 ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
     """Return the counts, the mask of each shot group, and the classes, most frequent first.
 

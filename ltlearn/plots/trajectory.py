@@ -126,7 +126,7 @@ def _draw_runs(
 
 def _format_epochs(axes: "Axes", last: int) -> None:
     axes.set_xlabel("epoch of stage 2 (0: before the first step)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axes.set_xlim(-0.03 * last - 0.1, 1.03 * last + 0.1)
     if last == 0:
         axes.set_xticks([0])
