@@ -53,6 +53,7 @@ class SAMN(FitCallback):
     # After callbacks that change the model in before_fit, before those that read its norms.
     order = 5
     leaves_prior = False
+    uses_weights_alone = True
     head_type = SAMNLinear
 
     def __init__(

@@ -204,6 +204,15 @@ class LTDataLoader(TfmdDL):
             # A plain tensor, because each step on fastai's types takes longer.
             yield tuple(t.as_subclass(Tensor) for t in batch)
 
+    def feature_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of an epoch of `Features`, as the loader itself does, in less time."""
+        self.set_epoch(self.epoch)
+        order = self.get_idxs()
+        for start in range(0, len(self) * self.bs, self.bs):
+            numbers = order[start : start + self.bs]
+            yield self.dataset.get_batch([s % self.n for s in numbers], self._seed_at(numbers[0]))
+        self.epoch += 1
+
     def before_iter(self):
         """Let fastai's transforms know whether to augment."""
         super().before_iter()

@@ -21,8 +21,8 @@ __all__ = ["SAMNLinear"]
 # a norm of exp(10) = 22,026, which is finite in float16 too and thousands of times the largest norm
 # at the start of training (4.23).
 _MAX_LOG_NORM = 10.0
-_EPS = 2e-6  # the authors' code adds 1e-6 to the softplus and again to the denominator
-_MIN_RAW = math.log(math.expm1(1 / _MAX_LOG_NORM - _EPS))
+EPS = 2e-6  # the authors' code adds 1e-6 to the softplus and again to the denominator
+_MIN_RAW = math.log(math.expm1(1 / _MAX_LOG_NORM - EPS))
 _FULL = (torch.float32, torch.float64)
 _DIVERGED = (
     "SAMNLinear: the raw norms are no longer finite, so training has diverged; lower the "
@@ -252,7 +252,7 @@ class _Logits(torch.autograd.Function):
         raws = [raw for raw in (raw_weight, raw_bias) if raw is not None]
         # Both are rows of one tensor: for so few numbers, each call costs more than its work.
         q = torch.stack(raws).clamp_(_MIN_RAW)
-        s = F.softplus(q).add_(_EPS).reciprocal_()
+        s = F.softplus(q).add_(EPS).reciprocal_()
         scale = s.exp()
         layer, shift, length, factor = weight, bias, None, None
         if raw_weight is not None:
@@ -329,7 +329,7 @@ def _scale(raw: Tensor) -> Tensor:
     if torch.is_grad_enabled() or torch.jit.is_tracing():
         # The gradient ignores the clamp, so that a norm can move away from the limit again.
         q = q + (raw - raw.detach())
-    return (1 / (F.softplus(q) + _EPS)).exp()
+    return (1 / (F.softplus(q) + EPS)).exp()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
