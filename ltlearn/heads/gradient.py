@@ -5,10 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltlearn.heads.samn import EPS, SAMNLinear
+from ltlearn.errors import UserError
+from ltlearn.heads.samn import DIVERGED, EPS, MIN_RAW, SAMNLinear
+from ltlearn.isotonic.scipy_engine import MonotoneRows
 
 __all__ = ["LinearGradient", "SAMNGradient", "closed_form_of"]
 
+_MAX_EXP = 80.0  # exp of it is finite in float32
 _norm_backward = torch.ops.aten._weight_norm_interface_backward.default
 
 
@@ -59,39 +62,47 @@ class LinearGradient:
         of_weight = grad.t() @ x
         return [of_weight] if self.head.bias is None else [of_weight, grad.sum(0)]
 
+    def close(self) -> None:
+        """Release what the gradients needed."""
+
 
 class SAMNGradient(LinearGradient):
     """The same for a `SAMNLinear` on the CPU that projects after each step.
 
-    NumPy computes what has one number per class: a torch operation would take longer to start than
-    to run. The formulas are those of `SAMNLinear`.
+    The formulas are those of `SAMNLinear`. NumPy computes what has one number per class: a torch
+    operation would take longer to start than to run. For this, both raw vectors share one piece of
+    memory until `close`.
 
     Args:
-        head: The head; its raw norms are monotone and above their limit, as `project_` leaves them.
+        head: The head; its raw norms are as `project_` leaves them.
     """
 
     def __init__(self, head: SAMNLinear):
         super().__init__(head)
-        raws = (head.raw_norm_weight, head.raw_norm_bias)
-        self._raws = [raw.detach().numpy() for raw in raws if raw is not None]
-        self._q = np.empty((len(self._raws), head.out_features), np.float32)
+        self._raws = [raw for raw in (head.raw_norm_weight, head.raw_norm_bias) if raw is not None]
+        together = torch.stack([raw.detach() for raw in self._raws])
+        for raw, row in zip(self._raws, together, strict=True):
+            raw.data = row
+        self._q = together.numpy()
         self._of_scale = np.empty_like(self._q)
+        order = head.rank_to_class.numpy()
+        self._top = order[-1]  # the class of the highest raw norm
+        self._monotone = MonotoneRows(order, len(self._raws), MIN_RAW)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits, (N, C)."""
         head, q = self.head, self._q
-        for row, raw in zip(q, self._raws, strict=True):
-            row[:] = raw
-        exp = np.exp(np.minimum(q, 80))
-        # log(1 + exp(q)), and q itself where exp would overflow.
-        self._s = s = 1 / (np.maximum(np.log1p(exp), q) + EPS)
+        if q[0, self._top] > _MAX_EXP or q[-1, self._top] > _MAX_EXP:
+            # exp would overflow; a raw norm this high has a norm of 1 and no gradient.
+            q = q.clip(max=_MAX_EXP)
+        exp = np.exp(q)
+        s = 1 / (np.log1p(exp) + EPS)
         scale = np.exp(s)
-        # d scale / d q
-        self._slope = -scale * s * s * (exp / (1 + exp))
+        self._slope = -scale * s * s * exp / (exp + 1)  # d scale / d q
         layer, shift = head.weight, head.bias
         if head.raw_norm_weight is not None:
             self._scale = torch.from_numpy(scale[0]).unsqueeze(1)
-            layer, self._length = torch._weight_norm_interface(head.weight, self._scale, 0)
+            layer, self._length = torch._weight_norm_interface(layer, self._scale, 0)
         if head.raw_norm_bias is not None:
             shift = shift + torch.from_numpy(scale[-1])
         return F.linear(x, layer, shift)
@@ -104,7 +115,9 @@ class SAMNGradient(LinearGradient):
             grad: The gradient of the logits.
         """
         head, of_scale = self.head, self._of_scale
-        of_weight, of_bias = grad.t() @ x, grad.sum(0)
+        of_weight, of_bias = grad.t() @ x, None
+        if head.bias is not None:
+            of_bias = grad.sum(0)
         if head.raw_norm_weight is not None:
             of_weight, of_length = _norm_backward(
                 of_weight, head.weight, self._scale, self._length, 0
@@ -113,4 +126,18 @@ class SAMNGradient(LinearGradient):
         if head.raw_norm_bias is not None:
             of_scale[-1] = of_bias.numpy()
         of_raws = torch.from_numpy(of_scale * self._slope).unbind()
-        return [of_weight, *of_raws] if head.bias is None else [of_weight, of_bias, *of_raws]
+        return [of_weight, *of_raws] if of_bias is None else [of_weight, of_bias, *of_raws]
+
+    def project_(self) -> None:
+        """Project the raw norms, as `SAMNLinear.project_` does.
+
+        Raises:
+            UserError: If a raw norm is not finite.
+        """
+        if not self._monotone(self._q.reshape(-1)):
+            raise UserError(DIVERGED)
+
+    def close(self) -> None:
+        """Give each raw vector memory of its own again."""
+        for raw in self._raws:
+            raw.data = raw.data.clone()

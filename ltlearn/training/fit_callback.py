@@ -42,6 +42,14 @@ class FitCallback(Callback):
     def end(self) -> None:
         """Undo what `begin` did; `self.learn` may be gone."""
 
+    def after_step_of(self, form):
+        """Return what a training without events calls after each step.
+
+        Args:
+            form: The `LinearGradient` of the head that is trained; None for other heads.
+        """
+        return self.after_step
+
     def before_fit(self):
         """Begin, unless this is no fit."""
         # `validate` and `get_preds` send the events of a fit, too, and hold this lock meanwhile.

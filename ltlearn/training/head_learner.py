@@ -9,7 +9,7 @@ from fastai.learner import CastToTensor, Recorder
 from torch import Tensor
 
 from ltlearn.data.loader import LTDataLoader
-from ltlearn.heads.gradient import closed_form_of
+from ltlearn.heads.gradient import LinearGradient, closed_form_of
 from ltlearn.losses.gradient import loss_and_gradient
 from ltlearn.training.features import Features
 from ltlearn.training.finite import FiniteLoss
@@ -62,57 +62,53 @@ class HeadLearner(QuietLearner):
         return "" if self.dl.device.type == "cpu" else "the features move to a device"
 
     def _run_steps(self) -> None:
-        step = self._step_function()
+        update = fused_update_of(self.opt)
+        form = closed_form_of(self.model.head) if update is not None else None
+        step = self._step_by_autograd if form is None else self._closed_step(form, update)
         after_step = [
-            cb.after_step
-            for cb in self.cbs
-            if cb.run and getattr(type(cb), "uses_weights_alone", 0)
+            cb.after_step_of(form) for cb in self.cbs if cb.run and _uses_weights_alone(cb)
         ]
+        checks = [cb.check for cb in self.cbs if isinstance(cb, FiniteLoss)]
+
+        def check(loss: Tensor) -> None:
+            losses.append(loss.item())
+            for call in checks:
+                call(losses[-1])
+
         first, losses, images = 0, [], []
         try:
             for x, y in self.dl.feature_batches():
                 self.iter = first + len(losses)
-                losses.append(step(x, y))
                 images.append(len(y))
+                step(x, y, check)
                 for call in after_step:
                     call()
                 if len(losses) == _REPORTED:
                     self._report(losses, images)
                     first, losses, images = first + _REPORTED, [], []
         finally:
+            if form is not None:
+                form.close()
             self._report(losses, images)
 
-    def _step_function(self) -> Callable[[Tensor, Tensor], float]:
-        """Return a function of features and targets that takes a step and returns the loss."""
-        head, checks = self.model.head, [cb for cb in self.cbs if isinstance(cb, FiniteLoss)]
-        form, update = closed_form_of(head), fused_update_of(self.opt)
-
-        def check(loss: Tensor) -> float:
-            loss = loss.item()
-            for cb in checks:
-                cb.check(loss)
-            return loss
-
-        def by_autograd(x: Tensor, y: Tensor) -> float:
-            with torch.enable_grad():
-                loss = self.loss_func(head(x), y)
-                number = check(loss)
-                loss.backward()
-            self.opt.step()
-            self.opt.zero_grad()
-            return number
-
-        if form is None or update is None:
-            return by_autograd
+    def _closed_step(self, form: LinearGradient, update: Callable) -> Callable:
+        """Return a function that takes a step with gradients in closed form."""
         compare = loss_and_gradient(self.loss_func)
 
-        def closed(x: Tensor, y: Tensor) -> float:
+        def step(x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> None:
             loss, gradient = compare(form.logits(x), y)
-            number = check(loss)
+            check(loss)
             update(form.parameters, form.gradients(x, gradient))
-            return number
 
-        return closed
+        return step
+
+    def _step_by_autograd(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> None:
+        with torch.enable_grad():
+            loss = self.loss_func(self.model.head(x), y)
+            check(loss.detach())
+            loss.backward()
+        self.opt.step()
+        self.opt.zero_grad()
 
     def _report(self, losses: list[float], images: list[int]) -> None:
         """Do what the callbacks do in each step, for some steps at once."""
