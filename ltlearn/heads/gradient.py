@@ -6,12 +6,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltlearn.errors import UserError
+from ltlearn.heads.cosine import CosineLinear
+from ltlearn.heads.linear import unit_rows
 from ltlearn.heads.samn import DIVERGED, EPS, MIN_RAW, SAMNLinear
+from ltlearn.heads.scaled import ScaledLinear
 from ltlearn.isotonic.scipy_engine import MonotoneRows
 
-__all__ = ["LinearGradient", "SAMNGradient", "closed_form_of"]
+__all__ = [
+    "CosineGradient",
+    "LinearGradient",
+    "SAMNGradient",
+    "ScaledGradient",
+    "closed_form_of",
+]
 
-_MAX_EXP = 80.0  # exp of it is finite in float32
+_MAX_EXP = 80.0  # above it, exp overflows in float32, and softplus(q) is q
 _norm_backward = torch.ops.aten._weight_norm_interface_backward.default
 
 
@@ -26,6 +35,10 @@ def closed_form_of(head: nn.Module) -> "LinearGradient | None":
         return None
     if type(head) is nn.Linear:
         return LinearGradient(head)
+    if type(head) is ScaledLinear:
+        return ScaledGradient(head)
+    if type(head) is CosineLinear:
+        return CosineGradient(head)
     # On a device, NumPy's part would wait for it.
     if type(head) is SAMNLinear and head.project == "step" and head.weight.is_cpu:
         return SAMNGradient(head)
@@ -66,6 +79,52 @@ class LinearGradient:
         """Release what the gradients needed."""
 
 
+class ScaledGradient(LinearGradient):
+    """The same for a `ScaledLinear`."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, C)."""
+        self._unscaled = super().logits(x)
+        return self._unscaled * self.head.scales
+
+    def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
+        """Return the gradients of `parameters`.
+
+        Args:
+            x: The features of the last call of `logits`.
+            grad: The gradient of the logits.
+        """
+        of_scales = (grad * self._unscaled).sum(0)
+        if self.head.trains == "scale":
+            return [of_scales]
+        of_linear = super().gradients(x, grad * self.head.scales)
+        return [*(of.mul_(self.head.head_lr_factor) for of in of_linear), of_scales]
+
+
+class CosineGradient(LinearGradient):
+    """The same for a `CosineLinear`."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, C)."""
+        self._x = unit_rows(x)
+        self._rows = torch.linalg.vector_norm(self.head.weight, dim=1, keepdim=True)
+        self._rows.clamp_(min=torch.finfo(x.dtype).tiny)
+        self._unit = self.head.weight / self._rows
+        return F.linear(self._x, self._unit * self.head.cosine_scale)
+
+    def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
+        """Return the gradient of the weight.
+
+        Args:
+            x: The features of the last call of `logits`.
+            grad: The gradient of the logits.
+        """
+        of_unit = grad.t() @ self._x
+        along = (of_unit * self._unit).sum(1, keepdim=True)
+        of_unit.addcmul_(self._unit, along, value=-1)
+        return [of_unit.mul_(self.head.cosine_scale / self._rows)]
+
+
 class SAMNGradient(LinearGradient):
     """The same for a `SAMNLinear` on the CPU that projects after each step.
 
@@ -93,10 +152,12 @@ class SAMNGradient(LinearGradient):
         """Return the logits, (N, C)."""
         head, q = self.head, self._q
         if q[0, self._top] > _MAX_EXP or q[-1, self._top] > _MAX_EXP:
-            # exp would overflow; a raw norm this high has a norm of 1 and no gradient.
-            q = q.clip(max=_MAX_EXP)
-        exp = np.exp(q)
-        s = 1 / (np.log1p(exp) + EPS)
+            exp = np.exp(q.clip(max=_MAX_EXP))
+            softplus = np.maximum(np.log1p(exp), q)
+        else:
+            exp = np.exp(q)
+            softplus = np.log1p(exp)
+        s = 1 / (softplus + EPS)
         scale = np.exp(s)
         self._slope = -scale * s * s * exp / (exp + 1)  # d scale / d q
         layer, shift = head.weight, head.bias

@@ -11,12 +11,15 @@ from ltlearn.losses.class_balanced import ClassBalancedLoss
 from ltlearn.losses.counted import CountedLoss
 from ltlearn.losses.cross_entropy import CrossEntropy
 from ltlearn.losses.label_aware_smoothing import LabelAwareSmoothingLoss
+from ltlearn.losses.ldam import LDAMLoss
 from ltlearn.losses.logit_adjusted import LogitAdjustedLoss
 
 __all__ = ["LossAndGradient", "loss_and_gradient"]
 
 LossAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_COUNTED = (BalancedSoftmaxLoss, ClassBalancedLoss, LabelAwareSmoothingLoss, LogitAdjustedLoss)
+_COUNTED = (
+    BalancedSoftmaxLoss, ClassBalancedLoss, LabelAwareSmoothingLoss, LDAMLoss, LogitAdjustedLoss,
+)  # fmt: skip
 
 
 def loss_and_gradient(loss_func: Callable) -> LossAndGradient:
@@ -46,14 +49,22 @@ def loss_and_gradient(loss_func: Callable) -> LossAndGradient:
         divide_by = getattr(loss_func, "divide_by", "weights")
 
         def counted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-            prior = getattr(loss_func, "log_prior", None)
             return _cross_entropy(
-                logits if prior is None else logits + prior, target,
-                getattr(loss_func, "smoothing", None), loss_func.weights, divide_by,
+                _shifted(loss_func, logits, target), target, getattr(loss_func, "smoothing", None),
+                loss_func.weights, divide_by,
             )  # fmt: skip
 
         return _with_first_call_checked(loss_func, counted)
     return lambda logits, target: _by_autograd(loss_func, logits, target)
+
+
+def _shifted(loss_func: CountedLoss, logits: Tensor, target: Tensor) -> Tensor:
+    """Return the logits that the loss takes the cross-entropy of."""
+    if isinstance(loss_func, LDAMLoss):
+        margin = loss_func.margins.gather(0, target).mul_(-loss_func.scale)
+        return logits.scatter_add(1, target.unsqueeze(1), margin.unsqueeze(1))
+    prior = getattr(loss_func, "log_prior", None)
+    return logits if prior is None else logits + prior
 
 
 def _is_plain_cross_entropy(loss_func: Callable) -> bool:
