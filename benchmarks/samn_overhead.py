@@ -5,11 +5,12 @@
 
 Both heads go through `LTLearner.retrain_classifier`, in turns in one process: SAMN with `SAMN()`
 alone, the plain `nn.Linear` with no callback. "features" trains on cached features of random
-pixels, "images" runs a frozen ResNet-32 of width 16 over random images of 32 pixels in each
-epoch; "events" is "features" with a callback that handles an event of each step, so that fastai's
-loop runs. A time is the mean of a training step of one epoch, loading its batch included: the one
-that a tenth of all epochs stay below, and the median. Extraction and validation are not counted. "overhead" is SAMN's time over the plain head's, minus 1; "project_" and "pava" are what
-that call alone, and the two fits in it, take of SAMN's step when nothing else evicts their code.
+pixels, "images" runs a frozen ResNet-32 of width 16 over random images of 32 pixels in each epoch;
+"events" is "features" with a callback that handles an event of each step, so that fastai's loop
+runs. A time is the mean of a training step of one epoch, loading its batch included: the one that a
+tenth of all epochs stay below, and the median. Extraction and validation are not counted.
+"overhead" is SAMN's time over the plain head's, minus 1; "project_" and "pava" are what that call
+alone, and the two fits in it, take of SAMN's step when nothing else evicts their code.
 
 Published, measured by the authors on GPU, with another implementation: +12.8 % of an epoch
 (ResNet-32, CIFAR-100) and +2.9 % (ResNeXt-50, ImageNet).
