@@ -1,5 +1,7 @@
 """The gradients of a head over features in closed form: no autograd, no graph."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -58,7 +60,7 @@ class LinearGradient:
     """
 
     def __init__(self, head: nn.Module):
-        self.head = head
+        self.head: Any = head
         self.parameters = list(head.parameters())
 
     def logits(self, x: Tensor) -> Tensor:
@@ -176,9 +178,7 @@ class SAMNGradient(LinearGradient):
             grad: The gradient of the logits.
         """
         head, of_scale = self.head, self._of_scale
-        of_weight, of_bias = grad.t() @ x, None
-        if head.bias is not None:
-            of_bias = grad.sum(0)
+        of_weight, of_bias = grad.t() @ x, grad.sum(0)
         if head.raw_norm_weight is not None:
             of_weight, of_length = _norm_backward(
                 of_weight, head.weight, self._scale, self._length, 0
@@ -187,7 +187,7 @@ class SAMNGradient(LinearGradient):
         if head.raw_norm_bias is not None:
             of_scale[-1] = of_bias.numpy()
         of_raws = torch.from_numpy(of_scale * self._slope).unbind()
-        return [of_weight, *of_raws] if of_bias is None else [of_weight, of_bias, *of_raws]
+        return [of_weight, *of_raws] if head.bias is None else [of_weight, of_bias, *of_raws]
 
     def project_(self) -> None:
         """Project the raw norms, as `SAMNLinear.project_` does.

@@ -41,21 +41,23 @@ def loss_and_gradient(loss_func: Callable) -> LossAndGradient:
         >>> gradient
         tensor([[-0.5000,  0.5000]])
     """
-    if _is_plain_cross_entropy(loss_func):
-        return lambda logits, target: _cross_entropy(
-            logits, target, None, loss_func.weight, "weights"
-        )
-    if type(loss_func) in _COUNTED and loss_func.reduction == "mean":
-        divide_by = getattr(loss_func, "divide_by", "weights")
-
-        def counted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-            return _cross_entropy(
-                _shifted(loss_func, logits, target), target, getattr(loss_func, "smoothing", None),
-                loss_func.weights, divide_by,
-            )  # fmt: skip
-
-        return _with_first_call_checked(loss_func, counted)
+    if isinstance(loss_func, CrossEntropy) and _is_plain(loss_func):
+        plain = loss_func
+        return lambda logits, target: _cross_entropy(logits, target, None, plain.weight, "weights")
+    if isinstance(loss_func, CountedLoss) and _is_averaged_cross_entropy(loss_func):
+        return _with_first_call_checked(loss_func, _of_counted(loss_func))
     return lambda logits, target: _by_autograd(loss_func, logits, target)
+
+
+def _of_counted(loss_func: CountedLoss) -> LossAndGradient:
+    divide_by = getattr(loss_func, "divide_by", "weights")
+
+    def call(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        smoothing = getattr(loss_func, "smoothing", None)
+        logits = _shifted(loss_func, logits, target)
+        return _cross_entropy(logits, target, smoothing, loss_func.weights, divide_by)
+
+    return call
 
 
 def _shifted(loss_func: CountedLoss, logits: Tensor, target: Tensor) -> Tensor:
@@ -67,12 +69,13 @@ def _shifted(loss_func: CountedLoss, logits: Tensor, target: Tensor) -> Tensor:
     return logits if prior is None else logits + prior
 
 
-def _is_plain_cross_entropy(loss_func: Callable) -> bool:
-    return (
-        type(loss_func) is CrossEntropy
-        and loss_func.reduction == "mean"
-        and loss_func.label_smoothing == 0
-    )
+def _is_averaged_cross_entropy(loss_func: CountedLoss) -> bool:
+    return type(loss_func) in _COUNTED and loss_func.reduction == "mean"
+
+
+def _is_plain(loss_func: CrossEntropy) -> bool:
+    own = type(loss_func) is CrossEntropy
+    return own and loss_func.reduction == "mean" and loss_func.label_smoothing == 0
 
 
 def _with_first_call_checked(loss_func: CountedLoss, closed: LossAndGradient) -> LossAndGradient:
