@@ -355,7 +355,7 @@ def test_an_export_with_other_logits_is_refused(monkeypatch, tmp_path):
     broken = make_source("resnet20_cifar")
     nn.init.ones_(broken.model.head.weight)
     monkeypatch.setattr(
-        "ltlearn.exporting.torchscript_file.fold_if_possible", lambda head: broken.model.head
+        "ltlearn.exporting.portable.fold_if_possible", lambda head: broken.model.head
     )
     with pytest.raises(UserError, match=r"logits.*differ by"):
         export_torchscript_file(source, tmp_path / "model.pt")
