@@ -42,11 +42,13 @@ def write(staging: Path) -> list[Path]:
 
 
 def short_table() -> str:
-    """Return the table of recipes with the best published figure beside ours."""
+    """Return the best published figure beside ours, for the recipes that have one of the two."""
     rows = []
     for name, recipe in recipes().items():
-        rows.append([_linked(name), escape(_network(recipe)), _best_published(recipe), _ours(name)])
-    return table(["Recipe", "Network", "Published", "Measured here"], rows)
+        figures = [_best_published(recipe), _ours(name)]
+        if any(figure != "–" for figure in figures):
+            rows.append([f"{_linked(name)}<br>{escape(_network(recipe))}", *figures])
+    return table(["Recipe", "Published", "Measured here"], rows)
 
 
 def _linked(name: str, prefix: str = "recipes/") -> str:
