@@ -1,6 +1,6 @@
 """Precision and recall of `find_issues` on planted faults, by shot group.
 
-    python benchmarks/clean.py DATA [--benchmark cifar10_lt] [--factor 100] [--epochs 8]
+    python benchmarks/clean.py [DATA] [--benchmark cifar10_lt] [--factor 100] [--epochs 8]
         [--flips counts|uniform] [--rate 0.08]
 
 Wrong labels are planted in training and validation images, and a small ResNet is trained on them,
@@ -87,7 +87,7 @@ def figures(found: np.ndarray, wrong: np.ndarray, groups: dict[str, np.ndarray])
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("data")
+    parser.add_argument("data", nargs="?", help="folder of the images; digits_lt needs none")
     parser.add_argument("--benchmark", default="cifar10_lt")
     parser.add_argument("--factor", type=float, default=100)
     parser.add_argument("--epochs", type=int, default=8)
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.08)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # threads that share a busy core wait for each other
     rng = np.random.default_rng(0)
     size = {"size": 32} if args.benchmark == "tiny_imagenet_lt" else {}
     dls = LTDataLoaders.from_dataset(

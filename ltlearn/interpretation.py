@@ -21,8 +21,6 @@ from ltlearn.names import PARTS, SHOTS
 from ltlearn.plots.confusion_map import CONFUSION_ORDERS, plot_confusion_map
 from ltlearn.plots.style import INK, shorten
 from ltlearn.reporting.scores import ScoreTable, class_score_table
-from ltlearn.reporting.text import aligned_lines
-from ltlearn.utils.html import html_table
 from ltlearn.utils.text import clean, percent_text
 
 if TYPE_CHECKING:
@@ -115,14 +113,12 @@ class ConfusedPairs(list):
 
     def __str__(self) -> str:
         """Return the first 20 pairs as plain text."""
-        head, rows = self._table()
-        return "\n".join([*aligned_lines(head, rows), *self._more()])
+        return str(self._table())
 
     def _repr_html_(self) -> str:
-        head, rows = self._table()
-        return html_table(head, rows, ". ".join(self._more()))
+        return self._table().to_html()
 
-    def _table(self) -> tuple[list[str], list[list[str]]]:
+    def _table(self) -> ScoreTable:
         rows = [
             [
                 f"{clean(row['true'])} ({row['true_shot']}, {row['true_train_images']:,})",
@@ -132,12 +128,11 @@ class ConfusedPairs(list):
             ]
             for row in self.rows()[:_SHOWN_PAIRS]
         ]  # fmt: skip
-        return ["true class", "predicted class", "images", "% of the true class"], rows
-
-    def _more(self) -> list[str]:
-        if len(self) <= _SHOWN_PAIRS:
-            return []
-        return [f"the first {_SHOWN_PAIRS} of {len(self):,} pairs; to_frame() has all of them"]
+        more = f"the first {_SHOWN_PAIRS} of {len(self):,} pairs; to_frame() has all of them"
+        return ScoreTable(
+            ["true class", "predicted class", "images", "% of the true class"], rows, texts=2,
+            about=more if len(self) > _SHOWN_PAIRS else "",
+        )  # fmt: skip
 
 
 class LTInterpretation(ClassificationInterpretation):

@@ -76,7 +76,7 @@ def test_pages_differ_in_more_than_case():
     pages = [public.page.casefold() for public in api_names.public_names()]
     assert len(set(pages)) == len(pages)
     kinds = [public.page for public in api_names.public_names() if public.name == "KINDS"]
-    assert sorted(kinds) == ["inspection.KINDS", "methods.KINDS"]
+    assert sorted(kinds) == ["cleaning.KINDS", "inspection.KINDS", "methods.KINDS"]
 
 
 def test_a_type_that_only_results_have_gets_a_page():

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import struct
+import time
 
 import pytest
 from fastai.callback.tensorboard import TensorBoardCallback
@@ -98,21 +99,29 @@ def read_records(file):
         _, size, kind = struct.unpack_from("<IHB", content, place)
         parts.append(content[place + 7 : place + 7 + size])
         place += 7 + size
+        if place > len(content):  # half-written
+            return
         if kind in (1, 4):  # whole, or the last part
             yield b"".join(parts)
             parts = []
 
 
-def read_offline_run(folder):
+def read_offline_run(folder, seconds=30):
     """Return the rows that a run of Weights & Biases logged, and its configuration."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    end = time.monotonic() + seconds
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    while True:
+        records = [Record.FromString(data) for data in read_records(file)]
+        kinds = [record.WhichOneof("record_type") for record in records]
+        # Another process writes the file, and still does when the run has ended here.
+        if "exit" in kinds:
+            break
+        assert time.monotonic() < end, "the run was not written"
+        time.sleep(0.1)
     rows, config = [], {}
-    for data in read_records(file):
-        record = Record()
-        record.ParseFromString(data)
-        kind = record.WhichOneof("record_type")
+    for kind, record in zip(kinds, records, strict=True):
         if kind == "history":
             pairs = ((i.key or ".".join(i.nested_key), i.value_json) for i in record.history.item)
             rows.append({key: json.loads(value) for key, value in pairs})

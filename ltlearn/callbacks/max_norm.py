@@ -46,6 +46,7 @@ class MaxNorm(FitCallback):
     # callbacks that read the norms.
     order = 6
     leaves_prior = False
+    uses_weights_alone = True
 
     def __init__(self, threshold: float | None = None, share: float = 0.1, when: str = "epoch"):
         if threshold is not None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ltlearn.callbacks.install import install_head
 from ltlearn.data.counts import find_class_counts
 from ltlearn.errors import UserError
+from ltlearn.heads.gradient import SAMNGradient
 from ltlearn.heads.samn import SAMNLinear
 from ltlearn.training.fit_callback import FitCallback
 
@@ -53,6 +54,7 @@ class SAMN(FitCallback):
     # After callbacks that change the model in before_fit, before those that read its norms.
     order = 5
     leaves_prior = False
+    uses_weights_alone = True
     head_type = SAMNLinear
 
     def __init__(
@@ -105,6 +107,14 @@ class SAMN(FitCallback):
     def after_step(self):
         """Project the raw norms onto the monotone vectors."""
         self.installed.project_()
+
+    def after_step_of(self, form):
+        """Return what a training without events calls after each step.
+
+        Args:
+            form: The `LinearGradient` of the head that is trained; None for other heads.
+        """
+        return form.project_ if isinstance(form, SAMNGradient) else self.after_step
 
     def end(self) -> None:
         """Project the raw norms, in case the fit ended between step and projection."""

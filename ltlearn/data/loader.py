@@ -17,6 +17,7 @@ __all__ = ["LTDataLoader"]
 
 # Keeps the seeds of a user's batch transforms apart from the seeds of the images.
 _BATCH = 0xBA7C
+_READ_ROWS = 4096  # features read at once
 
 
 class LTDataLoader(TfmdDL):
@@ -203,6 +204,19 @@ class LTDataLoader(TfmdDL):
                 return
             # A plain tensor, because each step on fastai's types takes longer.
             yield tuple(t.as_subclass(Tensor) for t in batch)
+
+    def feature_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of an epoch of `Features`, as the loader itself does, in less time."""
+        self.set_epoch(self.epoch)
+        numbers = np.asarray(self.get_idxs(), dtype=np.int64)[: len(self) * self.bs]
+        drawn = self.augment and len(self.dataset.views) > 1
+        # One read for several batches, unless each draws its views with a seed of its own.
+        read = self.bs if drawn else self.bs * max(1, _READ_ROWS // self.bs)
+        for start in range(0, len(numbers), read):
+            part = numbers[start : start + read]
+            x, y = self.dataset.get_batch(part % self.n, self._seed_at(int(part[0])))
+            yield from zip(x.split(self.bs), y.split(self.bs), strict=True)
+        self.epoch += 1
 
     def before_iter(self):
         """Let fastai's transforms know whether to augment."""

@@ -21,10 +21,10 @@ __all__ = ["SAMNLinear"]
 # a norm of exp(10) = 22,026, which is finite in float16 too and thousands of times the largest norm
 # at the start of training (4.23).
 _MAX_LOG_NORM = 10.0
-_EPS = 2e-6  # the authors' code adds 1e-6 to the softplus and again to the denominator
-_MIN_RAW = math.log(math.expm1(1 / _MAX_LOG_NORM - _EPS))
+EPS = 2e-6  # the authors' code adds 1e-6 to the softplus and again to the denominator
+MIN_RAW = math.log(math.expm1(1 / _MAX_LOG_NORM - EPS))
 _FULL = (torch.float32, torch.float64)
-_DIVERGED = (
+DIVERGED = (
     "SAMNLinear: the raw norms are no longer finite, so training has diverged; lower the "
     "learning rate."
 )
@@ -178,7 +178,7 @@ class SAMNLinear(Foldable):
         try:
             return pava(ranked)
         except ValueError as e:
-            raise UserError(_DIVERGED) from e
+            raise UserError(DIVERGED) from e
 
     def _monotone(self, raw: Tensor) -> Tensor:
         """Project a raw vector, in class order, onto the monotone vectors."""
@@ -224,15 +224,15 @@ class SAMNLinear(Foldable):
         raws = [raw.detach() for raw in raws if raw is not None]
         if self._forward_mode():
             for raw in raws:
-                raw.clamp_(min=_MIN_RAW)
+                raw.clamp_(min=MIN_RAW)
         elif self.weight.is_cpu and raws[0].dtype in _FULL:
             for raw in raws:
-                if not project_(raw, self.rank_to_class, _MIN_RAW):
-                    raise UserError(_DIVERGED)
+                if not project_(raw, self.rank_to_class, MIN_RAW):
+                    raise UserError(DIVERGED)
         else:
             # Fit both vectors at once: on an accelerator the launch costs more than the run.
             fit = self._fit(torch.stack(raws).index_select(1, self.rank_to_class))
-            fit = fit.clamp_(min=_MIN_RAW).index_select(1, self.class_to_rank)
+            fit = fit.clamp_(min=MIN_RAW).index_select(1, self.class_to_rank)
             for raw, row in zip(raws, fit, strict=True):
                 raw.copy_(row)
         return self
@@ -258,8 +258,8 @@ class _Logits(torch.autograd.Function):
     def forward(ctx, x, weight, bias, raw_weight, raw_bias, dtype):
         raws = [raw for raw in (raw_weight, raw_bias) if raw is not None]
         # Both are rows of one tensor: for so few numbers, each call costs more than its work.
-        q = torch.stack(raws).clamp_(_MIN_RAW)
-        s = F.softplus(q).add_(_EPS).reciprocal_()
+        q = torch.stack(raws).clamp_(MIN_RAW)
+        s = F.softplus(q).add_(EPS).reciprocal_()
         scale = s.exp()
         layer, shift, length, factor = weight, bias, None, None
         if raw_weight is not None:
@@ -332,11 +332,11 @@ def _compose(
 
 def _scale(raw: Tensor) -> Tensor:
     """Turn a monotone vector into exp(s), with s = 1 / softplus(q)."""
-    q = raw.detach().clamp(min=_MIN_RAW)
+    q = raw.detach().clamp(min=MIN_RAW)
     if torch.is_grad_enabled() or torch.jit.is_tracing():
         # The gradient ignores the clamp, so that a norm can move away from the limit again.
         q = q + (raw - raw.detach())
-    return (1 / (F.softplus(q) + _EPS)).exp()
+    return (1 / (F.softplus(q) + EPS)).exp()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

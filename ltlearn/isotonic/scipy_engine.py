@@ -8,7 +8,10 @@ from scipy.linalg.blas import dasum
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-__all__ = ["block_means", "blocks", "project_", "solve"]
+__all__ = ["MonotoneRows", "block_means", "blocks", "project_", "solve"]
+
+# A double this large still holds a float32 near 1 with all its digits.
+_DISTANCE = 1024.0
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -119,3 +122,58 @@ def project_(values: Tensor, order: Tensor, least: float) -> bool:
         return False
     target[index] = np.maximum(row, least, out=row)
     return True
+
+
+class MonotoneRows:
+    """Project one or two rows onto the vectors that increase along an order, again and again.
+
+    It equals `project_` of each row. One call of SciPy projects both rows: a distance between them
+    keeps their values from being averaged with one another.
+
+    Args:
+        order: Indices from the lowest value to the highest.
+        rows: Number of rows, 1 or 2.
+        least: The least value.
+
+    Shape:
+        order is (N,), int64.
+    """
+
+    def __init__(self, order: np.ndarray, rows: int, least: float):
+        size = len(order)
+        shift = np.arange(rows).repeat(size)
+        self._order = np.tile(order, rows) + shift * size
+        self._ranks = np.argsort(self._order)
+        self._offset = shift * _DISTANCE
+        self._first = np.arange(1, rows) * size  # where each further row begins
+        self._ranked = np.empty(rows * size)
+        self._least = least
+
+    def __call__(self, values: np.ndarray) -> bool:
+        """Project, in place.
+
+        Args:
+            values: The rows, end to end, (rows * N,), float32.
+
+        Returns:
+            Whether all values are finite; if not, `values` does not change.
+        """
+        # "clip" skips a copy that protects against an index out of range.
+        ranked = values.take(self._order, mode="clip")
+        np.add(ranked, self._offset, out=self._ranked)
+        fit = isotonic_regression(self._ranked)["x"]
+        if not isfinite(dasum(fit)):
+            return False
+        for first in self._first:
+            if fit[first] - fit[first - 1] < 1:  # the rows are too far apart
+                return self._project_each(values)
+        np.subtract(fit, self._offset, out=fit)
+        np.maximum(fit, self._least, out=fit)
+        values[:] = fit.take(self._ranks, mode="clip")
+        return True
+
+    def _project_each(self, values: np.ndarray) -> bool:
+        size = len(values) // (len(self._first) + 1)
+        order = torch.from_numpy(self._order[:size])
+        rows = torch.from_numpy(values).split(size)
+        return all([project_(row, order, self._least) for row in rows])

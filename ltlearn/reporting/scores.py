@@ -23,13 +23,13 @@ _ABOUT = (
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Precision, recall and F1 in %, a row for each method and group, or for each class.
+    """A table of texts and numbers, such as precision, recall and F1 of each class, in %.
 
     Args:
         head: The headings.
         rows: The cells of each row; the first `texts` hold texts, the others numbers.
         texts: Number of columns with texts.
-        about: A line below the table.
+        about: A line below the table; empty for none.
     """
 
     head: Sequence[str]
@@ -41,18 +41,22 @@ class ScoreTable:
         """Return the table as plain aligned lines, without a trailing newline."""
         # `aligned_lines` aligns one column of texts, so join them.
         head, *rows = self._joined()
-        return "\n".join([*aligned_lines(head, rows), self.about])
+        return "\n".join([*aligned_lines(head, rows), *filter(None, [self.about])])
 
     def to_markdown(self) -> str:
         """Return the table in Markdown, with the line below it."""
         align = ["---"] * self.texts + ["---:"] * (len(self.head) - self.texts)
-        return f"{markdown_table(self.head, align, self.rows)}\n\n{self.about}"
+        return f"{markdown_table(self.head, align, self.rows)}\n\n{self.about}".rstrip()
 
     def __str__(self) -> str:
         """Return the plain text table."""
         return self.to_text()
 
     def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self) -> str:
+        """Return the table that a notebook shows."""
         return html_table(self.head, self.rows, left=self.texts) + html_paragraph(self.about)
 
     def _joined(self) -> list[list[str]]:

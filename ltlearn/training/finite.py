@@ -68,8 +68,7 @@ class FiniteLoss(FitCallback):
         """Check the loss, or record on the device whether it is finite."""
         loss = self.learn.loss_grad.detach()
         if self.on_nan == "skip" or not _waits(loss):
-            if not math.isfinite(loss.item()):
-                self._act(self.learn.iter)
+            self.check(loss.item())
             return
         if self._first is None:
             self._first = torch.full((), -1, dtype=torch.int64, device=loss.device)
@@ -78,6 +77,15 @@ class FiniteLoss(FitCallback):
         self._first = torch.where(new, self.learn.iter, self._first)
         if self.learn.iter % self.look_every == self.look_every - 1:
             self._read_record()
+
+    def check(self, loss: float) -> None:
+        """Stop the fit, or skip the step, if the loss of this step is not finite.
+
+        Args:
+            loss: The loss.
+        """
+        if not math.isfinite(loss):
+            self._act(self.learn.iter)
 
     def after_train(self):
         """Read the record, and warn of skipped steps."""

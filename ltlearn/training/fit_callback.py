@@ -28,6 +28,9 @@ class FitCallback(Callback):
     mixes_images = False
     # Whether the callback sets class weights on the learner's loss.
     weights_loss = False
+    # Whether `after_step` reads and writes the weights alone. The stage 2 on cached features then
+    # sends no other event of a step.
+    uses_weights_alone = False
     # Why a training step with this callback cannot run twice on one batch; empty if it can.
     runs_once = ""
 
@@ -38,6 +41,14 @@ class FitCallback(Callback):
 
     def end(self) -> None:
         """Undo what `begin` did; `self.learn` may be gone."""
+
+    def after_step_of(self, form):
+        """Return what a training without events calls after each step.
+
+        Args:
+            form: The `LinearGradient` of the head that is trained; None for other heads.
+        """
+        return self.after_step
 
     def before_fit(self):
         """Begin, unless this is no fit."""

@@ -160,6 +160,16 @@ class Trajectory(Callback):
             n = len(self.learn.yb[0])
             self._loss, self._seen = self._loss + self.learn.loss.detach() * n, self._seen + n
 
+    def after_steps(self, losses: list[float], images: list[int]) -> None:
+        """Collect the losses of several steps.
+
+        Args:
+            losses: The loss of each step.
+            images: The size of each batch.
+        """
+        for loss, n in zip(losses, images, strict=True):
+            self._loss, self._seen = self._loss + loss * n, self._seen + n
+
     def before_validate(self):
         """Begin to collect predictions."""
         self._chosen, self._targets = [], []

@@ -1,6 +1,7 @@
 """The training loop: fastai's, but quiet, faster and safe to interrupt."""
 
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 
@@ -24,6 +25,7 @@ from ltlearn.utils.system_errors import is_out_of_memory, reason_of
 
 __all__ = [
     "sgd",
+    "fused_update_of",
     "listed_callbacks",
     "memory_to_user_error",
     "oom_to_user_error",
@@ -77,6 +79,44 @@ class _SGD(torch.optim.SGD):
         if missing and len(missing) < len(trained):
             for p in missing:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def fused_update_of(opt) -> Callable[[list[Tensor], list[Tensor]], None] | None:
+    """Return a function that takes a step of `sgd()` from given gradients.
+
+    It changes weights and momenta as `opt.step()` does, in less time. The learning rate is read
+    once, so the function is good for one epoch.
+
+    Args:
+        opt: The optimiser of a Learner.
+
+    Returns:
+        A function of parameters and their gradients; None if `opt` is no `sgd()` with momentum and
+        one group of parameters on the CPU.
+    """
+    own = getattr(opt, "opt", None)
+    if type(opt) is not _Wrapped or type(own) is not _SGD or len(own.param_groups) != 1:
+        return None
+    (group,) = own.param_groups
+    if not (group["fused"] and group["momentum"]) or group["maximize"] or group["dampening"]:
+        return None
+    settings = {
+        key: group[key] for key in ("weight_decay", "momentum", "lr", "dampening", "nesterov")
+    }
+
+    def update(params: list[Tensor], grads: list[Tensor]) -> None:
+        torch._fused_sgd_(
+            params, grads, [momentum_of(p) for p in params],
+            **settings, maximize=False, is_first_step=False,
+        )  # fmt: skip
+
+    def momentum_of(p: Tensor) -> Tensor:
+        state = own.state[p]
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        return state["momentum_buffer"]
+
+    return update
 
 
 def listed_callbacks(cbs) -> list[Callback]:
@@ -152,6 +192,16 @@ class _SmoothLoss(AvgSmoothLoss):
         loss = learn.loss.detach().mean()
         self.count += 1
         self.val = torch.lerp(loss, self.val.to(loss), self.beta)
+
+    def accumulate_all(self, losses: list[float]) -> list[float]:
+        """Add losses, and return the value after each."""
+        values, mean = [], float(self.val)
+        for loss in losses:
+            self.count += 1
+            mean = loss + self.beta * (mean - loss)
+            values.append(mean / (1 - self.beta**self.count))
+        self.val = torch.tensor(mean)
+        return values
 
     @property
     def value(self):

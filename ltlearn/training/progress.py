@@ -77,6 +77,22 @@ class EpochProgress(FitCallback):
             self._time_training()
             self._show("" if training else "validation ")
 
+    def after_steps(self, losses: list[float], images: list[int]) -> None:
+        """Count several training steps, and update the bar if it is time.
+
+        Args:
+            losses: The loss of each step.
+            images: The size of each batch.
+        """
+        line = self._line
+        if line is None:
+            return
+        self._images, self._steps = self._images + sum(images), self._steps + len(images)
+        line.done += len(images)
+        if line.notify is None and line.due():
+            self._time_training()
+            self._show("")
+
     def after_train(self):
         """Stop the clock of the training."""
         if self._line is not None and self._train_began is not None:

@@ -13,8 +13,9 @@ from ltlearn.data.loader import LTDataLoader
 from ltlearn.errors import UserError
 from ltlearn.training.evaluate import run_model
 from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.head_learner import HeadLearner
 from ltlearn.training.history import FlipAverage, Trajectory, chosen_classes
-from ltlearn.training.loop import QuietLearner, sgd
+from ltlearn.training.loop import sgd
 from ltlearn.training.plan import PosthocPlan, Stage2Plan
 from ltlearn.training.posthoc import run_posthoc
 from ltlearn.training.prediction import FEATURE_BATCH, HeadModel
@@ -131,7 +132,7 @@ def _head_learner(learn: Learner, plan: Stage2Plan) -> Learner:
     dls = DataLoaders(train, valid, device=learn.dls.device)
     dls.class_counts, dls.vocab, dls.c = learn.dls.class_counts, learn.dls.vocab, learn.dls.c
     dls.split = learn.dls.split
-    over_features = QuietLearner(
+    over_features = HeadLearner(
         dls, HeadModel(learn.model.head), plan.loss or learn.loss_func,
         opt_func=plan.opt_func or sgd(), path=learn.path, model_dir=learn.model_dir,
         splitter=lambda m: [list(m.parameters())], train_bn=False, wd_bn_bias=True,

@@ -61,11 +61,11 @@ def at(issues, ending):
 
 
 def test_each_planted_fault_is_found(issues):
-    (leak,) = at(issues, "leak.jpg")
+    (leak,) = (one for one in at(issues, "leak.jpg") if one.kind == "leak")
     assert (leak.kind, leak.part, leak.label, leak.suggested) == ("leak", "test", "bee & <b>", "")
     assert leak.twin.endswith("train/bee & <b>/3.png") and leak.score > 0.95
-    (again,) = at(issues, "again.png")
-    assert again.kind == "duplicate" and again.twin.endswith("ant/0.png")
+    (again,) = (one for one in at(issues, "again.png") if one.kind == "duplicate")
+    assert again.twin.endswith("ant/0.png")
     other = {one.kind: one for one in at(issues, "other.png")}
     assert other["conflict"].suggested == "ant" and other["conflict"].twin.endswith("ant/0.png")
     wrong = [one for one in at(issues, "wrong.png") if one.kind == "label"]

@@ -417,6 +417,23 @@ def test_unchecked_rows_that_are_not_finite_come_back_as_nan(engine, increasing)
         pava(y, None, increasing, engine, check=True)
 
 
+@pytest.mark.parametrize("far", [0.0, 3000.0])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_projection_of_rows_is_the_projection_of_each(rows, far):
+    values, order = randn(rows, 50).float(), torch.randperm(50)
+    values[0] += far
+    expected = values.clone()
+    for row in expected:
+        assert scipy_engine.project_(row, order, -0.5)
+    project = scipy_engine.MonotoneRows(order.numpy(), rows, -0.5)
+    assert project(values.reshape(-1).numpy())
+    torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
+    values[-1, 7] = NAN
+    kept = values.clone()
+    assert not project(values.reshape(-1).numpy())
+    torch.testing.assert_close(values, kept, rtol=0, atol=0, equal_nan=True)
+
+
 @dtypes
 def test_projection_in_place_is_pava_in_another_order(dtype):
     values, order = randn(50).to(dtype), torch.randperm(50)

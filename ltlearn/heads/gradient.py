@@ -1,0 +1,204 @@
+"""The gradients of a head over features in closed form: no autograd, no graph."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltlearn.errors import UserError
+from ltlearn.heads.cosine import CosineLinear
+from ltlearn.heads.linear import unit_rows
+from ltlearn.heads.samn import DIVERGED, EPS, MIN_RAW, SAMNLinear
+from ltlearn.heads.scaled import ScaledLinear
+from ltlearn.isotonic.scipy_engine import MonotoneRows
+
+__all__ = [
+    "CosineGradient",
+    "LinearGradient",
+    "SAMNGradient",
+    "ScaledGradient",
+    "closed_form_of",
+]
+
+_MAX_EXP = 80.0  # above it, exp overflows in float32, and softplus(q) is q
+_norm_backward = torch.ops.aten._weight_norm_interface_backward.default
+
+
+def closed_form_of(head: nn.Module) -> "LinearGradient | None":
+    """Return the closed form of a head, or None if it has none.
+
+    Args:
+        head: A head over features, all of whose parameters are trained.
+    """
+    parameters = list(head.parameters())
+    if not all(p.requires_grad and p.dtype is torch.float32 for p in parameters):
+        return None
+    if type(head) is nn.Linear:
+        return LinearGradient(head)
+    if type(head) is ScaledLinear:
+        return ScaledGradient(head)
+    if type(head) is CosineLinear:
+        return CosineGradient(head)
+    # On a device, NumPy's part would wait for it.
+    if type(head) is SAMNLinear and head.project == "step" and head.weight.is_cpu:
+        return SAMNGradient(head)
+    return None
+
+
+class LinearGradient:
+    """Logits of a linear layer, and the gradients of its parameters from those of the logits.
+
+    Args:
+        head: The layer.
+
+    Example:
+        >>> form = LinearGradient(nn.Linear(2, 3))
+        >>> form.logits(x).shape
+        torch.Size([8, 3])
+    """
+
+    def __init__(self, head: nn.Module):
+        self.head: Any = head
+        self.parameters = list(head.parameters())
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, C)."""
+        return F.linear(x, self.head.weight, self.head.bias)
+
+    def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
+        """Return the gradients of `parameters`.
+
+        Args:
+            x: The features of the last call of `logits`.
+            grad: The gradient of the logits.
+        """
+        of_weight = grad.t() @ x
+        return [of_weight] if self.head.bias is None else [of_weight, grad.sum(0)]
+
+    def close(self) -> None:
+        """Release what the gradients needed."""
+
+
+class ScaledGradient(LinearGradient):
+    """The same for a `ScaledLinear`."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, C)."""
+        self._unscaled = super().logits(x)
+        return self._unscaled * self.head.scales
+
+    def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
+        """Return the gradients of `parameters`.
+
+        Args:
+            x: The features of the last call of `logits`.
+            grad: The gradient of the logits.
+        """
+        of_scales = (grad * self._unscaled).sum(0)
+        if self.head.trains == "scale":
+            return [of_scales]
+        of_linear = super().gradients(x, grad * self.head.scales)
+        return [*(of.mul_(self.head.head_lr_factor) for of in of_linear), of_scales]
+
+
+class CosineGradient(LinearGradient):
+    """The same for a `CosineLinear`."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, C)."""
+        self._x = unit_rows(x)
+        self._rows = torch.linalg.vector_norm(self.head.weight, dim=1, keepdim=True)
+        self._rows.clamp_(min=torch.finfo(x.dtype).tiny)
+        self._unit = self.head.weight / self._rows
+        return F.linear(self._x, self._unit * self.head.cosine_scale)
+
+    def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
+        """Return the gradient of the weight.
+
+        Args:
+            x: The features of the last call of `logits`.
+            grad: The gradient of the logits.
+        """
+        of_unit = grad.t() @ self._x
+        along = (of_unit * self._unit).sum(1, keepdim=True)
+        of_unit.addcmul_(self._unit, along, value=-1)
+        return [of_unit.mul_(self.head.cosine_scale / self._rows)]
+
+
+class SAMNGradient(LinearGradient):
+    """The same for a `SAMNLinear` on the CPU that projects after each step.
+
+    The formulas are those of `SAMNLinear`. NumPy computes what has one number per class: a torch
+    operation would take longer to start than to run. For this, both raw vectors share one piece of
+    memory until `close`.
+
+    Args:
+        head: The head; its raw norms are as `project_` leaves them.
+    """
+
+    def __init__(self, head: SAMNLinear):
+        super().__init__(head)
+        self._raws = [raw for raw in (head.raw_norm_weight, head.raw_norm_bias) if raw is not None]
+        together = torch.stack([raw.detach() for raw in self._raws])
+        for raw, row in zip(self._raws, together, strict=True):
+            raw.data = row
+        self._q = together.numpy()
+        self._of_scale = np.empty_like(self._q)
+        order = head.rank_to_class.numpy()
+        self._top = order[-1]  # the class of the highest raw norm
+        self._monotone = MonotoneRows(order, len(self._raws), MIN_RAW)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, C)."""
+        head, q = self.head, self._q
+        if q[0, self._top] > _MAX_EXP or q[-1, self._top] > _MAX_EXP:
+            exp = np.exp(q.clip(max=_MAX_EXP))
+            softplus = np.maximum(np.log1p(exp), q)
+        else:
+            exp = np.exp(q)
+            softplus = np.log1p(exp)
+        s = 1 / (softplus + EPS)
+        scale = np.exp(s)
+        self._slope = -scale * s * s * exp / (exp + 1)  # d scale / d q
+        layer, shift = head.weight, head.bias
+        if head.raw_norm_weight is not None:
+            self._scale = torch.from_numpy(scale[0]).unsqueeze(1)
+            layer, self._length = torch._weight_norm_interface(layer, self._scale, 0)
+        if head.raw_norm_bias is not None:
+            shift = shift + torch.from_numpy(scale[-1])
+        return F.linear(x, layer, shift)
+
+    def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
+        """Return the gradients of `parameters`.
+
+        Args:
+            x: The features of the last call of `logits`.
+            grad: The gradient of the logits.
+        """
+        head, of_scale = self.head, self._of_scale
+        of_weight, of_bias = grad.t() @ x, grad.sum(0)
+        if head.raw_norm_weight is not None:
+            of_weight, of_length = _norm_backward(
+                of_weight, head.weight, self._scale, self._length, 0
+            )
+            of_scale[0] = of_length.numpy()[:, 0]
+        if head.raw_norm_bias is not None:
+            of_scale[-1] = of_bias.numpy()
+        of_raws = torch.from_numpy(of_scale * self._slope).unbind()
+        return [of_weight, *of_raws] if head.bias is None else [of_weight, of_bias, *of_raws]
+
+    def project_(self) -> None:
+        """Project the raw norms, as `SAMNLinear.project_` does.
+
+        Raises:
+            UserError: If a raw norm is not finite.
+        """
+        if not self._monotone(self._q.reshape(-1)):
+            raise UserError(DIVERGED)
+
+    def close(self) -> None:
+        """Give each raw vector memory of its own again."""
+        for raw in self._raws:
+            raw.data = raw.data.clone()

@@ -1,0 +1,135 @@
+"""A loss and its gradient with respect to the logits, in closed form where there is one."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltlearn.losses.balanced_softmax import BalancedSoftmaxLoss
+from ltlearn.losses.class_balanced import ClassBalancedLoss
+from ltlearn.losses.counted import CountedLoss
+from ltlearn.losses.cross_entropy import CrossEntropy
+from ltlearn.losses.label_aware_smoothing import LabelAwareSmoothingLoss
+from ltlearn.losses.ldam import LDAMLoss
+from ltlearn.losses.logit_adjusted import LogitAdjustedLoss
+
+__all__ = ["LossAndGradient", "loss_and_gradient"]
+
+LossAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+_COUNTED = (
+    BalancedSoftmaxLoss, ClassBalancedLoss, LabelAwareSmoothingLoss, LDAMLoss, LogitAdjustedLoss,
+)  # fmt: skip
+
+
+def loss_and_gradient(loss_func: Callable) -> LossAndGradient:
+    """Return a function of (logits, targets) that returns the loss and its gradient.
+
+    The losses that are a cross-entropy of shifted logits with smoothed or weighted targets have a
+    closed form; any other loss is differentiated by autograd. Values and gradients are equal up to
+    rounding. Class counts and weights are read at each call.
+
+    Args:
+        loss_func: Takes (logits, targets) to a scalar.
+
+    Shape:
+        The returned function takes logits (N, C), float32 or float64, and targets (N,), int64. It
+        returns a scalar and (N, C), both detached.
+
+    Example:
+        >>> loss, gradient = loss_and_gradient(CrossEntropy())(torch.zeros(1, 2), torch.tensor([0]))
+        >>> gradient
+        tensor([[-0.5000,  0.5000]])
+    """
+    if isinstance(loss_func, CrossEntropy) and _is_plain(loss_func):
+        plain = loss_func
+        return lambda logits, target: _cross_entropy(logits, target, None, plain.weight, "weights")
+    if isinstance(loss_func, CountedLoss) and _is_averaged_cross_entropy(loss_func):
+        return _with_first_call_checked(loss_func, _of_counted(loss_func))
+    return lambda logits, target: _by_autograd(loss_func, logits, target)
+
+
+def _of_counted(loss_func: CountedLoss) -> LossAndGradient:
+    divide_by = getattr(loss_func, "divide_by", "weights")
+
+    def call(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        smoothing = getattr(loss_func, "smoothing", None)
+        logits = _shifted(loss_func, logits, target)
+        return _cross_entropy(logits, target, smoothing, loss_func.weights, divide_by)
+
+    return call
+
+
+def _shifted(loss_func: CountedLoss, logits: Tensor, target: Tensor) -> Tensor:
+    """Return the logits that the loss takes the cross-entropy of."""
+    if isinstance(loss_func, LDAMLoss):
+        margin = loss_func.margins.gather(0, target).mul_(-loss_func.scale)
+        return logits.scatter_add(1, target.unsqueeze(1), margin.unsqueeze(1))
+    prior = getattr(loss_func, "log_prior", None)
+    return logits if prior is None else logits + prior
+
+
+def _is_averaged_cross_entropy(loss_func: CountedLoss) -> bool:
+    return type(loss_func) in _COUNTED and loss_func.reduction == "mean"
+
+
+def _is_plain(loss_func: CrossEntropy) -> bool:
+    own = type(loss_func) is CrossEntropy
+    return own and loss_func.reduction == "mean" and loss_func.label_smoothing == 0
+
+
+def _with_first_call_checked(loss_func: CountedLoss, closed: LossAndGradient) -> LossAndGradient:
+    """Run the loss itself on the first batch: it checks shapes and moves its buffers."""
+    checked = False
+
+    def call(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal checked
+        if not checked:
+            with torch.no_grad():
+                loss_func(logits, target)
+            checked = True
+        return closed(logits, target)
+
+    return call
+
+
+def _cross_entropy(
+    logits: Tensor, target: Tensor, smoothing: Tensor | None, weights: Tensor | None, divide_by: str
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy with smoothed targets and class weights, and its gradient.
+
+    With p the softmax and e the smoothing of the target's class y, the loss of an image is
+    -(1 - e) log p_y - e mean(log p), and its gradient p - (1 - e) onehot(y) - e / C.
+    """
+    images, classes = logits.shape
+    log_p = logits.log_softmax(1)
+    column = target.unsqueeze(1)
+    if smoothing is None and weights is None:
+        loss = F.nll_loss(log_p, target)
+        gradient = log_p.exp_().scatter_add_(1, column, log_p.new_full((images, 1), -1))
+        return loss, gradient.div_(images)
+    if weights is None:
+        share = log_p.new_full((images, 1), 1 / images)
+    else:
+        share = weights.gather(0, target).unsqueeze(1)
+        total = share.sum().clamp_(min=torch.finfo(weights.dtype).tiny)
+        share = share / (images if divide_by == "images" else total)
+    losses, at_target = log_p.gather(1, column), share
+    if smoothing is not None:
+        smoothed = smoothing.gather(0, target).unsqueeze(1)
+        losses = torch.lerp(losses, log_p.mean(1, keepdim=True), smoothed)
+        smoothed = smoothed * share
+        at_target = share - smoothed
+    loss = -torch.dot(losses.squeeze(1), share.squeeze(1))
+    gradient = log_p.exp_().mul_(share).scatter_add_(1, column, -at_target)
+    if smoothing is not None:
+        gradient.sub_(smoothed / classes)
+    return loss, gradient
+
+
+def _by_autograd(loss_func: Callable, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        logits = logits.detach().requires_grad_()
+        loss = loss_func(logits, target)
+        (gradient,) = torch.autograd.grad(loss, logits)
+    return loss.detach(), gradient

@@ -1,0 +1,142 @@
+"""A learner of a head over cached features, whose training steps call no events where possible."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.learner import CastToTensor, Recorder
+from torch import Tensor
+
+from ltlearn.data.loader import LTDataLoader
+from ltlearn.heads.gradient import LinearGradient, closed_form_of
+from ltlearn.losses.gradient import loss_and_gradient
+from ltlearn.training.features import Features
+from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.history import Trajectory
+from ltlearn.training.loop import QuietLearner, fused_update_of
+from ltlearn.training.progress import EpochProgress
+
+__all__ = ["HeadLearner"]
+
+_log = logging.getLogger("ltlearn")
+_STEP_EVENTS = (
+    "before_batch", "after_pred", "after_loss", "before_backward", "after_cancel_backward",
+    "after_backward", "before_step", "after_cancel_step", "after_step", "after_cancel_batch",
+    "after_batch",
+)  # fmt: skip
+# The loop does what these do in a step, so a subclass of them needs the events.
+_REPLACED = (TrainEvalCallback, Recorder, CastToTensor, Trajectory, EpochProgress, FiniteLoss)
+_REPORTED = 64  # steps at once
+
+
+class HeadLearner(QuietLearner):
+    """Train a head over cached features, without events in a training step where possible.
+
+    fastai sends ten events in each step, which take several times as long as the step of a linear
+    classifier. A training without events in a step draws the same batches, and its weights are
+    equal up to rounding; the events of epoch and fit are sent as usual. It is taken if each
+    callback of the user handles no event of a step, or `after_step` alone and declares by the class
+    attribute `uses_weights_alone` that this reads and writes nothing but weights.
+    """
+
+    def all_batches(self):
+        """Run over the batches of a loader."""
+        if not self.training:
+            super().all_batches()
+        elif reason := self._needs_events():
+            _log.debug("stage 2 sends the events of each step: %s", reason)
+            super().all_batches()
+        else:
+            self.n_iter = len(self.dl)
+            with torch.no_grad():
+                self._run_steps()
+
+    def _needs_events(self) -> str:
+        """Return why the steps need events; empty if they do not."""
+        for cb in self.cbs:
+            if not _is_silent(cb):
+                return f"{type(cb).__name__} handles them"
+        if type(self.dl) is not LTDataLoader or not isinstance(self.dl.dataset, Features):
+            return "the features come from another loader"
+        return "" if self.dl.device.type == "cpu" else "the features move to a device"
+
+    def _run_steps(self) -> None:
+        update = fused_update_of(self.opt)
+        form = closed_form_of(self.model.head) if update is not None else None
+        step = self._step_by_autograd if form is None else self._closed_step(form, update)
+        after_step = [
+            cb.after_step_of(form) for cb in self.cbs if cb.run and _uses_weights_alone(cb)
+        ]
+        checks = [cb.check for cb in self.cbs if isinstance(cb, FiniteLoss)]
+
+        def check(loss: Tensor) -> None:
+            losses.append(loss.item())
+            for call in checks:
+                call(losses[-1])
+
+        first, losses, images = 0, [], []
+        try:
+            for x, y in self.dl.feature_batches():
+                self.iter = first + len(losses)
+                images.append(len(y))
+                step(x, y, check)
+                for call in after_step:
+                    call()
+                if len(losses) == _REPORTED:
+                    self._report(losses, images)
+                    first, losses, images = first + _REPORTED, [], []
+        finally:
+            if form is not None:
+                form.close()
+            self._report(losses, images)
+
+    def _closed_step(self, form: LinearGradient, update: Callable) -> Callable:
+        """Return a function that takes a step with gradients in closed form."""
+        compare = loss_and_gradient(self.loss_func)
+
+        def step(x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> None:
+            loss, gradient = compare(form.logits(x), y)
+            check(loss)
+            update(form.parameters, form.gradients(x, gradient))
+
+        return step
+
+    def _step_by_autograd(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> None:
+        with torch.enable_grad():
+            loss = self.loss_func(self.model.head(x), y)
+            check(loss.detach())
+            loss.backward()
+        self.opt.step()
+        self.opt.zero_grad()
+
+    def _report(self, losses: list[float], images: list[int]) -> None:
+        """Do what the callbacks do in each step, for some steps at once."""
+        if not losses:
+            return
+        self.train_iter += len(losses)
+        self.pct_train += len(losses) / (self.n_iter * self.n_epoch)
+        for cb in self.cbs:
+            if isinstance(cb, Recorder):
+                cb.losses += cb.smooth_loss.accumulate_all(losses)
+                cb.lrs += [self.opt.hypers[-1]["lr"]] * len(losses)
+                self.smooth_loss = cb.losses[-1]
+            elif isinstance(cb, Trajectory | EpochProgress):
+                cb.after_steps(losses, images)
+
+
+def _is_silent(cb: Callback) -> bool:
+    """Return whether a training step need not send events to a callback."""
+    if type(cb) is FiniteLoss:
+        return cb.on_nan == "stop"
+    if type(cb) is Recorder:
+        return not cb.train_metrics
+    if type(cb) in _REPLACED or not cb.run:
+        return True
+    handled = [name for name in _STEP_EVENTS if hasattr(type(cb), name) or name in vars(cb)]
+    return not handled or (handled == ["after_step"] and _uses_weights_alone(cb))
+
+
+def _uses_weights_alone(cb: Callback) -> bool:
+    # Read from the class: an instance passes unknown attributes on to the learner.
+    return getattr(type(cb), "uses_weights_alone", False)

@@ -1,0 +1,95 @@
+"""The closed-form gradients of heads equal autograd's."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ltlearn import CosineLinear, SAMNLinear, ScaledLinear
+from ltlearn.heads.gradient import closed_form_of
+
+COUNTS = [90, 40, 40, 7, 2]
+
+
+def linear(bias=True):
+    torch.manual_seed(0)
+    return nn.Linear(6, len(COUNTS), bias)
+
+
+def samn(on, bias=True, high=None):
+    head = SAMNLinear.from_linear(linear(bias), COUNTS, on=on)
+    with torch.no_grad():
+        for part in on:
+            raw = getattr(head, f"raw_norm_{part}")
+            raw.add_(0.1 * torch.randn(len(COUNTS)))
+            if high:
+                raw[0] = high
+    return head.project_()
+
+
+def slowed():
+    head = ScaledLinear.from_linear(linear(), train="all")
+    head.head_lr_factor = 0.1
+    with torch.no_grad():
+        head.scales.uniform_(0.5, 2)
+    return head
+
+
+HEADS = {
+    "linear": linear,
+    "linear without bias": lambda: linear(False),
+    "scales": lambda: ScaledLinear.from_linear(linear()),
+    "scales and weights": slowed,
+    "scales without bias": lambda: ScaledLinear.from_linear(linear(False), train="all"),
+    "cosine": lambda: CosineLinear.from_linear(linear(), scale=16),
+    "samn": lambda: samn(("weight", "bias")),
+    "samn on weights": lambda: samn(("weight",)),
+    "samn on weights without bias": lambda: samn(("weight",), False),
+    "samn on the bias": lambda: samn(("bias",)),
+    "samn, raw norms that overflow exp": lambda: samn(("weight", "bias"), high=200.0),
+}
+
+
+@pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
+def test_logits_and_gradients_equal_autograd(make):
+    head = make()
+    x, grad = torch.randn(9, 6), torch.randn(9, len(COUNTS))
+    expected = head(x)
+    expected.backward(grad)
+    form = closed_form_of(head)
+    with torch.no_grad():
+        torch.testing.assert_close(form.logits(x), expected.detach(), rtol=2e-6, atol=2e-6)
+        gradients = form.gradients(x, grad)
+    assert [id(p) for p in form.parameters] == [id(p) for p in head.parameters()]
+    for p, gradient in zip(form.parameters, gradients, strict=True):
+        torch.testing.assert_close(gradient, p.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("on", [("weight", "bias"), ("weight",), ("bias",)])
+def test_projection_equals_the_heads(on):
+    head = samn(on)
+    other = copy.deepcopy(head)
+    form = closed_form_of(head)
+    with torch.no_grad():
+        for name, raw in head.named_parameters():
+            if name.startswith("raw"):
+                step = torch.randn(len(COUNTS))
+                raw.add_(step)
+                other.get_parameter(name).add_(step)
+    form.project_()
+    form.close()
+    other.project_()
+    for name, value in head.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-6, atol=1e-6)
+    storages = {p.untyped_storage().data_ptr() for p in head.parameters()}
+    assert len(storages) == len(list(head.parameters()))
+
+
+def test_a_head_that_is_partly_frozen_or_projects_forward_has_none():
+    frozen = linear()
+    frozen.bias.requires_grad_(False)
+    forward = SAMNLinear.from_linear(linear(), COUNTS, project="forward")
+    assert closed_form_of(frozen) is None
+    assert closed_form_of(forward) is None
+    assert closed_form_of(linear().double()) is None
