@@ -47,7 +47,8 @@ def short_table() -> str:
     for name, recipe in recipes().items():
         figures = [_best_published(recipe), _ours(name)]
         if any(figure != "–" for figure in figures):
-            rows.append([f"{_linked(name)}<br>{escape(_network(recipe))}", *figures])
+            network = f"<small>{escape(_network(recipe))}</small>"
+            rows.append([f"{_linked(name)}<br>{network}", *figures])
     return table(["Recipe", "Published", "Measured here"], rows)
 
 
@@ -66,7 +67,12 @@ def _best_published(recipe: Recipe) -> str:
     if not figures:
         return "–"
     best = max(figures, key=lambda figure: figure.accuracy)
-    return f"{escape(METHODS[best.method].label)} {percent(best.accuracy)} ({best.protocol})"
+    return f"{_figure(best.method, best.accuracy)} ({best.protocol})"
+
+
+def _figure(method: str, accuracy: float) -> str:
+    """Return label and figure; no line breaks between them."""
+    return f"{escape(METHODS[method].label)} {percent(accuracy)}".replace(" ", "&nbsp;")
 
 
 def _ours(name: str) -> str:
@@ -75,8 +81,7 @@ def _ours(name: str) -> str:
     for run in _runs(name):
         best = max(run.accuracy, key=run.accuracy.get)
         changed = f", {run.changed}" if run.changed else ""
-        label = escape(METHODS[best].label)
-        shown.append(f"{label} {percent(run.accuracy[best])} ({run.protocol}{changed})")
+        shown.append(f"{_figure(best, run.accuracy[best])} ({run.protocol}{changed})")
     return "<br>".join(shown) or "–"
 
 
