@@ -242,7 +242,7 @@ class Issues:
         lines = [f"{sum(self.n_images.values()):,} images ({images}): {len(self):,} findings."]
         lines += [f"{n:,} {kind}: {KINDS[kind]}." for kind, n in self.counts().items()]
         if self.folder:
-            lines.append(f"Paths below start from {clean(self.folder)}.")
+            lines.append(f"Paths start from {clean(self.folder)}.")
         if self.too_few:
             names = ", ".join(clean(name) for name in self.too_few[:5])
             more = f" and {len(self.too_few) - 5:,} more" if len(self.too_few) > 5 else ""
