@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from ltlearn.cleaning.issues import COLUMNS, KINDS
+from ltlearn.cleaning.issues import COLUMNS, KINDS, short_path
 from ltlearn.errors import UserError
 from ltlearn.utils.text import clean
 
@@ -35,11 +35,12 @@ def render_page(issues: "Issues", title: str) -> str:
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.filters["clean"] = clean
     thumbnails: dict[int, dict[str, Any] | None] = {}
+    folder = issues.folder
     sections = []
     for kind in issues.searched:
         numbered = [(row, one) for row, one in enumerate(issues.findings) if one.kind == kind]
         findings = [one for _, one in numbered]
-        cards = [_card(issues, row, one, thumbnails) for row, one in numbered[:MAX_SHOWN]]
+        cards = [_card(issues, row, one, thumbnails, folder) for row, one in numbered[:MAX_SHOWN]]
         groups = Counter(one.group for one in findings)
         sections.append(
             {
@@ -59,7 +60,9 @@ def render_page(issues: "Issues", title: str) -> str:
     )
 
 
-def _card(issues: "Issues", row: int, one: "Finding", thumbnails: dict) -> dict[str, Any]:
+def _card(
+    issues: "Issues", row: int, one: "Finding", thumbnails: dict, folder: str
+) -> dict[str, Any]:
     """Return what the template shows of a finding."""
     numbers = [one.number, *([one.twin_number] if one.twin_number >= 0 else [])]
     for number in numbers:
@@ -70,6 +73,8 @@ def _card(issues: "Issues", row: int, one: "Finding", thumbnails: dict) -> dict[
         "row": row,
         "images": [thumbnails[number] for number in numbers],
         "score": f"{one.score:.2f}",
+        "path": short_path(one.path, folder),
+        "twin": short_path(one.twin, folder),
     }
 
 
