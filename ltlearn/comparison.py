@@ -11,7 +11,7 @@ from ltlearn.methods import DEFAULT_STAGE1, Method, find_method, labels_of
 from ltlearn.metrics.paired import PairedDifference, difference_interval
 from ltlearn.metrics.report import FEW_IMAGES, ShotReport
 from ltlearn.metrics.shots import shot_groups
-from ltlearn.names import SHOTS
+from ltlearn.names import SHOTS, tested_images
 from ltlearn.reporting.table import ResultRow, ResultTable
 from ltlearn.training.records import Record, TrajectoryRecord
 from ltlearn.utils.html import html_table
@@ -293,7 +293,7 @@ class Comparison:
 
     def _about_intervals(self) -> str:
         """Describe the intervals: what they cover, and why some are absent."""
-        tested_on = "validation" if self.about.protocol == "untested" else "test"
+        tested_on = tested_images(self.about.protocol)
         starts = len({o.stage1_seed for o in self.outcomes})
         seeds = len({o.seed for o in self.outcomes})
         covered = f"other {tested_on} images"

@@ -2,9 +2,18 @@
 
 from dataclasses import dataclass
 
-__all__ = ["BATCH_SIZE", "IMAGENET_STATS", "SMALL_SIDE", "Defaults", "choose_defaults"]
+__all__ = [
+    "BATCH_SIZE",
+    "IMAGENET_STATS",
+    "MAX_SIDE",
+    "SMALL_SIDE",
+    "Defaults",
+    "choose_defaults",
+]
 
 SMALL_SIDE = 96  # pixels; the loaders hold images in memory up to this side
+# Far above any use: a larger side is a slip, or was written to take all memory.
+MAX_SIDE = 4096  # of an image, in pixels
 BATCH_SIZE = 64
 # Mean and standard deviation per channel for pixels in [0, 1].
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -26,6 +26,7 @@ __all__ = [
     "STARTS",
     "TRAINABLE_PARTS",
     "TRANSFORM_NAMES",
+    "tested_images",
 ]
 
 PARTS = ("train", "valid", "test")
@@ -76,3 +77,12 @@ RESERVED_OPTIONS = {
 DEFAULT_STAGE1 = "ce"
 DEFAULT_STAGE2 = "samn"
 DEFAULT_WITH_RESET = "crt"  # SAMN needs a trained classifier
+
+
+def tested_images(protocol: str) -> str:
+    """Return which images the results of a table are of: "test" or "validation".
+
+    Args:
+        protocol: "clean" or "paper"; "untested" without a test set.
+    """
+    return PART_LABELS["valid" if protocol == "untested" else "test"]

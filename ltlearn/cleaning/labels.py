@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ltlearn.cleaning.spread import PRIOR_IMAGES, median_and_spread, rows_by_class
+
 __all__ = ["MAX_SCORE", "LabelJudgement", "UsualConfidence", "read_confidence"]
 
 # Chosen on planted errors, see benchmarks/clean.py.
 MAX_SCORE = 2.0
-_PRIOR_IMAGES = 20  # images that the spread of all classes counts like in the one of a class
 _MIN_IMAGES = 30  # a smaller part has no median and no spread of its own
-_TO_DEVIATION = 1.4826  # median absolute deviation of a normal distribution to its standard one
 _LEAST = 1e-7  # probability, so that its logit is finite
 
 
@@ -109,16 +109,14 @@ class UsualConfidence:
         self.training = read_confidence(batches, targets, judged, inspector)
         self.average = inspector.get_confident_thresholds(silent=True)
         distance = _logit(self.training.own) - _logit(self.average)[targets]
-        self.median, self.spread = _median_and_spread(distance)
+        self.median, self.spread = median_and_spread(distance)
         counts = np.bincount(targets, minlength=num_classes)
-        order = np.argsort(targets, kind="stable")
-        ends = np.cumsum(counts)
         spreads = np.full(num_classes, self.spread)
-        for c in np.flatnonzero(counts):
-            own = _median_and_spread(distance[order[ends[c] - counts[c] : ends[c]]])[1]
-            weighted = counts[c] * own + _PRIOR_IMAGES * self.spread
+        for c, of_class in rows_by_class(targets, counts):
+            own = median_and_spread(distance[of_class])[1]
+            weighted = counts[c] * own + PRIOR_IMAGES * self.spread
             # Where wrong labels abound they widen the spread, and would hide behind it.
-            spreads[c] = min(weighted / (counts[c] + _PRIOR_IMAGES), self.spread)
+            spreads[c] = min(weighted / (counts[c] + PRIOR_IMAGES), self.spread)
         self.spreads = np.maximum(spreads, 1e-6)
 
     def judge(self, confidence: _Confidence, targets: np.ndarray) -> LabelJudgement:
@@ -132,7 +130,7 @@ class UsualConfidence:
         median, scale = self.median, 1.0
         if confidence is not self.training and len(targets) >= _MIN_IMAGES:
             # A backbone fits other images less well than those it was trained on.
-            median, spread = _median_and_spread(distance)
+            median, spread = median_and_spread(distance)
             scale = max(1.0, spread / max(self.spread, 1e-6))
         score = (median - distance) / (self.spreads[targets] * scale)
         likelier = confidence.other > confidence.own
@@ -144,9 +142,3 @@ class UsualConfidence:
 def _logit(p: np.ndarray) -> np.ndarray:
     p = np.clip(p.astype(np.float64), _LEAST, 1 - _LEAST)
     return np.log(p) - np.log1p(-p)
-
-
-def _median_and_spread(values: np.ndarray) -> tuple[float, float]:
-    """Return the median, and the robust standard deviation."""
-    median = float(np.median(values))
-    return median, float(np.median(np.abs(values - median))) * _TO_DEVIATION

@@ -1,17 +1,14 @@
 """The self-contained page of thumbnails, `clean.html`."""
 
-import base64
-import io
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image
 
 from ltlearn.cleaning.issues import COLUMNS, KINDS, short_path
 from ltlearn.errors import UserError
+from ltlearn.reporting.page.thumbnails import SMALL_SIDE, thumbnail
 from ltlearn.utils.text import clean
 
 if TYPE_CHECKING:
@@ -21,8 +18,6 @@ __all__ = ["MAX_SHOWN", "render_page"]
 
 MAX_SHOWN = 500  # findings of a kind with thumbnails; a page of all kinds stays below 20 MB
 _SIDE = 112  # of a thumbnail, in pixels
-_PIXELATED = 64  # images up to this side are stored as they are and drawn with sharp pixels
-_QUALITY = 80
 
 
 def render_page(issues: "Issues", title: str) -> str:
@@ -83,14 +78,7 @@ def _thumbnail(issues: "Issues", number: int) -> dict[str, Any] | None:
     if issues.images is None:
         return None
     try:
-        image = Image.fromarray(np.ascontiguousarray(issues.images.pixels(number)))
+        pixels = issues.images.pixels(number)
     except UserError:
         return None
-    is_small, stream = max(image.size) <= _PIXELATED, io.BytesIO()
-    if is_small:
-        image.save(stream, "PNG")
-    else:
-        image.thumbnail((_SIDE, _SIDE))
-        image.save(stream, "JPEG", quality=_QUALITY)
-    text = base64.b64encode(stream.getvalue()).decode()
-    return {"uri": f"data:image/{'png' if is_small else 'jpeg'};base64,{text}", "small": is_small}
+    return {"uri": thumbnail(pixels, _SIDE), "small": max(pixels.shape[:2]) <= SMALL_SIDE}

@@ -6,15 +6,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ltlearn.cleaning.spread import PRIOR_IMAGES, median_and_spread, rows_by_class
 from ltlearn.training.features import Features
 
 __all__ = ["MIN_IMAGES", "Unusual", "judge_distances"]
 
 MIN_IMAGES = 5  # a class with fewer images has no spread to compare with
 MAX_SCORE = 3.0  # about 1 % of ordinary images are above, see benchmarks/clean.py
-_PRIOR_IMAGES = 20  # images that the spread of all classes counts like in the one of a class
 _READ = 4096  # images at a time
-_TO_DEVIATION = 1.4826  # median absolute deviation of a normal distribution to its standard one
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,14 @@ def judge_distances(features: Features, num_classes: int) -> Unusual:
     counts = np.bincount(targets, minlength=num_classes)
     distance = _distances(features, counts)
     enough = counts >= MIN_IMAGES
-    order = np.argsort(targets, kind="stable")
-    ends = np.cumsum(counts)
     medians, spreads = np.zeros(num_classes), np.zeros(num_classes)
-    for c in np.flatnonzero(enough):
-        d = distance[order[ends[c] - counts[c] : ends[c]]]
-        medians[c] = np.median(d)
-        spreads[c] = np.median(np.abs(d - medians[c])) * _TO_DEVIATION
+    for c, of_class in rows_by_class(targets, counts):
+        if enough[c]:
+            medians[c], spreads[c] = median_and_spread(distance[of_class])
     score = np.full(len(targets), np.nan)
     if enough.any():
         common = np.average(spreads[enough], weights=counts[enough])
-        shrunk = (counts * spreads + _PRIOR_IMAGES * common) / (counts + _PRIOR_IMAGES)
+        shrunk = (counts * spreads + PRIOR_IMAGES * common) / (counts + PRIOR_IMAGES)
         judged = enough[targets]
         of_class = targets[judged]
         # Features without any spread have no unusual image.

@@ -14,8 +14,9 @@ from torch import Tensor
 from ltlearn.errors import check_choice, check_whole
 from ltlearn.names import TRANSFORM_NAMES
 
-__all__ = ["BatchCropFlip", "ImageTransform", "mix_seed"]
+__all__ = ["MIN_CROPPED", "BatchCropFlip", "ImageTransform", "mix_seed", "side_before_crop"]
 
+MIN_CROPPED = 96  # pixels; "none" crops the centre from this side on, and resizes the whole below
 _MAX_RATIO = 16  # of the sides of an image that is read as it is
 
 
@@ -85,7 +86,7 @@ class ImageTransform:
         name, size = self.name, self.size
         flip = [A.HorizontalFlip(p=0.5)]
         if name == "none":
-            steps = [A.SmallestMaxSize(round(size * 256 / 224)), A.CenterCrop(size, size)]
+            steps = [A.SmallestMaxSize(side_before_crop(size)), A.CenterCrop(size, size)]
         elif name in ("crop", "crop_flip"):
             side = size + 2 * self.pad
             steps = [
@@ -122,7 +123,7 @@ class ImageTransform:
             self._idle.append(steps)
 
     def _apply(self, compose, resize, image: np.ndarray, seed: int | None) -> np.ndarray:
-        if self.name in ("crop", "crop_flip") or (self.name == "none" and self.size < 96):
+        if self.name in ("crop", "crop_flip") or (self.name == "none" and self.size < MIN_CROPPED):
             # These transforms are for small images of one size, so others are resized first.
             if image.shape[:2] != (self.size, self.size):
                 image = resize(image=image)["image"]
@@ -134,6 +135,15 @@ class ImageTransform:
             # set_random_seed would seed each step alike, and the crop would decide the flip.
             compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return compose(image=image)["image"]
+
+
+def side_before_crop(size: int) -> int:
+    """Return the shorter side that "none" gives to an image before it crops the centre.
+
+    Args:
+        size: Side of the result in pixels, at least `MIN_CROPPED`.
+    """
+    return round(size * 256 / 224)
 
 
 def _without_far_ends(image: np.ndarray) -> np.ndarray:

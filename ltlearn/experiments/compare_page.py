@@ -46,17 +46,23 @@ from ltlearn.reporting.page import (
     figure_to_svg,
     render_page,
 )
+from ltlearn.reporting.text import mean_sd_text
 from ltlearn.training.stored import stored_trajectory
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["COMPARE_PAGE", "write_compare_page", "write_or_warn"]
+__all__ = [
+    "COMPARE_PAGE",
+    "MAX_TRAJECTORIES",
+    "REPORT_PAGE",
+    "write_compare_page",
+    "write_or_warn",
+]
 
 _log = logging.getLogger("ltlearn")
 # "0" leaves the pages out, which take a second; tests set it.
 _PAGES = "LTLEARN_PAGES"
-COMPARE_PAGE = "compare.html"
-_REPORT_PAGE = "report.html"
-_MAX_TRAJECTORIES = 8  # plots of methods
+COMPARE_PAGE, REPORT_PAGE = "compare.html", "report.html"
+MAX_TRAJECTORIES = 8  # plots of methods
 
 
 def write_or_warn(write: Callable[[], Any], page: Path, text: str) -> None:
@@ -115,7 +121,7 @@ def _page(recorded: RecordedTable) -> Page:
     results, rows = recorded.results, recorded.rows
     best, reference = rows[results["best_on_validation"]], rows[_reference(recorded)]
     difference = best["differences"].get(reference["method"])
-    has_report = (recorded.run.path / _REPORT_PAGE).is_file()
+    has_report = (recorded.run.path / REPORT_PAGE).is_file()
     return Page(
         kind="comparison",
         title=f"Corrections compared: {recorded.manifest.title or recorded.manifest.recipe}",
@@ -126,7 +132,7 @@ def _page(recorded: RecordedTable) -> Page:
         headlines=headlines_of(reference, best, best is reference),
         sections=[section for section in _sections(recorded) if section.parts],
         footer=footer_of(recorded),
-        links=[("Run report", _REPORT_PAGE)] if has_report else [],
+        links=[("Run report", REPORT_PAGE)] if has_report else [],
     )
 
 
@@ -233,9 +239,8 @@ def _prior_parts(recorded: RecordedTable) -> list[Any]:
 def _mean_cell(values: list[float]) -> Cell:
     if not values:
         return number_cell(None)
-    mean = 100 * float(np.mean(values))
-    sd = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return Cell(f"{mean:.1f}{sd}", mean)
+    mean, sd = float(np.mean(values)), np.std(values, ddof=1) if len(values) > 1 else None
+    return Cell(mean_sd_text(mean, sd), 100 * mean)
 
 
 def _class_parts(recorded: RecordedTable) -> list[Any]:
@@ -283,7 +288,7 @@ def _trajectory_parts(recorded: RecordedTable) -> list[Any]:
         row = recorded.rows[method]
         found = [stored_trajectory(t) for t in row["trajectories"] if t is not None]
         found = [trajectory for trajectory in found if len(trajectory.epoch) > 1]
-        if found and len(plots) < _MAX_TRAJECTORIES:
+        if found and len(plots) < MAX_TRAJECTORIES:
             svg = figure_to_svg(plot_trajectory(found), f"trajectory-{method}")
             about = f"Accuracy and norms by epoch of {row['label']}."
             plots.append(Plot(f"{row['label']}, epoch by epoch", svg, about))

@@ -19,7 +19,7 @@ from ltlearn.experiments.own_data import fitting_methods
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.stages import load_stage1
 from ltlearn.methods import METHODS
-from ltlearn.names import SHOTS
+from ltlearn.names import SHOTS, tested_images
 from ltlearn.plots.norms import plot_norms_by_method
 from ltlearn.plots.tradeoff import plot_tradeoff
 from ltlearn.reporting.text import markdown_table
@@ -217,7 +217,7 @@ def _plots(comparison: Comparison) -> dict[str, tuple[str, Figure]]:
 
 
 def _markdown(comparison: Comparison, titles: dict[str, str]) -> str:
-    tested = "validation" if comparison.about.protocol == "untested" else "test"
+    tested = tested_images(comparison.about.protocol)
     parts = ["# Methods compared on one stage 1", comparison.table().to_markdown()]
     head, rows = comparison.difference_rows()
     if rows:

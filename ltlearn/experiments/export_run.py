@@ -47,7 +47,7 @@ def export_run(
         out: The folder or file to write. None takes `export/METHOD-timm`, `export/METHOD.onnx`,
             `export/METHOD.pt` or `export/METHOD-hub` in the run's folder.
         method: The method whose classifier is exported, as for `Predictor`.
-        seed: Seed of the run whose model is exported. None: the first.
+        seed: Seed of the run whose model is exported. None: 0, or the one of the file.
         normalize: Whether the model takes pixels in [0, 1] and normalises them itself; for "onnx"
             and "torchscript" alone.
         allow_hub: Whether the architecture may be one of the Hugging Face hub or of a local folder.
@@ -73,7 +73,7 @@ def export_run(
     opened = open_run(Path(where).expanduser(), method, allow_hub, seed)
     source = source_of_run(opened)
     if out is None:
-        out = opened.folder / _FOLDER / f"{opened.method}{_ENDINGS[to]}"
+        out = Run(opened.folder).inside(f"{_FOLDER}/{opened.method}{_ENDINGS[to]}")
     out = Path(out).expanduser()
     _check_out(out, to)
     if to == "hub":

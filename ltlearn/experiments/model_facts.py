@@ -11,7 +11,8 @@ from ltlearn.data.datasets import ImagesInMemory
 from ltlearn.errors import UserError, spell
 from ltlearn.experiments.manifest import MANIFEST_FILE, read_manifest
 from ltlearn.experiments.recipe import Recipe
-from ltlearn.experiments.sections import MAX_SIDE, ModelSection
+from ltlearn.experiments.sections import ModelSection
+from ltlearn.exporting.facts import Bits, ClassCounts, Classes, Means, Size, Stds
 from ltlearn.methods import METHODS, labels_of, prior_of
 from ltlearn.training.records import Record
 from ltlearn.utils.older_runs import checked_fields
@@ -24,9 +25,6 @@ MODEL_FILE = "model.json"
 _FORMAT = 1
 # Keys of a recipe's [model] that are no arguments of the network.
 _NO_ARGUMENTS = {"arch", "pretrained", "keep_head", "classes", "weights_key"}
-_Size = Annotated[list[Annotated[int, Field(ge=1, le=MAX_SIDE)]], Field(min_length=2, max_length=2)]
-_Mean = Annotated[float, Field(ge=-100, le=100)]
-_Std = Annotated[float, Field(gt=0, le=100)]
 # It becomes part of a path.
 _MethodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 
@@ -54,16 +52,16 @@ class ModelFacts(Record):
     format: int
     arch: Annotated[str, Field(min_length=1, max_length=200)]
     arguments: dict[str, Any]
-    classes: Annotated[list[str], Field(min_length=1)]
-    class_counts: list[Annotated[int, Field(ge=0, le=10**12)]]
-    size: _Size
+    classes: Classes
+    class_counts: ClassCounts
+    size: Size
     in_memory: bool
     transform: str = ""
-    mean: Annotated[list[_Mean], Field(min_length=3, max_length=3)]
-    std: Annotated[list[_Std], Field(min_length=3, max_length=3)]
+    mean: Means
+    std: Stds
     methods: Annotated[dict[_MethodName, dict[str, str]], Field(min_length=1)]
     weights: str = ""
-    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    bits: Bits = None
 
     _optional = frozenset({"bits"})
 

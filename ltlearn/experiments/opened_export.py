@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ltlearn.defaults import MAX_SIDE
 from ltlearn.errors import UserError
 from ltlearn.exporting.facts import ExportFacts
 from ltlearn.exporting.onnx_file import INPUT, METADATA_KEY, OUTPUT, import_onnxruntime
 from ltlearn.exporting.source import Preprocessing
 from ltlearn.exporting.timm_folder import CONFIG_FILE, FACTS_KEY
-from ltlearn.utils.system_errors import unreadable
+from ltlearn.utils.system_errors import reason_of, unreadable
 
 __all__ = ["OpenedExport", "is_timm_folder", "open_onnx", "open_timm"]
 
@@ -67,7 +68,8 @@ def open_timm(folder: Path, device: torch.device) -> OpenedExport:
         device: Where the model runs.
 
     Raises:
-        UserError: If timm cannot load it, or its model does not take RGB images.
+        UserError: If timm cannot load it, its model does not take RGB images, or is far larger
+            than the weights in the folder.
     """
     import timm
 
@@ -75,6 +77,9 @@ def open_timm(folder: Path, device: torch.device) -> OpenedExport:
 
     facts = _facts_of_config(folder / CONFIG_FILE)
     try:
+        # Its configuration may ask for a network of any size, so it is made without memory first.
+        with torch.device("meta"):
+            _check_size(timm.create_model(f"local-dir:{folder}"), folder)
         with torch.random.fork_rng(devices=[]):
             model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as e:  # timm passes on whatever reading the files raises
@@ -98,6 +103,17 @@ def open_timm(folder: Path, device: torch.device) -> OpenedExport:
         return np.asarray(resize(Image.fromarray(image))).transpose(1, 2, 0)
 
     return OpenedExport(model, _label_names(model, folder), steps, transform, None)
+
+
+def _check_size(model: torch.nn.Module, folder: Path) -> None:
+    """Raise a `ValueError` if a model or its images would take far more memory than the files."""
+    numbers = sum(values.numel() for values in model.state_dict().values())
+    stored = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    if numbers > stored:
+        raise ValueError(f"it describes {numbers:,} numbers, but its files have {stored:,} bytes")
+    size = model.pretrained_cfg["input_size"]
+    if max(size) > MAX_SIDE:
+        raise ValueError(f"its input_size is {size}, and the largest side is {MAX_SIDE}")
 
 
 def open_onnx(file: Path) -> OpenedExport:
@@ -185,4 +201,4 @@ def _preprocessing(facts: ExportFacts) -> Preprocessing:
 
 
 def _reason(e: Exception) -> str:
-    return " ".join(str(e).split())[:_REASON].rstrip(".") or type(e).__name__
+    return reason_of(e)[:_REASON].rstrip(".")

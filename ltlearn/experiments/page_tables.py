@@ -10,7 +10,7 @@ import numpy as np
 from ltlearn.errors import spell_call
 from ltlearn.experiments.manifest import Manifest
 from ltlearn.experiments.recorded import RecordedTable
-from ltlearn.names import SHOTS
+from ltlearn.names import SHOTS, tested_images
 from ltlearn.reporting.markdown import counts_paragraph, describe_protocol
 from ltlearn.reporting.page import (
     Cell,
@@ -23,7 +23,7 @@ from ltlearn.reporting.page import (
     PageTable,
     Text,
 )
-from ltlearn.reporting.text import as_sentence
+from ltlearn.reporting.text import as_sentence, mean_sd_text
 from ltlearn.utils.text import DASH, percent_text
 
 __all__ = [
@@ -161,8 +161,7 @@ def _mean_cell(summary: Mapping[str, Any], name: str, percent: bool = True) -> C
         return Cell(DASH)
     mean, sd = figure["mean"], figure["sd"]
     if percent:
-        text = percent_text(mean) if sd is None else f"{percent_text(mean)} ± {percent_text(sd)}"
-        return Cell(text, 100 * mean)
+        return Cell(mean_sd_text(mean, sd), 100 * mean)
     return Cell(f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}", mean)
 
 
@@ -201,7 +200,7 @@ def result_table(
     for i in (len(names) + 1, len(names) + 2):
         mark_best(cells, i, lowest=True)
     over = ", mean ± standard deviation over seeds" if _has_seeds(rows) else ""
-    part = _part_of(results)
+    part = tested_images(results["protocol"])
     title = f"{results['dataset']}: {part} accuracy and ECE in %{over}; the best is bold"
     return PageTable(title, columns, cells)
 
@@ -216,10 +215,6 @@ def _tested_table(results: Mapping[str, Any]) -> Folded:
 
 def _has_seeds(rows: Sequence[Mapping[str, Any]]) -> bool:
     return any(len(row["reports"]) > 1 for row in rows)
-
-
-def _part_of(results: Mapping[str, Any]) -> str:
-    return "validation" if results["protocol"] == "untested" else "test"
 
 
 def result_notes(recorded: RecordedTable) -> list[Text | Folded]:
@@ -280,7 +275,7 @@ def lead_sentence(
     n = after["reports"][0]["n_images"]
     text = (
         f"{after['label']} reaches {percent_text(mean)} % balanced accuracy on {n:,} "
-        f"{_part_of(results)} images"
+        f"{tested_images(results['protocol'])} images"
     )
     if after["method"] == before["method"]:
         return f"{text}."

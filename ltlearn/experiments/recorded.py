@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -16,10 +15,12 @@ from ltlearn.experiments.results import find_ends
 from ltlearn.methods import METHODS
 from ltlearn.metrics.rows import read_rows
 from ltlearn.metrics.shots import shot_groups
-from ltlearn.names import SHOTS
+from ltlearn.names import SHOTS, tested_images
 from ltlearn.training.records import TrajectoryRecord
 from ltlearn.training.stored import stored_trajectory
 from ltlearn.utils.run_folder import Run
+from ltlearn.utils.stored_weights import is_compressed
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = ["Predicted", "RecordedRun", "RecordedTable"]
 
@@ -94,7 +95,7 @@ class RecordedTable:
     @property
     def part(self) -> str:
         """Return which images are tested: "test" or "validation"."""
-        return "validation" if self.results["protocol"] == "untested" else "test"
+        return tested_images(self.results["protocol"])
 
     @cached_property
     def class_counts(self) -> list[int]:
@@ -218,10 +219,15 @@ class RecordedRun(RecordedTable):
     @cached_property
     def _arrays(self) -> Any:
         path = self.run.path / _PREDICTIONS
+        if not path.is_file():
+            return {}
         try:
-            return np.load(path) if path.is_file() else {}
-        except (OSError, ValueError, EOFError, BadZipFile) as e:
-            _log.warning("%s is damaged (%s) and is left out.", path, e)
+            if is_compressed(path):
+                raise ValueError("it is compressed, which no run writes")
+            arrays = np.load(path)
+            return arrays if isinstance(arrays, Mapping) else {}
+        except Exception as e:  # NumPy raises errors of many kinds about a damaged file
+            _log.warning("%s is damaged (%s) and is left out.", path, reason_of(e))
             return {}
 
     def _read_predicted(self, method: str, seed: int) -> Predicted | None:
@@ -239,8 +245,8 @@ class RecordedRun(RecordedTable):
             of_true = np.where(likeliest == true[:, None], values, 0).max(1)
             of_true = np.where((likeliest == true[:, None]).any(1), of_true, np.nan)
             return Predicted(true, likeliest[:, 0], values[:, 0].astype(float), of_true)
-        except (UserError, OSError, ValueError, KeyError, IndexError, BadZipFile) as e:
-            _log.warning("%s is damaged (%s); %s is left out.", _PREDICTIONS, e, name)
+        except Exception as e:  # as above, when NumPy reads an array
+            _log.warning("%s is damaged (%s); %s is left out.", _PREDICTIONS, reason_of(e), name)
             return None
 
     @cached_property

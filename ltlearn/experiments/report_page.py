@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 
 from ltlearn.data import LTDataLoaders
-from ltlearn.experiments.compare_page import COMPARE_PAGE, write_compare_page, write_or_warn
+from ltlearn.experiments.compare_page import (
+    COMPARE_PAGE,
+    MAX_TRAJECTORIES,
+    REPORT_PAGE,
+    write_compare_page,
+    write_or_warn,
+)
 from ltlearn.experiments.compared import COMPARE_FILE
 from ltlearn.experiments.page_errors import error_parts, load_images
 from ltlearn.experiments.page_tables import (
@@ -53,9 +59,7 @@ from ltlearn.utils.run_folder import Run
 
 __all__ = ["REPORT_PAGE", "rewrite_pages", "write_page_of_run", "write_report_page"]
 
-REPORT_PAGE = "report.html"
 _MAX_PAIRS = 15  # most confused pairs that the page lists
-_MAX_TRAJECTORIES = 8  # plots of methods
 
 
 def write_page_of_run(run: Run, dls: LTDataLoaders | None) -> None:
@@ -277,7 +281,7 @@ def _trajectory_parts(recorded: RecordedRun) -> list[Any]:
     plots = [p for m in trained[::-1] if (p := _trajectory_plot(recorded, m)) is not None]
     if not plots:
         return []
-    others = plots[1 : 1 + _MAX_TRAJECTORIES]
+    others = plots[1 : 1 + MAX_TRAJECTORIES]
     if not others:
         return plots
     return [plots[0], Folded("Other methods, epoch by epoch", others)]

@@ -1,5 +1,7 @@
 """What the model card of a run reports, from the run's own files."""
 
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,10 @@ from ltlearn.experiments.opened_run import OpenedRun
 from ltlearn.exporting.card import CardFacts, CardResult
 from ltlearn.exporting.hub import licence_of
 from ltlearn.exporting.source import ExportSource
-from ltlearn.names import FIGURES
+from ltlearn.names import FIGURES, tested_images
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["card_of_run", "plots_of_run"]
+__all__ = ["card_of_run", "plots_of_run", "without_paths"]
 
 _PLOTS = {
     "class_counts": "Training images per class",
@@ -36,7 +38,6 @@ def card_of_run(opened: OpenedRun, source: ExportSource) -> CardFacts:
     table = _table_of(run, manifest, opened.method)
     seeds = len(manifest.seeds)
     protocol = str(table.get("protocol_text", ""))
-    part = "validation" if table.get("protocol") == "untested" else "test"
     notes = [f"The figures are means over {seeds} seeds; one of them is exported."] * (seeds > 1)
     return CardFacts(
         title=manifest.title or "A trained model",
@@ -46,11 +47,11 @@ def card_of_run(opened: OpenedRun, source: ExportSource) -> CardFacts:
         few=str(table.get("few_rule", "<20")),
         prior=source.prior,
         dataset=str(table.get("dataset", "")),
-        part=part,
+        part=tested_images(str(table.get("protocol", ""))),
         protocol=protocol,
         results=_results(table, opened.method),
         notes=[*notes, *([str(table["note"])] if table.get("note") else [])],
-        command=_without_paths(manifest.command),
+        command=without_paths(manifest.command),
         versions=manifest.versions,
         base=licence_of(source),
     )
@@ -104,10 +105,12 @@ def _mean(reports: Any, name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _without_paths(command: str) -> str:
+def without_paths(command: str) -> str:
     """Return a command whose absolute paths are shortened to their last part.
 
     The card is public, and the folders of a machine name people and projects.
+
+    Args:
+        command: The command, as a shell takes it.
     """
-    words = command.split()
-    return " ".join(word.rpartition("/")[2] if word.startswith("/") else word for word in words)
+    return shlex.join(re.sub(r"^(-[^=]*=)?/.*/(?=.)", r"\1", word) for word in shlex.split(command))

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ltlearn.data.benchmarks.registry import dataset_names
+from ltlearn.defaults import MAX_SIDE
 from ltlearn.methods import DEFAULT_STAGE1, stage1_methods
 from ltlearn.names import (
     BN_MODES,
@@ -22,7 +23,6 @@ from ltlearn.names import (
 )
 
 __all__ = [
-    "MAX_SIDE",
     "READING",
     "SECTIONS",
     "DataSection",
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 # Upper limits, far above any use: a larger number is a slip, or was written to take all memory.
-MAX_SIDE = 4096  # of an image, in pixels
 _MAX_WIDTH = 4096
 _MAX_EPOCHS = 100_000
 _MAX_BATCH = 1_000_000

@@ -6,14 +6,22 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from ltlearn.defaults import MAX_SIDE
 from ltlearn.errors import UserError
 from ltlearn.training.records import Record
 from ltlearn.utils.older_runs import checked_fields
 
-__all__ = ["FACTS_FORMAT", "ExportFacts"]
+__all__ = ["FACTS_FORMAT", "Bits", "ClassCounts", "Classes", "ExportFacts", "Means", "Size", "Stds"]
 
 FACTS_FORMAT = 1
+# The fields of a run's model.json, too. The limits stop a stranger's file that takes all memory.
 _Three = Field(min_length=3, max_length=3)
+Bits = Annotated[int, Field(ge=8, le=16)] | None
+ClassCounts = list[Annotated[int, Field(ge=0, le=10**12)]]
+Classes = Annotated[list[str], Field(min_length=1)]
+Means = Annotated[list[Annotated[float, Field(ge=-100, le=100)]], _Three]
+Size = Annotated[list[Annotated[int, Field(ge=1, le=MAX_SIDE)]], Field(min_length=2, max_length=2)]
+Stds = Annotated[list[Annotated[float, Field(gt=0, le=100)]], _Three]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -37,13 +45,13 @@ class ExportFacts(Record):
 
     format: int
     version: str
-    classes: Annotated[list[str], Field(min_length=1)]
-    class_counts: list[Annotated[int, Field(ge=0, le=10**12)]]
-    size: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(min_length=2, max_length=2)]
-    mean: Annotated[list[float], _Three]
-    std: Annotated[list[Annotated[float, Field(gt=0)]], _Three]
+    classes: Classes
+    class_counts: ClassCounts
+    size: Size
+    mean: Means
+    std: Stds
     in_memory: bool
-    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    bits: Bits = None
     prior: Annotated[str, Field(pattern="^(train|uniform)$")] = "train"
     method: Annotated[str, Field(max_length=100)] = ""
     normalize: bool = False

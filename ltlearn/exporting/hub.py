@@ -24,7 +24,7 @@ from ltlearn.exporting.timm_folder import (
     timm_code,
 )
 from ltlearn.exporting.torchscript_file import export_torchscript_file
-from ltlearn.utils.system_errors import unwritable
+from ltlearn.utils.system_errors import reason_of, unwritable
 
 __all__ = ["HubOptions", "check_repo", "licence_of", "publish", "upload_folder", "write_hub_folder"]
 
@@ -79,8 +79,11 @@ def publish(
             f"{spell('dry_run', True)} writes a folder to look at; name it by {spell('out')}."
         )
     facts = replace(facts, license=options.license)
-    temporary = tempfile.TemporaryDirectory(prefix="ltlearn-")
-    with temporary if options.out is None else nullcontext(options.out) as folder:
+    if options.out is None:
+        place = tempfile.TemporaryDirectory(prefix="ltlearn-")
+    else:
+        place = nullcontext(options.out)
+    with place as folder:
         folder = Path(folder).expanduser()
         done = write_hub_folder(source, folder, options.repo, facts, plots)
         if options.dry_run:
@@ -203,7 +206,7 @@ def upload_folder(folder: Path, repo: str, private: bool, message: str, token=No
             allow_patterns=_FILES,
         )
     except Exception as e:  # errors of the HTTP library differ between versions of the hub
-        reason = re.sub(r"hf_\w+", "hf_...", " ".join(str(e).split()))[:_REASON].rstrip(".")
+        reason = re.sub(r"hf_\w+", "hf_...", reason_of(e))[:_REASON].rstrip(".")
         raise UserError(
             f"the hub did not take {repo} ({type(e).__name__}: {reason}); log in with `hf auth "
             "login`, and check the name and the network."

@@ -14,14 +14,10 @@ from torch import Tensor
 from ltlearn.errors import UserError
 from ltlearn.exporting.code import describe_input, pixel_lines
 from ltlearn.exporting.exported import Exported
-from ltlearn.exporting.portable import (
-    PortableModel,
-    check_logits,
-    copy_for_export,
-    fold_if_possible,
-)
+from ltlearn.exporting.portable import PortableModel, check_logits, portable_model
 from ltlearn.exporting.source import ExportSource
 from ltlearn.utils.atomic import replaced_file
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = ["INPUT", "METADATA_KEY", "OUTPUT", "export_onnx_file", "import_onnxruntime"]
 
@@ -44,15 +40,13 @@ def export_onnx_file(source: ExportSource, file: Path, normalize: bool = False) 
             written.
     """
     _check_packages("onnx", "onnxscript", "onnxruntime")
-    model = copy_for_export(source.model)
-    model.head = fold_if_possible(model.head)
-    size = sum(v.numel() * v.element_size() for v in model.state_dict().values())
+    portable = portable_model(source, normalize)
+    size = sum(v.numel() * v.element_size() for v in portable.state_dict().values())
     if size > _MAX_BYTES:
         raise UserError(
             f"the weights take {size / 1e9:.1f} GB, and one ONNX file holds 2 GB; export a smaller "
             "model, or a timm folder."
         )
-    portable = PortableModel(model, source.preprocessing, normalize).eval()
     content = _graph(portable, source, normalize)
     session = import_onnxruntime().InferenceSession(content, providers=["CPUExecutionProvider"])
 
@@ -107,7 +101,7 @@ def _graph(portable: PortableModel, source: ExportSource, normalize: bool) -> by
                 verbose=False,
             )
     except Exception as e:  # the exporter raises errors of many kinds about a network
-        reason = " ".join(str(e).split())[:200]
+        reason = reason_of(e)[:200]
         raise UserError(
             f"torch cannot export this architecture to ONNX ({reason}); export it to "
             "TorchScript or a timm folder."

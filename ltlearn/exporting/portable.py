@@ -10,7 +10,13 @@ from ltlearn.errors import UserError
 from ltlearn.exporting.source import ExportSource, Preprocessing
 from ltlearn.heads.registry import as_linear
 
-__all__ = ["PortableModel", "check_logits", "copy_for_export", "fold_if_possible"]
+__all__ = [
+    "PortableModel",
+    "check_logits",
+    "copy_for_export",
+    "fold_if_possible",
+    "portable_model",
+]
 
 _TOLERANCE = 1e-3  # relative to the largest logit; an export beyond it is refused
 _SEED = 0
@@ -65,6 +71,18 @@ def fold_if_possible(head: nn.Module) -> nn.Module:
         return as_linear(head)
     except UserError:
         return head
+
+
+def portable_model(source: ExportSource, normalize: bool) -> PortableModel:
+    """Return the model that leaves as one file.
+
+    Args:
+        source: The model.
+        normalize: Whether it takes pixels in [0, 1] and normalises them itself.
+    """
+    model = copy_for_export(source.model)
+    model.head = fold_if_possible(model.head)
+    return PortableModel(model, source.preprocessing, normalize).eval()
 
 
 @torch.no_grad()

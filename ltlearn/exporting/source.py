@@ -7,15 +7,12 @@ from typing import Any
 
 from ltlearn.data.datasets import ImagesInMemory
 from ltlearn.data.own_transforms import EvaluationSteps, ToShape
-from ltlearn.data.transforms import ImageTransform
+from ltlearn.data.transforms import MIN_CROPPED, ImageTransform, side_before_crop
 from ltlearn.errors import UserError
 from ltlearn.exporting.facts import FACTS_FORMAT, ExportFacts
 from ltlearn.models.backbone import LTModel
 
 __all__ = ["ExportSource", "Preprocessing", "source_of_learner"]
-
-# Sides that `ImageTransform("none")` resizes to without a crop.
-_SMALL = 96
 
 
 @dataclass(frozen=True)
@@ -43,12 +40,12 @@ class Preprocessing:
     @property
     def crops(self) -> bool:
         """Return whether the centre of the image is cropped."""
-        return not self.in_memory and self.size[0] >= _SMALL
+        return not self.in_memory and self.size[0] >= MIN_CROPPED
 
     @property
     def enlarged(self) -> int:
         """Return the shorter side in pixels that an image gets before the crop."""
-        return round(self.size[0] * 256 / 224)
+        return side_before_crop(self.size[0])
 
     def timm_config(self) -> dict[str, Any]:
         """Return the entries of timm's `pretrained_cfg` for the same steps."""

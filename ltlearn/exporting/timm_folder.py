@@ -19,7 +19,7 @@ from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.portable import check_logits, copy_for_export
 from ltlearn.exporting.source import ExportSource
 from ltlearn.heads.registry import as_linear
-from ltlearn.utils.system_errors import unwritable
+from ltlearn.utils.system_errors import reason_of, unwritable
 
 __all__ = [
     "CONFIG_FILE",
@@ -82,7 +82,7 @@ def _load(folder: str, architecture: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except Exception as e:  # timm passes on whatever an architecture raises
-        reason = " ".join(str(e).split())[:200].rstrip(".")
+        reason = reason_of(e)[:200].rstrip(".")
         raise UserError(
             f"timm cannot load {architecture} from a folder ({reason}); export it to ONNX or "
             "TorchScript."

@@ -10,14 +10,10 @@ import torch
 from ltlearn.errors import UserError
 from ltlearn.exporting.code import describe_input, pixel_lines
 from ltlearn.exporting.exported import Exported
-from ltlearn.exporting.portable import (
-    PortableModel,
-    check_logits,
-    copy_for_export,
-    fold_if_possible,
-)
+from ltlearn.exporting.portable import check_logits, portable_model
 from ltlearn.exporting.source import ExportSource
 from ltlearn.utils.atomic import replaced_file
+from ltlearn.utils.system_errors import reason_of
 
 __all__ = ["FACTS_FILE", "export_torchscript_file"]
 
@@ -36,9 +32,7 @@ def export_torchscript_file(source: ExportSource, file: Path, normalize: bool = 
     Raises:
         UserError: If the model cannot be traced, or the file cannot be written.
     """
-    model = copy_for_export(source.model)
-    model.head = fold_if_possible(model.head)
-    portable = PortableModel(model, source.preprocessing, normalize).eval()
+    portable = portable_model(source, normalize)
     example = torch.rand(2, 3, *source.preprocessing.size)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -51,7 +45,7 @@ def export_torchscript_file(source: ExportSource, file: Path, normalize: bool = 
             buffer.seek(0)
             loaded = torch.jit.load(buffer)
     except Exception as e:  # the tracer raises errors of many kinds about a network
-        reason = " ".join(str(e).split())[:200]
+        reason = reason_of(e)[:200]
         raise UserError(
             f"torch cannot trace this architecture ({reason}); export it to ONNX or a timm folder."
         ) from e

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from ltlearn.errors import UserError
 from ltlearn.metrics.shots import SHOTS, shot_groups, shot_thresholds_text
+from ltlearn.names import tested_images
 from ltlearn.reporting.classes import ClassTable
 from ltlearn.reporting.table import ResultTable
 from ltlearn.reporting.text import (
@@ -116,7 +117,7 @@ def describe_protocol(protocol: str, text: str, is_carved: bool) -> str:
             "that were not used for any choice."
         ),
     }[protocol]
-    part = "validation" if protocol == "untested" else "test"
+    part = tested_images(protocol)
     return (
         f"{as_sentence(text)} {choices} A group's accuracy is the mean of its "
         f"per-class accuracies; a dash means that no class of the group has {part} images. "

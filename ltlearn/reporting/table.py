@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from ltlearn.errors import UserError, check_choice
 from ltlearn.metrics.report import ShotReport, mean_and_sd
 from ltlearn.metrics.shots import shot_thresholds_text
-from ltlearn.names import FEW_RULES, SHOTS
+from ltlearn.names import FEW_RULES, SHOTS, tested_images
 from ltlearn.reporting.scores import ScoreTable, group_score_table
 from ltlearn.reporting.text import (
     aligned_lines,
@@ -275,7 +275,7 @@ class ResultTable:
         return clean(f"{self.dataset}: {self._tested_on()} accuracy in %{plus_minus}")
 
     def _tested_on(self) -> str:
-        return "validation" if self.protocol == "untested" else "test"
+        return tested_images(self.protocol)
 
     def _several_seeds(self) -> bool:
         return any(len(row.reports) > 1 for row in self.rows)

@@ -12,7 +12,7 @@ from ltlearn.errors import UserError
 from ltlearn.utils.run_folder import Run
 from ltlearn.utils.system_errors import unreadable
 
-__all__ = ["check_saved_learner", "check_stored_weights", "read_shapes"]
+__all__ = ["check_saved_learner", "check_stored_weights", "is_compressed", "read_shapes"]
 
 # A run has one of these in its folder, above the folder of its weights.
 _OF_A_RUN = ("manifest.json", "model.json")
@@ -45,7 +45,7 @@ def check_stored_weights(path: Path) -> None:
                     f"{path.with_suffix('.json').name}; copy the file again, or repeat the "
                     "training."
                 )
-        if _is_compressed(path):
+        if is_compressed(path):
             raise UserError(
                 f"{path} is a compressed archive, which torch.save does not write; save the "
                 "model's state_dict() again, best as .safetensors."
@@ -54,7 +54,12 @@ def check_stored_weights(path: Path) -> None:
         raise unreadable(path, e) from e
 
 
-def _is_compressed(path: Path) -> bool:
+def is_compressed(path: Path) -> bool:
+    """Return whether a file is an archive with compressed parts, which can take much memory.
+
+    Args:
+        path: The file.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+import tests.callbacks.helpers  # noqa: F401  (registers resnet8_cifar)
 from ltlearn.exporting.source import ExportSource, Preprocessing
 from ltlearn.heads import CosineLinear, SAMNLinear, ScaledLinear
 from ltlearn.models.pretrained import create_lt_model

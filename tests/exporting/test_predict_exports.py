@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from ltlearn import UserError
 from ltlearn.experiments.export_run import export_run
 from ltlearn.experiments.predictor import Predictor
+from ltlearn.experiments.run_card import without_paths
 from ltlearn.exporting.onnx_file import export_onnx_file
 from ltlearn.exporting.source import Preprocessing
 from ltlearn.exporting.timm_folder import export_timm_folder
@@ -145,6 +147,27 @@ def test_what_cannot_be_exported(run, words, message, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_an_export_stays_inside_the_run(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run/export").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"run/export is a link that leads out"):
+        export_run(tmp_path / "run", "timm")
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("ltlearn train /home/me/birds --out runs/a", "ltlearn train birds --out runs/a"),
+        ("ltlearn train '/home/me/my birds/'", "ltlearn train 'my birds/'"),
+        ("ltlearn train --out=/home/me/a", "ltlearn train --out=a"),
+    ],
+)
+def test_the_command_of_a_card_names_no_folder_of_the_machine(command, shown):
+    assert without_paths(command) == shown
+
+
 # ------------------------------------------------------------ folders and files of others
 
 
@@ -215,14 +238,25 @@ def test_damaged_exports_are_refused_in_one_sentence(tmp_path):
         Predictor(file)
     folder = tmp_path / "folder"
     export_timm_folder(make_source("resnet20_cifar"), folder)
-    (folder / "model.safetensors").write_bytes(b"no weights")
+    content = (folder / "config.json").read_text()
+    (folder / "model.safetensors").write_bytes(bytes(1_000_000))
     with pytest.raises(UserError, match=r"timm cannot load the folder .*folder"):
         Predictor(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads(content)
     config["ltlearn"]["class_counts"] = [1]
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"config\.json is damaged.*counts of 1"):
         Predictor(folder)
+    for where, key, value, message in (
+        ("model_args", "width", 3000, r"timm cannot load .*numbers.*bytes"),
+        ("pretrained_cfg", "input_size", [3, 40_000, 40_000], r"timm cannot load .*input_size"),
+        ("ltlearn", "size", [40_000, 40_000], r"damaged.*size.*40000"),
+    ):  # a stranger's file that takes all memory
+        config = json.loads(content)
+        config[where][key] = value
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=message):
+            Predictor(folder)
     for text in ("[", "[" * 100_000, "[]", "\xff"):
         (folder / "config.json").write_text(text, encoding="latin-1")
         with pytest.raises(UserError):

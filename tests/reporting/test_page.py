@@ -181,6 +181,21 @@ def test_damaged_predictions_are_left_out(tmp_path, content, caplog):
     assert "errors" not in sections_of(page) and "predictions.npz" in caplog.text
 
 
+def test_predictions_that_could_take_all_memory_or_break_numpy_are_left_out(tmp_path, caplog):
+    run, _ = make_run(tmp_path, NAMES)
+    content = (tmp_path / "predictions.npz").read_bytes()
+    with np.load(tmp_path / "predictions.npz") as arrays:
+        np.savez_compressed(tmp_path / "predictions.npz", **arrays)
+    assert "errors" not in sections_of(rewrite_pages(run, images=False)[0].read_text())
+    assert "compressed" in caplog.text
+    caplog.clear()
+    # NumPy raises a tokenize.TokenError here.
+    damaged = content.replace(b"}", b" ")
+    (tmp_path / "predictions.npz").write_bytes(damaged)
+    assert "errors" not in sections_of(rewrite_pages(run, images=False)[0].read_text())
+    assert "predictions.npz is damaged" in caplog.text
+
+
 def test_damaged_trajectories_are_left_out(tmp_path, caplog):
     run, _ = make_run(tmp_path, NAMES)
     run.write_json("trajectories.json", [{"ce": {"epoch": "many"}, "samn": 3}])

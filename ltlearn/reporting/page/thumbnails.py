@@ -7,16 +7,17 @@ import numpy as np
 
 __all__ = ["SMALL_SIDE", "thumbnail"]
 
-_SIDE = 160  # of a thumbnail in pixels; it is shown at half of that, for sharp screens
+_SIDE = 160  # pixels; a page shows it at half of that, for sharp screens
 SMALL_SIDE = 64  # up to this side an image is stored as it is, without loss
 _QUALITY = 78
 
 
-def thumbnail(pixels: np.ndarray) -> str:
-    """Return an image as a data URL, with its longer side at most 160 pixels.
+def thumbnail(pixels: np.ndarray, side: int = _SIDE) -> str:
+    """Return a small image as a data URL.
 
     Args:
         pixels: The image.
+        side: The longest side in pixels, at least `SMALL_SIDE`.
 
     Shape:
         pixels is (H, W, 3), uint8.
@@ -28,7 +29,7 @@ def thumbnail(pixels: np.ndarray) -> str:
         image.save(file, "PNG", optimize=True)
         kind = "png"
     else:
-        image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
         image.save(file, "JPEG", quality=_QUALITY, optimize=True)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
