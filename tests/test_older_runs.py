@@ -70,6 +70,10 @@ def read_rows(path):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
+def stage1_of(rows):
+    return [row for row in rows if row["stage"] == "1"]
+
+
 def without_losses(rows):
     return [{k: v for k, v in row.items() if k != "loss"} for row in rows]
 
@@ -229,10 +233,13 @@ def test_resume_ends_as_if_the_run_had_never_been_stopped(ltlearn, tmp_path, nam
     recorded = read_rows(FIXTURE / "never_stopped.csv")
     manifest = read_json(run / "manifest.json")
     if is_same_machine(read_json(FIXTURE / name / "manifest.json"), manifest):
-        assert found == recorded
+        assert stage1_of(found) == stage1_of(recorded)
     assert without_losses(found) == without_losses(recorded)
     losses = [[float(row["loss"]) for row in rows if row["loss"]] for rows in (found, recorded)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    if is_same_machine(read_json(FIXTURE / name / "manifest.json"), manifest):
+        # Stage 2 rounds in another way than 0.1.0.
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert_results(run, RECORDED["results"]["never_stopped"])
     assert manifest["status"] == "finished"
     assert not [p for p in (run / "checkpoints").iterdir() if p.is_dir()]

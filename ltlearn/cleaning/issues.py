@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-__all__ = ["COLUMNS", "KINDS", "TABLE_HEAD", "Finding", "Issues"]
+__all__ = ["COLUMNS", "KINDS", "TABLE_HEAD", "Finding", "Issues", "short_path"]
 
 # Kinds of findings, the most harmful first, and what each means.
 KINDS = {
@@ -210,27 +211,44 @@ class Issues:
     def rows(self, n: int | None = None) -> list[tuple[str, ...]]:
         """Return the findings as cells below `ltlearn.cleaning.issues.TABLE_HEAD`.
 
+        Paths start from `folder`.
+
         Args:
             n: The most findings; None takes all.
         """
+        folder = self.folder
         return [
             (
-                one.kind, f"{one.score:.2f}", one.path, one.part, f"{one.label} ({one.group})",
-                one.twin or one.suggested or one.reason or DASH,
+                one.kind, f"{one.score:.2f}", short_path(one.path, folder), one.part,
+                f"{one.label} ({one.group})",
+                short_path(one.twin, folder) or one.suggested or one.reason or DASH,
             )
             for one in self.findings[:n]
         ]  # fmt: skip
+
+    @property
+    def folder(self) -> str:
+        """The folder that holds all images of the findings; empty if they are not in files."""
+        names = [name for one in self.findings for name in (one.path, one.twin)]
+        files = {os.path.dirname(name) for name in names if os.path.isabs(name)}
+        try:
+            return os.path.commonpath(files) if files else ""
+        except ValueError:  # on several drives
+            return ""
 
     def summary(self) -> list[str]:
         """Return what was searched and found, one sentence a line."""
         images = ", ".join(f"{n:,} {part}" for part, n in self.n_images.items())
         lines = [f"{sum(self.n_images.values()):,} images ({images}): {len(self):,} findings."]
         lines += [f"{n:,} {kind}: {KINDS[kind]}." for kind, n in self.counts().items()]
+        if self.folder:
+            lines.append(f"Paths start from {clean(self.folder)}.")
         if self.too_few:
             names = ", ".join(clean(name) for name in self.too_few[:5])
             more = f" and {len(self.too_few) - 5:,} more" if len(self.too_few) > 5 else ""
+            have = "class has" if len(self.too_few) == 1 else "classes have"
             lines.append(
-                f"{len(self.too_few):,} classes have fewer than {MIN_IMAGES} training images, "
+                f"{len(self.too_few):,} {have} fewer than {MIN_IMAGES} training images, "
                 f"which are too few to judge labels and unusual images: {names}{more}."
             )
         return lines
@@ -268,6 +286,16 @@ class Issues:
         if self.images is None:
             raise UserError("these issues hold no images; call find_issues again to get some.")
         return self.images
+
+
+def short_path(name: str, folder: str) -> str:
+    """Return a path from a folder on; other names stay.
+
+    Args:
+        name: `Finding.path` or `Finding.twin`.
+        folder: `Issues.folder`.
+    """
+    return os.path.relpath(name, folder) if folder and os.path.isabs(name) else name
 
 
 def _draw(images: LoadedImages, findings: Sequence[Finding]) -> "Figure":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from ltlearn.cleaning.issues import COLUMNS, KINDS
+from ltlearn.cleaning.issues import COLUMNS, KINDS, short_path
 from ltlearn.errors import UserError
 from ltlearn.reporting.page.thumbnails import SMALL_SIDE, thumbnail
 from ltlearn.utils.text import clean
@@ -30,11 +30,12 @@ def render_page(issues: "Issues", title: str) -> str:
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.filters["clean"] = clean
     thumbnails: dict[int, dict[str, Any] | None] = {}
+    folder = issues.folder
     sections = []
     for kind in issues.searched:
         numbered = [(row, one) for row, one in enumerate(issues.findings) if one.kind == kind]
         findings = [one for _, one in numbered]
-        cards = [_card(issues, row, one, thumbnails) for row, one in numbered[:MAX_SHOWN]]
+        cards = [_card(issues, row, one, thumbnails, folder) for row, one in numbered[:MAX_SHOWN]]
         groups = Counter(one.group for one in findings)
         sections.append(
             {
@@ -54,7 +55,9 @@ def render_page(issues: "Issues", title: str) -> str:
     )
 
 
-def _card(issues: "Issues", row: int, one: "Finding", thumbnails: dict) -> dict[str, Any]:
+def _card(
+    issues: "Issues", row: int, one: "Finding", thumbnails: dict, folder: str
+) -> dict[str, Any]:
     """Return what the template shows of a finding."""
     numbers = [one.number, *([one.twin_number] if one.twin_number >= 0 else [])]
     for number in numbers:
@@ -65,6 +68,8 @@ def _card(issues: "Issues", row: int, one: "Finding", thumbnails: dict) -> dict[
         "row": row,
         "images": [thumbnails[number] for number in numbers],
         "score": f"{one.score:.2f}",
+        "path": short_path(one.path, folder),
+        "twin": short_path(one.twin, folder),
     }
 
 

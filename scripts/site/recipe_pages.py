@@ -42,11 +42,14 @@ def write(staging: Path) -> list[Path]:
 
 
 def short_table() -> str:
-    """Return the table of recipes with the best published figure beside ours."""
+    """Return the best published figure beside ours, for the recipes that have one of the two."""
     rows = []
     for name, recipe in recipes().items():
-        rows.append([_linked(name), escape(_network(recipe)), _best_published(recipe), _ours(name)])
-    return table(["Recipe", "Network", "Published", "Measured here"], rows)
+        figures = [_best_published(recipe), _ours(name)]
+        if any(figure != "–" for figure in figures):
+            network = f"<small>{escape(_network(recipe))}</small>"
+            rows.append([f"{_linked(name)}<br>{network}", *figures])
+    return table(["Recipe", "Published", "Measured here"], rows)
 
 
 def _linked(name: str, prefix: str = "recipes/") -> str:
@@ -64,7 +67,12 @@ def _best_published(recipe: Recipe) -> str:
     if not figures:
         return "–"
     best = max(figures, key=lambda figure: figure.accuracy)
-    return f"{escape(METHODS[best.method].label)} {percent(best.accuracy)} ({best.protocol})"
+    return f"{_figure(best.method, best.accuracy)} ({best.protocol})"
+
+
+def _figure(method: str, accuracy: float) -> str:
+    """Return label and figure; no line breaks between them."""
+    return f"{escape(METHODS[method].label)} {percent(accuracy)}".replace(" ", "&nbsp;")
 
 
 def _ours(name: str) -> str:
@@ -73,8 +81,7 @@ def _ours(name: str) -> str:
     for run in _runs(name):
         best = max(run.accuracy, key=run.accuracy.get)
         changed = f", {run.changed}" if run.changed else ""
-        label = escape(METHODS[best].label)
-        shown.append(f"{label} {percent(run.accuracy[best])} ({run.protocol}{changed})")
+        shown.append(f"{_figure(best, run.accuracy[best])} ({run.protocol}{changed})")
     return "<br>".join(shown) or "–"
 
 

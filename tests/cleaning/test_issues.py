@@ -1,6 +1,7 @@
 import csv
 import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -134,6 +135,9 @@ def test_texts(issues):
     text = str(issues)
     assert "1 leak" in text and "cat" in text and "wrong.png" in text
     assert "bee &amp; &lt;b&gt;" in issues._repr_html_()
+    # Only the summary names the folder; the files of the table are relative to it.
+    assert issues.folder and text.count(issues.folder) == 1
+    assert all((Path(issues.folder) / row[2]).is_file() for row in issues.rows())
     assert "'leak': 1" in repr(issues)
     with pytest.raises(UserError, match="kind .*'labels'"):
         issues.of("labels")

@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from fastai.callback.core import Callback
 from torch import nn
 
 from ltlearn import Checkpoint
+from ltlearn.training.fit_callback import FitCallback
 from tests.callbacks.helpers import make_dls, make_lt_learner
 
 EPOCHS = 5
@@ -19,16 +19,17 @@ class Killed(Exception):
     pass
 
 
-class Kill(Callback):
-    """End a fit in the second batch of an epoch."""
+class Kill(FitCallback):
+    """End a fit after the second step of an epoch, also where stage 2 sends no other events."""
 
-    order = -20
+    order = 100
+    uses_weights_alone = True
 
     def __init__(self, epoch=3):
         self.at = epoch
 
-    def before_batch(self):
-        if self.learn.training and self.learn.epoch == self.at and self.learn.iter == 1:
+    def after_step(self):
+        if self.learn.epoch == self.at and self.learn.iter == 1:
             raise Killed("here")
 
 

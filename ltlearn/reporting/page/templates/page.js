@@ -76,7 +76,7 @@
     const mistakes = (c) => {
       const row = method.mistakes ? method.mistakes[c] : [];
       const parts = [];
-      for (let i = 0; i < row.length; i += 2) parts.push(`${data.names[row[i]]} (${row[i + 1]} %)`);
+      for (let i = 0; i < row.length; i += 2) parts.push(`${data.names[row[i]]} (${row[i + 1]}\u00a0%)`);
       return parts.join(", ");
     };
     const values = {
