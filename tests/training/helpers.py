@@ -20,7 +20,7 @@ class Killed(Exception):
 
 
 class Kill(FitCallback):
-    """End a fit after the second step of an epoch, also where stage 2 sends no other events."""
+    """End a fit after a step of an epoch, not its first batch, also where stage 2 sends no other events."""
 
     order = 100
     uses_weights_alone = True
@@ -29,7 +29,7 @@ class Kill(FitCallback):
         self.at = epoch
 
     def after_step(self):
-        if self.learn.epoch == self.at and self.learn.iter == 1:
+        if self.learn.epoch == self.at and self.learn.iter >= 1:
             raise Killed("here")
 
 
