@@ -20,7 +20,7 @@ class Killed(Exception):
 
 
 class Kill(FitCallback):
-    """End a fit after a step of an epoch, not its first batch, also where stage 2 sends no other events."""
+    """End a fit after a step of an epoch, later than its first batch; stage 2 needs no event."""
 
     order = 100
     uses_weights_alone = True
