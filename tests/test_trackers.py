@@ -128,6 +128,8 @@ def read_offline_run(folder, epochs, seconds=60):
         time.sleep(0.1)
 
 
+# In a process of its own: Weights & Biases keeps settings and a service for the whole process.
+@pytest.mark.slow
 def test_weights_and_biases_offline_on_both_stages(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     from fastai.callback.wandb import WandbCallback
