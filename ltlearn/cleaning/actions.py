@@ -22,7 +22,7 @@ _COLUMNS = ("path", "suggested_class", "action")
 def carry_out(images: LoadedImages, actions: "DataFrame | str | Path | None") -> "DataFrame":
     """Return the list of all images after some were dropped or relabelled.
 
-    An image with several findings is dropped if one of them says so.
+    An image with several findings is dropped if one of them has the action "drop".
 
     Args:
         images: The images.
@@ -90,7 +90,7 @@ def _read(actions) -> list[tuple[int, str, str, str]]:
             )
         except OSError as e:
             raise unreadable(path, e) from None
-        except ValueError as e:  # pandas raises several kinds of it
+        except ValueError as e:  # pandas raises several subclasses
             raise UserError(f"{path} is no table of findings ({e}); give clean.csv.") from None
     missing = [column for column in _COLUMNS if column not in actions.columns]
     if missing:

@@ -15,7 +15,7 @@ __all__ = ["Twins", "find_twins", "near_codes"]
 # more light change at most 6 bits of 95 % of the images, and leave a correlation above 0.97.
 MAX_BITS = 6
 MIN_CORRELATION = 0.95
-# An image of fewer pixels than its thumbnail has little that tells it from another: thousands of
+# An image of fewer pixels than its thumbnail looks much like any other: thousands of
 # pairs of 8 x 8 digits correlate at 0.95.
 MIN_CORRELATION_SMALL = 0.99
 _FLAT = 2.0  # standard deviation of grey values below which an image shows nothing

@@ -21,7 +21,7 @@ _ASSUMED = {
     "train": "each class is as frequent as among the training images",
     "uniform": "all classes are equally frequent",
 }
-# Metric of the hub -> figure. The hub knows accuracy alone; the names tell the groups apart.
+# Metric of the hub -> figure. The hub knows accuracy alone; so the names hold the shot group.
 _METRICS = {
     "all": "Accuracy", "balanced": "Mean accuracy of the classes",
     "many": "Accuracy, many-shot classes", "medium": "Accuracy, medium-shot classes",

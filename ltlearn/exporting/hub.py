@@ -30,7 +30,7 @@ __all__ = ["HubOptions", "check_repo", "licence_of", "publish", "upload_folder",
 
 _ONNX, _SCRIPT, _PLOTS = "model.onnx", "model.pt", "plots"
 _REASON = 300
-# What is uploaded: the folder may hold files of the user's own.
+# Only these files are uploaded. The folder may also hold files of the user.
 _FILES = [
     "README.md", CONFIG_FILE, WEIGHTS_FILE, "cifar_resnet.py", _ONNX, _SCRIPT, f"{_PLOTS}/*.png",
 ]  # fmt: skip

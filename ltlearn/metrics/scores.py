@@ -88,7 +88,7 @@ def class_scores(
             0..C-1.
 
     Source:
-        scikit-learn's `precision_recall_fscore_support`, with NaN for what is undefined.
+        scikit-learn's `precision_recall_fscore_support`, with NaN for undefined values.
 
     Example:
         >>> class_scores([0, 0, 1], [0, 1, 1], 3).precision

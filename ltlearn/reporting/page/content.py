@@ -157,7 +157,7 @@ class Folded:
     """Parts that unfold at a click.
 
     Args:
-        summary: What is always visible.
+        summary: The line that is visible while the part is folded.
         parts: The parts.
     """
 
