@@ -229,9 +229,11 @@ class Issues:
         if self.too_few:
             names = ", ".join(clean(name) for name in self.too_few[:5])
             more = f" and {len(self.too_few) - 5:,} more" if len(self.too_few) > 5 else ""
+            number = f"{len(self.too_few):,} classes have"
+            number = number if len(self.too_few) > 1 else "1 class has"
             lines.append(
-                f"{len(self.too_few):,} classes have fewer than {MIN_IMAGES} training images, "
-                f"which are too few to judge labels and unusual images: {names}{more}."
+                f"{number} fewer than {MIN_IMAGES} training images, which are too few to "
+                f"judge labels and unusual images: {names}{more}."
             )
         return lines
 

@@ -6,7 +6,7 @@ import typer
 
 from ltlearn.cli.console import configured_log, existing_run, printer, report_interrupt
 from ltlearn.cli.options import DATA, QUIET, RUN
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, log_once
 
 __all__ = []
 
@@ -32,7 +32,7 @@ def report(
     with report_interrupt(), configured_log(quiet):
         from ltlearn.experiments.report_page import rewrite_pages
 
-        with folder.lock():
+        with folder.lock(), log_once():
             pages = rewrite_pages(folder, data, images, printer(quiet))
     for page in pages:
         typer.echo(str(page))

@@ -10,9 +10,10 @@ from ltlearn.errors import UserError
 from ltlearn.training.records import Record
 from ltlearn.utils.older_runs import checked_fields
 
-__all__ = ["FACTS_FORMAT", "ExportFacts"]
+__all__ = ["FACTS_FORMAT", "MAX_SIDE", "ExportFacts"]
 
 FACTS_FORMAT = 1
+MAX_SIDE = 4096  # of an image in pixels; a changed file could ask for all memory
 _Three = Field(min_length=3, max_length=3)
 
 
@@ -39,7 +40,9 @@ class ExportFacts(Record):
     version: str
     classes: Annotated[list[str], Field(min_length=1)]
     class_counts: list[Annotated[int, Field(ge=0, le=10**12)]]
-    size: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(min_length=2, max_length=2)]
+    size: Annotated[
+        list[Annotated[int, Field(ge=1, le=MAX_SIDE)]], Field(min_length=2, max_length=2)
+    ]
     mean: Annotated[list[float], _Three]
     std: Annotated[list[Annotated[float, Field(gt=0)]], _Three]
     in_memory: bool
