@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ltlearn.heads.registry import as_linear
 from ltlearn.utils.interrupts import deferred_interrupt
 from ltlearn.utils.locks import locked
 from ltlearn.utils.system_errors import unwritable
+from ltlearn.utils.text import short_repr
 
 __all__ = [
     "CIFAR_FILE",
@@ -60,9 +61,10 @@ def export_timm_folder(
         label_descriptions: A longer text for each class name.
 
     Raises:
-        UserError: If timm has no such architecture, the head does not fold into a linear layer, or
-            the folder cannot be written.
+        UserError: If a description is no text or of no class, timm has no such architecture, the
+            head does not fold into a linear layer, or the folder cannot be written.
     """
+    _check_descriptions(label_descriptions, source.classes)
     model = copy_for_export(source.model)
     whole = _whole_model(model, len(source.classes))
     config = _config(source, whole, dict(label_descriptions or {}))
@@ -82,6 +84,23 @@ def export_timm_folder(
     notes = [text for text in (_module_note(architecture, module), source.preprocessing.note())
              if text]  # fmt: skip
     return Exported("timm", folder, difference, timm_code(f"local-dir:{folder}", module), notes)
+
+
+def _check_descriptions(descriptions: Any, classes: Sequence[str]) -> None:
+    if descriptions is None:
+        return
+    if not isinstance(descriptions, Mapping):
+        raise UserError(
+            "label_descriptions must be a dictionary of class name and text, got a "
+            f"{type(descriptions).__name__}."
+        )
+    known = set(classes)
+    for name, text in descriptions.items():
+        if name not in known or not isinstance(text, str):
+            raise UserError(
+                f"label_descriptions has {short_repr(name)}: {short_repr(text)}; give a text for "
+                "the name of a class."
+            )
 
 
 def _move_files(source: Path, folder: Path) -> None:

@@ -334,6 +334,13 @@ def test_a_folder_in_the_way_leaves_all_files_of_the_former_export(name, tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("wrong", [["a"], {"class 0": 3}, {"class 9": "the last"}])
+def test_wrong_descriptions_are_named(wrong, tmp_path):
+    with pytest.raises(UserError, match="label_descriptions"):
+        export_timm_folder(make_source("resnet20_cifar"), tmp_path / "model", wrong)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_export_waits_for_another_one_into_the_same_folder(tmp_path, caplog):
     folder, source = tmp_path / "model", make_source("resnet20_cifar")
     folder.mkdir()
@@ -373,7 +380,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("ltlearn.exporting.onnx_file.find_spec", lambda name: None)
+    monkeypatch.setattr("ltlearn.utils.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"onnxscript.*ltlearn\[onnx\]"):
         make_lt_learner(make_dls()).export_onnx(tmp_path / "model.onnx")
 
