@@ -80,11 +80,21 @@ class ConfusedPairs(list):
     Args:
         pairs: The pairs, most frequent first.
         report: The report of the images, with class names.
+        labels: The numbers of both classes of each pair. None: by their names, which must differ.
     """
 
-    def __init__(self, pairs: Sequence[tuple[str, str, int]], report: ShotReport):
+    def __init__(
+        self,
+        pairs: Sequence[tuple[str, str, int]],
+        report: ShotReport,
+        labels: Sequence[tuple[int, int]] | None = None,
+    ):
         super().__init__(pairs)
-        self._classes = {row["name"]: row for row in report.rows()}
+        self._classes = report.rows()
+        if labels is None:
+            number = {row["name"]: i for i, row in enumerate(self._classes)}
+            labels = [(number[a], number[b]) for a, b, _ in pairs]
+        self._labels = labels
 
     def rows(self) -> list[dict[str, Any]]:
         """List the pairs, one dictionary each.
@@ -93,13 +103,14 @@ class ConfusedPairs(list):
         predicted_train_images, images, and share: the share of the true class's images.
         """
         rows = []
-        for true, predicted, images in self:
+        for (true, predicted, images), labels in zip(self, self._labels, strict=True):
             row: dict[str, Any] = {}
-            for part, name in (("true", true), ("predicted", predicted)):
-                about = self._classes[name]
+            abouts = [self._classes[label] for label in labels]
+            names = ("true", "predicted"), (true, predicted), abouts
+            for part, name, about in zip(*names, strict=True):
                 row |= {part: name, f"{part}_shot": about["shot"]}
                 row[f"{part}_train_images"] = about["train_images"]
-            share = images / self._classes[true]["test_images"]
+            share = images / abouts[0]["test_images"]
             rows.append({**row, "images": images, "share": share})
         return rows
 
@@ -399,12 +410,11 @@ class LTInterpretation(ClassificationInterpretation):
         # Pairs that occur, not a C x C matrix, which would take 500 MB for 8,000 classes.
         pairs, numbers = np.unique(pairs, axis=0, return_counts=True)
         vocab = self.learn.dls.vocab
-        listed = [
-            (vocab[a], vocab[b], n)
-            for (a, b), n in zip(pairs.tolist(), numbers.tolist(), strict=True)
-            if n >= min_val
-        ]
-        return ConfusedPairs(sorted(listed, key=itemgetter(2), reverse=True), self.report)
+        listed = zip(pairs.tolist(), numbers.tolist(), strict=True)
+        listed = sorted((p for p in listed if p[1] >= min_val), key=itemgetter(1), reverse=True)
+        named = [(vocab[a], vocab[b], n) for (a, b), n in listed]
+        # By number, because two classes may have the same name.
+        return ConfusedPairs(named, self.report, [pair for pair, _ in listed])
 
     def classification_report(self) -> ScoreTable:
         """Return precision, recall and F1 of each class and of each shot group."""

@@ -4,7 +4,8 @@ import pytest
 import torch
 from fastai.interpret import ClassificationInterpretation
 
-from ltlearn import LTInterpretation, UserError
+from ltlearn import LTInterpretation, UserError, shot_report
+from ltlearn.interpretation import ConfusedPairs
 from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
 
 COUNTS = [110, 30, 12, 4]
@@ -171,3 +172,10 @@ def test_scores(found, capsys):
 def test_what_is_not_allowed(learn, found, call, message):
     with pytest.raises(UserError, match=message):
         call(learn, found)
+
+
+def test_classes_with_one_name_keep_their_own_counts():
+    report = shot_report([1, 1, 0, 0, 0], [0, 0, 1, 1, 2], [200, 5, 50], classes=["a", "a", "b"])
+    pairs = ConfusedPairs([("a", "a", 2), ("a", "a", 2)], report, [(0, 1), (1, 0)])
+    assert [row["true_train_images"] for row in pairs.rows()] == [200, 5]
+    assert [row["share"] for row in pairs.rows()] == [1, 1]

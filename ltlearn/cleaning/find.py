@@ -1,7 +1,6 @@
 """Find images that a person should look at."""
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from ltlearn.cleaning.labels import UsualConfidence, read_confidence
 from ltlearn.cleaning.unusual import MIN_IMAGES, judge_distances
 from ltlearn.errors import UserError, check_choice, check_whole, spell
 from ltlearn.metrics.shots import shot_groups
+from ltlearn.utils.extras import check_packages
 
 if TYPE_CHECKING:
     from ltlearn.training.image_learner import ImageLearner
@@ -90,13 +90,8 @@ def check_kinds(kinds: Sequence[str] | str | None) -> list[str]:
 
 
 def check_extra() -> None:
-    """Raise a `UserError` if the packages of the extra `clean` are not installed."""
-    missing = [name for name in ("cleanlab", "imagehash") if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"cleaning data needs {' and '.join(missing)}; install with "
-            "pip install 'ltlearn[clean]'."
-        )
+    """Raise a `UserError` if the packages of the extra `clean` cannot be used."""
+    check_packages("cleaning data", "clean", "cleanlab", "imagehash")
 
 
 class _Search:

@@ -1,12 +1,13 @@
 """`ltlearn report`."""
 
+import logging
 from typing import Annotated
 
 import typer
 
 from ltlearn.cli.console import configured_log, existing_run, printer, report_interrupt
 from ltlearn.cli.options import DATA, QUIET, RUN
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, log_once
 
 __all__ = []
 
@@ -32,7 +33,8 @@ def report(
     with report_interrupt(), configured_log(quiet):
         from ltlearn.experiments.report_page import rewrite_pages
 
-        with folder.lock():
+        # A run or a comparison that writes to the folder writes its page too; this one comes after.
+        with folder.lock(on_wait=logging.getLogger("ltlearn").warning), log_once():
             pages = rewrite_pages(folder, data, images, printer(quiet))
     for page in pages:
         typer.echo(str(page))

@@ -48,6 +48,7 @@ from ltlearn.reporting.page import (
 )
 from ltlearn.reporting.text import mean_sd_text
 from ltlearn.training.stored import stored_trajectory
+from ltlearn.utils.atomic import replaced_file
 from ltlearn.utils.run_folder import Run
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "REPORT_PAGE",
     "write_compare_page",
     "write_or_warn",
+    "write_page",
 ]
 
 _log = logging.getLogger("ltlearn")
@@ -85,6 +87,20 @@ def write_or_warn(write: Callable[[], Any], page: Path, text: str) -> None:
         )  # fmt: skip
 
 
+def write_page(run: Run, name: str, page: Page) -> Path:
+    """Write a page into the folder of a run; return its path.
+
+    Args:
+        run: The run.
+        name: The file.
+        page: The page.
+    """
+    remedy = f"repair that, and run {spell_call('rewrite_pages', run=str(run.path))}"
+    with replaced_file(run.inside(name), remedy=remedy) as file:
+        file.write(render_page(page).encode("utf-8", "backslashreplace"))
+    return run.path / name
+
+
 def write_compare_page(run: Run) -> Path:
     """Write the page of the last comparison of a run; return its path.
 
@@ -104,7 +120,7 @@ def write_compare_page(run: Run) -> Path:
             f"{run.path / COMPARE_FILE} is damaged ({type(e).__name__}: {e}); run "
             f"{spell_call('compare_run', run=str(run.path))} again."
         ) from None
-    return run.write_text(COMPARE_PAGE, render_page(page))
+    return write_page(run, COMPARE_PAGE, page)
 
 
 def _in_order(content: Any) -> dict[str, Any]:

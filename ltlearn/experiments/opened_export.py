@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,45 +76,91 @@ def open_timm(folder: Path, device: torch.device) -> OpenedExport:
 
     import ltlearn.models.cifar_resnet  # noqa: F401  (registers the CIFAR ResNets)
 
-    facts = _facts_of_config(folder / CONFIG_FILE)
-    try:
-        # Its configuration may ask for a network of any size, so it is made without memory first.
+    config, facts = _read_config(folder / CONFIG_FILE)
+    with _loading(folder), torch.random.fork_rng(devices=[]):
+        # The configuration may ask for a network of any size, so it is made without memory first.
         with torch.device("meta"):
             _check_size(timm.create_model(f"local-dir:{folder}"), folder)
-        with torch.random.fork_rng(devices=[]):
-            model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).to(device).eval()
+    stated = config.get("num_classes", model.num_classes)
+    if stated != model.num_classes:  # timm then leaves the stored classifier out
+        raise UserError(
+            f"{folder / CONFIG_FILE} is damaged: num_classes is {stated!r}, but the arguments of "
+            f"the model make {model.num_classes} classes; copy the folder again."
+        )
+    if facts is not None:
+        opened = OpenedExport(model, facts.classes, _preprocessing(facts), None, facts)
+    else:
+        with _loading(folder):
+            steps, transform = _steps_of_timm(model)
+        opened = OpenedExport(model, _label_names(model, folder), steps, transform, None)
+    _check_output(opened, folder, device)
+    return opened
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Name the folder in whatever timm raises about its files inside the block."""
+    try:
+        yield
     except Exception as e:  # timm passes on whatever reading the files raises
         raise UserError(
             f"timm cannot load the folder {folder} ({_reason(e)}); give a folder with "
             f"{CONFIG_FILE} and model.safetensors, as timm and ltlearn write it."
         ) from e
-    model = model.to(device).eval()
+
+
+def _steps_of_timm(model: Any) -> tuple[Preprocessing, Callable[[np.ndarray], np.ndarray]]:
+    """Return the input of a model and how an image gets its shape, by timm's configuration."""
+    import timm
+
     config = timm.data.resolve_model_data_config(model)
-    channels, *size = config["input_size"]
+    channels, *size = map(int, config["input_size"])
     if channels != 3:
-        raise UserError(f"the model in {folder} takes {channels} channels, not RGB images.")
-    if facts is not None:
-        return OpenedExport(model, facts.classes, _preprocessing(facts), None, facts)
+        raise UserError(f"it takes {channels} channels, not RGB images")
+    if len(size) != 2 or not all(1 <= side <= MAX_SIDE for side in size):
+        raise UserError(f"input_size = {config['input_size']} is no size of an image")
     mean, std = (tuple(map(float, config[name])) for name in ("mean", "std"))
-    steps = Preprocessing(tuple(size), mean, std, in_memory=False)
+    if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+        raise UserError(f"mean = {mean} and std = {std} cannot normalise an image")
     # With a prefetcher, timm leaves the pixels as whole numbers, and normalises later.
     resize = timm.data.create_transform(**config, is_training=False, use_prefetcher=True)
 
     def transform(image: np.ndarray) -> np.ndarray:
         return np.asarray(resize(Image.fromarray(image))).transpose(1, 2, 0)
 
-    return OpenedExport(model, _label_names(model, folder), steps, transform, None)
+    return Preprocessing((size[0], size[1]), mean, std, in_memory=False), transform
+
+
+@torch.no_grad()
+def _check_output(opened: OpenedExport, where: Path, device: torch.device) -> None:
+    """Raise a `UserError` unless the model gives a finite number for each class."""
+    images = torch.zeros(1, 3, *opened.preprocessing.size, device=device)
+    try:
+        logits = opened.model(images)
+    except Exception as e:  # torch and onnxruntime raise errors of many kinds
+        raise UserError(
+            f"the model in {where} does not take images of {images.shape[2]} x {images.shape[3]} "
+            f"pixels, the size that is stored with it ({_reason(e)}); export it again."
+        ) from e
+    if logits.shape != (1, len(opened.classes)):
+        raise UserError(
+            f"the model in {where} gives logits of shape {tuple(logits.shape)} for one image, but "
+            f"it has the names of {len(opened.classes)} classes; export it again."
+        )
+    if not logits.isfinite().all():
+        raise UserError(
+            f"the model in {where} gives no finite logits: its weights are damaged, or the "
+            "training diverged; export it again, or train with a lower learning rate."
+        )
 
 
 def _check_size(model: torch.nn.Module, folder: Path) -> None:
-    """Raise a `ValueError` if a model or its images would take far more memory than the files."""
+    """Raise a `ValueError` if a model would take far more memory than its files."""
     numbers = sum(values.numel() for values in model.state_dict().values())
     stored = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     if numbers > stored:
         raise ValueError(f"it describes {numbers:,} numbers, but its files have {stored:,} bytes")
-    size = model.pretrained_cfg["input_size"]
-    if max(size) > MAX_SIDE:
-        raise ValueError(f"its input_size is {size}, and the largest side is {MAX_SIDE}")
 
 
 def open_onnx(file: Path) -> OpenedExport:
@@ -157,11 +204,13 @@ def open_onnx(file: Path) -> OpenedExport:
         pixels = np.ascontiguousarray(images.cpu().numpy())
         return torch.from_numpy(session.run([OUTPUT], {INPUT: pixels})[0])
 
-    return OpenedExport(model, facts.classes, steps, None, facts)
+    opened = OpenedExport(model, facts.classes, steps, None, facts)
+    _check_output(opened, file, torch.device("cpu"))
+    return opened
 
 
-def _facts_of_config(path: Path) -> ExportFacts | None:
-    """Return what ltlearn wrote into a config.json; None if another program made it."""
+def _read_config(path: Path) -> tuple[dict[str, Any], ExportFacts | None]:
+    """Return a config.json, and what ltlearn wrote into it; None if another program made it."""
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise UserError(f"{path} is too large for the configuration of a model.")
@@ -172,13 +221,18 @@ def _facts_of_config(path: Path) -> ExportFacts | None:
         if isinstance(e, UserError):
             raise
         raise UserError(f"{path} is no JSON ({_reason(e)}); copy the folder again.") from e
-    own: Any = content.get(FACTS_KEY) if isinstance(content, dict) else None
-    if own is None:
-        return None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} is damaged: it holds a {type(content).__name__} in place of keys and values; "
+            "copy the folder again."
+        )
+    own: Any = content.get(FACTS_KEY)
     try:
-        return ExportFacts.from_dict(own)
+        return content, None if own is None else ExportFacts.from_dict(own)
     except UserError as e:
-        raise UserError(f"{path} is damaged: {e}") from None
+        raise UserError(
+            f"{path} is damaged: {e.message.rstrip('.')}; copy the folder or export it again."
+        ) from None
 
 
 def _label_names(model, folder: Path) -> list[str]:
@@ -186,7 +240,7 @@ def _label_names(model, folder: Path) -> list[str]:
     names = model.pretrained_cfg.get("label_names") or ()
     if isinstance(names, dict):  # the number of an output, as a text, to its name
         names = [names.get(str(c), str(c)) for c in range(model.num_classes)]
-    if len(names) != model.num_classes:
+    if not isinstance(names, list | tuple) or len(names) != model.num_classes:
         _log.warning(
             "%s does not name its %d classes (label_names), so they have numbers",
             folder / CONFIG_FILE, model.num_classes,

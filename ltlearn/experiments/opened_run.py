@@ -11,6 +11,7 @@ from ltlearn.experiments.compared import ComparedClassifier, find_compared, kept
 from ltlearn.experiments.manifest import stage_name
 from ltlearn.experiments.model_facts import MODEL_FILE, ModelFacts, read_model_facts
 from ltlearn.exporting.source import Preprocessing
+from ltlearn.exporting.torchscript_file import is_torchscript
 from ltlearn.methods import METHODS
 from ltlearn.models.backbone import LTModel
 from ltlearn.models.pretrained import check_arch_source, create_lt_model
@@ -109,6 +110,11 @@ def _find(where: Path, method: str | None) -> tuple[Path, Path | None, str | Non
     if where.is_dir():
         return where, None, method
     if where.suffix != ".safetensors":
+        if where.suffix.lower() == ".onnx" or is_torchscript(where):
+            raise UserError(
+                f"{where} is a model that was exported from a run; give the run's folder, or for "
+                "predictions a timm folder or an ONNX file."
+            )
         if where.is_file():
             retrain = spell_call("retrain", checkpoint=str(where), data="DIR", arch="NAME")
             raise UserError(

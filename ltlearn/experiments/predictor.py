@@ -82,7 +82,7 @@ class Predictor:
         allow_hub: bool = False,
     ):
         where, self.device = Path(where).expanduser(), torch.device(device)
-        is_onnx = where.suffix == ".onnx" and where.is_file()
+        is_onnx = where.suffix.lower() == ".onnx" and where.is_file()
         if is_onnx or _is_export(where):
             opened = open_onnx(where) if is_onnx else open_timm(where, self.device)
             if method not in (None, opened.method):

@@ -10,7 +10,13 @@ import numpy as np
 import torch
 
 from ltlearn.errors import UserError
-from ltlearn.experiments.manifest import FinishedStage, Manifest, read_manifest, stage_name
+from ltlearn.experiments.manifest import (
+    MANIFEST_FILE,
+    FinishedStage,
+    Manifest,
+    read_manifest,
+    stage_name,
+)
 from ltlearn.experiments.results import find_ends
 from ltlearn.methods import METHODS
 from ltlearn.metrics.rows import read_rows
@@ -26,6 +32,7 @@ __all__ = ["Predicted", "RecordedRun", "RecordedTable"]
 
 _log = logging.getLogger("ltlearn")
 _PREDICTIONS = "predictions.npz"
+_DAMAGES = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +133,17 @@ class RecordedTable:
         """Return whether the validation images were taken from the training images."""
         return (self.manifest.split or {}).get("valid_from") == "training images"
 
+    def check(self) -> None:
+        """Read what every page shows. A damaged table raises an error of any kind."""
+        size = len(self.class_counts)
+        if any(len(values) != size for values in (self.classes, self.shots, self.images)):
+            raise ValueError(f"not every list has {size} classes")
+        if not (self.seeds and all(self.labels.values())):
+            raise ValueError("there are no seeds or labels")
+        for method in self.methods:
+            if self.accuracy(method).shape != (size,):
+                raise ValueError(f"the accuracy of {method} has not {size} classes")
+
     def accuracy(self, method: str) -> np.ndarray:
         """Return the accuracy of each class, the mean over seeds; NaN for one without images.
 
@@ -158,7 +176,15 @@ class RecordedRun(RecordedTable):
                 f"the run {run.path} is not finished, so there is nothing to report; continue it "
                 "with the command in its manifest.json."
             )
-        return cls(run, manifest, manifest.results)
+        recorded = cls(run, manifest, manifest.results)
+        try:
+            recorded.check()
+        except _DAMAGES as e:
+            raise UserError(
+                f"{run.path / MANIFEST_FILE} is damaged: its results cannot be read "
+                f"({type(e).__name__}: {e}); copy it again, or give another run."
+            ) from None
+        return recorded
 
     @property
     def ends(self) -> tuple[str, str]:

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from ltlearn.data import LTDataLoaders
+from ltlearn.errors import UserError
 from ltlearn.experiments.compare_page import (
     COMPARE_PAGE,
     MAX_TRAJECTORIES,
     REPORT_PAGE,
     write_compare_page,
     write_or_warn,
+    write_page,
 )
 from ltlearn.experiments.compared import COMPARE_FILE
 from ltlearn.experiments.page_errors import error_parts, load_images
@@ -53,7 +55,6 @@ from ltlearn.reporting.page import (
     Row,
     Text,
     figure_to_svg,
-    render_page,
 )
 from ltlearn.utils.run_folder import Run
 
@@ -93,9 +94,18 @@ def rewrite_pages(
     if images and recorded.predicted(recorded.ends[1], recorded.seeds[-1]) is not None:
         notify("reading the images of the run")
         dls, why = load_images(run, recorded.seeds[-1], data_path)
-    # First, so that the report links to it.
-    compared = [write_compare_page(run)] if (run.path / COMPARE_FILE).is_file() else []
-    return [write_report_page(run, dls, why), *compared]
+        if dls is None:
+            notify(f"misclassified images are not shown: {why}")
+    # First, so that the report links to it; a damaged comparison does not keep the report away.
+    compared, error = [], None
+    try:
+        compared = [write_compare_page(run)] if (run.path / COMPARE_FILE).is_file() else []
+    except UserError as e:
+        error = e
+    pages = [write_report_page(run, dls, why), *compared]
+    if error is not None:
+        raise error
+    return pages
 
 
 def write_report_page(run: Run, dls: LTDataLoaders | None = None, why: str = "") -> Path:
@@ -124,7 +134,7 @@ def write_report_page(run: Run, dls: LTDataLoaders | None = None, why: str = "")
         footer=footer_of(recorded),
         links=[("Comparison", COMPARE_PAGE)] if (run.path / COMPARE_PAGE).is_file() else [],
     )
-    return run.write_text(REPORT_PAGE, render_page(page))
+    return write_page(run, REPORT_PAGE, page)
 
 
 def _difference(recorded: RecordedRun, method: str) -> Difference | None:

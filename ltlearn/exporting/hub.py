@@ -1,9 +1,10 @@
 """Write a folder for the Hugging Face hub, and upload it."""
 
+import glob
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from ltlearn.exporting.onnx_file import export_onnx_file
 from ltlearn.exporting.portable import fold_if_possible
 from ltlearn.exporting.source import ExportSource
 from ltlearn.exporting.timm_folder import (
+    CIFAR_FILE,
+    CIFAR_MODULE,
     CONFIG_FILE,
     WEIGHTS_FILE,
     export_timm_folder,
@@ -24,16 +27,14 @@ from ltlearn.exporting.timm_folder import (
     timm_code,
 )
 from ltlearn.exporting.torchscript_file import export_torchscript_file
+from ltlearn.utils.atomic import replaced_file
 from ltlearn.utils.system_errors import reason_of, unwritable
 
 __all__ = ["HubOptions", "check_repo", "licence_of", "publish", "upload_folder", "write_hub_folder"]
 
 _ONNX, _SCRIPT, _PLOTS = "model.onnx", "model.pt", "plots"
+_CARD = "README.md"
 _REASON = 300
-# Only these files are uploaded. The folder may also hold files of the user.
-_FILES = [
-    "README.md", CONFIG_FILE, WEIGHTS_FILE, "cifar_resnet.py", _ONNX, _SCRIPT, f"{_PLOTS}/*.png",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,10 @@ def publish(
         place = nullcontext(options.out)
     with place as folder:
         folder = Path(folder).expanduser()
-        done = write_hub_folder(source, folder, options.repo, facts, plots)
+        done, files = write_hub_folder(source, folder, options.repo, facts, plots)
         if options.dry_run:
             return done
-        message = "Upload by ltlearn"
-        url = upload_folder(folder, options.repo, options.private, message, options.token)
+        url = upload_folder(folder, files, options)
     return replace(done, url=url)
 
 
@@ -127,7 +127,7 @@ def check_repo(repo: str) -> None:
 
 def write_hub_folder(
     source: ExportSource, folder: Path, repo: str, facts: CardFacts, plots: Mapping[str, Path]
-) -> Exported:
+) -> tuple[Exported, list[str]]:
     """Write the model, its plots and its card into a folder.
 
     A head that folds leaves as timm's folder. Another one leaves as an ONNX and a TorchScript file,
@@ -140,12 +140,25 @@ def write_hub_folder(
         facts: What the card reports; the lines that load it are added.
         plots: File of each plot, by its title.
 
+    Returns:
+        What was written, and the names of the files. The folder may hold others: the user's own,
+        or those of an earlier export.
+
     Raises:
         UserError: As the exports do, or if the folder cannot be written.
     """
+    if (folder / _CARD).is_dir() or (folder / _PLOTS).is_file():
+        raise UserError(
+            f"{folder} has a folder {_CARD} or a file {_PLOTS}, which are names of the export; "
+            "remove it, or give another folder."
+        )
+    files = [_CARD]
     if isinstance(fold_if_possible(source.model.head), nn.Linear):
         done, library = export_timm_folder(source, folder), "timm"
-        code = timm_code(f"hf-hub:{repo}", module_of_export(folder), repo)
+        module = module_of_export(folder)
+        code = timm_code(f"hf-hub:{repo}", module, repo)
+        files += [CONFIG_FILE, WEIGHTS_FILE]
+        files += [CIFAR_FILE] if module == CIFAR_MODULE else []
     else:
         export_torchscript_file(source, folder / _SCRIPT, normalize=True)
         done, library = export_onnx_file(source, folder / _ONNX, normalize=True), "onnx"
@@ -156,18 +169,20 @@ def write_hub_folder(
             *done.notes,
         ]
         done = replace(done, path=folder, notes=notes)
+        files += [_ONNX, _SCRIPT]
     try:
         names = []
         for title, file in plots.items():
             (folder / _PLOTS).mkdir(exist_ok=True)
             shutil.copyfile(file, folder / _PLOTS / file.name)
             names.append((title, f"{_PLOTS}/{file.name}"))
-        facts = replace(facts, plots=names).with_loading(code, done.notes)
-        card = render_card(repo, facts, library)
-        (folder / "README.md").write_text(str(card), encoding="utf-8", newline="\n")
     except OSError as e:
         raise unwritable(folder, e, "give another folder") from e
-    return replace(done, kind="hub", code=code)
+    facts = replace(facts, plots=names).with_loading(code, done.notes)
+    card = render_card(repo, facts, library)
+    with replaced_file(folder / _CARD, remedy="give another folder") as out:
+        out.write(str(card).encode("utf-8", "backslashreplace"))
+    return replace(done, kind="hub", code=code), files + [path for _, path in names]
 
 
 def _onnx_code(code: str, file: Path, repo: str) -> str:
@@ -178,15 +193,13 @@ def _onnx_code(code: str, file: Path, repo: str) -> str:
     )
 
 
-def upload_folder(folder: Path, repo: str, private: bool, message: str, token=None) -> str:
-    """Create a repository if there is none, and upload a folder as one commit.
+def upload_folder(folder: Path, files: Sequence[str], options: HubOptions) -> str:
+    """Create a repository if there is none, and upload files of a folder as one commit.
 
     Args:
         folder: The folder.
-        repo: The repository.
-        private: Whether a new repository is private.
-        message: The message of the commit.
-        token: The token of the hub; None takes the one that `hf auth login` stored.
+        files: The files, relative to the folder.
+        options: The repository, whether a new one is private, and the token.
 
     Returns:
         The address of the repository.
@@ -196,14 +209,14 @@ def upload_folder(folder: Path, repo: str, private: bool, message: str, token=No
     """
     from huggingface_hub import HfApi
 
-    api = HfApi(token=token, library_name="ltlearn")
+    api, repo = HfApi(token=options.token, library_name="ltlearn"), options.repo
     try:
-        url = api.create_repo(repo, private=private, exist_ok=True)
+        url = api.create_repo(repo, private=options.private, exist_ok=True)
         api.upload_folder(
             repo_id=url.repo_id,
             folder_path=folder,
-            commit_message=message,
-            allow_patterns=_FILES,
+            commit_message="Upload by ltlearn",
+            allow_patterns=[glob.escape(name) for name in files],
         )
     except Exception as e:  # errors of the HTTP library differ between versions of the hub
         reason = re.sub(r"hf_\w+", "hf_...", reason_of(e))[:_REASON].rstrip(".")

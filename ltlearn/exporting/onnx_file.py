@@ -5,7 +5,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.portable import PortableModel, check_logits, portable_model
 from ltlearn.exporting.source import ExportSource
 from ltlearn.utils.atomic import replaced_file
+from ltlearn.utils.extras import check_packages
 from ltlearn.utils.system_errors import reason_of
 
 __all__ = ["INPUT", "METADATA_KEY", "OUTPUT", "export_onnx_file", "import_onnxruntime"]
@@ -39,7 +39,7 @@ def export_onnx_file(source: ExportSource, file: Path, normalize: bool = False) 
         UserError: If a package is missing, the model cannot be exported, or the file cannot be
             written.
     """
-    _check_packages("onnx", "onnxscript", "onnxruntime")
+    check_packages("ONNX", "onnx", "onnx", "onnxscript", "onnxruntime")
     portable = portable_model(source, normalize)
     size = sum(v.numel() * v.element_size() for v in portable.state_dict().values())
     if size > _MAX_BYTES:
@@ -67,20 +67,12 @@ def import_onnxruntime():
     """Import onnxruntime.
 
     Raises:
-        UserError: If it is not installed.
+        UserError: If it is not installed, or cannot be imported.
     """
-    _check_packages("onnxruntime")
+    check_packages("ONNX", "onnx", "onnxruntime")
     import onnxruntime
 
     return onnxruntime
-
-
-def _check_packages(*names: str) -> None:
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"ONNX needs {', '.join(missing)}; install it with pip install 'ltlearn[onnx]'."
-        )
 
 
 def _graph(portable: PortableModel, source: ExportSource, normalize: bool) -> bytes:

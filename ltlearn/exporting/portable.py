@@ -111,6 +111,11 @@ def check_logits(
     for n in batches:
         images = torch.rand(n, 3, *steps.size, generator=generator)
         expected = whole(images)
+        if not expected.isfinite().all():
+            raise UserError(
+                "the model gives no finite logits, so there is nothing to export: the training "
+                "diverged; train again with a lower learning rate."
+            )
         if normalized:
             images = (images - whole.mean) / whole.std
         found = classify(images)

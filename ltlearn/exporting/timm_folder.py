@@ -1,10 +1,12 @@
 """Write a model as a folder that timm loads without ltlearn."""
 
+import errno
 import json
+import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,14 @@ from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.portable import check_logits, copy_for_export
 from ltlearn.exporting.source import ExportSource
 from ltlearn.heads.registry import as_linear
+from ltlearn.utils.interrupts import deferred_interrupt
+from ltlearn.utils.locks import locked
 from ltlearn.utils.system_errors import reason_of, unwritable
+from ltlearn.utils.text import short_repr
 
 __all__ = [
+    "CIFAR_FILE",
+    "CIFAR_MODULE",
     "CONFIG_FILE",
     "FACTS_KEY",
     "WEIGHTS_FILE",
@@ -30,7 +37,9 @@ __all__ = [
     "timm_code",
 ]
 
+_log = logging.getLogger("ltlearn")
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CIFAR_MODULE, CIFAR_FILE = cifar_resnet.__name__, "cifar_resnet.py"
 # The key of config.json with what ltlearn needs to predict; timm ignores it.
 FACTS_KEY = "ltlearn"
 # Entries of timm's configuration about other weights than the exported ones.
@@ -52,9 +61,10 @@ def export_timm_folder(
         label_descriptions: A longer text for each class name.
 
     Raises:
-        UserError: If timm has no such architecture, the head does not fold into a linear layer, or
-            the folder cannot be written.
+        UserError: If a description is no text or of no class, timm has no such architecture, the
+            head does not fold into a linear layer, or the folder cannot be written.
     """
+    _check_descriptions(label_descriptions, source.classes)
     model = copy_for_export(source.model)
     whole = _whole_model(model, len(source.classes))
     config = _config(source, whole, dict(label_descriptions or {}))
@@ -68,13 +78,44 @@ def export_timm_folder(
             loaded = _load(temporary, architecture)
             difference = check_logits(source, loaded, normalized=True)
             folder.mkdir(exist_ok=True)
-            for file in Path(temporary).iterdir():
-                file.replace(folder / file.name)
+            _move_files(Path(temporary), folder)
     except OSError as e:
         raise unwritable(folder, e, "give another folder") from e
     notes = [text for text in (_module_note(architecture, module), source.preprocessing.note())
              if text]  # fmt: skip
     return Exported("timm", folder, difference, timm_code(f"local-dir:{folder}", module), notes)
+
+
+def _check_descriptions(descriptions: Any, classes: Sequence[str]) -> None:
+    if descriptions is None:
+        return
+    if not isinstance(descriptions, Mapping):
+        raise UserError(
+            "label_descriptions must be a dictionary of class name and text, got a "
+            f"{type(descriptions).__name__}."
+        )
+    known = set(classes)
+    for name, text in descriptions.items():
+        if name not in known or not isinstance(text, str):
+            raise UserError(
+                f"label_descriptions has {short_repr(name)}: {short_repr(text)}; give a text for "
+                "the name of a class."
+            )
+
+
+def _move_files(source: Path, folder: Path) -> None:
+    """Move all files or none, so that no configuration stands beside weights of another export."""
+    files = list(source.iterdir())
+    with locked(folder / ".lock", _report_wait), deferred_interrupt():
+        for file in files:
+            if (folder / file.name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{file.name} is a folder there")
+        for file in files:
+            file.replace(folder / file.name)
+
+
+def _report_wait(holder: str) -> None:
+    _log.warning("another export writes to the folder (%s); waiting for it.", holder)
 
 
 def _load(folder: str, architecture: str) -> nn.Module:
@@ -98,7 +139,7 @@ def timm_code(name: str, module: str = "", repo: str = "") -> str:
         repo: The repository of the hub, if it is there.
     """
     lines = ["import timm", "from PIL import Image"]
-    if module == cifar_resnet.__name__:
+    if module == CIFAR_MODULE:
         folder = repr(name.removeprefix("local-dir:"))
         if repo:
             lines.insert(1, "from huggingface_hub import snapshot_download")
@@ -236,7 +277,7 @@ def _module_of(architecture: str) -> str:
 
 
 def _module_note(architecture: str, module: str) -> str:
-    if module == cifar_resnet.__name__:
+    if module == CIFAR_MODULE:
         return (
             f"timm does not have {architecture}: import cifar_resnet.py first, which is in the "
             "folder and needs torch and timm alone."
@@ -252,5 +293,5 @@ def _write(folder: Path, config: dict, state: Mapping[str, Tensor], module: str)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-    if module == cifar_resnet.__name__:
-        shutil.copyfile(sys.modules[module].__file__, folder / "cifar_resnet.py")
+    if module == CIFAR_MODULE:
+        shutil.copyfile(sys.modules[module].__file__, folder / CIFAR_FILE)

@@ -4,6 +4,7 @@ import io
 import json
 import warnings
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -15,7 +16,7 @@ from ltlearn.exporting.source import ExportSource
 from ltlearn.utils.atomic import replaced_file
 from ltlearn.utils.system_errors import reason_of
 
-__all__ = ["FACTS_FILE", "export_torchscript_file"]
+__all__ = ["FACTS_FILE", "export_torchscript_file", "is_torchscript"]
 
 # The file inside the archive with classes, mean, std and so on, as JSON.
 FACTS_FILE = "ltlearn.json"
@@ -57,6 +58,19 @@ def export_torchscript_file(source: ExportSource, file: Path, normalize: bool = 
     notes = [describe_input("Input", steps, normalize, FACTS_FILE)]
     notes += [steps.note()] if steps.is_own else []
     return Exported("torchscript", file, difference, _code(file, source, normalize), notes)
+
+
+def is_torchscript(file: Path) -> bool:
+    """Return whether a file is a TorchScript file that ltlearn wrote.
+
+    Args:
+        file: The file.
+    """
+    try:
+        with ZipFile(file) as archive:
+            return any(name.endswith(f"/extra/{FACTS_FILE}") for name in archive.namelist())
+    except (OSError, BadZipFile, ValueError):
+        return False
 
 
 def _code(file: Path, source: ExportSource, normalize: bool) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ltlearn.errors import check_whole
 from ltlearn.metrics.rows import IntVector, check_lengths, read_labels
 
 __all__ = ["ClassScores", "GroupScores", "class_scores", "mean_scores"]
@@ -84,8 +85,8 @@ def class_scores(
         arrays (C,), float64.
 
     Raises:
-        UserError: If the lengths differ, there is no image, or a label or a prediction is outside
-            0..C-1.
+        UserError: If there is no class, the lengths differ, there is no image, or a label or a
+            prediction is outside 0..C-1.
 
     Source:
         scikit-learn's `precision_recall_fscore_support`, with NaN for undefined values.
@@ -97,7 +98,8 @@ def class_scores(
     # scikit-learn takes a second to import, and most users of the metrics do not need it.
     from sklearn.metrics import precision_recall_fscore_support
 
-    num_classes = len(classes) if isinstance(classes, Sized) else int(classes)
+    num_classes = len(classes) if isinstance(classes, Sized) else classes
+    check_whole("classes", num_classes, 1)
     true = read_labels(labels, num_classes, "labels").numpy()
     predicted = read_labels(predictions, num_classes, "predictions").numpy()
     check_lengths(len(predicted), len(true), "predictions", "labels")

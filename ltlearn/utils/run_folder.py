@@ -30,6 +30,7 @@ __all__ = ["Run", "checksum_of", "waits_for_run"]
 
 _logger = logging.getLogger("ltlearn")
 _LOCK = ".lock"
+_AGAIN = "copy the file again, or repeat the run"  # what a damaged file needs
 # A larger file is not read. The longest trajectories of 10,000 classes take a fifth of this size.
 _MAX_JSON_BYTES = 1 << 29
 
@@ -219,13 +220,15 @@ class Run:
         try:
             content = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.path / name} is damaged: {error}.") from None
+            raise UserError(f"{self.path / name} is damaged: {error}; {_AGAIN}.") from None
         if sealed is False:
             return content
         seal = content.pop("checksum", None) if isinstance(content, dict) else None
         unsealed = seal is None and sealed is None
         if not isinstance(content, dict) or not (unsealed or seal == _seal(content)):
-            raise UserError(f"{self.path / name} is damaged: it does not fit its checksum.")
+            raise UserError(
+                f"{self.path / name} is damaged: it does not fit its checksum; {_AGAIN}."
+            )
         return content
 
     def write_csv(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
@@ -370,7 +373,7 @@ class Run:
             with safe_open(path, framework="pt", device=device) as file:
                 yield file
         except SafetensorError as error:
-            raise UserError(f"{path} is damaged: {error}.") from None
+            raise UserError(f"{path} is damaged: {error}; {_AGAIN}.") from None
         except (RuntimeError, MemoryError):
             raise UserError(f"{path} does not fit into memory; free some.") from None
 

@@ -104,7 +104,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except OSError as e:
         raise unreadable(path, e) from e
     except SafetensorError as e:
-        raise UserError(f"{path} is damaged: {e}.") from None
+        raise UserError(f"{path} is damaged: {e}; copy it again, or repeat the run.") from None
 
 
 def check_saved_learner(source: Path | BinaryIO) -> None:

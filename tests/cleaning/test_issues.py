@@ -110,7 +110,7 @@ def test_wrong_arguments(learn, arguments, words):
 def test_without_the_extra(learn, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "ltlearn.cleaning.find.find_spec", lambda n: None if n == "imagehash" else find_spec(n)
+        "ltlearn.utils.extras.find_spec", lambda n: None if n == "imagehash" else find_spec(n)
     )
     with pytest.raises(UserError, match=r"imagehash; .*pip install 'ltlearn\[clean\]'"):
         learn.find_issues()

@@ -110,7 +110,7 @@ def test_images_beside_a_manifest_are_images(run, tmp_path):
 
 
 def test_without_the_extra(run, monkeypatch):
-    monkeypatch.setattr("ltlearn.cleaning.find.find_spec", lambda name: None)
+    monkeypatch.setattr("ltlearn.utils.extras.find_spec", lambda name: None)
     done = ltlearn("inspect", run, cwd=run.parent)
     assert done.returncode == 2 and "pip install 'ltlearn[clean]'" in done.stderr
 

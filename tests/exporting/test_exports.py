@@ -1,12 +1,15 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import onnxruntime
 import pytest
 import timm
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import nn
 
@@ -321,6 +324,38 @@ def test_a_folder_is_exported_again_over_the_former(tmp_path):
     assert (tmp_path / "model/notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_in_the_way_leaves_all_files_of_the_former_export(name, tmp_path):
+    folder = tmp_path / "model"
+    (folder / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"model cannot be written.*{name} is a folder"):
+        export_timm_folder(make_source("resnet20_cifar"), folder)
+    assert [p.name for p in folder.iterdir()] == [name]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("wrong", [["a"], {"class 0": 3}, {"class 9": "the last"}])
+def test_wrong_descriptions_are_named(wrong, tmp_path):
+    with pytest.raises(UserError, match="label_descriptions"):
+        export_timm_folder(make_source("resnet20_cifar"), tmp_path / "model", wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_waits_for_another_one_into_the_same_folder(tmp_path, caplog):
+    folder, source = tmp_path / "model", make_source("resnet20_cifar")
+    folder.mkdir()
+    held = FileLock(folder / ".lock")
+    held.acquire()
+    other = threading.Thread(target=export_timm_folder, args=(source, folder))
+    other.start()
+    while "another export" not in caplog.text and other.is_alive():
+        time.sleep(0.01)
+    assert [p.name for p in folder.iterdir()] == [".lock"]
+    held.release()
+    other.join()
+    assert {p.name for p in folder.iterdir()} >= {"config.json", "model.safetensors"}
+
+
 def test_a_backbone_from_elsewhere_leaves_as_torchscript_alone(tmp_path):
     backbone = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
     learn = make_lt_learner(make_dls())
@@ -345,7 +380,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("ltlearn.exporting.onnx_file.find_spec", lambda name: None)
+    monkeypatch.setattr("ltlearn.utils.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"onnxscript.*ltlearn\[onnx\]"):
         make_lt_learner(make_dls()).export_onnx(tmp_path / "model.onnx")
 

@@ -160,3 +160,25 @@ def test_the_config_of_pretrained_weights_keeps_their_licence_alone_if_used(hub,
         config = json.loads((tmp_path / "out/config.json").read_text())
         assert ("license" in config["pretrained_cfg"]) == is_pretrained
     assert len(COUNTS) == len(config["label_names"])
+
+
+def test_files_of_an_earlier_export_are_not_uploaded(hub, tmp_path):
+    out = tmp_path / "out"
+    for head in ("cosine", "linear"):
+        source = make_source("resnet20_cifar", head)
+        publish(source, make_facts(source), {}, HubOptions("user/birds", out))
+    assert (out / "model.onnx").is_file()
+    first, last = (set(files) for _, files in hub.uploaded)
+    assert first == {"README.md", "model.onnx", "model.pt"}
+    assert last == {"README.md", "config.json", "model.safetensors", "cifar_resnet.py"}
+
+
+@pytest.mark.parametrize("in_the_way", ["README.md/x", "plots"])
+def test_names_in_the_way_are_reported_before_anything_is_written(hub, in_the_way, tmp_path):
+    file = tmp_path / "out" / in_the_way
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    source = make_source("resnet20_cifar")
+    with pytest.raises(UserError, match=r"out has a folder README\.md or a file plots"):
+        publish(source, make_facts(source), {}, HubOptions("user/birds", tmp_path / "out"))
+    assert not hub.uploaded and len(list((tmp_path / "out").iterdir())) == 1

@@ -10,6 +10,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ltlearn import UserError
 from ltlearn.experiments.export_run import export_run
@@ -18,6 +19,7 @@ from ltlearn.experiments.run_card import without_paths
 from ltlearn.exporting.onnx_file import export_onnx_file
 from ltlearn.exporting.source import Preprocessing
 from ltlearn.exporting.timm_folder import export_timm_folder
+from ltlearn.exporting.torchscript_file import export_torchscript_file
 from tests.exporting.helpers import make_source
 from tests.helpers import TINY, ltlearn
 
@@ -249,7 +251,6 @@ def test_damaged_exports_are_refused_in_one_sentence(tmp_path):
         Predictor(folder)
     for where, key, value, message in (
         ("model_args", "width", 3000, r"timm cannot load .*numbers.*bytes"),
-        ("pretrained_cfg", "input_size", [3, 40_000, 40_000], r"timm cannot load .*input_size"),
         ("ltlearn", "size", [40_000, 40_000], r"damaged.*size.*40000"),
     ):  # a stranger's file that takes all memory
         config = json.loads(content)
@@ -261,3 +262,88 @@ def test_damaged_exports_are_refused_in_one_sentence(tmp_path):
         (folder / "config.json").write_text(text, encoding="latin-1")
         with pytest.raises(UserError):
             Predictor(folder)
+
+
+def changed(folder, target, change):
+    """Copy an exported folder with another config.json."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    change(config)
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def test_a_changed_config_is_refused_in_one_sentence(tmp_path):
+    good = tmp_path / "good"
+    export_timm_folder(make_source("resnet20_cifar"), good)
+    names = ["a", "b"]
+    cases = {
+        r"num_classes is 3": lambda c: c.update(num_classes=3),
+        r"shape \(1, 4\) .* 2 classes": lambda c: c["ltlearn"].update(
+            classes=names, class_counts=[1, 2]
+        ),
+        r"config\.json is damaged: size": lambda c: c["ltlearn"].update(size=[65536, 65536]),
+    }
+    # As another program could have written it.
+    own = {
+        r"'zzz'": {"interpolation": "zzz", "crop_mode": "q"},
+        r"std = .*0\.0": {"std": [0, 0, 0]},
+        r"could not convert": {"mean": "abc"},
+        r"input_size = .*65536": {"input_size": [3, 65536, 65536]},
+    }
+    for i, (message, change) in enumerate(cases.items()):
+        with pytest.raises(UserError, match=message):
+            Predictor(changed(good, tmp_path / str(i), change))
+    for i, (message, values) in enumerate(own.items()):
+        folder = tmp_path / f"own{i}"
+        changed(good, folder, lambda c, v=values: (c.pop("ltlearn"), c["pretrained_cfg"].update(v)))
+        with pytest.raises(UserError, match=rf"timm cannot load the folder .*own{i}.*{message}"):
+            Predictor(folder)
+    unnamed = changed(
+        good, tmp_path / "unnamed", lambda c: (c.pop("ltlearn"), c.update(label_names=5))
+    )
+    assert list(Predictor(unnamed).classes) == ["0", "1", "2", "3"]
+
+
+def test_weights_without_finite_logits_are_refused(tmp_path):
+    folder = export_timm_folder(make_source("resnet20_cifar"), tmp_path / "folder").path
+    state = load_file(folder / "model.safetensors")
+    state["conv1.weight"][:] = float("nan")
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"folder gives no finite logits"):
+        Predictor(folder)
+    source = make_source("resnet20_cifar")
+    source.model.head.weight.data[:] = float("nan")
+    with pytest.raises(UserError, match=r"no finite logits.*diverged"):
+        export_timm_folder(source, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_onnx_metadata_that_do_not_fit_the_graph_are_refused(tmp_path):
+    import onnx
+
+    content = export_onnx_file(make_source("resnet8_cifar"), tmp_path / "model.onnx").path
+    proto = onnx.load(content)
+    (entry,) = (p for p in proto.metadata_props if p.key == "ltlearn")
+    facts = json.loads(entry.value)
+    for message, values in {
+        r"2\.onnx gives logits of shape \(1, 4\) .* 2 classes": {
+            "classes": ["a", "b"], "class_counts": [1, 2],
+        },
+        r"2\.onnx does not take images of 16 x 24": {"size": [16, 24]},
+    }.items():  # fmt: skip
+        entry.value = json.dumps(facts | values)
+        (tmp_path / "2.onnx").write_bytes(proto.SerializeToString())
+        with pytest.raises(UserError, match=message):
+            Predictor(tmp_path / "2.onnx")
+
+
+def test_an_export_is_no_run(tmp_path):
+    source = make_source("resnet8_cifar")
+    script = export_torchscript_file(source, tmp_path / "model.pt").path
+    with pytest.raises(UserError, match=r"model\.pt is a model that was exported"):
+        Predictor(script)
+    upper = export_onnx_file(source, tmp_path / "MODEL.ONNX").path
+    assert list(Predictor(upper).classes) == list(source.classes)
+    with pytest.raises(UserError, match=r"MODEL\.ONNX is a model that was exported"):
+        export_run(upper, "timm")

@@ -196,6 +196,48 @@ def test_predictions_that_could_take_all_memory_or_break_numpy_are_left_out(tmp_
     assert "predictions.npz is damaged" in caplog.text
 
 
+def test_predictions_of_another_kind_are_left_out(tmp_path, caplog):
+    run, _ = make_run(tmp_path, NAMES)
+    arrays = dict(np.load(tmp_path / "predictions.npz"))
+    run.save_npz("predictions.npz", **{**arrays, "targets": arrays["targets"].astype(str)})
+    page = rewrite_pages(run, images=False)[0].read_text()
+    assert "errors" not in sections_of(page) and "predictions.npz is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda results: results.update(rows=5),
+        lambda results: results.update(seeds=[]),
+        lambda results: results["rows"][0].pop("label"),
+        lambda results: results["rows"][1]["reports"][0]["per_class"].pop(),
+        lambda results: results["rows"][0]["reports"][0].update(per_class_total=None),
+    ],
+)
+def test_damaged_results_are_named(tmp_path, change):
+    run, _ = make_run(tmp_path, NAMES)
+    manifest = run.read_json("manifest.json")
+    change(manifest["results"])
+    run.write_json("manifest.json", manifest)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged: its results"):
+        rewrite_pages(run, images=False)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_names_the_command(tmp_path):
+    run, _ = make_run(tmp_path, NAMES)
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(UserError, match=r"report\.html cannot be written .*rewrite_pages"):
+        write_report_page(run)
+
+
+def test_images_that_are_gone_are_reported(tmp_path):
+    run, _ = make_run(tmp_path, NAMES)
+    lines = []
+    rewrite_pages(run, tmp_path / "nothing", notify=lines.append)
+    assert lines[-1].startswith("misclassified images are not shown: ")
+
+
 def test_damaged_trajectories_are_left_out(tmp_path, caplog):
     run, _ = make_run(tmp_path, NAMES)
     run.write_json("trajectories.json", [{"ce": {"epoch": "many"}, "samn": 3}])
