@@ -410,8 +410,9 @@ class LTInterpretation(ClassificationInterpretation):
         # Pairs that occur, not a C x C matrix, which would take 500 MB for 8,000 classes.
         pairs, numbers = np.unique(pairs, axis=0, return_counts=True)
         vocab = self.learn.dls.vocab
-        listed = zip(pairs.tolist(), numbers.tolist(), strict=True)
-        listed = sorted((p for p in listed if p[1] >= min_val), key=itemgetter(1), reverse=True)
+        frequent = numbers >= min_val
+        listed = list(zip(pairs[frequent].tolist(), numbers[frequent].tolist(), strict=True))
+        listed.sort(key=itemgetter(1), reverse=True)
         named = [(vocab[a], vocab[b], n) for (a, b), n in listed]
         # By number, because two classes may have the same name.
         return ConfusedPairs(named, self.report, [pair for pair, _ in listed])

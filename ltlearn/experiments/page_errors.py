@@ -100,7 +100,7 @@ def _reader(
 ) -> tuple[Callable[[int], ErrorThumbnail] | None, str]:
     """Return a function that makes a thumbnail, or None and the reason."""
     if dls is None:
-        return None, why or "they were not asked for"
+        return None, why or "this page was written without reading images"
     part = tested_part(dls)
     dataset, split = getattr(dls, part).dataset, dls.split.to_dict()
     seeds = [s.get("split") for s in recorded.manifest.seeds if isinstance(s, dict)]

@@ -88,7 +88,7 @@ def publish(
         folder = Path(folder).expanduser()
         done, files = write_hub_folder(source, folder, options.repo, facts, plots)
         if options.dry_run:
-            return done
+            return replace(done, notes=[*done.notes, "Nothing was uploaded."])
         url = upload_folder(folder, files, options)
     return replace(done, url=url)
 

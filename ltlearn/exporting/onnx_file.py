@@ -140,6 +140,6 @@ def _code(file: Path, source: ExportSource, normalize: bool) -> str:
         ]
     lines += [
         f"(logits,) = session.run(None, {{{INPUT!r}: pixels}})",
-        'name = json.loads(metadata["classes"])[logits[0].argmax()]',
+        'print(json.loads(metadata["classes"])[logits[0].argmax()])',
     ]
     return "\n".join(lines)

@@ -156,7 +156,7 @@ def timm_code(name: str, module: str = "", repo: str = "") -> str:
         "transform = timm.data.create_transform(**config, is_training=False)",
         'image = Image.open("photo.jpg").convert("RGB")',
         "logits = model(transform(image)[None])",
-        'name = model.pretrained_cfg["label_names"][logits[0].argmax()]',
+        'print(model.pretrained_cfg["label_names"][logits[0].argmax()])',
     ])  # fmt: skip
 
 

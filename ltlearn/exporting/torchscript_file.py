@@ -93,5 +93,5 @@ def _code(file: Path, source: ExportSource, normalize: bool) -> str:
             "images = (images - mean) / std",
         ]
     lines += ["with torch.no_grad():", "    logits = model(images)",
-              'name = facts["classes"][logits[0].argmax()]']  # fmt: skip
+              'print(facts["classes"][logits[0].argmax()])']  # fmt: skip
     return "\n".join(lines)

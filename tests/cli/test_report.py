@@ -72,7 +72,7 @@ def test_report_writes_the_page_again(trained, run):
 
 @pytest.mark.parametrize(
     ("words", "reason"),
-    [(("--no-images",), "they were not asked for"), (("--data", "nowhere"), "nowhere")],
+    [(("--no-images",), "written without reading images"), (("--data", "nowhere"), "nowhere")],
 )
 def test_images_that_are_not_there_are_a_sentence(run, words, reason):
     done = ltlearn("report", run, *words)

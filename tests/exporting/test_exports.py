@@ -142,15 +142,17 @@ def test_further_architectures_of_timm(arch, tmp_path):
 # ------------------------------------------------------------ without ltlearn
 
 BLOCKED = """
-import sys
+import contextlib, io, sys
 for name in ("ltlearn", "fastai"):
     sys.modules[name] = None
 import numpy, torch
 found = []
 for path in sys.argv[1:]:
-    space = {}
-    exec(open(path).read(), space)
-    found.append(torch.as_tensor(space["logits"]).detach().flatten().tolist() + [space["name"]])
+    space, printed = {}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(open(path).read(), space)
+    name = printed.getvalue().strip()
+    found.append(torch.as_tensor(space["logits"]).detach().flatten().tolist() + [name])
 import json
 print(json.dumps(found))
 """
