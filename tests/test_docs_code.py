@@ -10,6 +10,7 @@ and trainings are made small (`small`). A block that cannot run here states the 
 import re
 import shlex
 import tomllib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,8 +138,8 @@ def test_python_runs(page, images, small, tmp_path, monkeypatch, capsys):
     shutil.copytree(images, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LTLEARN_CACHE_PATH", str(tmp_path / "cache"))
-    with registrations_undone():
-        names = {"__name__": "__main__", **prelude(small)}
+    names = {"__name__": "__main__", **prelude(small)}
+    with registrations_undone(names):
         for block in blocks(page):
             if block.language == "python" and block.not_run is None:
                 # Empty lines before the code, so that a traceback has the line of the page.
@@ -147,21 +148,21 @@ def test_python_runs(page, images, small, tmp_path, monkeypatch, capsys):
     plt.close("all")
 
 
-def registrations_undone():
-    from contextlib import contextmanager
-
+@contextmanager
+def registrations_undone(names: dict):
+    """Remove the methods and the kinds of head that the code with these names registers."""
+    from ltlearn.heads.registry import unregister_head
     from ltlearn.methods import METHODS, unregister_method
 
-    @contextmanager
-    def undo():
-        before = set(METHODS)
-        try:
-            yield
-        finally:
-            for added in set(METHODS) - before:
-                unregister_method(added)
-
-    return undo()
+    before = set(METHODS)
+    try:
+        yield
+    finally:
+        for added in set(METHODS) - before:
+            unregister_method(added)
+        for value in names.values():
+            if isinstance(value, type):
+                unregister_head(value)
 
 
 @pytest.mark.parametrize("page", in_language("python"), ids=name)
