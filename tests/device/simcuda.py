@@ -16,12 +16,12 @@ autocast uses the CPU's list of operations, and PAVA its tensor operations. A
 import collections
 import sys
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 __all__ = ["STATE", "Sim", "SimCuda", "report"]
 
@@ -179,6 +179,22 @@ def is_plain(x) -> bool:
     return isinstance(x, torch.Tensor) and not isinstance(x, Sim)
 
 
+def each(call, x):
+    """Apply a function to the tensors in arguments or results; torch's pytree is slower."""
+    if isinstance(x, torch.Tensor):
+        return call(x)
+    if isinstance(x, list | tuple):
+        return type(x)([each(call, y) for y in x])
+    return {key: each(call, y) for key, y in x.items()} if isinstance(x, dict) else x
+
+
+def leaves(*nested) -> list:
+    """Return the tensors in arguments or results."""
+    found = []
+    each(found.append, nested)
+    return found
+
+
 def wrap(x):
     return Sim(x) if is_plain(x) else x
 
@@ -187,10 +203,16 @@ def unwrap(x):
     return x.values_ if isinstance(x, Sim) else x
 
 
+@cache
+def has_aliases(func) -> bool:
+    """Return whether a result of an operation is one of its arguments, or a view of one."""
+    return any(x.alias_info is not None for x in func._schema.arguments)
+
+
 def dispatch(func, args, kwargs):
     """Run an ATen operation on the CPU, and count it where a device tensor takes part."""
     name = func._schema.name.split("::")[-1]
-    flat = tree_flatten((args, kwargs))[0]
+    flat = leaves(args, kwargs)
     sims = [x for x in flat if isinstance(x, Sim)]
     if sims and torch.is_inference_mode_enabled():  # composite operations come here whole then
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
@@ -211,7 +233,7 @@ def dispatch(func, args, kwargs):
         if name not in VIEWS:
             STATE.launch(name)
         kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"} | {"device": CPU}
-        made = tree_map_only(torch.Tensor, wrap, func(*args, **kwargs))
+        made = each(wrap, func(*args, **kwargs))
         return record(func, args, kwargs, made)
     return func(*args, **kwargs)
 
@@ -251,11 +273,11 @@ def on_device(func, name, args, kwargs, flat):
         STATE.graph.keep(func, args, kwargs)
     named = kwargs.get("device") is not None
     kw = dict(kwargs, device=CPU) if named else dict(kwargs)
-    out = func(*tree_map_only(Sim, unwrap, args), **tree_map_only(Sim, unwrap, kw))
+    out = func(*each(unwrap, args), **each(unwrap, kw))
     if name in READS or (named and not is_cuda(kwargs["device"]) and STATE.explicit):
         return out  # such as zeros_like(x, device="cpu")
-    out = tree_map_only(torch.Tensor, wrap, out)
-    return return_and_correct_aliasing(func, args, kw, record(func, args, kw, out))
+    out = record(func, args, kw, each(wrap, out))
+    return return_and_correct_aliasing(func, args, kw, out) if has_aliases(func) else out
 
 
 def refuse_mixed(func, name, args, flat):
@@ -310,7 +332,7 @@ class Functions(TorchFunctionMode):
             if func is torch.as_tensor and isinstance(first, Sim):
                 return first
             if isinstance(first, list | tuple):  # reads each tensor in the list
-                first = tree_map_only(Sim, lambda x: x.item(), first)
+                first = each(lambda x: x.item() if isinstance(x, Sim) else x, first)
                 return func(first, *args[1:], **kwargs)
         if isinstance(first, Sim):
             if func is torch.Tensor.tolist:
@@ -399,7 +421,7 @@ class Graph:
             written = argument.alias_info is not None and argument.alias_info.is_write
             # The schema of batch norm does not show that it changes the running statistics.
             if written or argument.name in ("running_mean", "running_var"):
-                for x in tree_flatten(given.get(argument.name))[0]:
+                for x in leaves(given.get(argument.name)):
                     if isinstance(x, Sim) and x.values_.data_ptr() not in self.before:
                         values = x.values_.detach()
                         self.before[values.data_ptr()] = values, values.clone()
@@ -417,17 +439,13 @@ class Graph:
         STATE.launch("graph")
         with STATE.off(), torch.utils._python_dispatch._disable_current_modes():
             for func, args, kwargs, out in self.kept:
-                given = [unwrap(x) for x in tree_flatten((args, kwargs))[0]]
-                held = {
-                    x.untyped_storage().data_ptr() for x in given if isinstance(x, torch.Tensor)
-                }
-                args, kwargs = tree_map_only(Sim, unwrap, (args, kwargs))
-                again = tree_flatten(func(*args, **kwargs))[0]
-                for old, new in zip(map(unwrap, tree_flatten(out)[0]), again, strict=True):
-                    if isinstance(old, torch.Tensor):
-                        # A view, or an operation in place, has its result there already.
-                        if old.untyped_storage().data_ptr() not in held:
-                            old.copy_(new)
+                args, kwargs = each(unwrap, args), each(unwrap, kwargs)
+                held = {x.untyped_storage().data_ptr() for x in leaves(args, kwargs)}
+                again = leaves(func(*args, **kwargs))
+                for old, new in zip(map(unwrap, leaves(out)), again, strict=True):
+                    # A view, or an operation in place, has its result there already.
+                    if old.untyped_storage().data_ptr() not in held:
+                        old.copy_(new)
 
 
 @contextmanager
@@ -542,6 +560,18 @@ class SimCuda:
         engines._triton_runs_on.cache_clear()
         self.patch(api, "dispatch_modes", lambda: 0)
         self.patch(engines, "_triton_runs_on", lambda kind: False)
+        from torch.nn.utils import clip_grad
+
+        grouped = clip_grad._group_tensors_by_device_and_dtype
+
+        def by_device(*args, **kwargs):
+            """Group tensors by their device, which C++ code takes for the CPU."""
+            return {
+                (leaves(lists)[0].device, dtype): (lists, index)
+                for (_, dtype), (lists, index) in grouped(*args, **kwargs).items()
+            }
+
+        self.patch(clip_grad, "_group_tensors_by_device_and_dtype", by_device)
         if Sim not in optimizer._foreach_supported_types:
             optimizer._foreach_supported_types.append(Sim)
         self.overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
