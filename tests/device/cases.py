@@ -46,7 +46,6 @@ STAGE1: dict[str, Make] = {
         "schedule": "multistep", "milestones": [1], "warmup_epochs": 1, "lr": [0.01, 0.1],
     },
     "class-balanced": lambda: {"sampler": "class_balanced"},
-    "square root": lambda: {"sampler": "square_root"},
     "progressive": lambda: {"sampler": "progressive"},
     "balanced softmax": lambda: {"loss": BalancedSoftmaxLoss()},
     "class-balanced loss": lambda: {"loss": ClassBalancedLoss()},
