@@ -80,9 +80,10 @@ def pack_images(data: Path, file: Path) -> None:
     dls = LTDataLoaders.from_dataset(
         "cifar100_lt", data, imbalance_factor=100, split="first_n", protocol="paper", device="cpu"
     )
-    mean, std = (getattr(dls.normalize, name).flatten().numpy() for name in ("mean", "std"))
+    # The loaders hold statistics of pixels from 0 to 255, and take those of pixels from 0 to 1.
+    stats = [getattr(dls.normalize, name).flatten().numpy() / 255 for name in ("mean", "std")]
     arrays = {"classes": np.array(list(dls.vocab)), "split": np.array(str(dls.split))}
-    arrays |= {"mean": mean, "std": std}
+    arrays |= {"mean": stats[0], "std": stats[1]}
     for part in ("train", "test"):
         dataset = getattr(dls, part).dataset
         x, y = dataset.get_batch(range(len(dataset)))
