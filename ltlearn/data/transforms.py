@@ -4,6 +4,7 @@ The rest of the library uses only `ImageTransform` and `BatchCropFlip`, so that 
 replace albumentations here.
 """
 
+import copy
 import os
 import random
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltlearn.data.device import copies_on
 from ltlearn.errors import check_choice, check_whole
 from ltlearn.names import TRANSFORM_NAMES
 
@@ -196,6 +198,22 @@ class BatchCropFlip:
     def __len__(self) -> int:
         return len(self._pixels if self._images is None else self._images)
 
+    def make_copy(self, device: torch.device) -> "BatchCropFlip | None":
+        """Return a copy on a CUDA device; None if the memory for data there is not enough.
+
+        Args:
+            device: The device.
+        """
+        copies = copies_on(device, [self._pixels], "the images")
+        if copies is None:
+            return None
+        twin = copy.copy(self)
+        # Sets that share memory also share the copy, as long as one of them holds it.
+        twin._copies, twin._pixels = copies, copies[0].tensor
+        twin._images = None if self._images is None else self._images.to(device)
+        twin._row_index, twin._col_index = self._row_index.to(device), self._col_index.to(device)
+        return twin
+
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw the top and the left of n crops, and whether each is mirrored.
 
@@ -207,31 +225,30 @@ class BatchCropFlip:
         mirrored = torch.rand(n, generator=generator) < 0.5
         return top, left, mirrored if self.flip else torch.zeros_like(mirrored)
 
-    def __call__(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the images at `index`, augmented if a generator is given.
+    def __call__(self, index: Tensor, drawn: tuple[Tensor, ...] = ()) -> Tensor:
+        """Return the images at `index`, augmented if draws are given.
 
         Args:
             index: Indices into the images, (B,).
-            generator: The source of the draws; None returns the images unchanged.
+            drawn: The draws, as `draw` returns them; empty returns the images unchanged.
         """
         if self._images is not None:
             index = self._images[index]
         out = self._pixels[index]
-        if generator is not None:
-            out = self._augmented(out, generator)
+        if drawn:
+            out = self._augmented(out, *drawn)
         out = out.view(torch.uint8).view(len(index), self.height, self.width, 4)
         return out[..., :3].permute(0, 3, 1, 2)
 
-    def _augmented(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def _augmented(self, pixels: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
         """Crop and mirror a batch, (B, H, W) int32, each image in its own way."""
         n, pad = len(pixels), self.pad
-        top, left, mirrored = self.draw(n, generator)
         # Only the batch is padded, because a border on all images takes more than half as much
         # memory again.
         n_rows, n_cols = self.height + 2 * pad, self.width + 2 * pad
         padded = pixels.new_zeros(n, n_rows, n_cols)
         padded[:, pad : pad + self.height, pad : pad + self.width] = pixels
-        rows = (torch.arange(n) * n_rows + top)[:, None] + self._row_index
+        rows = (torch.arange(n, device=pixels.device) * n_rows + top)[:, None] + self._row_index
         cols = torch.where(mirrored[:, None], self.width - 1 - self._col_index, self._col_index)
         cols = cols + left[:, None]
         return padded.view(-1)[rows[:, :, None] * n_cols + cols[:, None, :]]
