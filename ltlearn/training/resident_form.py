@@ -25,12 +25,12 @@ class ResidentStep:
         number: The step in the epoch, from 0.
         x: Images as the model takes them. A form may replace them in `before_batch`.
         targets: The targets; the first is the loss function's.
-        again: Runs model, loss and backward pass once more; for `after_backward`.
         captured: Whether the step is being captured as a CUDA graph.
         share: Share of the first image in GLMC's mixes; None for other loaders.
         box: Box of GLMC's local mix: first row, end row, first column, end column.
         pred: Logits, float32, once they are computed.
         loss: The loss, whose gradient is taken. A form may replace it in `after_loss`.
+        again: Runs model, loss and backward pass once more; for `after_backward`.
 
     Shape:
         number is (1,), int64. x is (N, 3, H, W), or (4N, 3, H, W) for GLMC. Targets are (N,). share
@@ -41,12 +41,12 @@ class ResidentStep:
     number: Tensor
     x: Tensor
     targets: tuple[Tensor, ...]
-    again: Callable[[], None]
     captured: bool = False
     share: Tensor | None = None
     box: Tensor | None = None
     pred: Tensor | None = None
     loss: Tensor | None = None
+    again: Callable[[], None] | None = None
 
 
 class ResidentForm:
