@@ -178,9 +178,7 @@ class _ResidentAverage(ResidentForm):
         owner = self._owner
         owner.steps_ += steps
         if steps:  # the counts of batches, which no step copies
-            for old, new in zip(
-                _values(owner._average.module), _values(owner._model), strict=True
-            ):
+            for old, new in zip(_values(owner._average.module), _values(owner._model), strict=True):
                 if not old.is_floating_point():
                     old.copy_(new)
 

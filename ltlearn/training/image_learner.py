@@ -85,6 +85,7 @@ class ImageLearner(QuietLearner):
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         """Train as fastai's `Learner.fit` does; a loss without class counts gets the data's."""
         check_choice("resident", self.resident, RESIDENT)
+        self.loop_ran = "events"
         try:
             with with_class_counts(self.loss_func, getattr(self.dls, "class_counts", None)):
                 super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
@@ -103,6 +104,10 @@ class ImageLearner(QuietLearner):
         else:
             loop.run_epoch()
             self.loop_ran = "captured" if loop.captured else "resident"
+
+    def loop_without_events(self) -> str | None:
+        """Return the loop of the last epoch for a record: "resident", "captured", or None."""
+        return None if self.loop_ran == "events" else self.loop_ran
 
     def _find_loop(self) -> ResidentLoop | None:
         """Return the resident loop of this fit; None if its steps need events."""

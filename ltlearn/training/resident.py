@@ -1,6 +1,5 @@
 """The resident loop: training steps as functions of tensors on the device, without events."""
 
-import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -81,8 +80,10 @@ class ResidentLoop:
         self._forms: list[ResidentForm] = [form for _, form in self._ordered]
         self._number = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._losses = torch.zeros(0, device=self._device)
-        self._tables: dict[str, Tensor] = {}
-        self._keys: list[tuple[ResidentForm, dict[str, str]]] = []
+        # The draws of an epoch, a row per step: those of the loader, and those of each form.
+        self._table: dict[str, Tensor] = {}
+        self._tables: list[dict[str, Tensor]] = [{} for _ in self._forms]
+        self._views: list[str] = []
         self._rates: list[float | Tensor] = []
         on_cuda = self._device.type == "cuda"
         self._capture = capture and on_cuda and all(form.captures for form in self._forms)
@@ -132,36 +133,33 @@ class ResidentLoop:
         drawn = dl.draws(dl.epoch)
         # torch's loader draws a seed for its workers: a model that draws must not see a difference.
         torch.empty((), dtype=torch.int64).random_()
-        for name, values in {"index": drawn.index, "share": drawn.share, "box": drawn.box}.items():
-            if values is not None:
-                self._fill(name, values)
-        for i, values in enumerate(drawn.views):
-            self._fill(f"view {i}", values)
-        for i, form in enumerate(self._forms):
-            for name, values in form.begin_epoch(drawn.sizes).items():
-                self._fill(f"form {i}: {name}", values)
+        views = {f"view {i}": values for i, values in enumerate(drawn.views)}
+        own = {"index": drawn.index, "share": drawn.share, "box": drawn.box, **views}
+        self._fill(self._table, {k: v for k, v in own.items() if v is not None})
+        self._views = list(views)
+        for form, table in zip(self._forms, self._tables, strict=True):
+            self._fill(table, form.begin_epoch(drawn.sizes))
         if len(self._losses) != len(drawn.sizes):
             self._losses = torch.zeros(len(drawn.sizes), device=self._device)
             self._graphs.forget()
-        self._keys = [
-            (form, {k.removeprefix(start): k for k in self._tables if k.startswith(start)})
-            for form, start in zip(self._forms, map("form {}: ".format, itertools.count()))
-        ]
         self._number.zero_()
         self._set_rates()
         if self._capture and self._fixed() != self._fixed_before:
             self._graphs.forget()
         return drawn.sizes
 
-    def _fill(self, name: str, values: Tensor) -> None:
-        """Send a table to the device, to the place that graphs read."""
-        if values.dtype == torch.float64:
-            values = values.float()
-        table = self._tables.get(name)
-        if table is None or table.shape != values.shape:
-            self._tables[name] = torch.empty_like(values, device=self._device)
-            self._graphs.forget()
-        self._tables[name].copy_(values, non_blocking=True)
+    def _fill(self, table: dict[str, Tensor], columns: dict[str, Tensor]) -> None:
+        """Send the columns of a table to the device, to the place that graphs read."""
+        for name, values in columns.items():
+            if values.dtype == torch.float64:
+                values = values.float()
+            if name not in table or table[name].shape != values.shape:
+                table[name] = torch.empty_like(values, device=self._device)
+                self._graphs.forget()
+            table[name].copy_(values, non_blocking=True)
+
+    def _row(self, table: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: t.index_select(0, self._number)[0] for name, t in table.items()}
 
     def _set_rates(self) -> None:
         rates = [group["lr"] for group in groups_of_sgd(self._learn.opt)]
@@ -224,18 +222,17 @@ class ResidentLoop:
 
     def _load(self, size: int, captured: bool) -> ResidentStep:
         """Return a step with its images."""
-        rows = {name: t.index_select(0, self._number)[0] for name, t in self._tables.items()}
-        index = rows["index"][:, :size]
-        views = [rows[name][:, :size].reshape(-1) for name in rows if name.startswith("view ")]
-        dl = self._learn.dl
-        x, *targets = dl.after_batch(dl.dataset.take(index.reshape(-1), tuple(views)))
+        row, dl = self._row(self._table), self._learn.dl
+        index = row["index"][:, :size]
+        views = tuple(row[name][:, :size].reshape(-1) for name in self._views)
+        x, *targets = dl.after_batch(dl.dataset.take(index.reshape(-1), views))
         if len(index) > 1:  # the images, and those to mix in
             targets = [targets[0][:size], targets[0][-size:]]
-        for form, keys in self._keys:
-            form.row = {name: rows[key] for name, key in keys.items()}
+        for form, table in zip(self._forms, self._tables, strict=True):
+            form.row = self._row(table)
         step = ResidentStep(
             size, self._number, x, tuple(targets), captured=captured,
-            share=rows.get("share"), box=rows.get("box"),
+            share=row.get("share"), box=row.get("box"),
         )  # fmt: skip
         step.again = partial(self._backward, step, FiniteLoss.order)
         return step
@@ -298,9 +295,7 @@ class ResidentLoop:
         modules, loss = list(learn.model.modules()), learn.loss_func
         params = [p for group in groups for p in group["params"]]
         buffers = list(loss.buffers()) if isinstance(loss, nn.Module) else []
-        hypers = [
-            {k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups
-        ]
+        hypers = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
         return _Fixed(
             [*modules, *params, loss, *buffers],
             [m.training for m in modules], [p.requires_grad for p in params], hypers,

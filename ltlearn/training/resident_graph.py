@@ -35,9 +35,7 @@ class StepGraphs:
         device: The device, of type cuda.
     """
 
-    def __init__(
-        self, run: Callable[[int, bool], None], state: Callable[[], list[Tensor]], device
-    ):
+    def __init__(self, run: Callable[[int, bool], None], state: Callable[[], list[Tensor]], device):
         self._run, self._state, self._device = run, state, device
         self._graphs: dict[int, Any] = {}
         self._pool = None
@@ -80,9 +78,7 @@ class StepGraphs:
                 raise CannotCapture("the model draws random numbers")
             counted = [int(c) for c in self._counters]
             graph = capture(lambda: self._run(size, True), self._pool)
-            self._added[size] = [
-                int(c) - n for c, n in zip(self._counters, counted, strict=True)
-            ]
+            self._added[size] = [int(c) - n for c, n in zip(self._counters, counted, strict=True)]
         except CannotCapture:
             raise
         except Exception as e:
