@@ -367,8 +367,10 @@ class NormalizeUint8(ItemTransform):
             mean: Mean per channel for pixels in [0, 1].
             std: Standard deviation per channel for pixels in [0, 1].
         """
-        self.mean = torch.tensor(mean).view(1, 3, 1, 1) * 255
-        self.std = torch.tensor(std).view(1, 3, 1, 1) * 255
+        # Statistics on another device than the images would be copied in each batch.
+        device = getattr(self, "mean", torch.empty(0)).device
+        self.mean = (torch.tensor(mean).view(1, 3, 1, 1) * 255).to(device)
+        self.std = (torch.tensor(std).view(1, 3, 1, 1) * 255).to(device)
 
     @property
     def stats(self) -> tuple[list[float], list[float]]:
