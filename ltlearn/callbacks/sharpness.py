@@ -250,5 +250,7 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _copy(to: list[Tensor], values: list[Tensor]) -> None:
-    if to:
-        torch._foreach_copy_(to, values)
+    # The resident loop counts the batches of batch normalisation on the host.
+    for device in {t.device for t in to}:
+        pairs = [(t, v) for t, v in zip(to, values, strict=True) if t.device == device]
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))

@@ -50,9 +50,14 @@ def _reason_of_loader(dl, device: torch.device) -> str:
         return "the images are not held decoded in memory"
     if [type(tfm) for tfm in dl.after_batch.fs] != [NormalizeUint8]:
         return "the loader has batch transforms"
-    if data.targets.device.type != device.type:
+    if _stored(dl).targets.device.type != device.type:
         return f"the images are not on {device}"
     return ""
+
+
+def _stored(dl):
+    """Return the dataset of a loader where its images are: on the device, if they fit there."""
+    return dl.stored() if hasattr(dl, "stored") else dl.dataset
 
 
 class ResidentLoop:
@@ -185,7 +190,7 @@ class ResidentLoop:
                 return True
             except CannotCapture as e:
                 self._capture, self.captured = False, False
-                _log.warning(
+                _log.info(
                     "a training step cannot be captured as a CUDA graph, so its kernels are "
                     "launched one by one (%s)", e,
                 )  # fmt: skip
@@ -216,16 +221,19 @@ class ResidentLoop:
             self._number.add_(1)
 
     def _step_for_graph(self, size: int, captured: bool) -> None:
-        if not captured:
-            self._number.zero_()  # the last step has no row after its own
-        self._step(size, captured)
+        if captured:
+            self._step(size, captured)
+            return
+        number = self._number.clone()
+        self._step(size)
+        self._number.copy_(number)  # the draws of another row may not fit the batch
 
     def _load(self, size: int, captured: bool) -> ResidentStep:
         """Return a step with its images."""
         row, dl = self._row(self._table), self._learn.dl
         index = row["index"][:, :size]
         views = tuple(row[name][:, :size].reshape(-1) for name in self._views)
-        x, *targets = dl.after_batch(dl.dataset.take(index.reshape(-1), views))
+        x, *targets = dl.after_batch(_stored(dl).take(index.reshape(-1), views))
         if len(index) > 1:  # the images, and those to mix in
             targets = [targets[0][:size], targets[0][-size:]]
         for form, table in zip(self._forms, self._tables, strict=True):
