@@ -26,6 +26,7 @@ from ltlearn.utils.system_errors import is_out_of_memory, reason_of
 __all__ = [
     "sgd",
     "fused_update_of",
+    "groups_of_sgd",
     "listed_callbacks",
     "memory_to_user_error",
     "oom_to_user_error",
@@ -119,6 +120,16 @@ def fused_update_of(opt) -> Callable[[list[Tensor], list[Tensor]], None] | None:
         return state["momentum_buffer"]
 
     return update
+
+
+def groups_of_sgd(opt) -> list[dict] | None:
+    """Return the groups of torch's optimiser if `sgd()` made it, else None.
+
+    Args:
+        opt: The optimiser of a Learner.
+    """
+    own = getattr(opt, "opt", None)
+    return own.param_groups if type(opt) is _Wrapped and type(own) is _SGD else None
 
 
 def listed_callbacks(cbs) -> list[Callback]:
