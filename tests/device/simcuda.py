@@ -72,6 +72,9 @@ class Sim(torch.Tensor):
     def __repr__(self):
         return f"Sim({self.values_!r})"
 
+    def __format__(self, spec):
+        return format(self.item(), spec) if self.dim() == 0 else object.__format__(self, spec)
+
     def numpy(self, *args, **kwargs):
         raise TypeError(
             "can't convert cuda:0 device type tensor to numpy. "
