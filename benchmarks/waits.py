@@ -6,7 +6,8 @@
 Needs no GPU: the tests' pretended device runs each operation on the CPU, and counts those for which
 the host would wait and those that would launch a kernel (in bf16; PAVA is one). Both depend on
 neither width nor image size. The network is a CIFAR ResNet of 8 layers; CE and GLMC are also
-counted with 32 layers.
+counted with 32 layers. In stage 1, the loop with events and the one that a CUDA device gets are
+counted; a captured step is one launch and those around it.
 `--library` counts another checkout of the library, such as an older one, with today's cases. With
 `--out`, the counts are put into a file under the commit of the library; `--table` prints the first
 and the last commit of such a file side by side.
@@ -56,35 +57,51 @@ def count(names: list[str] | None = None) -> list[dict]:
     for stage, name, make, options in cases:
         if names and name not in names:
             continue
-        with SimCuda():
-            counts = count_steps(stage, make_learner(precision="bf16", **options), make())
-        rows.append(
-            {
+        for loop in ("events", "default"):
+            with SimCuda():
+                learn = make_learner(precision="bf16", **options)
+                if loop == "events":
+                    learn.resident = "never"  # an older library has this loop alone
+                counts = count_steps(stage, learn, make(), epochs=3)
+            ran = getattr(learn, "loop_ran", "events") if stage == 1 else "events"
+            if loop == "default" and ran == "events":
+                continue
+            row = {
                 "stage": stage,
                 "name": name,
+                "loop": ran,
                 "waits": counts.waits.total(),
                 "of them for the batch": counts.for_batch,
                 "launches": counts.launches.total(),
                 "copies without a wait": counts.copies.total(),
                 "where": sorted(f"{why}: {where}" for why, where in counts.waits),
             }
-        )
-        print(json.dumps(rows[-1]), flush=True)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
     return rows
 
 
 def table(commits: dict[str, list[dict]]) -> str:
-    """Return a Markdown table of the first and the last commit."""
+    """Return a Markdown table of the first and the last commit, and of the last one's own loop."""
     first, last = list(commits)[0], list(commits)[-1]
-    before = {(row["stage"], row["name"]): row for row in commits[first]}
+    by = {
+        (commit, row["stage"], row["name"], row["loop"] == "events"): row
+        for commit in (first, last)
+        for row in commits[commit]
+    }
     lines = [
-        f"| stage | training | waits, {first} | {last} | launches, {first} | {last} |",
-        "| ---: | --- | ---: | ---: | ---: | ---: |",
+        f"| stage | training | waits, {first} | {last} | without events "
+        f"| launches, {first} | {last} | without events | loop |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for row in commits[last]:
-        old = before.get((row["stage"], row["name"]), {})
-        figures = [old.get("waits", ""), row["waits"], old.get("launches", ""), row["launches"]]
-        lines.append(f"| {row['stage']} | {row['name']} | " + " | ".join(map(str, figures)) + " |")
+    for (commit, stage, name, events), row in by.items():
+        if commit != last or not events:
+            continue
+        three = [by.get((first, stage, name, True)), row, by.get((last, stage, name, False))]
+        figures = [r and r[key] for key in ("waits", "launches") for r in three]
+        cells = ["" if figure is None else str(figure) for figure in figures]
+        loop = three[2]["loop"] if three[2] else "events"
+        lines.append(f"| {stage} | {name} | {' | '.join(cells)} | {loop} |")
     return "\n".join(lines)
 
 
