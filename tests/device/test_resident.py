@@ -1,4 +1,4 @@
-"""The resident loop on the pretended device: captured steps train the same, and wait for nothing."""
+"""The resident loop on the pretended device: it trains what events train, and never waits."""
 
 import logging
 from contextlib import nullcontext
