@@ -25,7 +25,6 @@ def assert_waits_for_nothing(name, counts):
 @pytest.mark.parametrize("name", STAGE1)
 def test_stage_1(sim, name):
     learn = make_learner()
-    learn.resident = "never"  # test_resident.py has the steps without events
     assert_waits_for_nothing(name, count_steps(1, learn, STAGE1[name]()))
     assert all(p.is_cuda for p in learn.model.parameters())
 
