@@ -3,9 +3,10 @@
     python benchmarks/stage1.py [--images 2560] [--batch 64] [--width 16] [--repeats 5] [--json]
 
 Model (a ResNet-32), images (32 pixels), batch size and optimiser are the same: crop and flip, SGD
-with momentum. "resident" is LTLearner without the events of a step. "same" is a plain loop with the precision and memory format that LTLearner chose;
-"fp32" is a plain loop with contiguous float32. Validation is not counted. Each has a process of its
-own, because what the allocator learned from one loop speeds up the next; one runs at a time.
+with momentum. "resident" is LTLearner without the events of a step. "same" is a plain loop with the
+precision and memory format that LTLearner chose; "fp32" is a plain loop with contiguous float32.
+Validation is not counted. Each has a process of its own, because what the allocator learned from
+one loop speeds up the next; one runs at a time.
 """
 
 import argparse

@@ -314,7 +314,7 @@ class GLMC(FitCallback):
     def after_train(self):
         """Log the terms."""
         if self._images and _log.isEnabledFor(logging.INFO):
-            terms = ", ".join(f"{name} {mean:.4f}" for name, mean in self.terms_.items())
+            terms = ", ".join(f"{name} {float(mean):.4f}" for name, mean in self.terms_.items())
             _log.info("epoch %d: GLMC's terms: %s", self.learn.epoch + 1, terms)
 
     def end(self) -> None:

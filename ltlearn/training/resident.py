@@ -50,14 +50,9 @@ def _reason_of_loader(dl, device: torch.device) -> str:
         return "the images are not held decoded in memory"
     if [type(tfm) for tfm in dl.after_batch.fs] != [NormalizeUint8]:
         return "the loader has batch transforms"
-    if _stored(dl).targets.device.type != device.type:
+    if dl.stored().targets.device.type != device.type:
         return f"the images are not on {device}"
     return ""
-
-
-def _stored(dl):
-    """Return the dataset of a loader where its images are: on the device, if they fit there."""
-    return dl.stored() if hasattr(dl, "stored") else dl.dataset
 
 
 class ResidentLoop:
@@ -233,7 +228,7 @@ class ResidentLoop:
         row, dl = self._row(self._table), self._learn.dl
         index = row["index"][:, :size]
         views = tuple(row[name][:, :size].reshape(-1) for name in self._views)
-        x, *targets = dl.after_batch(_stored(dl).take(index.reshape(-1), views))
+        x, *targets = dl.after_batch(dl.stored().take(index.reshape(-1), views))
         if len(index) > 1:  # the images, and those to mix in
             targets = [targets[0][:size], targets[0][-size:]]
         for form, table in zip(self._forms, self._tables, strict=True):

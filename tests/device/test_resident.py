@@ -1,4 +1,4 @@
-"""The resident loop on the pretended device: captured steps train the same, and wait for nothing."""
+"""The resident loop on the pretended device: it trains what events train, and never waits."""
 
 import logging
 from contextlib import nullcontext
@@ -46,7 +46,7 @@ def assert_close(one, two):
 @pytest.mark.parametrize("name", CAPTURED)
 def test_captured_steps_train_what_events_train(name):
     with SimCuda():
-        learn = make_learner({"counts": COUNTS})
+        learn = make_learner({"counts": COUNTS}, "auto")
         captured = train(learn, **STAGE1[name]())
         assert learn.loop_ran == ("resident" if name == "on_nan=skip" else "captured")
         figures = dict(learn.trajectory)
@@ -59,7 +59,7 @@ def test_captured_steps_train_what_events_train(name):
 @pytest.mark.parametrize("name", ["ce", "glmc", "mixup", "sharpness-aware", "weight average"])
 @pytest.mark.parametrize("capture", [False, True], ids=["launched", "captured"])
 def test_a_step_waits_for_nothing(sim, name, capture):
-    learn = make_learner()
+    learn = make_learner(resident="auto")
     learn.capture_steps = capture
     counts = count_steps(1, learn, STAGE1[name]())
     assert learn.loop_ran == ("captured" if capture else "resident")
@@ -88,7 +88,7 @@ def captures(monkeypatch):
 )
 def test_a_step_is_captured_anew_only_if_something_fixed_changes(sim, options, sizes, monkeypatch):
     made = captures(monkeypatch)
-    train(make_learner({"counts": COUNTS}), 3, **{k: make() for k, make in options.items()})
+    train(make_learner({"counts": COUNTS}, "auto"), 3, **{k: make() for k, make in options.items()})
     assert made == sizes
 
 
@@ -127,7 +127,7 @@ def test_a_step_that_cannot_be_captured_is_launched(change, reason, caplog):
 
 def test_images_that_do_not_fit_the_device_need_events(sim, monkeypatch, caplog):
     monkeypatch.setenv("LTLEARN_DEVICE_MEGABYTES", "0")
-    learn = make_learner({"counts": COUNTS})
+    learn = make_learner({"counts": COUNTS}, "auto")
     with caplog.at_level(logging.INFO, "ltlearn"):
         train(learn, 1)
     assert learn.loop_ran == "events"
