@@ -29,6 +29,7 @@ from ltlearn.losses.glmc import (
     mix_locally,
 )
 from ltlearn.models.backbone import LTModel
+from ltlearn.models.halves import can_run_by_halves, running_by_halves
 from ltlearn.training.fit_callback import FitCallback, mixes_images
 from ltlearn.training.resident_form import ResidentForm, ResidentStep
 
@@ -355,6 +356,10 @@ class _ResidentGLMC(ResidentForm):
         # Of the balanced and the re-balanced term; a captured step reads them anew.
         self._shares = [torch.zeros((), device=device) for _ in range(2)]
         self._local: Tensor | None = None
+        # One pass of both mixes keeps a device busier. A model that draws random numbers, whose
+        # draws would differ, has no steps for a graph; a compiled one would be compiled anew.
+        backbone = owner.learn.model.backbone
+        self._joint = can_run_by_halves(backbone) and backbone._compiled_call_impl is None
 
     def begin_epoch(self, sizes):
         for tensor, share in zip(self._shares, self._owner._shares(), strict=True):
@@ -369,7 +374,11 @@ class _ResidentGLMC(ResidentForm):
     def compute_loss(self, step: ResidentStep) -> None:
         owner, model = self._owner, self._owner.learn.model
         with owner.learn.autocast_context():
-            features = torch.cat([model.backbone(step.x), model.backbone(self._local)])
+            if step.for_graph and self._joint:
+                with running_by_halves(model.backbone):
+                    features = model.backbone(torch.cat([step.x, self._local]))
+            else:
+                features = torch.cat([model.backbone(step.x), model.backbone(self._local)])
             rebalanced, outputs = model.head(features), owner._outputs(features)
         step.loss = owner._loss(rebalanced, outputs, step.targets, step.share, self._shares)
         self._local = None

@@ -399,7 +399,7 @@ class QuietLearner(Learner):
             for cb in self.cbs:
                 # A fit that raised at its start has recorded nothing.
                 if isinstance(cb, Recorder) and vars(cb).get("losses"):
-                    on_device = isinstance(cb.losses[0], Tensor)
+                    on_device = all(isinstance(loss, Tensor) for loss in cb.losses)
                     losses = torch.stack(cb.losses).cpu() if on_device else torch.tensor(cb.losses)
                     cb.losses = list(losses)
             # An interrupted step or accumulation leaves gradients, which the next fit must not add.

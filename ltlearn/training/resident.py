@@ -71,7 +71,7 @@ class ResidentLoop:
     """
 
     def __init__(self, learn, capture: bool = True):
-        self._learn, self._callbacks = learn, list(learn.cbs)
+        self._learn, self._callbacks, self._opt = learn, list(learn.cbs), learn.opt
         self._device = next(learn.model.parameters()).device
         in_order = sorted(learn.cbs, key=lambda cb: cb.order)
         forms = [(cb.order, form_of(cb)) for cb in in_order if not is_replaced(cb)]
@@ -84,6 +84,7 @@ class ResidentLoop:
         self._table: dict[str, Tensor] = {}
         self._tables: list[dict[str, Tensor]] = [{} for _ in self._forms]
         self._views: list[str] = []
+        self._data = None
         self._rates: list[float | Tensor] = []
         on_cuda = self._device.type == "cuda"
         self._capture = capture and on_cuda and all(form.captures for form in self._forms)
@@ -91,11 +92,9 @@ class ResidentLoop:
         self._on_cuda, self._fixed_before, self.captured = on_cuda, None, False
 
     def fits(self) -> bool:
-        """Return whether the learner still has the callbacks that the loop was made for."""
-        now = self._learn.cbs
-        return len(now) == len(self._callbacks) and all(
-            a is b for a, b in zip(now, self._callbacks, strict=True)
-        )
+        """Return whether the learner has the callbacks and optimiser the loop was made for."""
+        now, then = [*self._learn.cbs, self._learn.opt], [*self._callbacks, self._opt]
+        return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
 
     def run_epoch(self) -> None:
         """Take the steps of an epoch."""
@@ -131,6 +130,7 @@ class ResidentLoop:
         dl.randomize()
         dl.before_iter()
         drawn = dl.draws(dl.epoch)
+        self._data = dl.stored()
         # torch's loader draws a seed for its workers: a model that draws must not see a difference.
         torch.empty((), dtype=torch.int64).random_()
         views = {f"view {i}": values for i, values in enumerate(drawn.views)}
@@ -173,6 +173,8 @@ class ResidentLoop:
 
     def _end_epoch(self, taken: int, finished: int) -> None:
         record_losses(self._learn, self._losses[:taken].tolist())
+        if taken:
+            self._learn.loss = self._losses[taken - 1].clone()
         for form in self._forms:
             form.end_epoch(finished)
 
@@ -197,8 +199,8 @@ class ResidentLoop:
 
     # ------------------------------------------------ a step
 
-    def _step(self, size: int, captured: bool = False) -> None:
-        step = self._load(size, captured)
+    def _step(self, size: int, **purpose: bool) -> None:
+        step = self._load(size, **purpose)
         try:
             for form in self._forms:
                 form.before_batch(step)
@@ -217,25 +219,25 @@ class ResidentLoop:
 
     def _step_for_graph(self, size: int, captured: bool) -> None:
         if captured:
-            self._step(size, captured)
+            self._step(size, captured=True, for_graph=True)
             return
         number = self._number.clone()
-        self._step(size)
+        self._step(size, for_graph=True)
         self._number.copy_(number)  # the draws of another row may not fit the batch
 
-    def _load(self, size: int, captured: bool) -> ResidentStep:
+    def _load(self, size: int, **purpose: bool) -> ResidentStep:
         """Return a step with its images."""
         row, dl = self._row(self._table), self._learn.dl
         index = row["index"][:, :size]
         views = tuple(row[name][:, :size].reshape(-1) for name in self._views)
-        x, *targets = dl.after_batch(dl.stored().take(index.reshape(-1), views))
+        x, *targets = dl.after_batch(self._data.take(index.reshape(-1), views))
         if len(index) > 1:  # the images, and those to mix in
             targets = [targets[0][:size], targets[0][-size:]]
         for form, table in zip(self._forms, self._tables, strict=True):
             form.row = self._row(table)
         step = ResidentStep(
-            size, self._number, x, tuple(targets), captured=captured,
-            share=row.get("share"), box=row.get("box"),
+            size, self._number, x, tuple(targets),
+            share=row.get("share"), box=row.get("box"), **purpose,
         )  # fmt: skip
         step.again = partial(self._backward, step, FiniteLoss.order)
         return step
@@ -300,7 +302,7 @@ class ResidentLoop:
         buffers = list(loss.buffers()) if isinstance(loss, nn.Module) else []
         hypers = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
         return _Fixed(
-            [*modules, *params, loss, *buffers],
+            [self._data, *modules, *params, loss, *buffers],
             [m.training for m in modules], [p.requires_grad for p in params], hypers,
             [form.fixed() for form in self._forms],
         )  # fmt: skip

@@ -26,6 +26,8 @@ class ResidentStep:
         x: Images as the model takes them. A form may replace them in `before_batch`.
         targets: The targets; the first is the loss function's.
         captured: Whether the step is being captured as a CUDA graph.
+        for_graph: Whether it is captured, or rehearsed for a capture. The model of such a step
+            draws no random numbers, or the capture is given up.
         share: Share of the first image in GLMC's mixes; None for other loaders.
         box: Box of GLMC's local mix: first row, end row, first column, end column.
         pred: Logits, float32, once they are computed.
@@ -42,6 +44,7 @@ class ResidentStep:
     x: Tensor
     targets: tuple[Tensor, ...]
     captured: bool = False
+    for_graph: bool = False
     share: Tensor | None = None
     box: Tensor | None = None
     pred: Tensor | None = None

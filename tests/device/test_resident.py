@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -90,6 +91,25 @@ def test_a_step_is_captured_anew_only_if_something_fixed_changes(sim, options, s
     made = captures(monkeypatch)
     train(make_learner({"counts": COUNTS}, "auto"), 3, **{k: make() for k, make in options.items()})
     assert made == sizes
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_the_mixes_of_glmc_share_a_pass_where_batch_normalisation_allows_it(sim, plain):
+    learn = make_learner({"counts": COUNTS}, "auto")
+    if not plain:
+        learn.model.backbone.bn1.__class__ = type("Own", (nn.BatchNorm2d,), {})
+    passes = []
+    learn.model.backbone.conv1.forward = partial(_noted, passes, learn.model.backbone.conv1)
+    train(learn, 1, cbs=GLMC())
+    assert learn.loop_ran == "captured"
+    assert set(passes) >= ({16, 14} if plain else {8, 7}) and (16 in passes) == plain
+    assert learn.model.backbone.bn1.num_batches_tracked.item() == 8
+
+
+def _noted(sizes, conv, x):
+    if torch.is_grad_enabled():
+        sizes.append(len(x))
+    return nn.functional.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
 
 
 class Looks(nn.Module):
