@@ -59,9 +59,9 @@ def count(names: list[str] | None = None) -> list[dict]:
             continue
         for loop in ("events", "default"):
             with SimCuda():
-                learn = make_learner(precision="bf16", **options)
-                if loop == "events":
-                    learn.resident = "never"  # an older library has this loop alone
+                # An older library has the loop with events alone.
+                resident = "never" if loop == "events" else "auto"
+                learn = make_learner(resident=resident, precision="bf16", **options)
                 counts = count_steps(stage, learn, make(), epochs=3)
             ran = getattr(learn, "loop_ran", "events") if stage == 1 else "events"
             if loop == "default" and ran == "events":

@@ -42,7 +42,7 @@ class BuildError(Exception):
 
 
 def sources_digest(root: Path) -> str:
-    """A digest of all that a notebook reads: the library, recipes, and results with their tables."""
+    """A digest of all that a notebook reads: library, recipes, results and their tables."""
     digest = hashlib.sha256()
     sources = [*(root / "ltlearn").rglob("*.py"), *(root / "recipes").glob("*.toml")]
     sources += [*(root / "benchmarks").glob("*.py"), *(root / "results").rglob("*.json*")]
