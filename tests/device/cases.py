@@ -46,7 +46,6 @@ STAGE1: dict[str, Make] = {
         "schedule": "multistep", "milestones": [1], "warmup_epochs": 1, "lr": [0.01, 0.1],
     },
     "class-balanced": lambda: {"sampler": "class_balanced"},
-    "square root": lambda: {"sampler": "square_root"},
     "progressive": lambda: {"sampler": "progressive"},
     "balanced softmax": lambda: {"loss": BalancedSoftmaxLoss()},
     "class-balanced loss": lambda: {"loss": ClassBalancedLoss()},
@@ -112,7 +111,7 @@ def _copies_batch(where: str) -> bool:
 
 
 class _Begin(Callback):
-    """Begin to count where the steps of the second epoch begin. It handles no event of a step."""
+    """Begin to count where the steps of the last epoch begin. It handles no event of a step."""
 
     order = 200
 
@@ -120,7 +119,7 @@ class _Begin(Callback):
         self.counts = counts
 
     def before_train(self):
-        if self.learn.epoch == 1:
+        if self.learn.epoch == self.learn.n_epoch - 1:
             STATE.reset()
 
 
@@ -131,7 +130,7 @@ class _End(_Begin):
         """Begin nothing."""
 
     def after_train(self):
-        if self.learn.epoch == 1:
+        if self.learn.epoch == self.learn.n_epoch - 1:
             steps = self.counts.steps = len(self.learn.dls.train)
             for found, counter in (
                 (self.counts.waits, STATE.syncs),
@@ -141,23 +140,26 @@ class _End(_Begin):
                 found.update({key: n // steps for key, n in counter.items() if n >= steps})
 
 
-def make_learner(dls_options: dict | None = None, **kwargs):
+def make_learner(dls_options: dict | None = None, resident: str = "never", **kwargs):
     """Return a learner of a tiny network on the pretended device."""
-    return make_lt_learner(make_dls(device="cuda", **(dls_options or {})), **kwargs)
+    learn = make_lt_learner(make_dls(device="cuda", **(dls_options or {})), **kwargs)
+    learn.resident = resident
+    return learn
 
 
-def count_steps(stage: int, learn, options: dict) -> Counts:
-    """Train two epochs, and count a step of the second one.
+def count_steps(stage: int, learn, options: dict, epochs: int = 2) -> Counts:
+    """Train some epochs, and count a step of the last one.
 
     Args:
         stage: 1 calls `fit_stage1`, 2 `retrain_classifier`.
         learn: The learner, on the pretended device.
         options: Arguments of that method.
+        epochs: Epochs, at least 2; the first one captures.
     """
     counts = Counts()
     fit = learn.fit_stage1 if stage == 1 else learn.retrain_classifier
     # So that an epoch on cached features has several steps.
     given = dict(options) if stage == 1 else {"bs": 8, **options}
     cbs = listed_callbacks(given.pop("cbs", None))
-    fit(2, given.pop("lr", 0.01), cbs=[*cbs, _Begin(counts), _End(counts)], **given)
+    fit(epochs, given.pop("lr", 0.01), cbs=[*cbs, _Begin(counts), _End(counts)], **given)
     return counts

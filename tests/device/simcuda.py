@@ -9,8 +9,9 @@ tensor and has the device cuda:0. Each ATen operation is looked at on its way do
 * An operation that launches a kernel is counted in `sim.launches` by its name.
 
 Real values flow, so that code which depends on data runs, too. Autograd runs as on the CPU,
-autocast uses the CPU's list of operations, and PAVA its tensor operations. A
-`torch.cuda.CUDAGraph` keeps the operations of a capture and repeats them at each replay.
+autocast uses the CPU's list of operations. PAVA runs as tensor operations, and counts as the one
+launch of its kernel. A `torch.cuda.CUDAGraph` keeps the operations of a capture and repeats them at
+each replay.
 """
 
 import collections
@@ -71,6 +72,9 @@ class Sim(torch.Tensor):
     def __repr__(self):
         return f"Sim({self.values_!r})"
 
+    def __format__(self, spec):
+        return format(self.item(), spec) if self.dim() == 0 else object.__format__(self, spec)
+
     def numpy(self, *args, **kwargs):
         raise TypeError(
             "can't convert cuda:0 device type tensor to numpy. "
@@ -117,6 +121,7 @@ class State:
 
     def __init__(self):
         self.active = self.counting = True
+        self.in_kernel = False  # the operations that run now are one kernel on a device
         self.explicit = False  # a call of ours names the device, not PyTorch's own code
         self.graph = None  # the graph that records now
         self.syncs = collections.Counter()
@@ -152,7 +157,7 @@ class State:
             self.syncs[why, place()] += 1
 
     def launch(self, name):
-        if self.counting and self.graph is None:
+        if self.counting and self.graph is None and not self.in_kernel:
             self.launches[name] += 1
 
 
@@ -555,9 +560,21 @@ class SimCuda:
         self.patch(torch, "Generator", OnCpu("Generator", (), {}))
         for name, value in ON_CUDA.items():
             self.patch(torch.cuda, name, value)
-        from ltlearn.isotonic import api, engines
+        from ltlearn.isotonic import api, engines, tensor_ops
+
+        solve = tensor_ops.solve
+
+        def in_one_launch(*args, **kwargs):
+            STATE.launch("pava")
+            STATE.in_kernel = True
+            try:
+                return solve(*args, **kwargs)
+            finally:
+                STATE.in_kernel = False
 
         engines._triton_runs_on.cache_clear()
+        engines.load_engine.cache_clear()
+        self.patch(tensor_ops, "solve", in_one_launch)
         self.patch(api, "dispatch_modes", lambda: 0)
         self.patch(engines, "_triton_runs_on", lambda kind: False)
         from torch.nn.utils import clip_grad
@@ -588,6 +605,9 @@ class SimCuda:
         for owner, name, value, had in reversed(self.undo):
             setattr(owner, name, value) if had else delattr(owner, name)
         torch.__future__.set_overwrite_module_params_on_conversion(self.overwrite)
+        from ltlearn.isotonic import engines
+
+        engines.load_engine.cache_clear()
         return False
 
 

@@ -7,6 +7,8 @@ from tests.device.simcuda import SimCuda
 
 # Documented to look at the loss of each step on the host.
 LOOKS = {"on_nan=skip": 1, "SAMN, skip": 1}
+# fastai's own callbacks and optimisers, which need the events of a step.
+EVENTS = {"accumulated", "clipped", "fastai's Adam"}
 
 
 @pytest.fixture
@@ -22,10 +24,16 @@ def assert_waits_for_nothing(name, counts):
     assert counts.for_batch == 0, counts.waits
 
 
-@pytest.mark.parametrize("name", STAGE1)
-def test_stage_1(sim, name):
+@pytest.mark.parametrize(
+    ("name", "loop"),
+    [(name, "events") for name in STAGE1] + [(n, "resident") for n in STAGE1 if n not in EVENTS],
+)
+def test_stage_1(sim, name, loop):
     learn = make_learner()
-    assert_waits_for_nothing(name, count_steps(1, learn, STAGE1[name]()))
+    learn.resident, learn.capture_steps = "never" if loop == "events" else "auto", False
+    counts = count_steps(1, learn, STAGE1[name]())
+    assert learn.loop_ran == loop
+    assert_waits_for_nothing(name, counts)
     assert all(p.is_cuda for p in learn.model.parameters())
 
 
