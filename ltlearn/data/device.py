@@ -112,7 +112,9 @@ class OnDevice:
         if device.index is None:  # "cuda" is the current device
             device = torch.empty(0, device=device).device
         if device not in self._copies:
-            self._copies[device] = self.make_copy(device) if len(self) else None
+            # Training must be able to use what a prediction has copied.
+            with torch.inference_mode(False):
+                self._copies[device] = self.make_copy(device) if len(self) else None
         return self._copies[device] or self
 
     def make_copy(self, device: torch.device) -> "OnDevice | None":

@@ -259,10 +259,11 @@ class LTDataLoader(TfmdDL):
             yield tuple(t.as_subclass(Tensor) for t in batch)
 
     def _read(self) -> Iterator:
-        """Yield the batches as fastai's loader does, without a wait for their copy to CUDA."""
-        if not _is_cuda(self.device) or defaults.use_cuda is False:
-            yield from super().__iter__()
-            return
+        """Return the batches as fastai's loader does, without a wait for their copy to CUDA."""
+        on_cuda = _is_cuda(self.device) and defaults.use_cuda is not False
+        return self._read_to_cuda() if on_cuda else super().__iter__()
+
+    def _read_to_cuda(self) -> Iterator:
         self.randomize()
         self.before_iter()
         self._DataLoader__idxs = self.get_idxs()  # where fastai's `sample` reads them

@@ -33,28 +33,36 @@ class Features(OnDevice):
 
     def get_batch(self, index: list[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return features (B, D), float32, and targets (B,)."""
-        index = torch.from_numpy(np.asarray(index))
-        return self.take(index, self.draw(len(index), seed))
+        index = np.asarray(index)
+        rows = self._rows_at(index, self._draw(len(index), seed))
+        return torch.from_numpy(rows).float(), self.targets[torch.from_numpy(index)]
 
     def draw(self, n: int, seed: int | None) -> tuple[Tensor, ...]:
         """Draw the view of n images, (n,); an empty tuple if there is one view, or no seed."""
-        if seed is None or len(self.views) == 1:
-            return ()
-        return (torch.from_numpy(np.random.RandomState(seed).randint(len(self.views), size=n)),)
+        view = self._draw(n, seed)
+        return () if view is None else (torch.from_numpy(view),)
 
     def take(self, index: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return features (B, D), float32, and targets (B,), for what `draw` returned."""
         if isinstance(self.views[0], Tensor):
             x = self._take_on_device(index, *drawn)
-        elif not drawn:
-            x = torch.from_numpy(_rows(self.views[0], index.numpy()))
         else:
-            view, where = drawn[0].numpy(), index.numpy()
-            rows = np.empty((len(where), self.views[0].shape[1]), dtype=self.views[0].dtype)
-            for v in np.unique(view):
-                rows[view == v] = _rows(self.views[v], where[view == v])
-            x = torch.from_numpy(rows)
+            views = [view.numpy() for view in drawn]
+            x = torch.from_numpy(self._rows_at(index.numpy(), *views))
         return x.float(), self.targets[index]
+
+    def _draw(self, n: int, seed: int | None) -> np.ndarray | None:
+        if seed is None or len(self.views) == 1:
+            return None
+        return np.random.RandomState(seed).randint(len(self.views), size=n)
+
+    def _rows_at(self, index: np.ndarray, view: np.ndarray | None = None) -> np.ndarray:
+        if view is None:
+            return _rows(self.views[0], index)
+        x = np.empty((len(index), self.views[0].shape[1]), dtype=self.views[0].dtype)
+        for v in np.unique(view):
+            x[view == v] = _rows(self.views[v], index[view == v])
+        return x
 
     def _take_on_device(self, index: Tensor, view: Tensor | None = None) -> Tensor:
         if view is None:
