@@ -20,6 +20,7 @@ from ltlearn.errors import UserError, check_number, check_whole
 from ltlearn.losses.glmc import cut_box, glmc_terms, inverse_power, mix_globally, mix_locally
 from ltlearn.models.backbone import LTModel
 from ltlearn.training.fit_callback import FitCallback, mixes_images
+from ltlearn.utils import ranks
 
 __all__ = ["GLMC"]
 
@@ -74,12 +75,14 @@ class _PairLoader(LTDataLoader):
     def _at_once(self, positions, index, other):
         seed = self._seed_of(positions[0])
         x, y = self.dataset.get_batch((*index, *index, *other, *other), seed)
+        if self.is_cut:
+            x = x.unflatten(0, (4, -1))[:, self.rows_of(len(index))].flatten(0, 1)
         return x, y[: len(index)], y[-len(index) :]
 
     def _one_by_one(self, positions, index, other):
-        views = []
+        views, rows = [], self.rows_of(len(index))
         for images, first in ((index, 0), (other, 2)):
-            for position, i in zip(positions, images, strict=True):
+            for position, i in zip(positions[rows], images[rows], strict=True):
                 seeds = [self._seed_of(position, first + view) for view in range(2)]
                 views.append(torch.stack(self.dataset.get_views(i, seeds)))
         # From (2N, 2, ...), views innermost, to (2, 2, N, ...), images innermost.
@@ -225,7 +228,10 @@ class GLMC(FitCallback):
             features = torch.cat([features, local])
             balanced, projected = self.balanced_(features), self.projection_(features)
             predicted = self.predictor_(projected)
-        rebalanced = torch.cat([learn.pred, rebalanced.to(learn.pred.dtype)])
+        rebalanced = torch.cat([learn.pred, learn.whole_batch(rebalanced.to(learn.pred.dtype))])
+        if ranks.world() > 1:
+            layers = balanced, projected, predicted
+            balanced, projected, predicted = map(self._of_whole_batch, layers)
         terms = glmc_terms(
             balanced, rebalanced, projected, predicted, first, other, share, self.weights_
         )
@@ -269,6 +275,10 @@ class GLMC(FitCallback):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+
+    def _of_whole_batch(self, mixes: Tensor) -> Tensor:
+        """Return the rows of all ranks: those of the global mix, then those of the local mix."""
+        return torch.cat([self.learn.whole_batch(mix) for mix in mixes.chunk(2)])
 
     def _draw(self, height: int, width: int) -> tuple[float, tuple[slice, slice]]:
         """Draw the share and the box of a batch, on the CPU."""

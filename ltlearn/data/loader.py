@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from fastai.data.core import TfmdDL
@@ -12,6 +13,7 @@ from ltlearn.data.own_transforms import TypedBatch, seeded
 from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_whole
+from ltlearn.utils import ranks
 
 __all__ = ["LTDataLoader"]
 
@@ -46,6 +48,8 @@ class LTDataLoader(TfmdDL):
         >>> dl = LTDataLoader(ImageFiles(data, size=224), bs=32, training=True)  # doctest: +SKIP
         >>> dl.set_sampler("class_balanced")  # doctest: +SKIP
     """
+
+    is_cut = False  # whether each rank gets its own rows of a batch
 
     def __init__(
         self,
@@ -126,6 +130,27 @@ class LTDataLoader(TfmdDL):
         elif hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)  # a sampler of torch, such as DistributedSampler
 
+    @contextmanager
+    def cut_by_rank(self) -> Iterator[None]:
+        """Give each rank its rows of each batch inside the block.
+
+        The batches are those of one process: a batch is cut, and the loader draws as before. A
+        batch is (x, y): x holds the rows of this rank, y the targets of the whole batch.
+        """
+        self.is_cut = ranks.world() > 1
+        try:
+            yield
+        finally:
+            self.is_cut = False
+
+    def rows_of(self, n: int) -> slice:
+        """Return the rows that this process loads of a batch.
+
+        Args:
+            n: Rows of the whole batch.
+        """
+        return ranks.part_of(n) if self.is_cut else slice(0, n)
+
     def new(self, dataset=None, cls=None, **kwargs):
         """Return a loader with the same settings, except those given (fastai's protocol).
 
@@ -194,11 +219,13 @@ class LTDataLoader(TfmdDL):
             yield from batches
             return
         first = 0
+        # The rows of another rank are other images, and must not repeat these draws.
+        own = (ranks.rank(),) if self.is_cut and ranks.rank() else ()
         if self.augment and not self.training:
             # A pass that resumes begins at a later position.
             first = next(iter(self.get_idxs()), 0) // max(self.n, 1) // self.bs
         for number in itertools.count(first):
-            with seeded(mix_seed(self.seed, self.epoch, number, _BATCH), self.device):
+            with seeded(mix_seed(self.seed, self.epoch, number, _BATCH, *own), self.device):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -243,11 +270,19 @@ class LTDataLoader(TfmdDL):
         Args:
             samps: Numbers that `get_idxs` returned.
         """
-        if not hasattr(self.dataset, "get_batch"):
+        at_once = hasattr(self.dataset, "get_batch")
+        if not at_once and not self.is_cut:
             yield from super().create_batches(samps)
             return
         for numbers in self.chunkify(samps):
-            yield self.dataset.get_batch([s % self.n for s in numbers], self._seed_at(numbers[0]))
+            rows, index = self.rows_of(len(numbers)), [s % self.n for s in numbers]
+            if at_once:
+                # The whole batch has one seed, so all its rows are drawn.
+                x, y = self.dataset.get_batch(index, self._seed_at(numbers[0]))
+                yield x[rows], y
+            else:
+                x, _ = self.do_batch([self.do_item(s) for s in numbers[rows]])
+                yield x, self.dataset.targets[index]
 
     @property
     def vocab(self):
