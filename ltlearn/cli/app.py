@@ -11,6 +11,7 @@ from ltlearn.cli.console import (
     checked_streams,
     exit_interrupted,
     exit_with,
+    silenced_ranks,
 )
 from ltlearn.cli.data import data, inspect
 from ltlearn.cli.export import export
@@ -46,7 +47,7 @@ def main() -> None:
     keep_freed_memory()
     with terminations_as_interrupts():
         try:
-            with checked_streams():
+            with silenced_ranks(), checked_streams():
                 app(prog_name="ltlearn")
         except UserError as e:
             exit_with(str(e), EXIT_USER)

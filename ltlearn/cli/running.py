@@ -23,6 +23,7 @@ from ltlearn.cli.console import (
 from ltlearn.data.options import ReadOptions
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.names import ON_NAN
+from ltlearn.utils.ranks import by_first
 from ltlearn.utils.settings import Settings
 
 __all__ = [
@@ -158,7 +159,9 @@ def run_and_print(recipe, flags: RunFlags, suffix: str = "") -> None:
     """
     from ltlearn.utils.run_folder import Run
 
-    run = Run.create(flags.settings.runs_path, recipe.name + suffix, flags.out, flags.resume)
+    run = by_first(Run.create)(
+        flags.settings.runs_path, recipe.name + suffix, flags.out, flags.resume
+    )
     quiet = flags.quiet or flags.as_json
     with configured_log(quiet), run.lock():
         try:

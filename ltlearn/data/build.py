@@ -40,6 +40,7 @@ from ltlearn.data.transforms import ImageTransform
 from ltlearn.defaults import IMAGENET_STATS
 from ltlearn.errors import UserError, spell, spell_call
 from ltlearn.names import PART_LABELS, PARTS
+from ltlearn.utils.ranks import start
 
 __all__ = [
     "DEFAULT_SIZE",
@@ -188,6 +189,7 @@ def build_loaders(cls: type[_Loaders], images: ImageParts, options: LoadOptions)
     parts, split = _choose_validation(images, options, shot_counts)
     maker = _LoaderMaker(options, classes, parts["train"])
     loaders = [maker.make(part, parts[part]) for part in PARTS if part in parts]
+    start()  # of several ranks, each gets its device
     device = default_device() if options.device is None else torch.device(options.device)
     # The path is not the folder of the images, because a learner saves into it, and the new folder
     # would count as a class.

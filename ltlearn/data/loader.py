@@ -281,8 +281,8 @@ class LTDataLoader(TfmdDL):
                 x, y = self.dataset.get_batch(index, self._seed_at(numbers[0]))
                 yield x[rows], y
             else:
-                x, _ = self.do_batch([self.do_item(s) for s in numbers[rows]])
-                yield x, self.dataset.targets[index]
+                x, *y = self.do_batch([self.do_item(s) for s in numbers[rows]])
+                yield (x, self.dataset.targets[index]) if y else (x,)
 
     @property
     def vocab(self):

@@ -41,6 +41,7 @@ from ltlearn.training.logs import EpochLog
 from ltlearn.training.loop import sgd
 from ltlearn.training.records import TrajectoryRecord
 from ltlearn.training.selection import tested_part
+from ltlearn.utils.ranks import share
 from ltlearn.utils.run_folder import Run
 from ltlearn.utils.text import epochs_text
 
@@ -382,7 +383,8 @@ def _load_finished(run: Run, name: str, learn: LTLearner) -> FinishedStage | Non
         UserError: If it was trained on other images, or in another precision.
     """
     record, weights = run.path / f"{name}.json", run.path / f"{name}.safetensors"
-    if not record.is_file() or not weights.is_file():
+    # All ranks load the stage, or none: the first one may write it while the others look.
+    if not share(record.is_file() and weights.is_file()):
         return None
     try:
         # Runs of early versions have no checksums.

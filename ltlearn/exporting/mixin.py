@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from ltlearn.errors import UserError
 from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.source import source_of_learner
+from ltlearn.utils.ranks import by_first, world
 
 __all__ = ["ExportMixin"]
 
@@ -12,6 +14,7 @@ __all__ = ["ExportMixin"]
 class ExportMixin:
     """Exports of an `LTLearner`. Each loads what it wrote and compares the logits first."""
 
+    @by_first
     def export_timm(
         self, folder: str | Path, label_descriptions: Mapping[str, str] | None = None
     ) -> Exported:
@@ -41,6 +44,7 @@ class ExportMixin:
 
         return export_timm_folder(source_of_learner(self), Path(folder), label_descriptions)
 
+    @by_first
     def export_onnx(self, file: str | Path, normalize: bool = False) -> Exported:
         """Write one ONNX file with a free batch size, checked with onnxruntime.
 
@@ -66,6 +70,7 @@ class ExportMixin:
 
         return export_onnx_file(source_of_learner(self), Path(file), normalize)
 
+    @by_first
     def export_torchscript(self, file: str | Path, normalize: bool = False) -> Exported:
         """Write a TorchScript file, which `torch.jit.load` loads without other packages.
 
@@ -125,6 +130,11 @@ class ExportMixin:
         Example:
             >>> learn.push_to_hub("user/birds", out="birds-card", dry_run=True)
         """
+        if world() > 1:
+            raise UserError(
+                "push_to_hub takes one process: export or save the model here, and publish it from "
+                "a script that is started without torchrun."
+            )
         from ltlearn.exporting.hub import HubOptions
         from ltlearn.exporting.learner_card import publish_learner
 

@@ -40,7 +40,8 @@ class _Gather(torch.autograd.Function):
         padded = rows.new_zeros(size + (more > 0), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in sizes]
-        distributed.all_gather(parts, padded)
+        with ranks.lost_rank_to_user_error():
+            distributed.all_gather(parts, padded)
         return torch.cat([part[:own] for part, own in zip(parts, sizes, strict=True)])
 
     @staticmethod
@@ -84,7 +85,8 @@ def _in_buckets(tensors: list[Tensor], exchange: Callable[[Tensor], object]) -> 
         following = tensors[i + 1] if i + 1 < len(tensors) else None
         if following is None or size >= _BUCKET or _kind(following) != _kind(tensor):
             flat = torch.cat([t.detach().reshape(-1) for t in bucket])
-            exchange(flat)
+            with ranks.lost_rank_to_user_error():
+                exchange(flat)
             parts = flat.split([t.numel() for t in bucket])
             for t, part in zip(bucket, parts, strict=True):
                 t.copy_(part.view(t.shape))
