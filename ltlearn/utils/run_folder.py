@@ -122,8 +122,7 @@ class Run:
         """Keep other processes from writing to the folder inside the block.
 
         Of several ranks, the first alone locks it. Half-written files of a killed process are
-        removed first. In one thread, blocks can be
-        nested. Reading needs no lock.
+        removed first. In one thread, blocks can be nested. Reading needs no lock.
 
         Args:
             on_wait: Called with a sentence before a wait for another process; None raises instead.
@@ -131,7 +130,6 @@ class Run:
         Raises:
             UserError: If another process writes to the folder, and `on_wait` is None.
         """
-
         if not is_first():
             yield
             return
