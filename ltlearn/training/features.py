@@ -196,6 +196,7 @@ class FeatureBank:
                         writer = store if is_first else _ViewElsewhere()
                         self._extract(writer, backbone, dl, view, seed, autocast)
                         array = store.array
+                        ranks.wait()
             return store.open_anew() if array is None else array
         if key["weights"] != self._memory_weights:
             self._memory, self._memory_weights = {}, key["weights"]

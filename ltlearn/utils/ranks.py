@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import wraps
 from typing import Any, TypeVar
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, spell
 
 __all__ = [
     "by_first",
@@ -169,7 +169,7 @@ def lost_rank_to_user_error() -> Iterator[None]:
         raise UserError(
             f"another process of this training on {world()} devices has ended, and rank {rank()} "
             "cannot go on without it; the log of that process or of the system may state why (such "
-            "as too little memory). Start the training again; with checkpoints it resumes."
+            f"as too little memory). Start the training again with {spell('resume', True)}."
         ) from e
 
 
