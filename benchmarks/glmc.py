@@ -54,7 +54,8 @@ def plain_seconds(learn) -> float:
     shares = counts[targets] ** -0.2
     others = torch.multinomial(shares, len(targets), replacement=True, generator=generator)
     for index, other in zip(order.split(train.bs), others.split(train.bs), strict=True):
-        x = augment(torch.cat([index, index, other, other]), generator)
+        images = torch.cat([index, index, other, other])
+        x = augment(images, augment.draw(len(images), generator))
         x = x.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
         x1, x2, o1, o2 = x.chunk(4)
         y, other_y = targets[index], targets[other]

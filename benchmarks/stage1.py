@@ -76,7 +76,9 @@ def plain_seconds(learn, dtype: torch.dtype | None, memory_format) -> float:
     generator = torch.Generator().manual_seed(0)
     start = time.perf_counter()
     for index in torch.randperm(len(targets), generator=generator).split(learn.dls.train.bs):
-        x = augment(index, generator).to(torch.float32, memory_format=memory_format)
+        x = augment(index, augment.draw(len(index), generator)).to(
+            torch.float32, memory_format=memory_format
+        )
         x = x.sub_(mean).div_(std)
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             out = model(x)

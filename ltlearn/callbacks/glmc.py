@@ -1,8 +1,10 @@
 """GLMC as a fastai callback: a stage 1 with two mixes of each batch and two heads."""
 
+import copy
 import logging
 import random
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import count, cycle
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from ltlearn.callbacks.install import exchange_parameters
 from ltlearn.data.counts import find_class_counts
+from ltlearn.data.draws import EpochDraws, draw_epoch
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.samplers import InstanceSampler
 from ltlearn.data.transforms import mix_seed
@@ -22,12 +25,34 @@ from ltlearn.models.backbone import LTModel
 from ltlearn.training.fit_callback import FitCallback, mixes_images
 from ltlearn.utils import ranks
 
-__all__ = ["GLMC"]
+__all__ = ["GLMC", "draw_mix"]
 
 # Each number separates one kind of draw from the others with the same seed.
 _OTHER, _VIEWS, _MIX, _LAYERS = 1, 2, 3, 4
 
 _log = logging.getLogger("ltlearn")
+
+
+def draw_mix(
+    seed: int, epoch: int, step: int, height: int, width: int
+) -> tuple[float, tuple[slice, slice]]:
+    """Draw the share and the box of a step of GLMC, on the CPU.
+
+    Args:
+        seed: Seed of the training loader.
+        epoch: The epoch, from 0 up.
+        step: The step in the epoch, from 0 up.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+
+    Returns:
+        The share of the first image in the global mix, in [0, 1); rows and columns of the box of
+        the local mix.
+    """
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch, step, _MIX))
+    share = torch.rand((), dtype=torch.float64, generator=generator).item()
+    centre = [torch.randint(size, (), generator=generator).item() for size in (height, width)]
+    return share, cut_box(height, width, share, centre)
 
 
 class _InversePowerSampler(InstanceSampler):
@@ -68,6 +93,23 @@ class _PairLoader(LTDataLoader):
         make = self._at_once if hasattr(self.dataset, "get_batch") else self._one_by_one
         for draws in self.chunkify(samps):
             yield make(*zip(*draws, strict=True))
+
+    def _at_epoch(self, epoch, epochs):
+        twin = super()._at_epoch(epoch, epochs)
+        return twin.use(copy.copy(self.other))
+
+    def _draw_all(self) -> EpochDraws:
+        positions, index, other = np.asarray(self.get_idxs(), dtype=np.int64).T
+        sizes = self._sizes(len(positions))
+        seeds = [self._seed_of(int(first)) for first in positions[:: self.bs][: len(sizes)]]
+        images = np.stack([index, index, other, other])
+        draws = draw_epoch(images, sizes, self.dataset.draw, seeds)
+        share = torch.zeros(len(sizes), dtype=torch.float64)
+        box = torch.zeros(len(sizes), 4, dtype=torch.int64)
+        for step in range(len(sizes)):
+            share[step], sides = draw_mix(self.seed, self.epoch, step, *self.dataset.shape)
+            box[step] = torch.tensor([end for side in sides for end in (side.start, side.stop)])
+        return replace(draws, share=share, box=box)
 
     def _seed_of(self, *where: int) -> int | None:
         return mix_seed(self.seed, self.epoch, *where, _VIEWS) if self.augment else None
@@ -197,7 +239,6 @@ class GLMC(FitCallback):
         random.setstate(state)
         seed = mix_seed(train.seed, _OTHER)
         self._pairs = pairs.use(_InversePowerSampler(train.dataset.targets, seed, self.resample))
-        self._generator = torch.Generator()
 
     def before_train(self):
         """Replace the training loader by the loader of pairs."""
@@ -209,13 +250,14 @@ class GLMC(FitCallback):
     def before_batch(self):
         """Mix the images; the model's input is the global mix."""
         x, other_x = (half.chunk(2) for half in self.learn.xb[0].chunk(2))
-        share, box = self._draw(*x[0].shape[-2:])
-        y, other_y = self.learn.yb
+        learn = self.learn
+        share, box = draw_mix(self._pairs.seed, learn.epoch, learn.iter, *x[0].shape[-2:])
+        y, other_y = learn.yb
         self._batch = mix_locally(x[1], other_x[1], box), other_y, share
         # The hook lasts one pass only: a copy of the model made between two steps has none.
         self._unhook()
-        self._hook = self.learn.model.backbone.register_forward_hook(self._keep_features)
-        self.learn.xb, self.learn.yb = (mix_globally(x[0], other_x[0], share),), (y,)
+        self._hook = learn.model.backbone.register_forward_hook(self._keep_features)
+        learn.xb, learn.yb = (mix_globally(x[0], other_x[0], share),), (y,)
 
     def after_loss(self):
         """Run the model on the local mix, and replace the learner's loss by GLMC's."""
@@ -256,7 +298,7 @@ class GLMC(FitCallback):
 
     def _release(self) -> None:
         """Release all objects that only a fit needs."""
-        self._pairs = self._generator = self._hook = self._features = self._batch = None
+        self._pairs = self._hook = self._features = self._batch = None
 
     def _make_layers(self, head: nn.Module, seed: int) -> nn.ModuleList:
         width, classes = head.in_features, head.out_features
@@ -279,14 +321,6 @@ class GLMC(FitCallback):
     def _of_whole_batch(self, mixes: Tensor) -> Tensor:
         """Return the rows of all ranks: those of the global mix, then those of the local mix."""
         return torch.cat([self.learn.whole_batch(mix) for mix in mixes.chunk(2)])
-
-    def _draw(self, height: int, width: int) -> tuple[float, tuple[slice, slice]]:
-        """Draw the share and the box of a batch, on the CPU."""
-        seed = mix_seed(self._pairs.seed, self.learn.epoch, self.learn.iter, _MIX)
-        generator = self._generator.manual_seed(seed)
-        share = torch.rand((), dtype=torch.float64, generator=generator).item()
-        centre = [torch.randint(size, (), generator=generator).item() for size in (height, width)]
-        return share, cut_box(height, width, share, centre)
 
 
 def _check(learn) -> None:

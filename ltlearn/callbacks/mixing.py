@@ -1,5 +1,6 @@
 """MixUp and CutMix with one share per batch, as fastai callbacks."""
 
+from dataclasses import dataclass
 from numbers import Integral
 
 import numpy as np
@@ -11,9 +12,24 @@ from ltlearn.errors import UserError, check_number
 from ltlearn.losses.glmc import cut_box, mix_globally, mix_locally
 from ltlearn.training.fit_callback import FitCallback, mixes_images
 
-__all__ = ["BatchCutMix", "BatchMixUp"]
+__all__ = ["BatchCutMix", "BatchMixUp", "MixDraw"]
 
 _MIX = 5  # separates these draws from the other draws of one seed
+
+
+@dataclass(frozen=True, eq=False)
+class MixDraw:
+    """The draws of a step that mixes a batch with itself.
+
+    Args:
+        share: Share of the image itself in the mix, and of its target in the loss, in [0, 1].
+        partner: The partner of each image: its index in the batch, (N,), int64, on the CPU.
+        box: Rows and columns that the partner replaces; None mixes all pixels by `share`.
+    """
+
+    share: float
+    partner: Tensor
+    box: tuple[slice, slice] | None = None
 
 
 class _BatchMix(FitCallback):
@@ -44,17 +60,35 @@ class _BatchMix(FitCallback):
         """Mix the images."""
         learn = self.learn
         x = self._images()
-        seed = getattr(learn.dls.train, "seed", 0)
+        drawn = self.draw(self.seed, learn.epoch, learn.iter, len(x), tuple(x.shape[-2:]))
+        # Does not wait for the device, unlike a plain copy.
+        partner = drawn.partner.to(x.device, non_blocking=True)
+        learn.xb = (self._mix(x, x[partner], drawn),)
+        self.share_, self.partner_ = drawn.share, partner
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of the training loader; 0 if it has none."""
+        seed = getattr(self.learn.dls.train, "seed", 0)
         # A fastai loader passes on the attributes of its dataset, so `seed` may be anything.
-        seed = int(seed) if isinstance(seed, Integral) else 0
-        rng = np.random.default_rng(mix_seed(seed, learn.epoch, learn.iter, _MIX))
+        return int(seed) if isinstance(seed, Integral) else 0
+
+    def draw(self, seed: int, epoch: int, step: int, n: int, shape: tuple[int, int]) -> MixDraw:
+        """Draw how the batch of a step is mixed, without its images.
+
+        Args:
+            seed: Seed of the training loader, as `seed` returns it.
+            epoch: The epoch, from 0 up.
+            step: The step in the epoch, from 0 up.
+            n: Images in the batch.
+            shape: Height and width of the images in pixels.
+        """
+        rng = np.random.default_rng(mix_seed(seed, epoch, step, _MIX))
         # Far above 1e15 the sum of two gamma variates overflows; the share is 1/2 anyway.
         alpha = min(self.alpha, 1e15)
         share = rng.beta(alpha, alpha)
-        # Does not wait for the device, unlike a plain copy.
-        partner = torch.from_numpy(rng.permutation(len(x))).to(x.device, non_blocking=True)
-        mixed, self.share_ = self._mix(x, x[partner], share, rng)
-        learn.xb, self.partner_ = (mixed,), partner
+        partner = torch.from_numpy(rng.permutation(n))
+        return self._complete(MixDraw(share, partner), rng, *shape)
 
     def after_loss(self):
         """Add the loss of the partners' targets, each by its share."""
@@ -68,8 +102,12 @@ class _BatchMix(FitCallback):
         """Release the last draw."""
         self.share_ = self.partner_ = None
 
-    def _mix(self, x: Tensor, other: Tensor, share: float, rng) -> tuple[Tensor, float]:
-        """Return the mixed images and the share of x in them; do not change x."""
+    def _complete(self, drawn: MixDraw, rng, height: int, width: int) -> MixDraw:
+        """Return the draws with what this way to mix needs beside share and partners."""
+        return drawn
+
+    def _mix(self, x: Tensor, other: Tensor, drawn: MixDraw) -> Tensor:
+        """Return the mixed images; do not change x."""
         raise NotImplementedError(f"{type(self).__name__} does not define how it mixes.")
 
     def _images(self) -> Tensor:
@@ -123,8 +161,8 @@ class BatchMixUp(_BatchMix):
     def __init__(self, alpha: float = 0.2):
         super().__init__(alpha)
 
-    def _mix(self, x: Tensor, other: Tensor, share: float, rng) -> tuple[Tensor, float]:
-        return mix_globally(x, other, share), share
+    def _mix(self, x: Tensor, other: Tensor, drawn: MixDraw) -> Tensor:
+        return mix_globally(x, other, drawn.share)
 
 
 class BatchCutMix(_BatchMix):
@@ -164,10 +202,12 @@ class BatchCutMix(_BatchMix):
     def __init__(self, alpha: float = 1.0):
         super().__init__(alpha)
 
-    def _mix(self, x: Tensor, other: Tensor, share: float, rng) -> tuple[Tensor, float]:
-        height, width = x.shape[-2:]
-        box = cut_box(height, width, share, rng.integers((height, width)).tolist())
+    def _complete(self, drawn: MixDraw, rng, height: int, width: int) -> MixDraw:
+        box = cut_box(height, width, drawn.share, rng.integers((height, width)).tolist())
         rows, columns = box
         area = (rows.stop - rows.start) * (columns.stop - columns.start)
+        return MixDraw(1 - area / (height * width), drawn.partner, box)
+
+    def _mix(self, x: Tensor, other: Tensor, drawn: MixDraw) -> Tensor:
         # A copy, because a loader may return the same batch object again.
-        return mix_locally(x.clone(), other, box), 1 - area / (height * width)
+        return mix_locally(x.clone(), other, drawn.box)

@@ -56,6 +56,8 @@ _log = logging.getLogger("ltlearn")
 _Loaders = TypeVar("_Loaders", bound=DataLoaders)
 DEFAULT_SIZE = 224  # side in pixels of images that are not small
 _EVALUATION_BS = 256  # smallest evaluation batch of images in memory
+# A CUDA device needs larger batches to be busy: up to 1,024 images of 32 pixels.
+_CUDA_EVALUATION_BS, _CUDA_EVALUATION_PIXELS = 1024, 1024 * 32 * 32
 _MAX_NAMED_CLASSES = 5  # classes that a message names
 
 
@@ -189,8 +191,7 @@ def build_loaders(cls: type[_Loaders], images: ImageParts, options: LoadOptions)
     parts, split = _choose_validation(images, options, shot_counts)
     maker = _LoaderMaker(options, classes, parts["train"])
     loaders = [maker.make(part, parts[part]) for part in PARTS if part in parts]
-    start()  # of several ranks, each gets its device
-    device = default_device() if options.device is None else torch.device(options.device)
+    device = _device_of(options)
     # The path is not the folder of the images, because a learner saves into it, and the new folder
     # would count as a class.
     dls = cls(*loaders, path=Path("."), device=device)
@@ -276,7 +277,7 @@ class _LoaderMaker:
             dataset = self._make_own(data, transform)
         elif options.in_memory:
             dataset, workers = ImagesInMemory(data, transform, options.pad), 0
-            bs = bs if training else max(bs, _EVALUATION_BS)
+            bs = bs if training else max(bs, self._find_evaluation_bs())
         else:
             dataset = ImageFiles(data, transform, options.size, options.pad)
         dataset.vocab, dataset.tfms_name = self.vocab, self._name_tfms()
@@ -288,6 +289,13 @@ class _LoaderMaker:
             num_workers=workers,
             after_batch=self.batch.around(self.normalize),
         )
+
+    def _find_evaluation_bs(self) -> int:
+        """Return the smallest evaluation batch of images in memory."""
+        if _device_of(self.options).type != "cuda":
+            return _EVALUATION_BS
+        fits = _CUDA_EVALUATION_PIXELS // (self.shape[0] * self.shape[1])
+        return min(max(fits, _EVALUATION_BS), _CUDA_EVALUATION_BS)
 
     def find_size(self, loader: LTDataLoader) -> tuple[int, int]:
         """Return the height and width of the images in a batch."""
@@ -313,6 +321,12 @@ class _LoaderMaker:
         """Name the transforms that evaluation applies, too; "" without any."""
         names = [self.items.name] if self.items is not None else []
         return ", ".join(names + [self.batch.name] if self.batch.tfms else names)
+
+
+def _device_of(options: LoadOptions) -> torch.device:
+    """Return the device that batches go to."""
+    start()  # of several ranks, each gets its device
+    return default_device() if options.device is None else torch.device(options.device)
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:

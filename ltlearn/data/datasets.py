@@ -134,10 +134,31 @@ class ImagesInMemory(ShownByFastai):
             seed: Decides the augmentation; None returns the images unchanged.
         """
         index = torch.as_tensor(index, dtype=torch.int64)
-        generator = None
-        if seed is not None and self.transform != "none":
-            generator = torch.Generator().manual_seed(seed)
-        return self.augment(index, generator), self.targets[index]
+        return self.take(index, self.draw(len(index), seed))
+
+    def draw(self, n: int, seed: int | None) -> tuple[Tensor, ...]:
+        """Draw how n images are augmented, without reading one.
+
+        Args:
+            n: Number of images.
+            seed: Decides the draws; None draws nothing.
+
+        Returns:
+            Top and left of the crops, and whether each is mirrored, (n,) each; an empty tuple
+            without augmentation.
+        """
+        if seed is None or self.transform == "none":
+            return ()
+        return self.augment.draw(n, torch.Generator().manual_seed(seed))
+
+    def take(self, index: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return images (B, 3, H, W) uint8 and targets (B,).
+
+        Args:
+            index: Indices of the images, (B,).
+            drawn: What `draw` returned for B images.
+        """
+        return self.augment(index, drawn), self.targets[index]
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         x, y = self.get_batch([i])
@@ -184,8 +205,8 @@ class ImagesInMemory(ShownByFastai):
             return image
         one = torch.from_numpy(np.ascontiguousarray(image))[None]
         augment = BatchCropFlip(one, self.augment.pad, self.augment.flip)
-        generator = torch.Generator().manual_seed(seed)
-        return augment(torch.tensor([0]), generator)[0].permute(1, 2, 0).numpy()
+        drawn = augment.draw(1, torch.Generator().manual_seed(seed))
+        return augment(torch.tensor([0]), drawn)[0].permute(1, 2, 0).numpy()
 
 
 def _four_bytes(images: np.ndarray) -> np.ndarray:
@@ -346,8 +367,10 @@ class NormalizeUint8(ItemTransform):
             mean: Mean per channel for pixels in [0, 1].
             std: Standard deviation per channel for pixels in [0, 1].
         """
-        self.mean = torch.tensor(mean).view(1, 3, 1, 1) * 255
-        self.std = torch.tensor(std).view(1, 3, 1, 1) * 255
+        # Statistics on another device than the images would be copied in each batch.
+        device = getattr(self, "mean", torch.empty(0)).device
+        self.mean = (torch.tensor(mean).view(1, 3, 1, 1) * 255).to(device)
+        self.std = (torch.tensor(std).view(1, 3, 1, 1) * 255).to(device)
 
     @property
     def stats(self) -> tuple[list[float], list[float]]:

@@ -1,5 +1,6 @@
 """`LTDataLoader`: a fastai loader whose draws depend on seed, epoch and position alone."""
 
+import copy
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from fastai.data.core import TfmdDL
 from fastai.torch_core import TensorCategory, TensorImage
 from torch import Tensor
 
+from ltlearn.data.draws import EpochDraws, draw_epoch
 from ltlearn.data.own_transforms import TypedBatch, seeded
 from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
 from ltlearn.data.transforms import mix_seed
@@ -194,6 +196,44 @@ class LTDataLoader(TfmdDL):
         if not self.augment:
             return list(order)
         return [i + position * self.n for position, i in enumerate(order)]
+
+    def draws(self, epoch: int, epochs: int | None = None) -> EpochDraws:
+        """Return all draws of an epoch, without reading an image. The loader stays as it is.
+
+        A pass over the loader uses the same functions, so it sees the same images. A torch sampler
+        without a seed of its own draws anew in each call.
+
+        Args:
+            epoch: The epoch, from 0 up.
+            epochs: Number of epochs of the training; None keeps the number that was set before.
+
+        Raises:
+            UserError: If the dataset does not make whole batches, as `ImageFiles` does not.
+        """
+        if not hasattr(self.dataset, "draw"):
+            raise UserError(
+                f"{type(self.dataset).__name__} reads and augments images one by one, so the draws "
+                "of an epoch cannot be made at once."
+            )
+        return self._at_epoch(epoch, epochs)._draw_all()
+
+    def _at_epoch(self, epoch: int, epochs: int | None) -> "LTDataLoader":
+        """Return a copy of the loader at another epoch."""
+        twin = copy.copy(self)
+        twin.sampler = copy.copy(self.sampler)
+        twin.set_epoch(epoch, epochs)
+        return twin
+
+    def _draw_all(self) -> EpochDraws:
+        numbers = np.asarray(self.get_idxs(), dtype=np.int64)
+        sizes = self._sizes(len(numbers))
+        seeds = [self._seed_at(int(number)) for number in numbers[:: self.bs][: len(sizes)]]
+        return draw_epoch(numbers[None] % self.n, sizes, self.dataset.draw, seeds)
+
+    def _sizes(self, n: int) -> list[int]:
+        """Return the sizes of the batches of n images."""
+        sizes = [min(self.bs, n - first) for first in range(0, n, self.bs)]
+        return sizes[:-1] if self.drop_last and n % self.bs else sizes
 
     def __iter__(self) -> Iterator:
         self.set_epoch(self.epoch)

@@ -207,25 +207,24 @@ class BatchCropFlip:
         mirrored = torch.rand(n, generator=generator) < 0.5
         return top, left, mirrored if self.flip else torch.zeros_like(mirrored)
 
-    def __call__(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the images at `index`, augmented if a generator is given.
+    def __call__(self, index: Tensor, drawn: tuple[Tensor, ...] = ()) -> Tensor:
+        """Return the images at `index`, augmented if draws are given.
 
         Args:
             index: Indices into the images, (B,).
-            generator: The source of the draws; None returns the images unchanged.
+            drawn: The draws, as `draw` returns them; empty returns the images unchanged.
         """
         if self._images is not None:
             index = self._images[index]
         out = self._pixels[index]
-        if generator is not None:
-            out = self._augmented(out, generator)
+        if drawn:
+            out = self._augmented(out, *drawn)
         out = out.view(torch.uint8).view(len(index), self.height, self.width, 4)
         return out[..., :3].permute(0, 3, 1, 2)
 
-    def _augmented(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def _augmented(self, pixels: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
         """Crop and mirror a batch, (B, H, W) int32, each image in its own way."""
         n, pad = len(pixels), self.pad
-        top, left, mirrored = self.draw(n, generator)
         # Only the batch is padded, because a border on all images takes more than half as much
         # memory again.
         n_rows, n_cols = self.height + 2 * pad, self.width + 2 * pad

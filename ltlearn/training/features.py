@@ -67,14 +67,21 @@ class Features:
     def get_batch(self, index: list[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return features (B, D), float32, and targets (B,)."""
         index = np.asarray(index)
-        if seed is None or len(self.views) == 1:
+        drawn = self.draw(len(index), seed)
+        if not drawn:
             x = _rows(self.views[0], index)
         else:
-            view = np.random.RandomState(seed).randint(len(self.views), size=len(index))
+            view = drawn[0].numpy()
             x = np.empty((len(index), self.views[0].shape[1]), dtype=self.views[0].dtype)
             for v in np.unique(view):
                 x[view == v] = _rows(self.views[v], index[view == v])
         return torch.from_numpy(x).float(), self.targets[torch.from_numpy(index)]
+
+    def draw(self, n: int, seed: int | None) -> tuple[Tensor, ...]:
+        """Draw the view of n images, (n,); an empty tuple if there is one view, or no seed."""
+        if seed is None or len(self.views) == 1:
+            return ()
+        return (torch.from_numpy(np.random.RandomState(seed).randint(len(self.views), size=n)),)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         x, y = self.get_batch([i])

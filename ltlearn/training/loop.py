@@ -10,9 +10,9 @@ from fastai.callback.core import Callback, CancelEpochException, event
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback, ShowGraphCallback
 from fastai.callback.tracker import TrackerCallback
-from fastai.learner import AvgSmoothLoss, Learner, Recorder, join_path_file
+from fastai.learner import AvgLoss, AvgSmoothLoss, Learner, Recorder, join_path_file
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import defaults
+from fastai.torch_core import defaults, find_bs
 from fastcore.basics import listify, noop
 from torch import Tensor, nn
 
@@ -55,14 +55,14 @@ class _Wrapped(OptimWrapper):
 
 
 class _SGD(torch.optim.SGD):
-    """torch's SGD, with its fused kernel on a CPU: one kernel per step, not three per parameter."""
+    """torch's SGD with its fused kernel: on a CPU one kernel per step, not three per parameter."""
 
     def __init__(self, params, *args, **kwargs):
         params = list(params)
         group = params[0] if params else None
         first = group["params"] if isinstance(group, dict) else params
-        on_cpu = all(p.is_cpu and p.dtype.is_floating_point for p in first)
-        super().__init__(params, *args, **{"fused": True if on_cpu else None, **kwargs})
+        fused = all((p.is_cpu or p.is_cuda) and p.dtype.is_floating_point for p in first)
+        super().__init__(params, *args, **{"fused": True if fused else None, **kwargs})
 
     def step(self, closure=None):
         """Take a step."""
@@ -99,6 +99,8 @@ def fused_update_of(opt) -> Callable[[list[Tensor], list[Tensor]], None] | None:
         return None
     (group,) = own.param_groups
     if not (group["fused"] and group["momentum"]) or group["maximize"] or group["dampening"]:
+        return None
+    if not all(p.is_cpu for p in group["params"]):
         return None
     settings = {
         key: group[key] for key in ("weight_decay", "momentum", "lr", "dampening", "nesterov")
@@ -185,13 +187,30 @@ def memory_to_user_error():
         ) from e
 
 
+@contextmanager
+def _tuned_convolutions(dl):
+    """Let cuDNN try its convolutions, and keep the fastest, for images of one shape on CUDA."""
+    cudnn = torch.backends.cudnn
+    on_cuda = getattr(getattr(dl, "device", None), "type", "") == "cuda"
+    one_shape = hasattr(getattr(dl, "dataset", None), "shape")
+    exact = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    before = cudnn.benchmark
+    cudnn.benchmark = before or (on_cuda and one_shape and not exact)
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
 class _SmoothLoss(AvgSmoothLoss):
     """fastai's smoothed loss, without a wait for the device at each step."""
 
     def accumulate(self, learn):
         loss = learn.loss.detach().mean()
+        # The first value is a zero on the CPU.
+        last = self.val.to(loss) if self.count else torch.zeros_like(loss)
         self.count += 1
-        self.val = torch.lerp(loss, self.val.to(loss), self.beta)
+        self.val = torch.lerp(loss, last, self.beta)
 
     def accumulate_all(self, losses: list[float]) -> list[float]:
         """Add losses, and return the value after each."""
@@ -209,6 +228,15 @@ class _SmoothLoss(AvgSmoothLoss):
         # fragment the heap, and memory would grow with the steps; a Python float does not.
         value = super().value
         return value.item() if value.device.type == "cpu" else value
+
+
+class _MeanLoss(AvgLoss):
+    """fastai's mean of the validation loss, without a wait for the device at each batch."""
+
+    def accumulate(self, learn):
+        n = find_bs(learn.yb)
+        self.total += learn.loss.detach().mean() * n
+        self.count += n
 
 
 class _Text(str):
@@ -235,7 +263,7 @@ class QuietLearner(Learner):
         self._show_progress()
         for cb in self.cbs:
             if isinstance(cb, Recorder):
-                cb.smooth_loss = _SmoothLoss()
+                cb.smooth_loss, cb.loss = _SmoothLoss(), _MeanLoss()
 
     @property
     def smooth_loss(self) -> Tensor:
@@ -349,7 +377,8 @@ class QuietLearner(Learner):
             if isinstance(cb, Trajectory):
                 self.metrics = [*metrics, *cb.as_metrics()]
         try:
-            with oom_to_user_error(getattr(self.dls.train, "bs", 1)):
+            train = self.dls.train
+            with oom_to_user_error(getattr(train, "bs", 1)), _tuned_convolutions(train):
                 super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
         finally:
             self.metrics, self.logger = metrics, logger

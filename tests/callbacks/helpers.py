@@ -40,8 +40,8 @@ def make_images(counts=COUNTS, side=8, seed=0):
 
 def make_dls(counts=COUNTS, side=8, bs=8, **kwargs):
     valid, test = make_images([4] * len(counts), side, 1), make_images([3] * len(counts), side, 2)
-    kwargs = {"valid": valid, "test": test, **kwargs}
-    return LTDataLoaders.from_arrays(*make_images(counts, side), bs=bs, device="cpu", **kwargs)
+    kwargs = {"valid": valid, "test": test, "device": "cpu", **kwargs}
+    return LTDataLoaders.from_arrays(*make_images(counts, side), bs=bs, **kwargs)
 
 
 def make_lt_learner(dls=None, seed=0, arch="resnet8_cifar", **kwargs):

@@ -1,7 +1,6 @@
 import copy
 import math
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,13 +195,7 @@ def test_the_draws_are_uniform(monkeypatch):
     import ltlearn.callbacks.glmc as module
 
     monkeypatch.setattr(module, "cut_box", lambda height, width, share, centre: centre)
-    cb = GLMC()
-    cb._pairs, cb._generator = SimpleNamespace(seed=0), torch.Generator()
-    draws = []
-    for epoch in range(20):
-        for i in range(100):
-            cb.learn = SimpleNamespace(epoch=epoch, iter=i)
-            draws.append(cb._draw(5, 9))
+    draws = [module.draw_mix(0, epoch, i, 5, 9) for epoch in range(20) for i in range(100)]
     shares = np.array([share for share, _ in draws])
     assert len(set(shares)) == 2000 and shares.min() >= 0 and shares.max() < 1
     assert chisquare(np.histogram(shares, 10, (0, 1))[0]).pvalue > 1e-3

@@ -147,15 +147,15 @@ def test_a_step_equals_the_papers_equations(kind, at, reduction, monkeypatch):
     learn, cb = make_lt_learner(make_dls(counts, seed=4)), kind(alpha=0.7)
     loss_func = LDAMLoss(counts, weights=weights, reduction=reduction)
     draws, step, keep = [], Step(at), Keep(cb)
-    mix = kind._mix
+    complete = kind._complete
 
-    def spy(self, x, other, share, rng):
+    def spy(self, drawn, rng, height, width):
         # The same numbers again, from a copy of the generator.
         twin = copy.deepcopy(rng)
-        draws.append((share, twin.integers(x.shape[-2:])))
-        return mix(self, x, other, share, rng)
+        draws.append((drawn.share, twin.integers((height, width))))
+        return complete(self, drawn, rng, height, width)
 
-    monkeypatch.setattr(kind, "_mix", spy)
+    monkeypatch.setattr(kind, "_complete", spy)
     learn.fit_stage1(2, 1e-3, loss=loss_func, cbs=[cb, step, keep])
     found = next(seen for seen in keep.seen if seen[0] == at)
     drawn, centre = draws[keep.seen.index(found)]

@@ -34,7 +34,8 @@ def outcomes_by_hand(image, pad, flip=True):
 def batch_outcomes(image, pad, draws, flip=True, seed=0):
     augment = BatchCropFlip(torch.from_numpy(image)[None], pad, flip)
     generator = torch.Generator().manual_seed(seed)
-    out = augment(torch.zeros(draws, dtype=torch.int64), generator).permute(0, 2, 3, 1).numpy()
+    index = torch.zeros(draws, dtype=torch.int64)
+    out = augment(index, augment.draw(draws, generator)).permute(0, 2, 3, 1).numpy()
     return Counter(np.ascontiguousarray(x).tobytes() for x in out)
 
 
@@ -63,7 +64,8 @@ def test_seeds_of_neighbouring_batches_share_nothing():
     seen = Counter()
     for position in range(4000):
         generator = torch.Generator().manual_seed(mix_seed(0, 0, 64 * position))
-        out = augment(torch.zeros(1, dtype=torch.int64), generator)[0].permute(1, 2, 0)
+        drawn = augment.draw(1, generator)
+        out = augment(torch.zeros(1, dtype=torch.int64), drawn)[0].permute(1, 2, 0)
         seen[np.ascontiguousarray(out.numpy()).tobytes()] += 1
     assert set(seen) == set(possible)
     assert chisquare([seen[k] for k in possible]).pvalue > 1e-3

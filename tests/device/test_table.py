@@ -1,0 +1,45 @@
+"""On a device, a training step mixes no devices and waits for nothing but its batch."""
+
+import pytest
+
+from tests.device.cases import POST_HOC, STAGE1, STAGE2, count_steps, make_learner
+from tests.device.simcuda import SimCuda
+
+# Documented to look at the loss of each step on the host.
+LOOKS = {"on_nan=skip": 1, "SAMN, skip": 1}
+
+
+@pytest.fixture
+def sim():
+    with SimCuda() as state:
+        yield state
+
+
+def assert_waits_for_its_batch(name, counts):
+    assert counts.steps == 7 and counts.launches, "nothing was counted"
+    others = counts.others
+    assert sum(others.values()) == LOOKS.get(name, 0), others
+    assert counts.for_batch <= 3, counts.waits
+
+
+@pytest.mark.parametrize("name", STAGE1)
+def test_stage_1(sim, name):
+    learn = make_learner()
+    assert_waits_for_its_batch(name, count_steps(1, learn, STAGE1[name]()))
+    assert all(p.is_cuda for p in learn.model.parameters())
+
+
+@pytest.mark.parametrize("name", STAGE2)
+def test_stage_2(sim, name):
+    options = STAGE2[name]()
+    learn = make_learner()
+    counts = count_steps(2, learn, options)
+    assert_waits_for_its_batch(name, counts)
+    assert learn.predict_logits("test")[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", POST_HOC)
+def test_post_hoc(sim, name):
+    learn = make_learner()
+    learn.correct_classifier(name)
+    assert learn.predict_logits("test")[0].isfinite().all()
