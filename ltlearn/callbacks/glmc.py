@@ -90,6 +90,11 @@ class _PairLoader(LTDataLoader):
 
     def create_batches(self, samps):
         """Make batches in one operation if the dataset can, else image by image."""
+        if self.stored() is not self.dataset:
+            for x, y in super().create_batches(samps):
+                y, _, other, _ = y.chunk(4)
+                yield x, y, other
+            return
         make = self._at_once if hasattr(self.dataset, "get_batch") else self._one_by_one
         for draws in self.chunkify(samps):
             yield make(*zip(*draws, strict=True))
@@ -98,15 +103,17 @@ class _PairLoader(LTDataLoader):
         twin = super()._at_epoch(epoch, epochs)
         return twin.use(copy.copy(self.other))
 
-    def _draw_all(self) -> EpochDraws:
-        positions, index, other = np.asarray(self.get_idxs(), dtype=np.int64).T
+    def _draw_images(self, numbers) -> EpochDraws:
+        positions, index, other = np.asarray(numbers, dtype=np.int64).reshape(-1, 3).T
         sizes = self._sizes(len(positions))
         seeds = [self._seed_of(int(first)) for first in positions[:: self.bs][: len(sizes)]]
         images = np.stack([index, index, other, other])
-        draws = draw_epoch(images, sizes, self.dataset.draw, seeds)
-        share = torch.zeros(len(sizes), dtype=torch.float64)
-        box = torch.zeros(len(sizes), 4, dtype=torch.int64)
-        for step in range(len(sizes)):
+        return draw_epoch(images, sizes, self.dataset.draw, seeds)
+
+    def _with_mixes(self, draws: EpochDraws) -> EpochDraws:
+        share = torch.zeros(len(draws.sizes), dtype=torch.float64)
+        box = torch.zeros(len(draws.sizes), 4, dtype=torch.int64)
+        for step in range(len(draws.sizes)):
             share[step], sides = draw_mix(self.seed, self.epoch, step, *self.dataset.shape)
             box[step] = torch.tensor([end for side in sides for end in (side.start, side.stop)])
         return replace(draws, share=share, box=box)
@@ -117,9 +124,12 @@ class _PairLoader(LTDataLoader):
     def _at_once(self, positions, index, other):
         seed = self._seed_of(positions[0])
         x, y = self.dataset.get_batch((*index, *index, *other, *other), seed)
-        if self.is_cut:
-            x = x.unflatten(0, (4, -1))[:, self.rows_of(len(index))].flatten(0, 1)
-        return x, y[: len(index)], y[-len(index) :]
+        return self._own_rows(x), y[: len(index)], y[-len(index) :]
+
+    def _own_rows(self, x: Tensor) -> Tensor:
+        if not self.is_cut:
+            return x
+        return x.unflatten(0, (4, -1))[:, self.rows_of(len(x) // 4)].flatten(0, 1)
 
     def _one_by_one(self, positions, index, other):
         views, rows = [], self.rows_of(len(index))

@@ -49,7 +49,7 @@ _ALIASES = {
 # Settings are the remedy in commands that have no flag for them.
 _SETTINGS = (
     "data_path", "runs_path", "cache_path", "num_workers", "precision", "device",
-    "max_megapixels",
+    "max_megapixels", "device_megabytes",
 )  # fmt: skip
 # The commands that make a run, which others read.
 _TRAINING_COMMANDS = ("train", "recipe")

@@ -14,6 +14,7 @@ from fastai.torch_core import TensorImage
 from fasttransform import ItemTransform
 from torch import Tensor
 
+from ltlearn.data.device import OnDevice
 from ltlearn.data.images import ImageSet
 from ltlearn.data.items import LabelledItems, LazyImages, ShownByFastai, read_pixels
 from ltlearn.data.opening import is_deep, open_image, upright_rgb
@@ -78,7 +79,7 @@ class SplitInfo:
         return asdict(self)
 
 
-class ImagesInMemory(ShownByFastai):
+class ImagesInMemory(OnDevice, ShownByFastai):
     """Small images as one uint8 tensor, augmented as a batch.
 
     Args:
@@ -159,6 +160,19 @@ class ImagesInMemory(ShownByFastai):
             drawn: What `draw` returned for B images.
         """
         return self.augment(index, drawn), self.targets[index]
+
+    def make_copy(self, device: torch.device) -> "ImagesInMemory | None":
+        """Return a copy whose images are on a device; None if they do not fit.
+
+        Args:
+            device: The device.
+        """
+        augment = self.augment.make_copy(device)
+        if augment is None:
+            return None
+        twin = copy.copy(self)
+        twin.augment, twin.targets = augment, self.targets.to(device)
+        return twin
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         x, y = self.get_batch([i])

@@ -1,11 +1,13 @@
 """`EpochDraws`: the random draws of a whole epoch, made before an image is read."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ltlearn.data.device import asynchronous
 
 __all__ = ["EpochDraws", "draw_epoch"]
 
@@ -36,6 +38,30 @@ class EpochDraws:
     views: tuple[Tensor, ...] = ()
     share: Tensor | None = None
     box: Tensor | None = None
+
+    def of_step(self, step: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the indices of the images of a step, and how each is augmented.
+
+        Args:
+            step: The step, from 0.
+
+        Shape:
+            All are (V * n,) for a batch of n.
+        """
+        n = self.sizes[step]
+        return (
+            self.index[step, :, :n].flatten(),
+            tuple(table[step, :, :n].flatten() for table in self.views),
+        )
+
+    def images_on(self, device: torch.device) -> "EpochDraws":
+        """Return the draws with those of the images on a CUDA device, without a wait for it.
+
+        Args:
+            device: The device.
+        """
+        views = tuple(asynchronous(table, device) for table in self.views)
+        return replace(self, index=asynchronous(self.index, device), views=views)
 
 
 def draw_epoch(

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from fastai.data.core import TfmdDL
-from fastai.torch_core import TensorCategory, TensorImage
+from fastai.data.load import _loaders
+from fastai.torch_core import TensorCategory, TensorImage, apply, defaults
 from torch import Tensor
 
+from ltlearn.data.device import OnDevice, asynchronous
 from ltlearn.data.draws import EpochDraws, draw_epoch
 from ltlearn.data.own_transforms import TypedBatch, seeded
 from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
@@ -22,6 +25,10 @@ __all__ = ["LTDataLoader"]
 # Keeps the seeds of a user's batch transforms apart from the seeds of the images.
 _BATCH = 0xBA7C
 _READ_ROWS = 4096  # features read at once
+
+
+def _is_cuda(device: torch.device | None) -> bool:
+    return device is not None and device.type == "cuda"
 
 
 class LTDataLoader(TfmdDL):
@@ -215,7 +222,8 @@ class LTDataLoader(TfmdDL):
                 f"{type(self.dataset).__name__} reads and augments images one by one, so the draws "
                 "of an epoch cannot be made at once."
             )
-        return self._at_epoch(epoch, epochs)._draw_all()
+        twin = self._at_epoch(epoch, epochs)
+        return twin._with_mixes(twin._draw_images(twin.get_idxs()))
 
     def _at_epoch(self, epoch: int, epochs: int | None) -> "LTDataLoader":
         """Return a copy of the loader at another epoch."""
@@ -224,8 +232,13 @@ class LTDataLoader(TfmdDL):
         twin.set_epoch(epoch, epochs)
         return twin
 
-    def _draw_all(self) -> EpochDraws:
-        numbers = np.asarray(self.get_idxs(), dtype=np.int64)
+    def _with_mixes(self, draws: EpochDraws) -> EpochDraws:
+        """Add the draws of mixes of images; this loader has none."""
+        return draws
+
+    def _draw_images(self, numbers) -> EpochDraws:
+        """Draw which images each step gets, and how they are augmented."""
+        numbers = np.asarray(numbers, dtype=np.int64)
         sizes = self._sizes(len(numbers))
         seeds = [self._seed_at(int(number)) for number in numbers[:: self.bs][: len(sizes)]]
         return draw_epoch(numbers[None] % self.n, sizes, self.dataset.draw, seeds)
@@ -254,7 +267,7 @@ class LTDataLoader(TfmdDL):
 
     def _batches(self) -> Iterator:
         """Yield the batches; a user's batch transforms draw by (seed, epoch, batch) alone."""
-        batches = super().__iter__()
+        batches = self._read()
         if not any(isinstance(tfm, TypedBatch) for tfm in self.after_batch.fs):
             yield from batches
             return
@@ -271,6 +284,34 @@ class LTDataLoader(TfmdDL):
                 return
             # A plain tensor, because each step on fastai's types takes longer.
             yield tuple(t.as_subclass(Tensor) for t in batch)
+
+    def _read(self) -> Iterator:
+        """Yield the batches as fastai's loader does, without a wait for their copy to CUDA."""
+        if not _is_cuda(self.device) or defaults.use_cuda is False:
+            yield from super().__iter__()
+            return
+        self.randomize()
+        self.before_iter()
+        self._DataLoader__idxs = self.get_idxs()  # where fastai's `sample` reads them
+        alone = self.fake_l.num_workers == 0
+        # Beside worker processes, a thread puts batches into memory that can be copied from
+        # without a wait.
+        self.fake_l.pin_memory = self.pin_memory or (not alone and torch.accelerator.is_available())
+        for batch in _loaders[alone](self.fake_l):
+            batch = tuple(batch) if isinstance(batch, list) else batch
+            yield self.after_batch(apply(asynchronous, batch, device=self.device))
+        self.after_iter()
+
+    def stored(self):
+        """Return the dataset on the device of the batches; the dataset itself if it is not there.
+
+        Small images in memory and cached features are copied to a CUDA device at the first call, if
+        the setting `device_megabytes` allows.
+        """
+        data = self.dataset
+        if not (_is_cuda(self.device) and isinstance(data, OnDevice)) or self.fake_l.num_workers:
+            return data
+        return data.on(self.device)
 
     def feature_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of an epoch of `Features`, as the loader itself does, in less time."""
@@ -314,15 +355,27 @@ class LTDataLoader(TfmdDL):
         if not at_once and not self.is_cut:
             yield from super().create_batches(samps)
             return
+        data = self.stored()
+        if data is not self.dataset:
+            draws = self._draw_images(list(samps)).images_on(self.device)
+            for step in range(len(draws.sizes)):
+                x, y = data.take(*draws.of_step(step))
+                yield self._own_rows(x), y
+            return
         for numbers in self.chunkify(samps):
-            rows, index = self.rows_of(len(numbers)), [s % self.n for s in numbers]
+            index = [s % self.n for s in numbers]
             if at_once:
                 # The whole batch has one seed, so all its rows are drawn.
                 x, y = self.dataset.get_batch(index, self._seed_at(numbers[0]))
-                yield x[rows], y
+                yield self._own_rows(x), y
             else:
-                x, *y = self.do_batch([self.do_item(s) for s in numbers[rows]])
+                own = numbers[self.rows_of(len(numbers))]
+                x, *y = self.do_batch([self.do_item(s) for s in own])
                 yield (x, self.dataset.targets[index]) if y else (x,)
+
+    def _own_rows(self, x: Tensor) -> Tensor:
+        """Return the rows of a batch that this process keeps."""
+        return x[self.rows_of(len(x))] if self.is_cut else x
 
     @property
     def vocab(self):

@@ -4,6 +4,7 @@ The rest of the library uses only `ImageTransform` and `BatchCropFlip`, so that 
 replace albumentations here.
 """
 
+import copy
 import os
 import random
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltlearn.data.device import copies_on
 from ltlearn.errors import check_choice, check_whole
 from ltlearn.names import TRANSFORM_NAMES
 
@@ -196,6 +198,22 @@ class BatchCropFlip:
     def __len__(self) -> int:
         return len(self._pixels if self._images is None else self._images)
 
+    def make_copy(self, device: torch.device) -> "BatchCropFlip | None":
+        """Return a copy on a CUDA device; None if the memory for data there is not enough.
+
+        Args:
+            device: The device.
+        """
+        copies = copies_on(device, [self._pixels], "the images")
+        if copies is None:
+            return None
+        twin = copy.copy(self)
+        # Sets that share memory also share the copy, as long as one of them holds it.
+        twin._copies, twin._pixels = copies, copies[0].tensor
+        twin._images = None if self._images is None else self._images.to(device)
+        twin._row_index, twin._col_index = self._row_index.to(device), self._col_index.to(device)
+        return twin
+
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw the top and the left of n crops, and whether each is mirrored.
 
@@ -230,7 +248,7 @@ class BatchCropFlip:
         n_rows, n_cols = self.height + 2 * pad, self.width + 2 * pad
         padded = pixels.new_zeros(n, n_rows, n_cols)
         padded[:, pad : pad + self.height, pad : pad + self.width] = pixels
-        rows = (torch.arange(n) * n_rows + top)[:, None] + self._row_index
+        rows = (torch.arange(n, device=pixels.device) * n_rows + top)[:, None] + self._row_index
         cols = torch.where(mirrored[:, None], self.width - 1 - self._col_index, self._col_index)
         cols = cols + left[:, None]
         return padded.view(-1)[rows[:, :, None] * n_cols + cols[:, None, :]]

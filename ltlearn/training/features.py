@@ -11,7 +11,6 @@ import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.models.backbone import evaluating
 from ltlearn.training.collectives import gather_rows
+from ltlearn.training.feature_rows import Features
 from ltlearn.utils import ranks
 from ltlearn.utils.locks import locked
 from ltlearn.utils.progress import ProgressLine
@@ -34,7 +34,6 @@ DTYPES = ("float16", "float32")
 _FLUSH_BATCHES = 50
 _CHUNK_BYTES = 1 << 24
 _ARRAY, _NOTE = "features.npy", "key.json"
-_LARGE_FILE = 1 << 28  # bytes; from a larger file, rows are read instead of mapped
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -48,65 +47,6 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-@dataclass
-class Features:
-    """Pooled features of a dataset, one array per view; a dataset for `LTDataLoader`.
-
-    Each draw of an image takes one of its views at random, or the first if there is no seed.
-    """
-
-    n_inp = 1
-    views: list[np.ndarray]  # V arrays (N, D), float16 or float32, in memory or memory-mapped
-    targets: Tensor  # (N,)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def get_batch(self, index: list[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return features (B, D), float32, and targets (B,)."""
-        index = np.asarray(index)
-        drawn = self.draw(len(index), seed)
-        if not drawn:
-            x = _rows(self.views[0], index)
-        else:
-            view = drawn[0].numpy()
-            x = np.empty((len(index), self.views[0].shape[1]), dtype=self.views[0].dtype)
-            for v in np.unique(view):
-                x[view == v] = _rows(self.views[v], index[view == v])
-        return torch.from_numpy(x).float(), self.targets[torch.from_numpy(index)]
-
-    def draw(self, n: int, seed: int | None) -> tuple[Tensor, ...]:
-        """Draw the view of n images, (n,); an empty tuple if there is one view, or no seed."""
-        if seed is None or len(self.views) == 1:
-            return ()
-        return (torch.from_numpy(np.random.RandomState(seed).randint(len(self.views), size=n)),)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        x, y = self.get_batch([i])
-        return x[0], y[0]
-
-
-def _rows(view: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Return rows of an array, in memory or in a file.
-
-    Reading a random row of a mapped file maps up to a MiB around it, which counts as memory of this
-    process. So rows of a large file are read without mapping.
-    """
-    mapped = isinstance(view, np.memmap) and view.filename is not None
-    whole = mapped and view.flags.c_contiguous and view.base is view._mmap
-    if not whole or view.nbytes <= _LARGE_FILE or not hasattr(os, "preadv"):
-        return view[index]
-    x = np.empty((len(index), *view.shape[1:]), dtype=view.dtype)
-    size = x[0].nbytes
-    # Another file may have taken the name since.
-    file = getattr(view, "file", None)
-    with nullcontext(file) if file else open(view.filename, "rb", buffering=0) as file:
-        for row, k in zip(x, index.tolist(), strict=True):
-            if os.preadv(file.fileno(), [row], view.offset + k * size) != size:
-                raise UserError(f"the features in {view.filename} end early; remove the file.")
-    return x
 
 
 class FeatureBank:

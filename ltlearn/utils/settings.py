@@ -17,7 +17,8 @@ __all__ = ["Settings", "load_settings"]
 
 _logger = logging.getLogger("ltlearn")
 _FILE = "settings.ini"
-_WHOLE = {"num_workers": 0, "max_megapixels": 1}  # key: the smallest value
+# Key: the smallest value.
+_WHOLE = {"num_workers": 0, "max_megapixels": 1, "device_megabytes": 0}
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 # A misspelt key is above 0.9 similar to the right one. `nbs_path`, a key of other projects, is 0.82
 # similar to `runs_path`.
@@ -37,6 +38,8 @@ class Settings:
         device: "auto", "cpu", "cuda", "cuda:<index>" or "mps".
         max_megapixels: Largest image that is read, in millions of pixels, at least 1. It bounds the
             memory that a small file can take.
+        device_megabytes: Most megabytes of images and features that are kept on a CUDA device; 0
+            copies each batch to it. "auto" takes a quarter of its free memory.
         sources: Key to a description of the source of its value.
     """
 
@@ -47,6 +50,7 @@ class Settings:
     precision: str
     device: str
     max_megapixels: int = 64
+    device_megabytes: int | str = "auto"
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def describe(self) -> list[tuple[str, str, str]]:
@@ -120,11 +124,15 @@ def _parse(key: str, raw: object, source: str, folder: Path | None) -> Path | in
         except RuntimeError:
             raise refuse("a path whose `~` has a home folder") from None
         return path if folder is None else folder / path
+    automatic = key == "device_megabytes"
+    if automatic and text.lower() == "auto":
+        return "auto"
     if key in _WHOLE:
         # Nine digits: Python refuses to convert thousands of them.
         is_whole = re.fullmatch(r"[0-9]{1,9}", text) and not isinstance(raw, bool)
         if not is_whole or int(text) < _WHOLE[key]:
-            raise refuse(f"a whole number of at least {_WHOLE[key]}")
+            whole = f"a whole number of at least {_WHOLE[key]}"
+            raise refuse(f"auto or {whole}" if automatic else whole)
         return int(text)
     text = text.lower()
     if key == "precision" and text not in PRECISIONS:

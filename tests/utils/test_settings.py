@@ -14,6 +14,7 @@ KEYS = (
     "precision",
     "device",
     "max_megapixels",
+    "device_megabytes",
 )
 
 
@@ -102,6 +103,7 @@ def test_the_nearest_file_wins(project):
         ("num_workers", "-1", "whole number of at least 0"),
         ("num_workers", "two", "whole number of at least 0"),
         ("num_workers", "1.5", "whole number of at least 0"),
+        ("device_megabytes", "-5", "auto or a whole number of at least 0"),
         ("precision", "fp8", "auto, fp32, bf16, fp16"),
         ("device", "gpu", "auto, cpu, cuda, cuda:<index>, mps"),
         ("device", "cuda:x", "auto, cpu, cuda, cuda:<index>, mps"),
@@ -131,6 +133,12 @@ def test_an_error_names_key_value_source_and_allowed_values(
 def test_true_is_no_number_of_workers():
     with pytest.raises(UserError, match="num_workers = 'True'"):
         load_settings(num_workers=True)
+
+
+def test_megabytes_on_a_device():
+    assert load_settings().device_megabytes == "auto"
+    assert load_settings(device_megabytes="Auto").device_megabytes == "auto"
+    assert load_settings(device_megabytes="300").device_megabytes == 300
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps", "CPU"])

@@ -1,0 +1,100 @@
+"""`Features`: cached features as a dataset."""
+
+import copy
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltlearn.data.device import OnDevice, copies_on
+from ltlearn.errors import UserError
+
+__all__ = ["Features"]
+
+_LARGE_FILE = 1 << 28  # bytes; from a larger file, rows are read instead of mapped
+
+
+@dataclass
+class Features(OnDevice):
+    """Pooled features of a dataset, one array per view; a dataset for `LTDataLoader`.
+
+    Each draw of an image takes one of its views at random, or the first if there is no seed.
+    """
+
+    n_inp = 1
+    views: list[np.ndarray]  # V arrays (N, D), float16 or float32, in memory or memory-mapped
+    targets: Tensor  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def get_batch(self, index: list[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return features (B, D), float32, and targets (B,)."""
+        index = torch.from_numpy(np.asarray(index))
+        return self.take(index, self.draw(len(index), seed))
+
+    def draw(self, n: int, seed: int | None) -> tuple[Tensor, ...]:
+        """Draw the view of n images, (n,); an empty tuple if there is one view, or no seed."""
+        if seed is None or len(self.views) == 1:
+            return ()
+        return (torch.from_numpy(np.random.RandomState(seed).randint(len(self.views), size=n)),)
+
+    def take(self, index: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return features (B, D), float32, and targets (B,), for what `draw` returned."""
+        if isinstance(self.views[0], Tensor):
+            x = self._take_on_device(index, *drawn)
+        elif not drawn:
+            x = torch.from_numpy(_rows(self.views[0], index.numpy()))
+        else:
+            view, where = drawn[0].numpy(), index.numpy()
+            rows = np.empty((len(where), self.views[0].shape[1]), dtype=self.views[0].dtype)
+            for v in np.unique(view):
+                rows[view == v] = _rows(self.views[v], where[view == v])
+            x = torch.from_numpy(rows)
+        return x.float(), self.targets[index]
+
+    def _take_on_device(self, index: Tensor, view: Tensor | None = None) -> Tensor:
+        if view is None:
+            return self.views[0][index]
+        # All views are read, because to choose images by their view would wait for the device.
+        rows = torch.stack([values[index] for values in self.views])
+        return rows[view, torch.arange(len(index), device=index.device)]
+
+    def make_copy(self, device: torch.device) -> "Features | None":
+        """Return a copy whose features are on a CUDA device; None if they do not fit."""
+        copies = copies_on(device, self.views, "the features")
+        if copies is None:
+            return None
+        twin = copy.copy(self)
+        twin.kept = copies
+        twin.views = [one.tensor for one in copies]
+        twin.targets = self.targets.to(device)
+        return twin
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        x, y = self.get_batch([i])
+        return x[0], y[0]
+
+
+def _rows(view: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Return rows of an array, in memory or in a file.
+
+    Reading a random row of a mapped file maps up to a MiB around it, which counts as memory of this
+    process. So rows of a large file are read without mapping.
+    """
+    mapped = isinstance(view, np.memmap) and view.filename is not None
+    whole = mapped and view.flags.c_contiguous and view.base is view._mmap
+    if not whole or view.nbytes <= _LARGE_FILE or not hasattr(os, "preadv"):
+        return view[index]
+    x = np.empty((len(index), *view.shape[1:]), dtype=view.dtype)
+    size = x[0].nbytes
+    # Another file may have taken the name since.
+    file = getattr(view, "file", None)
+    with nullcontext(file) if file else open(view.filename, "rb", buffering=0) as file:
+        for row, k in zip(x, index.tolist(), strict=True):
+            if os.preadv(file.fileno(), [row], view.offset + k * size) != size:
+                raise UserError(f"the features in {view.filename} end early; remove the file.")
+    return x
