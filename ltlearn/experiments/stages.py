@@ -274,6 +274,8 @@ def stage1_arguments(recipe: Recipe) -> dict[str, Any]:
         "select": stage1.select,
         "flip": recipe.protocol == "paper",
     }
+    if stage1.sync_bn:
+        arguments["sync_bn"] = True
     if stage1.method != DEFAULT_STAGE1:
         arguments |= {"method": stage1.method, "options": stage1.options()}
     if stage1.milestones:

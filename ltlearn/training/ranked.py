@@ -30,7 +30,7 @@ class RankedLearner(QuietLearner):
     SAM take two. It averages gradients while the backward pass runs; here they follow it.
     """
 
-    _whole: int | None = None  # rows of the batch, if this rank has a part of them
+    _rows_of_batch: int | None = None  # rows of the batch, if this rank has a part of them
     _has_all_images = False
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
@@ -61,7 +61,7 @@ class RankedLearner(QuietLearner):
         Args:
             rows: What this rank computed for its rows.
         """
-        return rows if self._whole is None else gather_rows(rows, self._whole)
+        return rows if self._rows_of_batch is None else gather_rows(rows, self._rows_of_batch)
 
     def average_gradients(self) -> None:
         """Average the gradients of a fit over the ranks."""
@@ -75,7 +75,7 @@ class RankedLearner(QuietLearner):
     def _split(self, b):
         super()._split(b)
         is_cut = getattr(self.dl, "is_cut", False) is True and len(self.yb) > 0
-        self._whole = len(self.yb[0]) if is_cut else None
+        self._rows_of_batch = len(self.yb[0]) if is_cut else None
         # Callbacks that mix images need those of the other ranks.
         self._has_all_images = is_cut and self.training and any(map(_mixes_rows, self.cbs))
         if self._has_all_images:
@@ -84,7 +84,7 @@ class RankedLearner(QuietLearner):
     def _take_own_rows(self) -> None:
         """Drop the images of other ranks, once the callbacks have mixed them."""
         if self._has_all_images:
-            rows = ranks.part_of(self._whole)
+            rows = ranks.part_of(self._rows_of_batch)
             self.xb = tuple(x[rows] for x in self.xb)
 
     def _backward(self):

@@ -75,7 +75,7 @@ def start() -> None:
         if local >= devices:
             raise UserError(
                 f"rank {rank()} needs a GPU of its own, but this machine has {devices}; start "
-                f"at most {devices} processes (torchrun --nproc_per_node {devices})."
+                f"at most {devices} processes."
             )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
