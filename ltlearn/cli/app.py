@@ -25,9 +25,12 @@ from ltlearn.cli.train import retrain, train
 from ltlearn.errors import UserError
 from ltlearn.utils.interrupts import terminations_as_interrupts
 from ltlearn.utils.memory import keep_freed_memory
+from ltlearn.utils.ranks import check_one
 from ltlearn.utils.system_errors import is_out_of_memory, reason_of
 
 __all__ = ["app", "main"]
+
+_ON_SEVERAL_RANKS = ("recipe", "train", "retrain")
 
 app = typer.Typer(
     name="ltlearn",
@@ -90,6 +93,7 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -97,7 +101,8 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _ON_SEVERAL_RANKS:
+        check_one(f"ltlearn {context.invoked_subcommand}")
 
 
 for _command in (

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ltlearn.errors import UserError
 from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.source import source_of_learner
-from ltlearn.utils.ranks import by_first, world
+from ltlearn.utils.ranks import by_first, check_one
 
 __all__ = ["ExportMixin"]
 
@@ -130,11 +129,7 @@ class ExportMixin:
         Example:
             >>> learn.push_to_hub("user/birds", out="birds-card", dry_run=True)
         """
-        if world() > 1:
-            raise UserError(
-                "push_to_hub takes one process: export or save the model here, and publish it from "
-                "a script that is started without torchrun."
-            )
+        check_one("push_to_hub")
         from ltlearn.exporting.hub import HubOptions
         from ltlearn.exporting.learner_card import publish_learner
 

@@ -2,6 +2,7 @@
 
 import random
 
+import fastai.callback.schedule  # noqa: F401  (gives Learner lr_find)
 import numpy as np
 import torch
 from fastai.callback.core import Callback
@@ -54,6 +55,20 @@ class RankedLearner(QuietLearner):
             copy_from_first(self.model.buffers())
         with self.dl.cut_by_rank():
             super().all_batches()
+
+    def lr_find(self, *args, **kwargs):
+        """Find a learning rate as fastai's `lr_find` does, in one process.
+
+        Args:
+            *args: For fastai's `lr_find`.
+            **kwargs: For fastai's `lr_find`.
+
+        Raises:
+            UserError: If there are several ranks.
+        """
+        # Its callback saves the weights on the first rank, and loads them on that rank alone.
+        ranks.check_one("lr_find")
+        return super().lr_find(*args, **kwargs)
 
     def whole_batch(self, rows: Tensor) -> Tensor:
         """Return what all ranks computed for a batch, from the rows of each.

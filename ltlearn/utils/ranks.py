@@ -18,6 +18,7 @@ from ltlearn.errors import UserError, spell
 
 __all__ = [
     "by_first",
+    "check_one",
     "is_first",
     "lost_rank_to_user_error",
     "may_report",
@@ -136,6 +137,19 @@ def by_first(function: Callable[..., _T]) -> Callable[..., _T]:
 def wait() -> None:
     """Wait until all ranks are here."""
     share(None)
+
+
+def check_one(name: str) -> None:
+    """Raise a `UserError` if there are several ranks.
+
+    Args:
+        name: What takes one process, for the message.
+    """
+    if world() > 1:
+        raise UserError(
+            f"{name} takes one process, but {world()} were started together; call it in a process "
+            "that is started without torchrun."
+        )
 
 
 def part_of(n: int) -> slice:
