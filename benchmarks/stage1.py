@@ -3,9 +3,10 @@
     python benchmarks/stage1.py [--images 2560] [--batch 64] [--width 16] [--repeats 5] [--json]
 
 Model (a ResNet-32), images (32 pixels), batch size and optimiser are the same: crop and flip, SGD
-with momentum. "same" is a plain loop with the precision and memory format that LTLearner chose;
-"fp32" is a plain loop with contiguous float32. Validation is not counted. Each has a process of its
-own, because what the allocator learned from one loop speeds up the next; one runs at a time.
+with momentum. "resident" is LTLearner without the events of a step. "same" is a plain loop with the
+precision and memory format that LTLearner chose; "fp32" is a plain loop with contiguous float32.
+Validation is not counted. Each has a process of its own, because what the allocator learned from
+one loop speeds up the next; one runs at a time.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from ltlearn import LTDataLoaders, lt_learner
 
-NAMES = ("ltlearn", "same", "fp32")
+NAMES = ("ltlearn", "resident", "same", "fp32")
 
 
 class TrainTimer(Callback):
@@ -61,8 +62,9 @@ def make_learner(
     )
 
 
-def ltlearn_seconds(learn) -> float:
+def ltlearn_seconds(learn, resident: str = "never") -> float:
     timer = TrainTimer()
+    learn.resident = resident
     learn.fit_stage1(1, 0.01, cbs=timer)
     return timer.seconds
 
@@ -96,6 +98,7 @@ def worker(name: str, images: int, batch: int, width: int) -> None:
     )
     runs = {
         "ltlearn": lambda: ltlearn_seconds(learn),
+        "resident": lambda: ltlearn_seconds(learn, "always"),
         "same": lambda: plain_seconds(learn, learn.autocast_dtype, torch.channels_last),
         "fp32": lambda: plain_seconds(learn, None, torch.contiguous_format),
     }
@@ -140,10 +143,11 @@ def main() -> None:
         other: statistics.median(
             b / a for a, b in zip(seconds["ltlearn"], seconds[other], strict=True)
         )
-        for other in ("same", "fp32")
+        for other in NAMES[1:]
     }
     result = {
         "images_per_second": {k: round(v, 1) for k, v in rate.items()},
+        "resident_loop_over_ltlearn": round(1 / ratio["resident"], 3),
         "ltlearn_over_same_precision_loop": round(ratio["same"], 3),
         "ltlearn_over_fp32_loop": round(ratio["fp32"], 3),
         "precision": precision,
@@ -156,6 +160,7 @@ def main() -> None:
     print("images per second:")
     for name, value in result["images_per_second"].items():
         print(f"  {name:8} {value:10.1f}")
+    print(f"resident loop / ltlearn:                    {1 / ratio['resident']:.3f}")
     print(f"ltlearn / plain loop of the same precision: {ratio['same']:.3f}")
     print(f"ltlearn / plain contiguous fp32 loop:       {ratio['fp32']:.3f}")
 

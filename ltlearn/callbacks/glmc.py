@@ -20,9 +20,18 @@ from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.samplers import InstanceSampler
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_number, check_whole
-from ltlearn.losses.glmc import cut_box, glmc_terms, inverse_power, mix_globally, mix_locally
+from ltlearn.losses.glmc import (
+    cut_box,
+    glmc_terms,
+    inside_box,
+    inverse_power,
+    mix_globally,
+    mix_locally,
+)
 from ltlearn.models.backbone import LTModel
+from ltlearn.models.halves import can_run_by_halves, running_by_halves
 from ltlearn.training.fit_callback import FitCallback, mixes_images
+from ltlearn.training.resident_form import ResidentForm, ResidentStep
 from ltlearn.utils import ranks
 
 __all__ = ["GLMC", "draw_mix"]
@@ -278,27 +287,43 @@ class GLMC(FitCallback):
             rebalanced = learn.model.head(local)
             # These layers treat each row separately, so both mixes run through them at once.
             features = torch.cat([features, local])
-            balanced, projected = self.balanced_(features), self.projection_(features)
-            predicted = self.predictor_(projected)
+            outputs = self._outputs(features)
         rebalanced = torch.cat([learn.pred, learn.whole_batch(rebalanced.to(learn.pred.dtype))])
         if ranks.world() > 1:
-            layers = balanced, projected, predicted
-            balanced, projected, predicted = map(self._of_whole_batch, layers)
-        terms = glmc_terms(
-            balanced, rebalanced, projected, predicted, first, other, share, self.weights_
-        )
-        alpha = 1 - (learn.epoch / learn.n_epoch) ** 2
-        learn.loss_grad = alpha * terms[0] + (1 - alpha) * terms[1] + self.contrast * terms[2]
+            outputs = tuple(map(self._of_whole_batch, outputs))
+        learn.loss_grad = self._loss(rebalanced, outputs, (first, other), share, self._shares())
         learn.loss = learn.loss_grad.clone()
-        # The sums stay on the device, so that a step does not wait for it.
-        self._sums.add_(torch.stack(terms).detach(), alpha=len(first))
         self._images += len(first)
         self._features = self._batch = None
+
+    def resident_form(self) -> "_ResidentGLMC":
+        """Return what a step without events does."""
+        return _ResidentGLMC(self)
+
+    def _outputs(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the outputs of the layers that the model does not keep."""
+        projected = self.projection_(features)
+        return self.balanced_(features), projected, self.predictor_(projected)
+
+    def _shares(self) -> tuple[float, float]:
+        """Return the shares of the balanced and the re-balanced term in this epoch."""
+        alpha = 1 - (self.learn.epoch / self.learn.n_epoch) ** 2
+        return alpha, 1 - alpha
+
+    def _loss(self, rebalanced, outputs, targets, share, shares) -> Tensor:
+        """Return the loss of a step, and add its terms to their sums."""
+        balanced, projected, predicted = outputs
+        terms = glmc_terms(
+            balanced, rebalanced, projected, predicted, *targets, share, self.weights_
+        )
+        # The sums stay on the device, so that a step does not wait for it.
+        self._sums.add_(torch.stack(terms).detach(), alpha=len(targets[0]))
+        return shares[0] * terms[0] + shares[1] * terms[1] + self.contrast * terms[2]
 
     def after_train(self):
         """Log the terms."""
         if self._images and _log.isEnabledFor(logging.INFO):
-            terms = ", ".join(f"{name} {mean:.4f}" for name, mean in self.terms_.items())
+            terms = ", ".join(f"{name} {float(mean):.4f}" for name, mean in self.terms_.items())
             _log.info("epoch %d: GLMC's terms: %s", self.learn.epoch + 1, terms)
 
     def end(self) -> None:
@@ -331,6 +356,50 @@ class GLMC(FitCallback):
     def _of_whole_batch(self, mixes: Tensor) -> Tensor:
         """Return the rows of all ranks: those of the global mix, then those of the local mix."""
         return torch.cat([self.learn.whole_batch(mix) for mix in mixes.chunk(2)])
+
+
+class _ResidentGLMC(ResidentForm):
+    """GLMC in a step without events."""
+
+    replaces_loss = True
+
+    def __init__(self, owner: GLMC):
+        self._owner, device = owner, next(owner.learn.model.parameters()).device
+        # Of the balanced and the re-balanced term; a captured step reads them anew.
+        self._shares = [torch.zeros((), device=device) for _ in range(2)]
+        self._local: Tensor | None = None
+        # One pass of both mixes keeps a device busier. A model that draws random numbers, whose
+        # draws would differ, has no steps for a graph; a compiled one would be compiled anew.
+        backbone = owner.learn.model.backbone
+        self._joint = can_run_by_halves(backbone) and backbone._compiled_call_impl is None
+
+    def begin_epoch(self, sizes):
+        for tensor, share in zip(self._shares, self._owner._shares(), strict=True):
+            tensor.fill_(share)
+        return {}
+
+    def before_batch(self, step: ResidentStep) -> None:
+        x, other = (half.chunk(2) for half in step.x.chunk(2))
+        step.x = mix_globally(x[0], other[0], step.share)
+        self._local = torch.where(inside_box(step.box, *x[1].shape[-2:]), other[1], x[1])
+
+    def compute_loss(self, step: ResidentStep) -> None:
+        owner, model = self._owner, self._owner.learn.model
+        with owner.learn.autocast_context():
+            if step.for_graph and self._joint:
+                with running_by_halves(model.backbone):
+                    features = model.backbone(torch.cat([step.x, self._local]))
+            else:
+                features = torch.cat([model.backbone(step.x), model.backbone(self._local)])
+            rebalanced, outputs = model.head(features), owner._outputs(features)
+        step.loss = owner._loss(rebalanced, outputs, step.targets, step.share, self._shares)
+        self._local = None
+
+    def after_steps(self, images):
+        self._owner._images += sum(images)
+
+    def state(self) -> list[Tensor]:
+        return [self._owner._sums]
 
 
 def _check(learn) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_number
-from ltlearn.losses.glmc import cut_box, mix_globally, mix_locally
+from ltlearn.losses.glmc import cut_box, inside_box, mix_globally, mix_locally
 from ltlearn.training.fit_callback import FitCallback, mixes_images
+from ltlearn.training.resident_form import ResidentForm, ResidentStep
 
 __all__ = ["BatchCutMix", "BatchMixUp", "MixDraw"]
 
@@ -98,6 +99,10 @@ class _BatchMix(FitCallback):
         learn.loss = learn.loss_grad.clone()
         self.end()
 
+    def resident_form(self) -> "_ResidentMix":
+        """Return what a step without events does."""
+        return _ResidentMix(self)
+
     def end(self) -> None:
         """Release the last draw."""
         self.share_ = self.partner_ = None
@@ -124,6 +129,44 @@ class _BatchMix(FitCallback):
                 "cached features."
             )
         return x
+
+
+class _ResidentMix(ResidentForm):
+    """MixUp or CutMix in a step without events."""
+
+    def __init__(self, owner: _BatchMix):
+        self._owner = owner
+
+    def begin_epoch(self, sizes):
+        owner, learn = self._owner, self._owner.learn
+        shape = learn.dl.dataset.shape
+        drawn = [owner.draw(owner.seed, learn.epoch, i, n, shape) for i, n in enumerate(sizes)]
+        partner = torch.zeros(len(sizes), max(sizes, default=0), dtype=torch.int64)
+        for row, step in zip(partner, drawn, strict=True):
+            row[: len(step.partner)] = step.partner
+        tables = {
+            "share": torch.tensor([step.share for step in drawn]),
+            # Subtracted in float64, as in the loop with events.
+            "rest": torch.tensor([1 - step.share for step in drawn]),
+            "partner": partner,
+        }
+        if drawn and drawn[0].box is not None:
+            ends = [[end for side in d.box for end in (side.start, side.stop)] for d in drawn]
+            tables["box"] = torch.tensor(ends)
+        return tables
+
+    def before_batch(self, step: ResidentStep) -> None:
+        row, x = self.row, step.x
+        other = x[row["partner"][: step.size]]
+        if "box" in row:
+            step.x = torch.where(inside_box(row["box"], *x.shape[-2:]), other, x)
+        else:
+            step.x = mix_globally(x, other, row["share"])
+
+    def after_loss(self, step: ResidentStep) -> None:
+        partner = self.row["partner"][: step.size]
+        other = self._owner.learn.loss_func(step.pred, step.targets[0][partner])
+        step.loss = self.row["share"] * step.loss + self.row["rest"] * other
 
 
 class BatchMixUp(_BatchMix):

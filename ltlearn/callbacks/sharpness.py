@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ltlearn.errors import UserError, check_number
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.fit_callback import FitCallback
+from ltlearn.training.resident_form import ResidentForm, ResidentStep
 
 __all__ = ["SharpnessAware"]
 
@@ -93,8 +94,7 @@ class SharpnessAware(FitCallback):
 
     def after_backward(self):
         """Climb, run the batch again, and return."""
-        trained = [p for g in self.learn.opt.param_lists for p in g if p.requires_grad]
-        trained = [p for p in trained if p.grad is not None]
+        trained = self._trained()
         if trained:
             learn = self.learn
             first_pass = learn.pred, learn.loss_grad, learn.loss
@@ -102,6 +102,14 @@ class SharpnessAware(FitCallback):
                 self._run_again()
             learn.pred, learn.loss_grad, learn.loss = first_pass
         self.end()
+
+    def resident_form(self) -> "_ResidentClimb":
+        """Return what a step without events does."""
+        return _ResidentClimb(self)
+
+    def _trained(self) -> list[nn.Parameter]:
+        parameters = [p for g in self.learn.opt.param_lists for p in g if p.requires_grad]
+        return [p for p in parameters if p.grad is not None]
 
     def end(self) -> None:
         """Release the last batch."""
@@ -143,6 +151,33 @@ class SharpnessAware(FitCallback):
         finally:
             draws.restore()
             _put_back(after)
+
+
+class _ResidentClimb(ResidentForm):
+    """The climb in a step without events."""
+
+    def __init__(self, owner: SharpnessAware):
+        self._owner, self._draws = owner, None
+
+    def before_batch(self, step: ResidentStep) -> None:
+        # A step that draws is not captured.
+        self._draws = None if step.captured else _Draws(step.x.device)
+
+    def after_backward(self, step: ResidentStep) -> None:
+        trained, model = self._owner._trained(), self._owner.learn.model
+        if not trained:
+            return
+        first_pass, after = (step.pred, step.loss), None
+        if self._draws is not None:
+            after = _Draws(step.x.device)
+            self._draws.restore()
+        try:
+            with _climbed(trained, self._owner.rho), _buffers_kept(model):
+                step.again()
+        finally:
+            if after is not None:
+                after.restore()
+        step.pred, step.loss = first_pass
 
 
 class _Draws:
@@ -218,5 +253,7 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _copy(to: list[Tensor], values: list[Tensor]) -> None:
-    if to:
-        torch._foreach_copy_(to, values)
+    # The resident loop counts the batches of batch normalisation on the host.
+    for device in {t.device for t in to}:
+        pairs = [(t, v) for t, v in zip(to, values, strict=True) if t.device == device]
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))

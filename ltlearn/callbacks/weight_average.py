@@ -6,8 +6,11 @@ from torch import Tensor
 
 from ltlearn.errors import UserError, check_number
 from ltlearn.training.fit_callback import FitCallback
+from ltlearn.training.resident_form import ResidentForm, ResidentStep
 
 __all__ = ["WeightAverage"]
+
+_WIDE = (torch.float32, torch.float64)
 
 
 class WeightAverage(FitCallback):
@@ -94,6 +97,12 @@ class WeightAverage(FitCallback):
             self._average.update(self._model, self.steps_)
         self._cancelled = False
 
+    def resident_form(self) -> "_ResidentAverage | None":
+        """Return what a step without events does; None for weights in half precision."""
+        values = _values(self._average.module)
+        wide = all(v.dtype in _WIDE for v in values if v.is_floating_point())
+        return _ResidentAverage(self) if wide else None
+
     def before_validate(self):
         """Replace the weights by the average."""
         if self._average is not None and self._weights is None:
@@ -130,6 +139,54 @@ class WeightAverage(FitCallback):
         self._model = self._average = None
         self._weights: list[Tensor] | None = None
         self._cancelled = False
+
+
+class _ResidentAverage(ResidentForm):
+    """The average in steps without events."""
+
+    def __init__(self, owner: WeightAverage):
+        self._owner = owner
+        device = next(owner.learn.model.parameters()).device
+        # A skipped step does not count, so the form counts by itself.
+        self._done = torch.zeros(1, dtype=torch.int64, device=device)
+        self._shares = torch.zeros(0, device=device)  # of the new weights, by step
+
+    def begin_epoch(self, sizes):
+        owner = self._owner
+        pairs = zip(_values(owner._average.module), _values(owner._model), strict=True)
+        self._average, self._weights = zip(
+            *[(old, new) for old, new in pairs if old.is_floating_point()], strict=True
+        )
+        first = owner.steps_ + 1
+        shares = [1 - owner._average.get_decay(first + i) for i in range(len(sizes))]
+        if len(self._shares) != len(shares):
+            self._shares = torch.zeros(len(shares), device=self._done.device)
+        self._shares.copy_(torch.tensor(shares), non_blocking=True)
+        self._done.zero_()
+        return {}
+
+    @torch.no_grad()
+    def after_step(self, step: ResidentStep) -> None:
+        at = self._done.clamp(max=len(self._shares) - 1)
+        # As lerp computes it. The share is a tensor, so that a captured step reads it anew.
+        change = torch._foreach_sub(self._weights, self._average)
+        torch._foreach_mul_(change, self._shares.index_select(0, at)[0])
+        torch._foreach_add_(self._average, change)
+        self._done.add_(1)
+
+    def end_epoch(self, steps: int) -> None:
+        owner = self._owner
+        owner.steps_ += steps
+        if steps:  # the counts of batches, which no step copies
+            for old, new in zip(_values(owner._average.module), _values(owner._model), strict=True):
+                if not old.is_floating_point():
+                    old.copy_(new)
+
+    def state(self) -> list[Tensor]:
+        return [*self._average, self._done]
+
+    def fixed(self):
+        return id(self._shares)
 
 
 def _values(model) -> list[Tensor]:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["cut_box", "glmc_terms", "inverse_power", "mix_globally", "mix_locally"]
+__all__ = [
+    "cut_box", "glmc_terms", "inside_box", "inverse_power", "mix_globally", "mix_locally",
+]  # fmt: skip
 
 
 def inverse_power(class_counts: Tensor, power: float) -> Tensor:
@@ -40,7 +42,23 @@ def cut_box(height: int, width: int, share: float, centre: tuple[int, int]) -> t
     return sides[0], sides[1]
 
 
-def mix_globally(x: Tensor, other: Tensor, share: float) -> Tensor:
+def inside_box(box: Tensor, height: int, width: int) -> Tensor:
+    """Return which pixels are inside a box, without a wait for the device of the box.
+
+    Args:
+        box: First row, end row, first column, end column, in pixels.
+        height: Height of the images, in pixels.
+        width: Width of the images, in pixels.
+
+    Shape:
+        box is (4,), integer. The result is (height, width), boolean.
+    """
+    rows = torch.arange(height, device=box.device)[:, None]
+    columns = torch.arange(width, device=box.device)
+    return (rows >= box[0]) & (rows < box[1]) & (columns >= box[2]) & (columns < box[3])
+
+
+def mix_globally(x: Tensor, other: Tensor, share: float | Tensor) -> Tensor:
     """Return share * x + (1 - share) * other (MixUp).
 
     Args:
@@ -71,7 +89,7 @@ def glmc_terms(
     predicted: Tensor,
     first: Tensor,
     other: Tensor,
-    share: float,
+    share: float | Tensor,
     weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the three terms of GLMC's loss: balanced, re-balanced, consistency.
@@ -106,7 +124,7 @@ def glmc_terms(
 
 
 def _mixed_cross_entropy(
-    logits: Tensor, targets: Tensor, share: float, weights: Tensor | None = None
+    logits: Tensor, targets: Tensor, share: float | Tensor, weights: Tensor | None = None
 ) -> Tensor:
     log_probs = logits.log_softmax(1).gather(1, targets)
     if weights is not None:

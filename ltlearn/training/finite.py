@@ -11,6 +11,7 @@ from ltlearn.errors import UserError, check_choice, check_whole, spell
 from ltlearn.names import ON_NAN
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.fit_callback import FitCallback
+from ltlearn.training.resident_form import ResidentForm, ResidentStep
 
 __all__ = ["FiniteLoss"]
 
@@ -71,12 +72,10 @@ class FiniteLoss(FitCallback):
             self.check(loss.item())
             return
         if self._first is None:
-            self._first = torch.full((), -1, dtype=torch.int64, device=loss.device)
-        # The first bad step is recorded on the device, without a wait.
-        new = ~torch.isfinite(loss) & (self._first < 0)
-        self._first = torch.where(new, self.learn.iter, self._first)
+            self._first = _no_step(loss.device)
+        _record_bad(self._first, loss, self.learn.iter)
         if self.learn.iter % self.look_every == self.look_every - 1:
-            self._read_record()
+            self.read_record(self._first)
 
     def check(self, loss: float) -> None:
         """Stop the fit, or skip the step, if the loss of this step is not finite.
@@ -87,9 +86,22 @@ class FiniteLoss(FitCallback):
         if not math.isfinite(loss):
             self._act(self.learn.iter)
 
+    def resident_form(self) -> "_LossCheck":
+        """Return the check of a step without events."""
+        return _LossCheck(self)
+
+    def read_record(self, record: Tensor | None) -> None:
+        """Stop the fit if a record has a bad step; this waits for the device.
+
+        Args:
+            record: The first bad step, a scalar, or -1; None without a record.
+        """
+        if record is not None and (step := record.item()) >= 0:
+            self._act(step)
+
     def after_train(self):
         """Read the record, and warn of skipped steps."""
-        self._read_record()
+        self.read_record(self._first)
         if self.skipped_:
             _log.warning(
                 "epoch %d of %s: %d of %d steps were skipped, because their loss is not finite; "
@@ -102,10 +114,6 @@ class FiniteLoss(FitCallback):
         """Release the record and the buffers."""
         self._first: Tensor | None = None
         self._saved_buffers: list[tuple[Tensor, Tensor]] = []
-
-    def _read_record(self) -> None:
-        if self._first is not None and (step := self._first.item()) >= 0:
-            self._act(step)
 
     def _act(self, step: int) -> None:
         if self.on_nan == "skip":
@@ -123,6 +131,48 @@ class FiniteLoss(FitCallback):
             "these images, lower the learning rate, or skip such steps with "
             f"{spell('on_nan', 'skip')}."
         )
+
+
+class _LossCheck(ResidentForm):
+    """The check of `FiniteLoss` in a step without events."""
+
+    def __init__(self, owner: FiniteLoss):
+        self._owner, self.look_every = owner, owner.look_every
+        # A skipped step ends early, which a captured step cannot.
+        self.captures = owner.on_nan == "stop"
+        device = next(owner.learn.model.parameters()).device
+        self._first = None if self.captures and device.type == "cpu" else _no_step(device)
+
+    def begin_epoch(self, sizes):
+        if self._first is not None:
+            self._first.fill_(-1)
+        return {}
+
+    def before_batch(self, step: ResidentStep) -> None:
+        self._owner.before_batch()
+
+    def after_loss(self, step: ResidentStep) -> None:
+        loss = step.loss.detach()
+        if not self.captures or not _waits(loss):
+            self._owner.check(loss.item())
+        else:
+            _record_bad(self._first, loss, step.number[0])
+
+    def after_steps(self, images):
+        self._owner.read_record(self._first)
+
+    def state(self) -> list[Tensor]:
+        return [] if self._first is None else [self._first]
+
+
+def _no_step(device: torch.device) -> Tensor:
+    return torch.full((), -1, dtype=torch.int64, device=device)
+
+
+def _record_bad(first: Tensor, loss: Tensor, step: int | Tensor) -> None:
+    """Record the first step with a bad loss on the device, without a wait."""
+    new = ~torch.isfinite(loss) & (first < 0)
+    first.copy_(torch.where(new, step, first))
 
 
 def _waits(loss: Tensor) -> bool:

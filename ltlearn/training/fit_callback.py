@@ -30,8 +30,8 @@ class FitCallback(Callback):
     mixes_rows = False
     # Whether the callback sets class weights on the learner's loss.
     weights_loss = False
-    # Whether `after_step` reads and writes the weights alone. The stage 2 on cached features then
-    # sends no other event of a step.
+    # Whether `after_step` reads and writes the weights alone. Steps without events (stage 2 on
+    # cached features, the resident loop) then call it, and nothing else.
     uses_weights_alone = False
     # Why a training step with this callback cannot run twice on one batch; empty if it can.
     runs_once = ""

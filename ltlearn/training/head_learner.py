@@ -4,8 +4,7 @@ import logging
 from collections.abc import Callable
 
 import torch
-from fastai.callback.core import Callback, TrainEvalCallback
-from fastai.learner import CastToTensor, Recorder
+from fastai.callback.core import Callback
 from torch import Tensor
 
 from ltlearn.data.loader import LTDataLoader
@@ -15,19 +14,12 @@ from ltlearn.training.features import Features
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.history import Trajectory
 from ltlearn.training.loop import QuietLearner, fused_update_of
-from ltlearn.training.progress import EpochProgress
+from ltlearn.training.resident_form import handled_events
+from ltlearn.training.steps import REPORTED, count_steps, is_replaced, record_losses
 
 __all__ = ["HeadLearner"]
 
 _log = logging.getLogger("ltlearn")
-_STEP_EVENTS = (
-    "before_batch", "after_pred", "after_loss", "before_backward", "after_cancel_backward",
-    "after_backward", "before_step", "after_cancel_step", "after_step", "after_cancel_batch",
-    "after_batch",
-)  # fmt: skip
-# The loop does what these do in a step, so a subclass of them needs the events.
-_REPLACED = (TrainEvalCallback, Recorder, CastToTensor, Trajectory, EpochProgress, FiniteLoss)
-_REPORTED = 64  # steps at once
 
 
 class HeadLearner(QuietLearner):
@@ -83,9 +75,9 @@ class HeadLearner(QuietLearner):
                 step(x, y, check)
                 for call in after_step:
                     call()
-                if len(losses) == _REPORTED:
+                if len(losses) == REPORTED:
                     self._report(losses, images)
-                    first, losses, images = first + _REPORTED, [], []
+                    first, losses, images = first + REPORTED, [], []
         finally:
             if form is not None:
                 form.close()
@@ -114,26 +106,20 @@ class HeadLearner(QuietLearner):
         """Do what the callbacks do in each step, for some steps at once."""
         if not losses:
             return
-        self.train_iter += len(losses)
-        self.pct_train += len(losses) / (self.n_iter * self.n_epoch)
         for cb in self.cbs:
-            if isinstance(cb, Recorder):
-                cb.losses += cb.smooth_loss.accumulate_all(losses)
-                cb.lrs += [self.opt.hypers[-1]["lr"]] * len(losses)
-                self.smooth_loss = cb.losses[-1]
-            elif isinstance(cb, Trajectory | EpochProgress):
+            if isinstance(cb, Trajectory):
                 cb.after_steps(losses, images)
+        record_losses(self, losses)
+        count_steps(self, images)
 
 
 def _is_silent(cb: Callback) -> bool:
     """Return whether a training step need not send events to a callback."""
     if type(cb) is FiniteLoss:
         return cb.on_nan == "stop"
-    if type(cb) is Recorder:
-        return not cb.train_metrics
-    if type(cb) in _REPLACED or not cb.run:
+    if is_replaced(cb) or type(cb) is Trajectory or not cb.run:
         return True
-    handled = [name for name in _STEP_EVENTS if hasattr(type(cb), name) or name in vars(cb)]
+    handled = handled_events(cb)
     return not handled or (handled == ["after_step"] and _uses_weights_alone(cb))
 
 

@@ -16,6 +16,7 @@ from ltlearn.metrics.report import shot_report
 from ltlearn.models.backbone import find_head
 from ltlearn.names import FIGURES
 from ltlearn.training.records import TrajectoryRecord
+from ltlearn.training.resident_form import ResidentForm, ResidentStep
 
 __all__ = [
     "head_norms",
@@ -68,6 +69,7 @@ class FlipAverage(Callback):
 
     # Before callbacks that read the predictions.
     order = -8
+    run_train = False
 
     def after_pred(self):
         """Average the logits with those of the mirror image."""
@@ -174,6 +176,19 @@ class Trajectory(Callback):
         for loss, n in zip(losses, images, strict=True):
             self._loss, self._seen = self._loss + loss * n, self._seen + n
 
+    def resident_form(self) -> "_LossSum":
+        """Return how the loss is collected in steps without events."""
+        return _LossSum(self)
+
+    def set_loss_sum(self, loss: Tensor, images: int) -> None:
+        """Set the training loss of this epoch so far.
+
+        Args:
+            loss: The sum over the images, a scalar.
+            images: The number of images.
+        """
+        self._loss, self._seen = loss, images
+
     def before_validate(self):
         """Begin to collect predictions."""
         self._chosen, self._targets = [], []
@@ -261,6 +276,29 @@ class Trajectory(Callback):
             "epoch %d:%s %s accuracy %.1f %%, class-balanced %.1f %%",
             last["epoch"], loss, self.select_on, 100 * last["all"], 100 * last["balanced"],
         )  # fmt: skip
+
+
+class _LossSum(ResidentForm):
+    """The sum of the training loss for a `Trajectory`, in steps without events."""
+
+    def __init__(self, owner: Trajectory):
+        self._owner, self._images = owner, 0
+        self._sum = torch.zeros((), device=next(owner.learn.model.parameters()).device)
+
+    def begin_epoch(self, sizes):
+        self._sum.zero_()
+        self._images = 0
+        return {}
+
+    def after_loss(self, step: ResidentStep) -> None:
+        self._sum.add_(step.loss.detach() * step.size)
+
+    def after_steps(self, images):
+        self._images += sum(images)
+        self._owner.set_loss_sum(self._sum, self._images)
+
+    def state(self) -> list[Tensor]:
+        return [self._sum]
 
 
 def find_trajectory(learn) -> Trajectory | None:

@@ -1,5 +1,6 @@
 """`ImageLearner`: what fastai's documentation shows for a Learner of images."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -14,16 +15,19 @@ from torch import Tensor
 
 from ltlearn.data.items import is_one_image, list_items
 from ltlearn.data.loaders import LTDataLoaders
-from ltlearn.errors import UserError, check_number, check_whole
+from ltlearn.errors import UserError, check_choice, check_number, check_whole
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.training.plan import name_of
 from ltlearn.training.precision import DTYPES
 from ltlearn.training.prediction import predict_images
 from ltlearn.training.ranked import RankedLearner
+from ltlearn.training.resident import ResidentLoop, reason_for_events
 from ltlearn.training.temporary import with_class_counts
 
 __all__ = ["ImageLearner", "check_fastai_options"]
 
+_log = logging.getLogger("ltlearn")
+RESIDENT = ("auto", "always", "never")
 _REASON = 200  # characters of an error of torch in a message
 
 
@@ -31,7 +35,19 @@ class ImageLearner(RankedLearner):
     """A quiet Learner of images: autocast, prediction, and files of weights.
 
     A subclass sets `precision`, and has `assumed_prior` and loaders of class `LTDataLoaders`.
+
+    The steps of a training run without events where all callbacks allow it. `resident` decides
+    where: "auto" on CUDA alone, "always" also on a CPU, "never" nowhere. `capture_steps` decides
+    whether such steps are captured as CUDA graphs. `loop_ran` is the loop that trained the last
+    epoch: "events", "resident" or "captured".
     """
+
+    # Class attributes, because learners that earlier versions exported lack them.
+    resident = "auto"
+    capture_steps = True
+    loop_ran = "events"
+    _resident_loop: ResidentLoop | None = None
+    _reported = ""
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -70,8 +86,45 @@ class ImageLearner(RankedLearner):
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         """Train as fastai's `Learner.fit` does; a loss without class counts gets the data's."""
-        with with_class_counts(self.loss_func, getattr(self.dls, "class_counts", None)):
-            super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+        check_choice("resident", self.resident, RESIDENT)
+        self.loop_ran = "events"
+        try:
+            with with_class_counts(self.loss_func, getattr(self.dls, "class_counts", None)):
+                super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+        finally:
+            self._resident_loop, self._reported = None, ""
+
+    def all_batches(self):
+        """Run over the batches of a loader."""
+        if not self.training:
+            super().all_batches()
+            return
+        loop = self._find_loop()
+        self.loop_ran = "events" if loop is None else "resident"
+        if loop is None:
+            super().all_batches()
+        else:
+            loop.run_epoch()
+            self.loop_ran = "captured" if loop.captured else "resident"
+
+    def loop_without_events(self) -> str | None:
+        """Return the loop of the last epoch for a record: "resident", "captured", or None."""
+        return None if self.loop_ran == "events" else self.loop_ran
+
+    def _find_loop(self) -> ResidentLoop | None:
+        """Return the resident loop of this fit; None if its steps need events."""
+        on_cuda = next(self.model.parameters()).device.type == "cuda"
+        if self.resident == "never" or (self.resident == "auto" and not on_cuda):
+            return None
+        if self._resident_loop is not None and self._resident_loop.fits():
+            return self._resident_loop
+        self._resident_loop, reason = None, reason_for_events(self)
+        if not reason:
+            self._resident_loop = ResidentLoop(self, self.capture_steps)
+        elif reason != self._reported:
+            _log.info("the training steps send events: %s", reason)
+            self._reported = reason
+        return self._resident_loop
 
     def predict(
         self, item, rm_type_tfms=None, with_input=False, *, target_prior=None, source_prior=None

@@ -26,6 +26,7 @@ from ltlearn.utils.system_errors import is_out_of_memory, reason_of
 __all__ = [
     "sgd",
     "fused_update_of",
+    "groups_of_sgd",
     "listed_callbacks",
     "memory_to_user_error",
     "oom_to_user_error",
@@ -119,6 +120,16 @@ def fused_update_of(opt) -> Callable[[list[Tensor], list[Tensor]], None] | None:
         return state["momentum_buffer"]
 
     return update
+
+
+def groups_of_sgd(opt) -> list[dict] | None:
+    """Return the groups of torch's optimiser if `sgd()` made it, else None.
+
+    Args:
+        opt: The optimiser of a Learner.
+    """
+    own = getattr(opt, "opt", None)
+    return own.param_groups if type(opt) is _Wrapped and type(own) is _SGD else None
 
 
 def listed_callbacks(cbs) -> list[Callback]:
@@ -392,7 +403,7 @@ class QuietLearner(Learner):
             for cb in self.cbs:
                 # A fit that raised at its start has recorded nothing.
                 if isinstance(cb, Recorder) and vars(cb).get("losses"):
-                    on_device = isinstance(cb.losses[0], Tensor)
+                    on_device = all(isinstance(loss, Tensor) for loss in cb.losses)
                     losses = torch.stack(cb.losses).cpu() if on_device else torch.tensor(cb.losses)
                     cb.losses = list(losses)
             # An interrupted step or accumulation leaves gradients, which the next fit must not add.

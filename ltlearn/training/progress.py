@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 
 from fastai.callback.progress import ProgressCallback
@@ -77,11 +78,10 @@ class EpochProgress(FitCallback):
             self._time_training()
             self._show("" if training else "validation ")
 
-    def after_steps(self, losses: list[float], images: list[int]) -> None:
+    def after_steps(self, images: Sequence[int]) -> None:
         """Count several training steps, and update the bar if it is time.
 
         Args:
-            losses: The loss of each step.
             images: The size of each batch.
         """
         line = self._line

@@ -205,6 +205,8 @@ class StageRecord(Record):
         milestones: Epochs at which the learning rate falls, with "multistep" only.
         decay: Factor at each milestone, with "multistep" only.
         compiled: Whether the backbone was compiled; None if that was not requested.
+        loop: Loop that took the steps without events: "resident", or "captured" if they were CUDA
+            graphs; None for the loop with events, and for features.
         method: Name of the method; None for a training without a named method.
         loss: Name of the loss.
         parameters: Number of parameters of the trained module.
@@ -231,6 +233,7 @@ class StageRecord(Record):
     milestones: tuple[int, ...] | None = None
     decay: float | None = None
     compiled: bool | None = None
+    loop: str | None = None
     method: str | None = None
     loss: str
     parameters: int
@@ -241,7 +244,7 @@ class StageRecord(Record):
     seconds: float
     leaves_prior: bool | None = None
 
-    _optional = frozenset({"milestones", "decay", "compiled"})
+    _optional = frozenset({"milestones", "decay", "compiled", "loop"})
 
     def _names(self) -> list[str]:
         hidden = {"leaves_prior"}

@@ -55,5 +55,6 @@ def run_stage1(learn: Learner, plan: StagePlan) -> None:
             learn, plan, trajectory, plan.callbacks, began,
             stage="stage 1", bn="train", on="images", head="kept",
             trained=f"{next(filter(None, parts), 'backbone')} + head",
-            compiled=call.compiled is not None if plan.compile else None, **plan.steps,
+            compiled=call.compiled is not None if plan.compile else None,
+            loop=learn.loop_without_events(), **plan.steps,
         )  # fmt: skip

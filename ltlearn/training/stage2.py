@@ -76,6 +76,7 @@ def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
         learn, plan, trajectory, callbacks, began,
         stage="stage 2", trained=type(learn.model.head).__name__, bn=plan.bn, on=on,
         head="new" if plan.reset else "kept",
+        loop=None if plan.views else learn.loop_without_events(),
     )  # fmt: skip
     if plan.post is not None:
         run_posthoc(learn, PosthocPlan(method=plan.post, seed=plan.view_seed))

@@ -141,9 +141,11 @@ class _End(_Begin):
                 found.update({key: n // steps for key, n in counter.items() if n >= steps})
 
 
-def make_learner(dls_options: dict | None = None, **kwargs):
+def make_learner(dls_options: dict | None = None, resident: str = "never", **kwargs):
     """Return a learner of a tiny network on the pretended device."""
-    return make_lt_learner(make_dls(device="cuda", **(dls_options or {})), **kwargs)
+    learn = make_lt_learner(make_dls(device="cuda", **(dls_options or {})), **kwargs)
+    learn.resident = resident
+    return learn
 
 
 def count_steps(stage: int, learn, options: dict) -> Counts:

@@ -70,6 +70,7 @@ def test_weights_do_not_depend_on_where_images_lie(place, name):
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_waits_for_nothing(sim, place, name):
     learn = make_lt_learner(make_dls(device="cuda"))
+    learn.resident = "never"
     counts = count_steps(1, learn, {"cbs": CASES[name]()})
     assert counts.steps == 7 and counts.launches and not counts.waits
     copied = sum(n for where, n in counts.copies.items() if "asynchronous" in where)

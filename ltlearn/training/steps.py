@@ -1,0 +1,53 @@
+"""Training steps without events: which callbacks allow them, and how the steps are counted."""
+
+from collections.abc import Sequence
+
+from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.learner import CastToTensor, Recorder
+
+from ltlearn.training.progress import EpochProgress
+
+__all__ = ["REPORTED", "count_steps", "is_replaced", "record_losses"]
+
+REPORTED = 64  # steps that are counted at once
+# A loop without events does what these do in a step, so a subclass of them needs the events.
+_REPLACED = (TrainEvalCallback, CastToTensor, EpochProgress)
+
+
+def is_replaced(cb: Callback) -> bool:
+    """Return whether a loop without events does what a callback does in each step.
+
+    Args:
+        cb: Any fastai callback.
+    """
+    if type(cb) is Recorder:
+        return not cb.train_metrics
+    return type(cb) in _REPLACED
+
+
+def count_steps(learn, images: Sequence[int]) -> None:
+    """Count some training steps, as the callbacks do at each one.
+
+    Args:
+        learn: The learner.
+        images: Images in the batch of each step.
+    """
+    learn.train_iter += len(images)
+    learn.pct_train += len(images) / (learn.n_iter * learn.n_epoch)
+    for cb in learn.cbs:
+        if isinstance(cb, EpochProgress):
+            cb.after_steps(images)
+
+
+def record_losses(learn, losses: Sequence[float]) -> None:
+    """Record the losses of some training steps, as fastai's `Recorder` does at each one.
+
+    Args:
+        learn: The learner.
+        losses: The loss of each step.
+    """
+    for cb in learn.cbs:
+        if isinstance(cb, Recorder) and losses:
+            cb.losses += cb.smooth_loss.accumulate_all(losses)
+            cb.lrs += [learn.opt.hypers[-1]["lr"]] * len(losses)
+            learn.smooth_loss = cb.losses[-1]
