@@ -23,7 +23,7 @@ from ltlearn.cli.report import report
 from ltlearn.cli.studies import compare, sensitivity
 from ltlearn.cli.train import retrain, train
 from ltlearn.errors import UserError
-from ltlearn.utils.interrupts import terminations_as_interrupts
+from ltlearn.utils.interrupts import Terminated, terminations_as_interrupts
 from ltlearn.utils.memory import keep_freed_memory
 from ltlearn.utils.ranks import check_one
 from ltlearn.utils.system_errors import is_out_of_memory, reason_of
@@ -55,6 +55,9 @@ def main() -> None:
         except UserError as e:
             exit_with(str(e), EXIT_USER)
         except (KeyboardInterrupt, EOFError) as e:
+            # A launcher of several ranks ends this one while its error is still on the way here.
+            if isinstance(e, Terminated) and isinstance(e.__context__, UserError):
+                exit_with(str(e.__context__), EXIT_USER)
             exit_interrupted("stopped.", e)
         except Exception as e:
             if os.environ.get("LTLEARN_DEBUG"):

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import typer
 
 from ltlearn.errors import UserError
-from ltlearn.utils.interrupts import Terminated
+from ltlearn.utils.interrupts import Terminated, deferred_interrupt
 from ltlearn.utils.ranks import is_first, may_report, start, world
 from ltlearn.utils.system_errors import reason_of
 from ltlearn.utils.text import clean
@@ -50,9 +50,11 @@ def exit_with(sentence: str, code: int) -> None:
     try:
         # A rank that is not the first has no standard error otherwise, see `silenced_ranks`.
         stream = sys.stderr if is_first() else sys.__stderr__
-        if may_report():
-            # A sentence quotes names from files, which may hold control characters.
-            print(f"ltlearn: {clean(sentence)}", file=stream)  # noqa: T201
+        # A launcher ends all ranks as soon as one has ended.
+        with deferred_interrupt():
+            if may_report():
+                # A sentence quotes names from files, which may hold control characters.
+                print(f"ltlearn: {clean(sentence)}", file=stream, flush=True)  # noqa: T201
     except OSError:
         _drop(sys.stderr)  # a full disk behind standard error: the exit code remains
     raise SystemExit(code)
