@@ -135,6 +135,7 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
         flip: bool = False,
         on_nan: str = "stop",
         compile: bool = False,
+        sync_bn: bool = False,
         resume: bool | str | Path = False,
         cbs=None,
         method: str | None = None,
@@ -148,8 +149,7 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
                 per 256 images in a batch (0.01 if pre-trained), capped at batch size 1024.
             wd: Weight decay of every parameter, at least 0; SGD adds wd * w to the gradient.
             sampler: Name of a sampler, or a torch sampler.
-            loss: Takes (logits, targets) to a scalar. None: the method's, or the learner's
-                (cross-entropy).
+            loss: Takes (logits, targets) to a scalar. None: the method's, or cross-entropy.
             schedule: "cosine" (to zero, once an epoch), "constant", "multistep", or
                 "lagged_cosine" (GLMC's on large datasets, see `EpochSchedule`).
             warmup_epochs: Epochs of linear warm-up, at least 0, with any schedule.
@@ -162,8 +162,8 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             on_nan: If the loss of a step is not finite, "stop" ends the training and "skip" leaves
                 the step out, see `FiniteLoss`.
             compile: Whether to train the backbone through `torch.compile`, which takes a minute or
-                more at first. If it fails, a warning is logged and the training goes on without
-                it. Figures differ in rounding. Weights, checkpoints and validation are the same.
+                more at first. If it fails, a warning is logged and training goes on without it.
+            sync_bn: Whether several GPUs normalise by the whole batch, instead of each by its part.
             resume: Whether to keep checkpoints and to go on from existing ones: in the folder
                 given, or with True in `stage1` of the learner's folder for models. A `Checkpoint`
                 among the callbacks has more options.
@@ -185,8 +185,8 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
         given = {
             "epochs": epochs, "lr": lr, "wd": wd, "sampler": sampler, "loss": loss,
             "schedule": schedule, "warmup_epochs": warmup_epochs, "milestones": milestones,
-            "decay": decay, "opt_func": opt_func, "select": select, "flip": flip,
-            "on_nan": on_nan, "compile": compile, "resume": resume, "cbs": cbs,
+            "decay": decay, "opt_func": opt_func, "select": select, "flip": flip, "cbs": cbs,
+            "on_nan": on_nan, "compile": compile, "sync_bn": sync_bn, "resume": resume,
             "method": method, "options": options,
         }  # fmt: skip
         is_pretrained = bool(getattr(self, "pretrained", False))

@@ -68,7 +68,8 @@ _VALUES = ("epochs", "lr", "batch_size", "weight_decay")
 RESERVED_OPTIONS = {
     "stage 1": (
         *_VALUES, "momentum", "schedule", "select", "method", "warmup_epochs", "milestones",
-        "decay", "accumulate", "ema_decay", "sharpness_rho", "sampler", "trains",
+        "decay", "accumulate", "ema_decay", "sharpness_rho", "sync_bn", "sampler",
+        "trains",
     ),
     "stage 2": _VALUES,
 }  # fmt: skip

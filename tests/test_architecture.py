@@ -30,6 +30,7 @@ LEVELS = [
     {"learner"},
     {"experiments"},
     {"cli"},
+    {"__main__"},
 ]
 # Former places of modules, which import from their new places.
 ALIASES = {"priors", "study"}

@@ -308,7 +308,6 @@ def test_the_comparison_has_64_features_and_states_what_is_missing():
     assert missing == {
         "ArcFace, triplet and contrastive losses",
         "Mining of hard pairs",
-        "One training on several GPUs",
         "Retrieval metrics (recall at k)",
     }
 

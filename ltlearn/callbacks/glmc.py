@@ -32,6 +32,7 @@ from ltlearn.models.backbone import LTModel
 from ltlearn.models.halves import can_run_by_halves, running_by_halves
 from ltlearn.training.fit_callback import FitCallback, mixes_images
 from ltlearn.training.resident_form import ResidentForm, ResidentStep
+from ltlearn.utils import ranks
 
 __all__ = ["GLMC", "draw_mix"]
 
@@ -132,12 +133,17 @@ class _PairLoader(LTDataLoader):
     def _at_once(self, positions, index, other):
         seed = self._seed_of(positions[0])
         x, y = self.dataset.get_batch((*index, *index, *other, *other), seed)
-        return x, y[: len(index)], y[-len(index) :]
+        return self._own_rows(x), y[: len(index)], y[-len(index) :]
+
+    def _own_rows(self, x: Tensor) -> Tensor:
+        if not self.is_cut:
+            return x
+        return x.unflatten(0, (4, -1))[:, self.rows_of(len(x) // 4)].flatten(0, 1)
 
     def _one_by_one(self, positions, index, other):
-        views = []
+        views, rows = [], self.rows_of(len(index))
         for images, first in ((index, 0), (other, 2)):
-            for position, i in zip(positions, images, strict=True):
+            for position, i in zip(positions[rows], images[rows], strict=True):
                 seeds = [self._seed_of(position, first + view) for view in range(2)]
                 views.append(torch.stack(self.dataset.get_views(i, seeds)))
         # From (2N, 2, ...), views innermost, to (2, 2, N, ...), images innermost.
@@ -282,7 +288,9 @@ class GLMC(FitCallback):
             # These layers treat each row separately, so both mixes run through them at once.
             features = torch.cat([features, local])
             outputs = self._outputs(features)
-        rebalanced = torch.cat([learn.pred, rebalanced.to(learn.pred.dtype)])
+        rebalanced = torch.cat([learn.pred, learn.whole_batch(rebalanced.to(learn.pred.dtype))])
+        if ranks.world() > 1:
+            outputs = tuple(map(self._of_whole_batch, outputs))
         learn.loss_grad = self._loss(rebalanced, outputs, (first, other), share, self._shares())
         learn.loss = learn.loss_grad.clone()
         self._images += len(first)
@@ -344,6 +352,10 @@ class GLMC(FitCallback):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+
+    def _of_whole_batch(self, mixes: Tensor) -> Tensor:
+        """Return the rows of all ranks: those of the global mix, then those of the local mix."""
+        return torch.cat([self.learn.whole_batch(mix) for mix in mixes.chunk(2)])
 
 
 class _ResidentGLMC(ResidentForm):

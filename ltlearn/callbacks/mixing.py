@@ -40,6 +40,7 @@ class _BatchMix(FitCallback):
     order = -4
     run_valid = False
     mixes_images = True
+    mixes_rows = True
 
     def __init__(self, alpha: float):
         check_number("alpha", alpha, 0, above=True)

@@ -7,6 +7,7 @@ import torch
 from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.fp16 import MixedPrecision, NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation
+from fastcore.basics import noop
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError, check_number
@@ -122,13 +123,15 @@ class SharpnessAware(FitCallback):
         with getattr(learn, "autocast_context", nullcontext)():
             learn.pred = learn.model(*learn.xb)
         if isinstance(first, Tensor):
-            learn.pred = learn.pred.to(first.dtype)
+            learn.pred = getattr(learn, "whole_batch", noop)(learn.pred.to(first.dtype))
         self._call("after_pred")
         learn.loss_grad = learn.loss_func(learn.pred, *learn.yb)
         learn.loss = learn.loss_grad.clone()
         self._call("after_loss")
         self._call("before_backward")
         learn.loss_grad.backward()
+        # A learner on several devices has the gradients of its rows.
+        getattr(learn, "average_gradients", noop)()
 
     def _call(self, event: str) -> None:
         for cb, _ in self._callbacks:

@@ -11,6 +11,7 @@ from ltlearn.cli.console import (
     checked_streams,
     exit_interrupted,
     exit_with,
+    silenced_ranks,
 )
 from ltlearn.cli.data import data, inspect
 from ltlearn.cli.export import export
@@ -22,11 +23,14 @@ from ltlearn.cli.report import report
 from ltlearn.cli.studies import compare, sensitivity
 from ltlearn.cli.train import retrain, train
 from ltlearn.errors import UserError
-from ltlearn.utils.interrupts import terminations_as_interrupts
+from ltlearn.utils.interrupts import Terminated, terminations_as_interrupts
 from ltlearn.utils.memory import keep_freed_memory
+from ltlearn.utils.ranks import check_one
 from ltlearn.utils.system_errors import is_out_of_memory, reason_of
 
 __all__ = ["app", "main"]
+
+_ON_SEVERAL_RANKS = ("recipe", "train", "retrain")
 
 app = typer.Typer(
     name="ltlearn",
@@ -46,11 +50,14 @@ def main() -> None:
     keep_freed_memory()
     with terminations_as_interrupts():
         try:
-            with checked_streams():
+            with silenced_ranks(), checked_streams():
                 app(prog_name="ltlearn")
         except UserError as e:
             exit_with(str(e), EXIT_USER)
         except (KeyboardInterrupt, EOFError) as e:
+            # A launcher of several ranks ends this one while its error is still on the way here.
+            if isinstance(e, Terminated) and isinstance(e.__context__, UserError):
+                exit_with(str(e.__context__), EXIT_USER)
             exit_interrupted("stopped.", e)
         except Exception as e:
             if os.environ.get("LTLEARN_DEBUG"):
@@ -89,6 +96,7 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -96,7 +104,8 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _ON_SEVERAL_RANKS:
+        check_one(f"ltlearn {context.invoked_subcommand}")
 
 
 for _command in (

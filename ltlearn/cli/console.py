@@ -6,14 +6,15 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
 import typer
 
 from ltlearn.errors import UserError
-from ltlearn.utils.interrupts import Terminated
+from ltlearn.utils.interrupts import Terminated, deferred_interrupt
+from ltlearn.utils.ranks import is_first, may_report, start, world
 from ltlearn.utils.system_errors import reason_of
 from ltlearn.utils.text import clean
 
@@ -26,6 +27,7 @@ __all__ = [
     "exit_with",
     "StderrHandler",
     "configured_log",
+    "silenced_ranks",
     "split_names",
     "print_json",
     "print_report",
@@ -39,15 +41,20 @@ EXIT_INTERNAL, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def exit_with(sentence: str, code: int) -> None:
-    """Print a sentence to standard error and exit.
+    """Print a sentence to standard error and exit. Of several ranks, one alone prints.
 
     Args:
         sentence: The sentence.
         code: The exit code.
     """
     try:
-        # A sentence quotes names from files, which may hold control characters.
-        print(f"ltlearn: {clean(sentence)}", file=sys.stderr)  # noqa: T201
+        # A rank that is not the first has no standard error otherwise, see `silenced_ranks`.
+        stream = sys.stderr if is_first() else sys.__stderr__
+        # A launcher ends all ranks as soon as one has ended.
+        with deferred_interrupt():
+            if may_report():
+                # A sentence quotes names from files, which may hold control characters.
+                print(f"ltlearn: {clean(sentence)}", file=stream, flush=True)  # noqa: T201
     except OSError:
         _drop(sys.stderr)  # a full disk behind standard error: the exit code remains
     raise SystemExit(code)
@@ -69,6 +76,22 @@ def exit_interrupted(sentence: str, error: BaseException) -> None:
     if isinstance(error, Terminated):
         code = 128 + error.signum
     exit_with(sentence, code)
+
+
+@contextmanager
+def silenced_ranks() -> Iterator[None]:
+    """Connect the ranks of a training, and let the first one alone print inside the block."""
+    if world() == 1:
+        yield
+        return
+    # The libraries of torch would report a rank that ends in a page of text.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    start()
+    if is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        yield
 
 
 class _Output(io.TextIOWrapper):

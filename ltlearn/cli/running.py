@@ -23,6 +23,7 @@ from ltlearn.cli.console import (
 from ltlearn.data.options import ReadOptions
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.names import ON_NAN
+from ltlearn.utils.ranks import by_first, world
 from ltlearn.utils.settings import Settings
 
 __all__ = [
@@ -158,14 +159,16 @@ def run_and_print(recipe, flags: RunFlags, suffix: str = "") -> None:
     """
     from ltlearn.utils.run_folder import Run
 
-    run = Run.create(flags.settings.runs_path, recipe.name + suffix, flags.out, flags.resume)
+    run = by_first(Run.create)(
+        flags.settings.runs_path, recipe.name + suffix, flags.out, flags.resume
+    )
     quiet = flags.quiet or flags.as_json
     with configured_log(quiet), run.lock():
         try:
             result = _run(recipe, run, flags, quiet)
         except KeyboardInterrupt as error:
             again = shlex.join(
-                [_program(), *_without_out(sys.argv[1:]), "--out", str(run.path), "--resume"]
+                [*_program(), *_without_out(sys.argv[1:]), "--out", str(run.path), "--resume"]
             )
             exit_interrupted(
                 f"stopped; the finished parts are in {run.path}. Continue with: {again}", error
@@ -204,13 +207,16 @@ def _run(recipe, run, flags: RunFlags, quiet: bool):
         compile=flags.compile,
         num_workers=flags.num_workers,
         follow_links=flags.follow_links,
-        command=shlex.join([_program(), *sys.argv[1:]]),
+        command=shlex.join([*_program(), *sys.argv[1:]]),
         notify=printer(quiet),
     )
 
 
-def _program() -> str:
-    return os.environ.get("LTLEARN_PROGRAM", "ltlearn")
+def _program() -> list[str]:
+    if world() > 1:
+        processes = os.environ.get("LOCAL_WORLD_SIZE", str(world()))
+        return ["torchrun", "--nproc_per_node", processes, "-m", "ltlearn"]
+    return [os.environ.get("LTLEARN_PROGRAM", "ltlearn")]
 
 
 def _without_out(words: list[str]) -> list[str]:

@@ -40,6 +40,7 @@ from ltlearn.data.transforms import ImageTransform
 from ltlearn.defaults import IMAGENET_STATS
 from ltlearn.errors import UserError, spell, spell_call
 from ltlearn.names import PART_LABELS, PARTS
+from ltlearn.utils.ranks import start
 
 __all__ = [
     "DEFAULT_SIZE",
@@ -324,6 +325,7 @@ class _LoaderMaker:
 
 def _device_of(options: LoadOptions) -> torch.device:
     """Return the device that batches go to."""
+    start()  # of several ranks, each gets its device
     return default_device() if options.device is None else torch.device(options.device)
 
 

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from ltlearn.data.own_transforms import TypedBatch, seeded
 from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_whole
+from ltlearn.utils import ranks
 
 __all__ = ["LTDataLoader"]
 
@@ -55,6 +57,8 @@ class LTDataLoader(TfmdDL):
         >>> dl = LTDataLoader(ImageFiles(data, size=224), bs=32, training=True)  # doctest: +SKIP
         >>> dl.set_sampler("class_balanced")  # doctest: +SKIP
     """
+
+    is_cut = False  # whether each rank gets its own rows of a batch
 
     def __init__(
         self,
@@ -134,6 +138,27 @@ class LTDataLoader(TfmdDL):
             self.sampler.set_epoch(epoch, epochs)
         elif hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)  # a sampler of torch, such as DistributedSampler
+
+    @contextmanager
+    def cut_by_rank(self) -> Iterator[None]:
+        """Give each rank its rows of each batch inside the block.
+
+        The batches are those of one process: a batch is cut, and the loader draws as before. A
+        batch is (x, y): x holds the rows of this rank, y the targets of the whole batch.
+        """
+        self.is_cut = ranks.world() > 1
+        try:
+            yield
+        finally:
+            self.is_cut = False
+
+    def rows_of(self, n: int) -> slice:
+        """Return the rows that this process loads of a batch.
+
+        Args:
+            n: Rows of the whole batch.
+        """
+        return ranks.part_of(n) if self.is_cut else slice(0, n)
 
     def new(self, dataset=None, cls=None, **kwargs):
         """Return a loader with the same settings, except those given (fastai's protocol).
@@ -247,11 +272,13 @@ class LTDataLoader(TfmdDL):
             yield from batches
             return
         first = 0
+        # The rows of another rank are other images, and must not repeat these draws.
+        own = (ranks.rank(),) if self.is_cut and ranks.rank() else ()
         if self.augment and not self.training:
             # A pass that resumes begins at a later position.
             first = next(iter(self.get_idxs()), 0) // max(self.n, 1) // self.bs
         for number in itertools.count(first):
-            with seeded(mix_seed(self.seed, self.epoch, number, _BATCH), self.device):
+            with seeded(mix_seed(self.seed, self.epoch, number, _BATCH, *own), self.device):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -325,17 +352,31 @@ class LTDataLoader(TfmdDL):
         Args:
             samps: Numbers that `get_idxs` returned.
         """
-        if not hasattr(self.dataset, "get_batch"):
+        at_once = hasattr(self.dataset, "get_batch")
+        if not at_once and not self.is_cut:
             yield from super().create_batches(samps)
             return
         data = self.stored()
         if data is not self.dataset:
             draws = self._draw_images(list(samps)).images_on(self.device)
             for step in range(len(draws.sizes)):
-                yield data.take(*draws.of_step(step))
+                x, y = data.take(*draws.of_step(step))
+                yield self._own_rows(x), y
             return
         for numbers in self.chunkify(samps):
-            yield self.dataset.get_batch([s % self.n for s in numbers], self._seed_at(numbers[0]))
+            index = [s % self.n for s in numbers]
+            if at_once:
+                # The whole batch has one seed, so all its rows are drawn.
+                x, y = self.dataset.get_batch(index, self._seed_at(numbers[0]))
+                yield self._own_rows(x), y
+            else:
+                own = numbers[self.rows_of(len(numbers))]
+                x, *y = self.do_batch([self.do_item(s) for s in own])
+                yield (x, self.dataset.targets[index]) if y else (x,)
+
+    def _own_rows(self, x: Tensor) -> Tensor:
+        """Return the rows of a batch that this process keeps."""
+        return x[self.rows_of(len(x))] if self.is_cut else x
 
     @property
     def vocab(self):

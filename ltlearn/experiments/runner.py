@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from ltlearn.experiments.options import RunOptions
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.report_page import write_page_of_run
 from ltlearn.experiments.results import make_table, write_results
-from ltlearn.experiments.stages import StageFolder, run_seed, stage1_callbacks
+from ltlearn.experiments.stages import SeedResult, StageFolder, run_seed, stage1_callbacks
+from ltlearn.learner import LTLearner
 from ltlearn.methods import METHODS
 from ltlearn.reporting.classes import ClassTable
 from ltlearn.reporting.table import ResultTable
@@ -41,6 +43,7 @@ from ltlearn.training.logs import check_tensorboard
 from ltlearn.training.loop import memory_to_user_error
 from ltlearn.training.selection import tested_part
 from ltlearn.utils.environment import environment_info, warn_of_threads
+from ltlearn.utils.ranks import by_first, wait
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["RecipeResult", "run_recipe"]
@@ -125,6 +128,7 @@ def _run_locked(
     if recipe.status:
         notify(f"{recipe.title}; {recipe.status}")
     splits = [recorded_split(run, seed) for seed in range(recipe.seeds)]
+    wait()  # until all ranks have read the manifest that the next line replaces
     run.write_json(MANIFEST_FILE, manifest.to_dict())
     results = []
     for seed in range(recipe.seeds):
@@ -145,11 +149,25 @@ def _run_locked(
         if seed == 0 and may_have_seen(recipe, dls):
             _log.warning("%s", SEEN_WARNING)
         results.append(run_seed(recipe, StageFolder(run, seed, options, notify), learn))
-    write_model_facts(run, describe_model(recipe, learn, results[0].heads))
     table = make_table(recipe, dls, results)
-    classes = write_results(recipe, run, dls, results, table, manifest)
-    write_page_of_run(run, dls)
+    write_outcome = by_first(partial(_write_outcome, recipe, run, learn, results))
+    classes, manifest = write_outcome(table, manifest)
     return RecipeResult(run, table, manifest, classes)
+
+
+def _write_outcome(
+    recipe: Recipe,
+    run: Run,
+    learn: LTLearner,
+    results: list[SeedResult],
+    table: ResultTable,
+    manifest: Manifest,
+) -> tuple[ClassTable, Manifest]:
+    """Write model facts, results and page; return the table of classes and the manifest."""
+    write_model_facts(run, describe_model(recipe, learn, results[0].heads))
+    classes = write_results(recipe, run, learn.dls, results, table, manifest)
+    write_page_of_run(run, learn.dls)
+    return classes, manifest
 
 
 def _check_methods(recipe: Recipe) -> None:

@@ -41,6 +41,7 @@ from ltlearn.training.logs import EpochLog
 from ltlearn.training.loop import sgd
 from ltlearn.training.records import TrajectoryRecord
 from ltlearn.training.selection import tested_part
+from ltlearn.utils.ranks import share
 from ltlearn.utils.run_folder import Run
 from ltlearn.utils.text import epochs_text
 
@@ -273,6 +274,8 @@ def stage1_arguments(recipe: Recipe) -> dict[str, Any]:
         "select": stage1.select,
         "flip": recipe.protocol == "paper",
     }
+    if stage1.sync_bn:
+        arguments["sync_bn"] = True
     if stage1.method != DEFAULT_STAGE1:
         arguments |= {"method": stage1.method, "options": stage1.options()}
     if stage1.milestones:
@@ -382,7 +385,8 @@ def _load_finished(run: Run, name: str, learn: LTLearner) -> FinishedStage | Non
         UserError: If it was trained on other images, or in another precision.
     """
     record, weights = run.path / f"{name}.json", run.path / f"{name}.safetensors"
-    if not record.is_file() or not weights.is_file():
+    # All ranks load the stage, or none: the first one may write it while the others look.
+    if not share(record.is_file() and weights.is_file()):
         return None
     try:
         # Runs of early versions have no checksums.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.source import source_of_learner
+from ltlearn.utils.ranks import by_first, check_one
 
 __all__ = ["ExportMixin"]
 
@@ -12,6 +13,7 @@ __all__ = ["ExportMixin"]
 class ExportMixin:
     """Exports of an `LTLearner`. Each loads what it wrote and compares the logits first."""
 
+    @by_first
     def export_timm(
         self, folder: str | Path, label_descriptions: Mapping[str, str] | None = None
     ) -> Exported:
@@ -41,6 +43,7 @@ class ExportMixin:
 
         return export_timm_folder(source_of_learner(self), Path(folder), label_descriptions)
 
+    @by_first
     def export_onnx(self, file: str | Path, normalize: bool = False) -> Exported:
         """Write one ONNX file with a free batch size, checked with onnxruntime.
 
@@ -66,6 +69,7 @@ class ExportMixin:
 
         return export_onnx_file(source_of_learner(self), Path(file), normalize)
 
+    @by_first
     def export_torchscript(self, file: str | Path, normalize: bool = False) -> Exported:
         """Write a TorchScript file, which `torch.jit.load` loads without other packages.
 
@@ -125,6 +129,7 @@ class ExportMixin:
         Example:
             >>> learn.push_to_hub("user/birds", out="birds-card", dry_run=True)
         """
+        check_one("push_to_hub")
         from ltlearn.exporting.hub import HubOptions
         from ltlearn.exporting.learner_card import publish_learner
 

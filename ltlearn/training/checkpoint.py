@@ -22,6 +22,7 @@ from ltlearn.training.checkpoint_state import (
 from ltlearn.training.fit_callback import FitCallback
 from ltlearn.utils.environment import warn_of_threads
 from ltlearn.utils.older_runs import with_todays_keys
+from ltlearn.utils.ranks import is_first, share
 from ltlearn.utils.run_folder import Run, checksum_of
 from ltlearn.utils.system_errors import reason_of
 
@@ -115,13 +116,13 @@ class Checkpoint(FitCallback):
         self._facts = {**self.made_with, **_facts(self.learn)}
         if self.folder.is_dir():
             self._take_lock()
-        epochs = self.epochs()
+        epochs = share(self.epochs())
         if epochs and not self.resume:
             raise UserError(
                 f"{self.folder} holds checkpoints of a stopped fit: give "
                 f"{spell('resume', True)} to resume it, or another folder."
             )
-        if self.resume:
+        if self.resume and is_first():
             self._tidy()
         for epoch in reversed(epochs):
             try:
@@ -141,10 +142,11 @@ class Checkpoint(FitCallback):
         if not self._ready:
             return
         done, now = self.learn.epoch + 1, time.perf_counter()
-        due = done % self.every == 0
+        due = is_first() and done % self.every == 0
         if not self.keep_all:
             due &= done < self.learn.n_epoch and now - self._written >= self.min_seconds
         if due:
+            # On several devices the first rank writes, and all ranks read.
             self.write(done)
             self._written = time.perf_counter()
 
@@ -162,6 +164,8 @@ class Checkpoint(FitCallback):
 
     def clear(self) -> None:
         """Remove the checkpoints, and the folder if nothing else is in it."""
+        if not is_first():
+            return
         with self._run.lock():
             self._tidy(everything=True)
         try:

@@ -1,18 +1,26 @@
 """Run a model in evaluation mode over a loader."""
 
+from contextlib import nullcontext
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from ltlearn.data.loader import LTDataLoader
 from ltlearn.models.backbone import evaluating
+from ltlearn.training.collectives import gather_rows
 
 __all__ = ["run_model"]
 
 
 @torch.no_grad()
 def run_model(
-    model: nn.Module, dl, context, flip: bool = False, read=lambda logits: logits
+    model: nn.Module,
+    dl,
+    context,
+    flip: bool = False,
+    read=lambda logits: logits,
+    together: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Run a model in evaluation mode over a loader, then restore its mode.
 
@@ -22,6 +30,7 @@ def run_model(
         context: Makes the context that the model runs in, such as autocast.
         flip: Whether to average the logits of each image and its mirror image.
         read: Reduces the logits of a batch to the values to keep.
+        together: Whether all ranks call this, so that each runs the model on its rows.
 
     Returns:
         The kept values and the targets of all images; None for the targets of images without one.
@@ -29,13 +38,16 @@ def run_model(
     # A head without parameters, such as the nearest class mean, has buffers.
     device = next(chain(model.parameters(), model.buffers())).device
     logits, targets = [], []
-    with evaluating(model):
+    together = together and isinstance(dl, LTDataLoader)
+    with evaluating(model), dl.cut_by_rank() if together else nullcontext():
         for x, *rest in dl:
             x = x.to(device)
             with context():
                 out = model(x).float()
                 if flip:
                     out = (out + model(x.flip(-1)).float()) / 2
+            if together:
+                out = gather_rows(out, len(rest[0]))
             logits.append(read(out))
             targets += rest
     return torch.cat(logits), torch.cat(targets) if targets else None

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.models.backbone import evaluating
+from ltlearn.training.collectives import gather_rows
 from ltlearn.training.feature_rows import Features
+from ltlearn.utils import ranks
 from ltlearn.utils.locks import locked
 from ltlearn.utils.progress import ProgressLine
 from ltlearn.utils.system_errors import reason_of
@@ -130,15 +132,19 @@ class FeatureBank:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
         if self.path is not None:
             store = _ViewOnDisk(self.path / name, key)
-            array = store.open()
-            if array is None:
-                with store.lock():
+            # All ranks compute, and the first one reads and writes the folder.
+            is_first = ranks.is_first()
+            array = store.open() if is_first else None
+            if ranks.share(array is None):
+                with store.lock() if is_first else nullcontext():
                     # Another process may have finished it meanwhile.
-                    array = store.open()
-                    if array is None:
-                        self._extract(store, backbone, dl, view, seed, autocast)
+                    array = store.open() if is_first else None
+                    if ranks.share(array is None):
+                        writer = store if is_first else _ViewElsewhere()
+                        self._extract(writer, backbone, dl, view, seed, autocast)
                         array = store.array
-            return array
+                        ranks.wait()
+            return store.open_anew() if array is None else array
         if key["weights"] != self._memory_weights:
             self._memory, self._memory_weights = {}, key["weights"]
         if name not in self._memory:
@@ -152,7 +158,7 @@ class FeatureBank:
         # at the batch where it stopped.
         loader = dl.new(shuffle=False, augment=view is not None, seed=mix_seed(seed, 0xFEA7))
         loader.set_epoch(view or 0)
-        done = store.resume()
+        done = ranks.share(store.resume())
         if done:
             _log.info("feature extraction resumes at image %d of %d", done, dl.n)
             numbers = loader.get_idxs()[done:]
@@ -163,11 +169,11 @@ class FeatureBank:
         device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
         context = nullcontext if autocast is None else autocast
         try:
-            with evaluating(backbone), torch.inference_mode():
+            with evaluating(backbone), torch.inference_mode(), loader.cut_by_rank():
                 for i, (x, *_) in enumerate(loader if done < dl.n else ()):
                     with context():
                         out = backbone(x.to(device, non_blocking=True))
-                    rows = self._rows(out, done)
+                    rows = self._rows(gather_rows(out, min(dl.bs, dl.n - done)), done)
                     store.write(rows, done, dl.n)
                     done += len(rows)
                     line.advance(len(rows))
@@ -227,6 +233,13 @@ class _ViewInMemory:
         pass
 
 
+class _ViewElsewhere(_ViewInMemory):
+    """One view of the features, which another rank writes."""
+
+    def write(self, rows: np.ndarray, start: int, n: int) -> None:
+        pass
+
+
 class _ViewOnDisk:
     """One view of the features, as a folder.
 
@@ -266,6 +279,17 @@ class _ViewOnDisk:
             # The checksum is of the pages that are mapped, whatever happens to the name.
             return array if note.get("crc") == _checksum(array) else None
         return None
+
+    def open_anew(self) -> np.ndarray:
+        """Map the array that the first rank has finished."""
+        array = self.open()
+        if array is None:
+            raise UserError(
+                f"rank {ranks.rank()} does not see the features that the first rank wrote to "
+                f"{self.folder}; set {spell('cache_path')} to a folder on a disk that all machines "
+                "share."
+            )
+        return array
 
     def resume(self) -> int:
         """Resume an interrupted pass; return the number of its finished images."""

@@ -26,6 +26,8 @@ class FitCallback(Callback):
     leaves_prior = True
     # Whether the callback mixes the images of a batch, as MixUp does.
     mixes_images = False
+    # Whether it mixes an image with another one of the batch, which may be on another rank.
+    mixes_rows = False
     # Whether the callback sets class weights on the learner's loss.
     weights_loss = False
     # Whether `after_step` reads and writes the weights alone. Steps without events (stage 2 on

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import ValueMetric
+from fastcore.basics import noop
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError
@@ -76,7 +77,10 @@ class FlipAverage(Callback):
             # An LTLearner runs its model in autocast, but not this event.
             with getattr(self.learn, "autocast_context", nullcontext)():
                 mirrored = self.learn.model(self.learn.xb[0].flip(-1))
-            self.learn.pred = (self.learn.pred + mirrored.to(self.learn.pred.dtype)) / 2
+            mirrored = mirrored.to(self.learn.pred.dtype)
+            # An LTLearner on several devices has the logits of all rows, and the images of its own.
+            mirrored = getattr(self.learn, "whole_batch", noop)(mirrored)
+            self.learn.pred = (self.learn.pred + mirrored) / 2
 
 
 class Trajectory(Callback):

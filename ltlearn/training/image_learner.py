@@ -17,10 +17,10 @@ from ltlearn.data.items import is_one_image, list_items
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import UserError, check_choice, check_number, check_whole
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
-from ltlearn.training.loop import QuietLearner
 from ltlearn.training.plan import name_of
 from ltlearn.training.precision import DTYPES
 from ltlearn.training.prediction import predict_images
+from ltlearn.training.ranked import RankedLearner
 from ltlearn.training.resident import ResidentLoop, reason_for_events
 from ltlearn.training.temporary import with_class_counts
 
@@ -31,7 +31,7 @@ RESIDENT = ("auto", "always", "never")
 _REASON = 200  # characters of an error of torch in a message
 
 
-class ImageLearner(QuietLearner):
+class ImageLearner(RankedLearner):
     """A quiet Learner of images: autocast, prediction, and files of weights.
 
     A subclass sets `precision`, and has `assumed_prior` and loaders of class `LTDataLoaders`.
@@ -70,10 +70,12 @@ class ImageLearner(QuietLearner):
     def _do_one_batch(self):
         # Autocast covers the model alone and ends with it, however the batch ends. The loss is
         # computed in float32.
+        self._take_own_rows()
         with self.autocast_context():
             self.pred = self.model(*self.xb)
         if self.pred.dtype != torch.float32:
             self.pred = self.pred.float()
+        self.pred = self.whole_batch(self.pred)
         self("after_pred")
         if len(self.yb):
             self.loss_grad = self.loss_func(self.pred, *self.yb)

@@ -11,6 +11,7 @@ from ltlearn.names import FIGURES
 from ltlearn.training.fit_callback import FitCallback
 from ltlearn.training.history import find_trajectory
 from ltlearn.training.records import TrajectoryRecord
+from ltlearn.utils.ranks import is_first
 from ltlearn.utils.run_folder import Run
 
 __all__ = ["check_tensorboard", "EpochLog"]
@@ -104,7 +105,7 @@ class EpochLog(FitCallback):
 
     def _write(self) -> None:
         self._written = time.perf_counter()
-        rows = _rows_of(self._source.record)
+        rows = _rows_of(self._source.record) if is_first() else []
         if not rows:
             return
         try:

@@ -352,6 +352,10 @@ class QuietLearner(Learner):
                 f"{', '.join(names)}; give one of them, or give the learner such a metric."
             )
 
+    def to_detach(self, b, cpu=True, gather=True):
+        """Detach a batch. fastai would gather it from all ranks, which have the same."""
+        return super().to_detach(b, cpu, gather=False)
+
     @contextmanager
     def no_bar(self):
         """Show no progress inside the block, neither fastai's nor ours."""

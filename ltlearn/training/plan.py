@@ -16,6 +16,7 @@ from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.loop import listed_callbacks
 from ltlearn.training.schedule import EpochSchedule
 from ltlearn.training.selection import default_select
+from ltlearn.training.sync_norm import SyncBatchNorm
 
 __all__ = [
     "PosthocPlan",
@@ -251,7 +252,9 @@ def resolve_stage1(given: Mapping[str, Any], dls, pretrained: bool, folder: Path
         from_row = row.arguments(**options)
         loss = from_row["loss"] if loss is None else loss
         callbacks = [*from_row["cbs"], *callbacks]
-    resume = given.pop("resume")
+    sync_bn, resume = given.pop("sync_bn"), given.pop("resume")
+    if sync_bn:
+        callbacks.append(SyncBatchNorm())
     if resume:
         callbacks.append(Checkpoint(folder if resume is True else Path(resume), resume=True))
     if given["lr"] is None:

@@ -101,7 +101,8 @@ def predict_part(learn: Learner, part: str, flip: bool, cached: bool) -> tuple[T
         return tuple(t.cpu() for t in run_model(head, loader, nullcontext))
     loader = _loader_of(learn.dls, part).new(shuffle=False)
     with oom_to_user_error(loader.bs):
-        return tuple(t.cpu() for t in run_model(learn.model, loader, learn.autocast_context, flip))
+        output = run_model(learn.model, loader, learn.autocast_context, flip, together=True)
+        return tuple(t.cpu() for t in output)
 
 
 def predict_images(learn: Learner, images) -> Tensor:

@@ -128,7 +128,8 @@ def make_trajectory(
     """
 
     def predict_here():
-        return run_model(learn.model, learn.dls.valid, learn.autocast_context, flip, chosen_classes)
+        context, valid = learn.autocast_context, learn.dls.valid
+        return run_model(learn.model, valid, context, flip, chosen_classes, together=True)
 
     return Trajectory(
         learn.dls.shot_counts, learn.few, select, selects_on(learn.dls),

@@ -11,6 +11,7 @@ from fastai.learner import Learner
 
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.errors import UserError
+from ltlearn.training.collectives import copy_from_first
 from ltlearn.training.evaluate import run_model
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.head_learner import HeadLearner
@@ -36,6 +37,7 @@ from ltlearn.training.temporary import (
     with_class_counts,
     without_predictions,
 )
+from ltlearn.utils import ranks
 
 __all__ = ["run_stage2"]
 
@@ -102,6 +104,10 @@ def _train_on_features(
                     plan.epochs, plan.lr, plan.weight_decay, callbacks, reset_opt=True
                 )
         keep_chosen_weights(learn, over_features, trajectory)
+        if ranks.world() > 1:
+            # Each rank trains the same head; devices may differ in rounding.
+            copy_from_first(over_features.model.state_dict().values())
+            trajectory.record = learn.trajectory = ranks.share(trajectory.record)
     finally:
         # The learner gets the trained head also after an interruption.
         learn.model.head = over_features.model.head

@@ -1,5 +1,6 @@
 """Replace a file so that a kill at any instant leaves the old file or the new one."""
 
+import io
 import os
 import re
 import secrets
@@ -11,6 +12,7 @@ from typing import BinaryIO
 from filelock import lock_descriptor
 
 from ltlearn.utils.interrupts import deferred_interrupt
+from ltlearn.utils.ranks import is_first
 from ltlearn.utils.system_errors import unwritable
 
 __all__ = [
@@ -29,7 +31,7 @@ def replaced_file(target: Path, defer: bool = True, remedy: str = "") -> Iterato
     """Open a temporary file that takes the place of `target` when the block ends.
 
     The content is flushed to disk before the file is renamed. The temporary file is locked, so that
-    `remove_stale_temporaries` spares it.
+    `remove_stale_temporaries` spares it. Of several ranks, the first alone writes the file.
 
     Args:
         target: The file to write. Its folder is made if there is none.
@@ -41,6 +43,9 @@ def replaced_file(target: Path, defer: bool = True, remedy: str = "") -> Iterato
         UserError: If the file cannot be written: the disk is full or read-only, a permission is
             missing, and so on.
     """
+    if not is_first():
+        yield io.BytesIO()
+        return
     with deferred_interrupt() if defer else nullcontext():
         temporary, in_block = None, False
         try:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import TypeVar
 
+from ltlearn.utils.ranks import is_first
+
 __all__ = [
     "ProgressLine",
     "brief_progress",
@@ -144,12 +146,13 @@ class ProgressLine:
     def __init__(self, description: str, total: int):
         self.description, self.total, self.done = description, total, 0
         terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self.notify = None if _hidden or terminal else _notify
+        hidden = _hidden or not is_first()
+        self.notify = None if hidden or terminal else _notify
         self._cell = None
-        if not _hidden and not terminal and self.notify is None and runs_in_notebook():
+        if not hidden and not terminal and self.notify is None and runs_in_notebook():
             self._cell = _shared or _Cell()
         self.takes_table, self.table = self._cell is not None and self._cell is not _shared, ""
-        self.on = not _hidden and (terminal or self.notify is not None or self._cell is not None)
+        self.on = not hidden and (terminal or self.notify is not None or self._cell is not None)
         self._start = time.perf_counter()
         delay = _LINE_S if self.notify is not None else _SHOW_S if self._cell else _DELAY_S
         self._next = self._start + delay

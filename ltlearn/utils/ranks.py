@@ -8,17 +8,34 @@ import atexit
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import wraps
 from typing import Any, TypeVar
 
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, spell
 
-__all__ = ["is_first", "part_of", "rank", "share", "start", "wait", "world"]
+__all__ = [
+    "by_first",
+    "check_one",
+    "is_first",
+    "lost_rank_to_user_error",
+    "may_report",
+    "part_of",
+    "rank",
+    "share",
+    "start",
+    "wait",
+    "world",
+]
 
 _T = TypeVar("_T")
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # A rank may wait while the first one alone reads a large dataset from a slow disk.
 _PATIENCE = timedelta(minutes=60)
+_REPORTED = "ltlearn/reported"
+_store = None  # where the launcher keeps values for all ranks
 
 
 def world() -> int:
@@ -59,14 +76,20 @@ def start() -> None:
         if local >= devices:
             raise UserError(
                 f"rank {rank()} needs a GPU of its own, but this machine has {devices}; start "
-                f"at most {devices} processes (torchrun --nproc_per_node {devices})."
+                f"at most {devices} processes."
             )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     if not is_first():
         logging.getLogger("ltlearn").addFilter(_nothing)
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    global _store
+    with lost_rank_to_user_error():
+        _store, *_ = next(distributed.rendezvous("env://", timeout=_PATIENCE))
+        distributed.init_process_group(
+            backend, store=_store, rank=rank(), world_size=world(), timeout=_PATIENCE
+        )
     atexit.register(_end)
+    sys.excepthook = _reports_once(sys.excepthook)
 
 
 def share(value: _T) -> _T:
@@ -81,13 +104,52 @@ def share(value: _T) -> _T:
 
     start()
     values: list[Any] = [value]
-    distributed.broadcast_object_list(values, src=0)
+    with lost_rank_to_user_error():
+        distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def by_first(function: Callable[..., _T]) -> Callable[..., _T]:
+    """Let the first rank alone call a function. All ranks return its result or raise its error.
+
+    Args:
+        function: It calls nothing that all ranks must do together. Its result can be pickled.
+    """
+
+    @wraps(function)
+    def call(*args, **kwargs) -> _T:
+        if world() == 1:
+            return function(*args, **kwargs)
+        result = error = None
+        if is_first():
+            try:
+                result = function(*args, **kwargs)
+            except Exception as e:
+                error = e
+        result, raised = share((result, error))
+        if raised is not None:
+            raise error or raised
+        return result
+
+    return call
 
 
 def wait() -> None:
     """Wait until all ranks are here."""
     share(None)
+
+
+def check_one(name: str) -> None:
+    """Raise a `UserError` if there are several ranks.
+
+    Args:
+        name: What takes one process, for the message.
+    """
+    if world() > 1:
+        raise UserError(
+            f"{name} takes one process, but {world()} were started together; call it in a process "
+            "that is started without torchrun."
+        )
 
 
 def part_of(n: int) -> slice:
@@ -104,6 +166,53 @@ def part_of(n: int) -> slice:
     first = own * size + min(own, more)
     rows = size + (own < more)
     return slice(first, first + rows) if rows else slice(0, 1)
+
+
+@contextmanager
+def lost_rank_to_user_error() -> Iterator[None]:
+    """Turn the error of an exchange inside the block into a `UserError`.
+
+    Raises:
+        UserError: If another rank has ended, or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as e:
+        if world() == 1 or not _is_lost(e):
+            raise
+        raise UserError(
+            f"another process of this training on {world()} devices has ended, and rank {rank()} "
+            "cannot go on without it; the log of that process or of the system may state why (such "
+            f"as too little memory). Start the training again with {spell('resume', True)}."
+        ) from e
+
+
+def may_report() -> bool:
+    """Return whether this rank reports why the training ends: the first one that asks does."""
+    if world() == 1:
+        return True
+    if _store is None:
+        return is_first()
+    try:
+        return _store.add(_REPORTED, 1) == 1
+    except RuntimeError:
+        return True  # the launcher has ended, too
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
+def _reports_once(hook: Callable) -> Callable:
+    """Print the traceback of one rank alone."""
+
+    def report(*error) -> None:
+        if may_report():
+            hook(*error)
+
+    return report
 
 
 def _is_launched() -> bool:

@@ -18,6 +18,7 @@ from ltlearn.utils import atomic
 from ltlearn.utils.atomic import check_writable, is_temporary, replaced_file
 from ltlearn.utils.locks import InUse, locked
 from ltlearn.utils.plain import plain_cell, plain_tensors, plain_value
+from ltlearn.utils.ranks import is_first
 from ltlearn.utils.run_names import new_run_folder, newest_run
 from ltlearn.utils.system_errors import reason_of, unreadable, unwritable
 
@@ -120,8 +121,8 @@ class Run:
     def lock(self, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
         """Keep other processes from writing to the folder inside the block.
 
-        Half-written files of a killed process are removed first. In one thread, blocks can be
-        nested. Reading needs no lock.
+        Of several ranks, the first alone locks it. Half-written files of a killed process are
+        removed first. In one thread, blocks can be nested. Reading needs no lock.
 
         Args:
             on_wait: Called with a sentence before a wait for another process; None raises instead.
@@ -129,6 +130,9 @@ class Run:
         Raises:
             UserError: If another process writes to the folder, and `on_wait` is None.
         """
+        if not is_first():
+            yield
+            return
 
         def wait(holder: str) -> None:
             on_wait(f"{self.path} is in use by {holder}: waiting until that ends")
@@ -167,6 +171,8 @@ class Run:
 
     def remove_if_empty(self) -> None:
         """Remove the folder that `create` made if it holds nothing but a manifest."""
+        if not is_first():
+            return
         try:
             if self._fresh and {p.name for p in self.path.iterdir()} <= {"manifest.json", _LOCK}:
                 (self.path / "manifest.json").unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""Tensors that the ranks of a training exchange."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, distributed
+
+from ltlearn.utils import ranks
+
+__all__ = ["average_gradients", "copy_from_first", "gather_rows"]
+
+_BUCKET = 1 << 26  # bytes that are exchanged at once
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def gather_rows(rows: Tensor, n: int) -> Tensor:
+    """Return a batch from the rows that each rank has of it.
+
+    Gradients flow to the rows of this rank. They are multiplied by the number of ranks, so that
+    `average_gradients` leaves the gradient of the whole batch.
+
+    Args:
+        rows: The rows `ranks.part_of(n)`, on the device of this rank.
+        n: Rows of the whole batch.
+
+    Shape:
+        rows is (R, ...); the result is (N, ...). Half precision becomes float32.
+    """
+    rows = rows.float() if rows.dtype in _HALF else rows
+    return rows if ranks.world() == 1 else _Gather.apply(rows, n)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, n: int) -> Tensor:
+        size, more = divmod(n, ranks.world())
+        sizes = [size + (r < more) for r in range(ranks.world())]
+        ctx.part, ctx.counts = ranks.part_of(n), sizes[ranks.rank()] > 0
+        # All parts must have one size.
+        padded = rows.new_zeros(size + (more > 0), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        with ranks.lost_rank_to_user_error():
+            distributed.all_gather(parts, padded)
+        return torch.cat([part[:own] for part, own in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        own = gradient[ctx.part]
+        return own * ranks.world() if ctx.counts else torch.zeros_like(own), None
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace the gradients by their means over the ranks, in place.
+
+    Args:
+        parameters: The parameters in one order on all ranks; those without a gradient stay so.
+    """
+    _in_buckets([p.grad for p in parameters if p.grad is not None], _average)
+
+
+@torch.no_grad()
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by those of the first rank, in place.
+
+    Args:
+        tensors: The tensors in one order on all ranks.
+    """
+    _in_buckets(list(tensors), lambda bucket: distributed.broadcast(bucket, 0))
+
+
+def _average(bucket: Tensor) -> None:
+    # A sum and a division, because gloo has no mean.
+    distributed.all_reduce(bucket)
+    bucket.div_(ranks.world())
+
+
+def _in_buckets(tensors: list[Tensor], exchange: Callable[[Tensor], object]) -> None:
+    """Exchange tensors several at once, because each exchange has a latency."""
+    bucket, size = [], 0
+    for i, tensor in enumerate(tensors):
+        bucket.append(tensor)
+        size += tensor.nbytes
+        following = tensors[i + 1] if i + 1 < len(tensors) else None
+        if following is None or size >= _BUCKET or _kind(following) != _kind(tensor):
+            flat = torch.cat([t.detach().reshape(-1) for t in bucket])
+            with ranks.lost_rank_to_user_error():
+                exchange(flat)
+            parts = flat.split([t.numel() for t in bucket])
+            for t, part in zip(bucket, parts, strict=True):
+                t.copy_(part.view(t.shape))
+            bucket, size = [], 0
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
+    return tensor.dtype, tensor.device

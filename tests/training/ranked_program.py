@@ -1,0 +1,200 @@
+"""Trainings that the tests run in one process, and with two ranks under `torchrun`.
+
+With the ranks: python -m torch.distributed.run --nproc_per_node 2 -m tests.training.ranked_program
+FOLDER. Each rank writes `rank<number>.pt`.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.mixup import MixUp
+from fastai.callback.training import GradientAccumulation
+from PIL import Image
+from torch import nn
+
+from ltlearn import GLMC, SAMN, LTDataLoaders, LTLearner, SharpnessAware, WeightAverage
+from ltlearn.callbacks import BatchCutMix, BatchMixUp
+from ltlearn.data.samplers import SAMPLERS
+from ltlearn.losses import ClassBalancedLoss
+from ltlearn.models.backbone import LTModel
+from ltlearn.training.checkpoint import Checkpoint
+from tests.callbacks.helpers import Stop, make_dls, make_images
+
+# 59 images in batches of 8: 8 steps per epoch, and 3 images in the last batch.
+COUNTS = [41, 13, 5]
+CALLBACKS = {
+    "plain": lambda: [],
+    "glmc": lambda: [GLMC(resample=0.2)],
+    "mixup": lambda: [BatchMixUp(1.0)],
+    "cutmix": lambda: [BatchCutMix()],
+    "fastai's mixup": lambda: [MixUp(0.4)],
+    "sam": lambda: [SharpnessAware()],
+    "ema": lambda: [WeightAverage(0.9)],
+    "accumulation": lambda: [GradientAccumulation(16)],
+    "samn": lambda: [SAMN()],
+}
+
+
+class Batches(Callback):
+    """Record the images of all ranks, and their classes."""
+
+    order = 100
+
+    def __init__(self):
+        self.seen = []
+
+    def before_batch(self):
+        if self.learn.training:
+            sums = self.learn.whole_batch(self.learn.xb[0].double().sum((1, 2, 3)))
+            self.seen += [sums, self.learn.yb[0].double()]
+
+
+def make_learner(dls=None, norm=False):
+    """A learner of a tiny network, without batch normalisation unless `norm`."""
+    # The first rank's weights count.
+    torch.manual_seed(int(os.environ.get("RANK", 0)))
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    layers[1:1] = [nn.BatchNorm2d(8)] if norm else []
+    backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    # 35 validation images.
+    dls = dls or make_dls(COUNTS, bs=8, valid=make_images([20, 10, 5], 8, 1))
+    return LTLearner(dls, LTModel(backbone, nn.Linear(8, len(COUNTS))), precision="fp32")
+
+
+def make_folder(folder):
+    """Write images to files, so that a rank reads its own alone."""
+    images, targets = make_images(COUNTS, 8)
+    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        file = folder / f"class{target}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+
+
+def weights_of(learn):
+    return torch.cat([v.detach().flatten().double() for v in learn.model.state_dict().values()])
+
+
+def figures_of(learn):
+    record = learn.trajectory
+    figures = [record[k] for k in ("all", "balanced", "medium", "few") if None not in record[k]]
+    return torch.tensor(figures).double()
+
+
+def train(learn, epochs=3, **arguments):
+    """Train; return the weights, the figures of the 35 validation images, and the losses."""
+    learn.fit_stage1(epochs, 0.05, **arguments)
+    losses = torch.tensor([loss or 0.0 for loss in learn.trajectory["loss"]])
+    steps = torch.tensor([float(loss) for loss in learn.recorder.losses])
+    return {
+        "weights": weights_of(learn),
+        "figures": figures_of(learn),
+        "losses": torch.cat([losses, steps]).double(),
+    }
+
+
+def results(folder):
+    """Return all that one process and two ranks are to agree on."""
+    found = {}
+    for sampler in SAMPLERS:
+        batches = Batches()
+        found[f"sampler {sampler}"] = train(make_learner(), 2, sampler=sampler, cbs=batches)
+        found[f"sampler {sampler}"]["batches"] = torch.cat(batches.seen)
+    for name, make in CALLBACKS.items():
+        found[name] = train(make_learner(), cbs=make())
+    found["weighted"] = train(make_learner(), loss=ClassBalancedLoss(beta=0.9), flip=True)
+    found["smaller than the ranks"] = train(make_learner(make_dls([3, 2, 2], bs=1)), 2)
+    files = folder / "images"
+    if int(os.environ.get("RANK", 0)) == 0 and not files.is_dir():
+        make_folder(files)
+    found["norm"] = train(make_learner(norm=True))
+    for workers in (0, 1):
+        dls = LTDataLoaders.from_folder(
+            files, 8, "crop_flip", bs=8, in_memory=False, device="cpu", num_workers=workers
+        )
+        batches = Batches()
+        found[f"files {workers}"] = train(make_learner(dls), 2, cbs=batches)
+        found[f"files {workers}"]["batches"] = torch.cat(batches.seen)
+    found["files glmc"] = train(make_learner(dls), 2, cbs=GLMC())
+    found |= retrained()
+    return found
+
+
+def retrained():
+    """Features, and stage 2 on them and on images."""
+    found, learn = {}, make_learner()
+    learn.fit_stage1(1, 0.05)
+    features = learn.features("train", views=2)
+    found["features"] = {"views": torch.from_numpy(np.stack(features.views)).double()}
+    for views in (1, 0):
+        learn.retrain_classifier(2, 0.1, method="samn", views=views, select="last")
+        found[f"stage 2, {views} views"] = {
+            "weights": weights_of(learn),
+            "norms": learn.head_norms().double(),
+            "figures": figures_of(learn),
+        }
+    logits, _ = learn.predict_logits("test", flip=True)
+    report = learn.shot_report()
+    found["test"] = {"logits": logits.double(), "report": torch.tensor([report.all, report.few])}
+    found["test"] |= {"by fastai": learn.get_preds(2)[0].double()}
+    if int(os.environ.get("RANK", 0)) == 0:
+        # A rank may predict alone.
+        learn.predict(make_images(COUNTS, 8)[0][0])
+        learn.validate()
+    return found
+
+
+def stopped(folder):
+    """Train for 2 of 4 epochs, and leave a checkpoint."""
+    stop = Stop(KeyboardInterrupt(), 18)
+    try:
+        train(make_learner(), 4, cbs=[Checkpoint(folder, min_seconds=0), stop])
+    except KeyboardInterrupt:
+        pass
+
+
+def resumed(folder):
+    """Continue a training that was stopped."""
+    go_on = Stop(None, 1000)
+    return train(make_learner(), 4, cbs=[Checkpoint(folder, resume=True, min_seconds=0), go_on])
+
+
+def main(folder):
+    rank = int(os.environ["RANK"])
+    found = results(folder)
+    found["resumed by two"] = resumed(folder / "stopped by one")
+    stopped(folder / "stopped by two")
+    torch.save(found, folder / f"rank{rank}.pt")
+    try:
+        run_command(folder)
+    except SystemExit as e:
+        assert not e.code
+    # The second run of the command loses a rank.
+    write = Checkpoint.after_epoch
+
+    def die(self):
+        write(self)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpoint.after_epoch = die
+    run_command(folder, "--out", str(folder / "killed"))
+
+
+def run_command(folder, *words):
+    from ltlearn.cli import main
+
+    words = words or ("--out", str(folder / "run"))
+    sys.argv = [
+        "ltlearn", "recipe", "digits_lt", "--smoke", "--device", "cpu", "--precision", "fp32",
+        "--set", "model.width=4", *words,
+    ]  # fmt: skip
+    main()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

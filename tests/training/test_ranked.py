@@ -1,0 +1,100 @@
+"""Two ranks train as one process does. One pair of processes runs everything."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltlearn.data.samplers import SAMPLERS
+from tests.training import ranked_program as program
+
+ROOT = Path(__file__).parents[2]
+EXACT = ("batches", "figures", "report")
+LAUNCH = (
+    "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
+    "--local-addr=127.0.0.1",
+)  # fmt: skip
+SAME_AS_ONE = [
+    *(f"sampler {name}" for name in SAMPLERS), *program.CALLBACKS, "weighted",
+    "smaller than the ranks", "files 0", "files 1", "files glmc", "features", "stage 2, 1 views",
+    "stage 2, 0 views", "test", "resumed by one", "resumed by two",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory):
+    """The folder, the results of each rank and of this process, and the ended launcher."""
+    folder = tmp_path_factory.mktemp("ranked")
+    program.make_folder(folder / "images")
+    program.stopped(folder / "stopped by one")
+    copy = shutil.copytree(folder / "stopped by one", folder / "copy")
+    env = {
+        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
+        "LTLEARN_CHECKPOINT_SECONDS": "0", "LTLEARN_CACHE_PATH": str(folder / "cache"),
+    }  # fmt: skip
+    words = ["torch.distributed.run", *LAUNCH, "-m", program.__name__, str(folder)]
+    ended = subprocess.run(
+        [sys.executable, "-m", *words],
+        env=env, cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (folder / "rank1.pt").is_file(), ended.stderr[-3000:]
+    ranks = [torch.load(folder / f"rank{r}.pt") for r in range(2)]
+    by_one = program.resumed(folder / "stopped by two")
+    ranks = [{**found, "resumed by one": by_one} for found in ranks]
+    own = program.results(folder)
+    own["resumed by two"] = program.resumed(copy)
+    own["resumed by one"] = own["resumed by two"]
+    return folder, ranks, own, ended
+
+
+@pytest.mark.parametrize("name", SAME_AS_ONE)
+def test_two_ranks_train_as_one_process(ranked, name):
+    _, ranks, own, _ = ranked
+    for key, expected in own[name].items():
+        first, second = (found[name][key] for found in ranks)
+        assert torch.equal(first, second) or expected.isnan().any()
+        tolerance = 0 if key in EXACT else 1e-5
+        torch.testing.assert_close(first, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def test_the_trainings_differ(ranked):
+    """A comparison of networks that learn nothing would always hold."""
+    own = ranked[2]
+    weights = [own[name]["weights"] for name in ("plain", "glmc", "mixup", "cutmix", "sam", "ema")]
+    assert all((weights[0] - other).abs().max() > 1e-3 for other in weights[1:])
+    assert own["samn"]["figures"].unique().numel() > 3
+
+
+def test_batch_normalisation_has_the_statistics_of_a_part_and_ranks_agree(ranked):
+    _, (first, second), own, _ = ranked
+    for key, value in first["norm"].items():
+        assert torch.equal(value, second["norm"][key])
+    assert (first["norm"]["weights"] - own["norm"]["weights"]).abs().max() > 1e-5
+
+
+def test_the_command_prints_and_writes_once(ranked):
+    folder, _, _, ended = ranked
+    assert ended.stdout.count("protocol: clean") == 1
+    assert ended.stderr.count("seed 0: stage 2") == 1
+    manifest = json.loads((folder / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["command"].startswith("torchrun --nproc_per_node 2 -m ltlearn recipe digits_lt")
+    assert not list((folder / "run").rglob(".*"))
+
+
+def test_a_rank_that_is_killed_ends_the_others_with_one_sentence(ranked):
+    folder, _, _, ended = ranked
+    killed = ended.stderr.rpartition("seed 0: stage 1")[2]
+    # The launcher also sends SIGTERM to the others, which may come first.
+    sentences = re.findall(r"^ltlearn: (.*)", killed, re.M)
+    assert len(sentences) == 1
+    assert re.match(r"another process .* 2 devices has ended|stopped[;.]", sentences[0])
+    assert killed.count("Traceback") == 1  # the launcher's own
+    assert ended.returncode
+    assert list((folder / "killed").rglob("epoch-00001.json"))
