@@ -122,8 +122,7 @@ class ImageSet:
         Raises:
             UserError: If a file is missing.
         """
-        digests = self.digested().digests
-        return fingerprint(row.tobytes() for row in digests)
+        return fingerprint(self.digested().digests)
 
     def digested(self) -> "ImageSet":
         """Return the set with the digest of each image.

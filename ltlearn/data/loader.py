@@ -1,7 +1,8 @@
 """`LTDataLoader`: a fastai loader whose draws depend on seed, epoch and position alone."""
 
 import itertools
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from fastai.data.core import TfmdDL
@@ -160,15 +161,15 @@ class LTDataLoader(TfmdDL):
         else:
             super()._one_pass()
 
-    def get_idxs(self) -> list[int]:
-        """Return the images of the epoch by index.
+    def get_idxs(self) -> Sequence[int]:
+        """Return the images of the epoch by index, in eight bytes each.
 
         With augmentation a number also encodes the position in the epoch: index + position * n.
         """
         order = self.sampler if self.training else range(self.n)
         if not self.augment:
-            return list(order)
-        return [i + position * self.n for position, i in enumerate(order)]
+            return array("q", order)
+        return array("q", (i + position * self.n for position, i in enumerate(order)))
 
     def __iter__(self) -> Iterator:
         self.set_epoch(self.epoch)
