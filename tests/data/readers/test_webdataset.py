@@ -20,6 +20,9 @@ from ltlearn.data.readers.sources import list_images, source_kind
 from ltlearn.data.readers.webdataset import list_shards
 from ltlearn.errors import UserError
 from ltlearn.inspection.inspect import inspect_path
+from tests.callbacks.helpers import make_lt_learner
+from tests.helpers import ltlearn
+from tests.training.helpers import check_resumed, stage1
 
 LABELS = [0] * 8 + [1] * 4 + [2] * 3
 
@@ -380,7 +383,33 @@ def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     assert "pip install 'ltlearn[webdataset]'" in sentence(lambda: load(pattern))
 
 
-# ---------------------------------------------------------------- inspection
+# ---------------------------------------------------------------- training and inspection
+
+
+def test_a_stopped_fit_goes_on_exactly(tmp_path):
+    pattern = write_set(tmp_path / "data", labels=[0] * 12 + [1] * 8 + [2] * 6)
+
+    def make():
+        dls = load(pattern, size=8, in_memory=False, bs=4, transform="crop_flip")
+        return make_lt_learner(dls)
+
+    check_resumed(stage1, tmp_path / "checkpoints", make)
+
+
+def test_the_command_line_trains_on_shards(tmp_path):
+    pattern = write_set(tmp_path / "data")
+    valid = write_set(tmp_path / "data", [0, 1, 2], 1, name="v", first=50)
+    (tmp_path / "counts.json").write_text(json.dumps({"cat": 8, "ant": 4, "bee": 3}))
+    train = ("train", pattern, "--valid", valid, "--epochs", 1, "--out", "run", "--device", "cpu")
+    small = ("--set", "stage2.epochs=1", "--set", "data.counts=counts.json", "--json")
+    done = ltlearn(*train, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["recipe"]["data"]["counts"] == str(tmp_path / "counts.json")
+    assert manifest["recipe"]["name"] == "own-s-000..002"
+    assert manifest["recipe"]["model"]["arch"] == "resnet32_cifar"  # by the size of the images
+    done = ltlearn("inspect", pattern, "--json")
+    assert json.loads(done.stdout)["counts"] == {"train": [8, 4, 3]}
 
 
 def test_shards_are_inspected(tmp_path):
