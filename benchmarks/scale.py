@@ -1,7 +1,16 @@
-"""Time and peak memory of reading and of stage 2, at the size of iNaturalist 2018.
+"""Time and memory at scale: measured at the size of iNaturalist 2018, and a cost model for more.
 
+    python benchmarks/scale.py fit [--folder DIR]      # about two minutes on one core
+    python benchmarks/scale.py model
+    python benchmarks/scale.py rows [--images 10000000] [--folder DIR]
+    python benchmarks/scale.py classes [--classes 1000000] [--width 64] [--batch 64]
     python benchmarks/scale.py index [--shares 0.01 0.1 1] [--repeats 3] [--folder DIR] [--json]
     python benchmarks/scale.py stage2 [--shares 0.01 0.1 1] [--batch 512] [--folder DIR] [--json]
+
+"fit" measures the terms of the cost model (`cost_model.py`) on one core and writes `scale.json`
+beside this file; "model" prints its tables from that file. "rows" lists the images of a large table
+without images and draws the orders of an epoch. "classes" takes steps of a SAMN head with a million
+classes. Their times are CPU seconds of one thread.
 
 "index" lists the images of 437,513 training entries in 8,142 classes, and of 1 % and 10 % of
 the entries: from annotations, from a list, and with `check_benchmark` on the annotations.
@@ -273,6 +282,66 @@ def print_stage2(rows: list[dict]) -> None:
         )
 
 
+# ---------------------------------------------------------------- the cost model
+
+
+TERMS = Path(__file__).with_name("scale.json")
+
+
+def rows_in_a_process(file: Path) -> dict:
+    return in_a_process("rows-once", str(file))
+
+
+def fit(args) -> dict:
+    """Measure the terms of the cost model, and write them."""
+    from cost_terms import measure
+
+    terms, facts = measure(args.folder, rows_in_a_process)
+    machine = {"platform": platform.platform(), "processor": processor(), "threads": 1}
+    content = {"machine": machine, "terms": terms.to_dict(), "measured": facts}
+    TERMS.write_text(json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def processor() -> str:
+    """Return the name of the processor from Linux."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
+
+
+def model(args) -> dict:
+    """Return the terms that "fit" wrote."""
+    return json.loads(TERMS.read_text())
+
+
+def print_model(content: dict) -> None:
+    from cost_model import Terms, tables
+
+    for name, value in content["terms"].items():
+        print(f"{name:22} {value:.3g}")
+    print(f"\n{tables(Terms(**content['terms']))}")
+
+
+def rows(args) -> dict:
+    """List a table of many images in a process of its own."""
+    from cost_terms import write_table
+
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        return rows_in_a_process(write_table(Path(folder) / "table.csv", args.images))
+
+
+def classes(args) -> dict:
+    from cost_terms import many_classes
+
+    return many_classes(args.classes, args.width, args.batch)
+
+
+def print_facts(facts: dict) -> None:
+    for name, value in facts.items():
+        print(f"{name:20} {value:,.3f}" if name.endswith("_s") else f"{name:20} {value:,}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -296,18 +365,39 @@ def main() -> None:
     once = parts.add_parser("stage2-once")
     once.add_argument("folder", type=Path)
     once.add_argument("batch", type=int)
+    for name, run, show in (
+        ("fit", fit, print_model), ("model", model, print_model), ("rows", rows, print_facts),
+        ("classes", classes, print_facts),
+    ):  # fmt: skip
+        part = parts.add_parser(name, help=run.__doc__)
+        part.add_argument("--folder", help="where to write files; None takes the system's")
+        part.add_argument("--json", action="store_true")
+        part.set_defaults(run=run, show=show)
+        if name == "rows":
+            part.add_argument("--images", type=int, default=10_000_000)
+        if name == "classes":
+            part.add_argument("--classes", type=int, default=1_000_000)
+            part.add_argument("--width", type=int, default=64)
+            part.add_argument("--batch", type=int, default=64)
+    once = parts.add_parser("rows-once")
+    once.add_argument("file", type=Path)
     args = parser.parse_args()
+    if args.part == "rows-once":
+        from cost_terms import load_rows
+
+        print(json.dumps(load_rows(args.file)))
+        return
     if args.part == "stage2-once":
         print(json.dumps(stage2_once(args.folder, args.batch)))
         return
     if args.part == "index-once":
         print(json.dumps(index_once(args.way, args.root)))
         return
-    rows = args.run(args)
+    result = args.run(args)
     if args.json:
-        print(json.dumps({"machine": platform.platform(), args.part: rows}, indent=1))
+        print(json.dumps({"machine": platform.platform(), args.part: result}, indent=1))
     else:
-        args.show(rows)
+        args.show(result)
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def inspect(
         typer.Argument(
             metavar="DATA|RUN",
             help="Images: a folder per class; or train/, and optionally valid/ and test/, each "
-            "with a folder per class; or a CSV, TSV or JSON file that lists images. Or the folder "
-            "of a run.",
+            "with a folder per class; or a CSV, TSV or JSON file that lists images; or WebDataset "
+            "shards, .tar files. Or the folder of a run.",
             show_default=False,
         ),
     ],

@@ -64,7 +64,7 @@ DATA_SOURCE = Annotated[
     typer.Argument(
         metavar="DATA",
         help="A folder per class; or train/, and optionally valid/ and test/, each with a folder "
-        "per class; or a CSV, TSV or JSON file that lists images.",
+        "per class; or a CSV, TSV or JSON file that lists images; or .tar files of WebDataset.",
         show_default=False,
     ),
 ]
@@ -108,9 +108,11 @@ SPLIT_COL = Annotated[
 ]
 SUFFIX = Annotated[str | None, typer.Option(help="Ending to append to listed paths, such as .jpg.")]
 VALID = Annotated[
-    Path | None, typer.Option(help="A table or annotations of the validation images.")
+    Path | None, typer.Option(help="A table, annotations or shards of the validation images.")
 ]
-TEST = Annotated[Path | None, typer.Option(help="A table or annotations of the test images.")]
+TEST = Annotated[
+    Path | None, typer.Option(help="A table, annotations or shards of the test images.")
+]
 
 # How a recipe is run.
 SET = Annotated[

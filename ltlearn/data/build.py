@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
@@ -23,6 +24,7 @@ from ltlearn.data.datasets import (
     SplitInfo,
     look_at,
 )
+from ltlearn.data.digests import DIGEST_BYTES
 from ltlearn.data.images import ImageSet
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.data.options import LoadOptions
@@ -344,15 +346,19 @@ def leaks_text(part: str, n: int) -> str:
     return f"{n:,} {PART_LABELS[part]} {also} of the same class"
 
 
+def _as_text(data: ImageSet) -> np.ndarray:
+    """Return a value per digest, because a Python object per digest takes 100 bytes."""
+    return np.ascontiguousarray(data.digests).view(f"S{DIGEST_BYTES}").ravel()
+
+
 def _warn_about_leaks(parts: dict[str, ImageSet], where: Path | str) -> dict[str, int]:
     """Count images of validation or test that training has in the same class, and warn of them."""
-    training = {row.tobytes() for row in parts["train"].digests}
     found = {}
     for part in PARTS[1:]:
         if part not in parts:
             continue
-        leaks = [i for i, row in enumerate(parts[part].digests) if row.tobytes() in training]
-        if leaks:
+        leaks = np.flatnonzero(np.isin(_as_text(parts[part]), _as_text(parts["train"])))
+        if len(leaks):
             found[part] = len(leaks)
             _log.warning(
                 "%s: %s, such as %s; the results are too high. %s lists them.",

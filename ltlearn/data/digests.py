@@ -86,15 +86,16 @@ def hash_file(file: Any) -> bytes:
 
 
 def digest_files(
-    files: Callable[[int], Any], targets: np.ndarray, root: Path | None, paths: Sequence[str]
+    files: Callable[[int], Any], targets: np.ndarray, root: Any, paths: Sequence[str]
 ) -> np.ndarray:
     """Return the digests of files, computed in threads, or from the cache if none has changed.
 
     Args:
         files: Returns the path or open file of an image by its index.
         targets: Class index per image.
-        root: Folder of the files; None if they are rows of a dataset, which are not cached.
-        paths: The paths relative to `root`.
+        root: Folder of the files; or `Rows` whose `files` hold the images; None if the digests
+            cannot be cached.
+        paths: The paths relative to `root`, or row numbers.
 
     Shape:
         targets is (N,). The result is (N, 32), uint8.
@@ -137,10 +138,14 @@ def _as_rows(content: bytes) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-def _cache_file(root: Path, paths: Sequence[str], targets: np.ndarray) -> Path | None:
+def _cache_file(root: Any, paths: Sequence[str], targets: np.ndarray) -> Path | None:
     """Return the cache file of a set; None if a file changed just now and may change again."""
-    base, newest = os.path.realpath(root), 0
+    newest, in_files = 0, isinstance(root, Path)
+    base = os.path.realpath(root) if in_files else ""
     name = hashlib.sha256(os.fsencode(base) + b"\0" + np.ascontiguousarray(targets).tobytes())
+    if not in_files:
+        name.update(root.identity(paths.numbers))
+        paths = [os.path.realpath(file) for file in root.files]
     for path in paths:
         s = os.stat(os.path.join(base, path))
         # A program can set the time of the content, but not the time of the last change.

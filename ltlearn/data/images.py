@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -56,7 +56,7 @@ class ImageSet:
         targets: Class index per image.
         images: Decoded images; None if they are on disk.
         paths: Image paths relative to `root`; None if the images are in memory.
-        root: Folder of the paths.
+        root: Folder of the paths, or `ltlearn.data.readers.rows.Rows`.
         skipped: Full paths of unreadable images that were left out.
         bits: Bits that the values of 16-bit images on disk take, from 8 to 16.
         digests: Digest of each image; None until they are computed.
@@ -70,8 +70,8 @@ class ImageSet:
 
     targets: np.ndarray
     images: np.ndarray | None = None
-    paths: list[str] | None = None
-    root: Path | None = None
+    paths: Sequence[str] | None = None
+    root: Any = None
     skipped: list[str] = field(default_factory=list)
     bits: int = 16
     digests: np.ndarray | None = None
@@ -122,8 +122,7 @@ class ImageSet:
         Raises:
             UserError: If a file is missing.
         """
-        digests = self.digested().digests
-        return fingerprint(row.tobytes() for row in digests)
+        return fingerprint(self.digested().digests)
 
     def digested(self) -> "ImageSet":
         """Return the set with the digest of each image.
@@ -136,7 +135,7 @@ class ImageSet:
         if self.images is not None:
             images = self.images if self.rows is None else (self.images[i] for i in self.rows)
             return replace(self, digests=digest_arrays(images, self.targets))
-        root = self.root if isinstance(self.root, Path) else None
+        root = self.root if isinstance(self.root, Path) or getattr(self.root, "files", ()) else None
         try:
             return replace(self, digests=digest_files(self.file, self.targets, root, self.paths))
         except OSError as e:

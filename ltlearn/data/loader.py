@@ -2,7 +2,8 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -194,15 +195,15 @@ class LTDataLoader(TfmdDL):
         else:
             super()._one_pass()
 
-    def get_idxs(self) -> list[int]:
-        """Return the images of the epoch by index.
+    def get_idxs(self) -> Sequence[int]:
+        """Return the images of the epoch by index, in eight bytes each.
 
         With augmentation a number also encodes the position in the epoch: index + position * n.
         """
         order = self.sampler if self.training else range(self.n)
         if not self.augment:
-            return list(order)
-        return [i + position * self.n for position, i in enumerate(order)]
+            return array("q", order)
+        return array("q", (i + position * self.n for position, i in enumerate(order)))
 
     def draws(self, epoch: int, epochs: int | None = None) -> EpochDraws:
         """Return all draws of an epoch, without reading an image. The loader stays as it is.

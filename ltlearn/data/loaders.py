@@ -9,32 +9,30 @@ from torch import Tensor
 
 from ltlearn.data.arrays import list_arrays
 from ltlearn.data.benchmarks.load import Subset, load_dataset
-from ltlearn.data.build import build_loaders, check_parts, load_listed
+from ltlearn.data.build import build_loaders, check_parts
 from ltlearn.data.datasets import BATCH_TRANSFORMS
 from ltlearn.data.options import LoadOptions, ReadOptions
-from ltlearn.data.part_loaders import PartLoaders
 from ltlearn.data.readers.annotations import list_json
 from ltlearn.data.readers.folders import list_folder
-from ltlearn.data.readers.hf import list_dataset
-from ltlearn.data.readers.parts import ListedImages
 from ltlearn.data.readers.sources import reading_options, source_kind
 from ltlearn.data.readers.tables import list_table
+from ltlearn.data.row_loaders import RowLoaders
 from ltlearn.errors import UserError, check_choice
 
 __all__ = ["LTDataLoaders"]
 
 
-class LTDataLoaders(PartLoaders):
+class LTDataLoaders(RowLoaders):
     """Training, validation and test loaders of an imbalanced image set.
 
     Create it with `from_path`, `from_folder`, `from_csv`, `from_df`, `from_json`, `from_hf`,
-    `from_arrays` or `from_dataset`. Attributes: `class_counts` (training images per class without
-    the carved validation images), `shot_counts` (with them; they decide which classes are many-,
-    medium- and few-shot), `vocab` (class names), `c` (number of classes), `split` (`SplitInfo`),
-    `skipped` (unreadable images that were left out), `leaks` ("valid" and "test" to the number of
-    their images that are also training images of the same class), `columns` (for a table, the
-    column that each kind of value was read from), `bits` (how many bits 16-bit images were read
-    as).
+    `from_webdataset`, `from_arrays` or `from_dataset`. Attributes: `class_counts` (training images
+    per class without the carved validation images), `shot_counts` (with them; they decide which
+    classes are many-, medium- and few-shot), `vocab` (class names), `c` (number of classes),
+    `split` (`SplitInfo`), `skipped` (unreadable images that were left out), `leaks` ("valid" and
+    "test" to the number of their images that are also training images of the same class), `columns`
+    (for a table, the column that each kind of value was read from), `bits` (how many bits 16-bit
+    images were read as).
     """
 
     @classmethod
@@ -220,11 +218,12 @@ class LTDataLoaders(PartLoaders):
 
     @classmethod
     def from_path(cls, source: str | Path, **options) -> "LTDataLoaders":
-        """Read a path of any kind: call `from_folder`, `from_hf`, `from_csv` or `from_json`.
+        """Read a path of any kind: call `from_folder`, `from_csv`, `from_webdataset` and so on.
 
         Args:
             source: A folder of class folders, a folder that Hugging Face's `save_to_disk` wrote, a
-                .csv, .tsv or .tab file, or a .json file of annotations.
+                .csv, .tsv or .tab file, a .json file of annotations, or WebDataset shards: a folder
+                of .tar files, or a pattern such as "train-{000..009}.tar".
             **options: For the method that reads the source; `images` is another name of its `path`.
 
         Raises:
@@ -234,6 +233,7 @@ class LTDataLoaders(PartLoaders):
         read = {
             "folder": cls.from_folder,
             "hf": cls.from_hf,
+            "webdataset": cls.from_webdataset,
             "table": cls.from_csv,
             "json": cls.from_json,
         }
@@ -366,43 +366,6 @@ class LTDataLoaders(PartLoaders):
         )
         listing = partial(list_json, json, reading)
         return cls._from_listing(listing, LoadOptions(**options), skip_bad)
-
-    @classmethod
-    def from_hf(
-        cls, dataset, image_col: str | None = None, label_col: str | None = None, **options
-    ) -> "LTDataLoaders":
-        """Read the images of a Hugging Face dataset, each from its row when it is needed.
-
-        Images that are not held in memory (see `from_folder`) are read once at the start for the
-        fingerprint of the split, which depends on their content.
-
-        Args:
-            dataset: A `datasets.Dataset`; a `datasets.DatasetDict` with "train" and any of "valid",
-                "val", "validation" and "test"; or a folder that `save_to_disk` wrote, which needs
-                the extra `hf`.
-            image_col: Column of the images, of type Image, encoded bytes or paths. None takes the
-                first column of type Image, or else a column with a name that `from_csv` takes.
-            label_col: Column of the labels, of type ClassLabel, text or integers. None takes a
-                column with a name that `from_csv` takes, or else the only one of type ClassLabel.
-            **options: The other parameters of `from_folder`.
-
-        Raises:
-            UserError: If `dataset` is none of these, lacks a column or a label, a validation or
-                test label is not among the training labels; or as for `from_folder`.
-        """
-        skip_bad = options.pop("skip_bad", False)
-        reading = ReadOptions(skip_bad=skip_bad, image_col=image_col, label_col=label_col)
-        listing = partial(list_dataset, dataset, reading)
-        return cls._from_listing(listing, LoadOptions(**options), skip_bad)
-
-    @classmethod
-    def _from_listing(
-        cls, list_images: Callable[[], ListedImages], options: LoadOptions, skip_bad: bool
-    ) -> "LTDataLoaders":
-        """Read listed images. The options are checked before the images are listed."""
-        options.check()
-        options = options.with_workers()
-        return build_loaders(cls, *load_listed(list_images(), options, skip_bad))
 
     @classmethod
     def from_arrays(

@@ -27,8 +27,9 @@ class ReadOptions:
         split_col: Column of the parts, by name or by number from 0. None guesses it, False uses
             none.
         suffix: Ending that is appended to every path of a table, such as ".jpg".
-        valid: File that lists the validation images.
-        test: File that lists the test images.
+        valid: File that lists the validation images, or their shards.
+        test: File that lists the test images, or their shards.
+        counts: File that maps each class of shards to its number of training images.
     """
 
     skip_bad: bool = False
@@ -38,8 +39,9 @@ class ReadOptions:
     label_col: str | int | None = None
     split_col: str | int | bool | None = None
     suffix: str = ""
-    valid: str | Path | None = None
-    test: str | Path | None = None
+    valid: str | Path | Sequence[str | Path] | None = None
+    test: str | Path | Sequence[str | Path] | None = None
+    counts: str | Path | None = None
 
     def given(self) -> dict[str, object]:
         """Return the options that differ from their defaults, by name."""

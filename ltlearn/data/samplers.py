@@ -3,6 +3,7 @@
 Each pass is the next epoch. Seed and epoch alone decide its draw; `set_epoch` moves to any epoch.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger("ltlearn")
+_PART = 1 << 16  # numbers that are made into Python objects at once
 
 
 class InstanceSampler(Sampler[int]):
@@ -78,7 +80,9 @@ class InstanceSampler(Sampler[int]):
         order = self._draw(np.random.default_rng([self.seed % 2**63, self.epoch]))
         # A plain torch DataLoader does not call set_epoch, and the next pass must draw anew.
         self.epoch += 1
-        return iter(order.tolist())
+        # In parts, because each number takes 36 bytes as a Python object.
+        parts = (order[i : i + _PART] for i in range(0, len(order), _PART))
+        return itertools.chain.from_iterable(part.tolist() for part in parts)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -93,9 +97,14 @@ class _ClassProbabilitySampler(InstanceSampler):
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
         drawn = rng.choice(len(self.counts), size=len(self), p=self.class_probabilities())
         index = np.empty(len(self), dtype=np.int64)
-        for c in np.flatnonzero(np.bincount(drawn, minlength=len(self.counts))):
-            positions = np.flatnonzero(drawn == c)
-            images = np.flatnonzero(self.targets == c)
+        # Sorted once, because a search for each class would take classes x images operations.
+        by_class = np.argsort(self.targets, kind="stable")
+        positions_by_class = np.argsort(drawn, kind="stable")
+        sizes = np.bincount(drawn, minlength=len(self.counts))
+        ends, position_ends = np.cumsum(self.counts), np.cumsum(sizes)
+        for c in np.flatnonzero(sizes):
+            images = by_class[ends[c] - self.counts[c] : ends[c]]
+            positions = positions_by_class[position_ends[c] - sizes[c] : position_ends[c]]
             rounds = -(-len(positions) // len(images))
             order = np.concatenate([rng.permutation(images) for _ in range(rounds)])
             index[positions] = order[: len(positions)]

@@ -72,8 +72,10 @@ def carve_validation(
     check_number("fraction", fraction, 0, 1, above=True, below=True)
     rng = np.random.RandomState(seed)
     valid = []
-    for c in np.unique(targets):
-        index = np.flatnonzero(targets == c)
+    # Sorted once, because a search for each class would take classes x images operations.
+    order = np.argsort(targets, kind="stable")
+    starts = np.unique(targets[order], return_index=True)[1]
+    for index in np.split(order, starts[1:]):
         n = min(max(1, round(len(index) * fraction)), len(index) - 1)
         valid.append(rng.permutation(index)[:n])
     valid = np.sort(np.concatenate(valid)) if valid else np.empty(0, dtype=np.int64)
@@ -85,10 +87,16 @@ def carve_validation(
     return train, valid
 
 
-def fingerprint(digests: Iterable[bytes]) -> str:
+def fingerprint(digests: Iterable[bytes] | np.ndarray) -> str:
     """Return 12 hexadecimal digits that identify a set of labelled images, in any order.
 
     Args:
-        digests: The digest of each image; see `ltlearn.data.digests`.
+        digests: The digest of each image; see `ltlearn.data.digests`. An array of one per row, of
+            bytes, needs less memory.
     """
-    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:12]
+    if isinstance(digests, np.ndarray):
+        rows = np.ascontiguousarray(digests).view(f"S{digests.shape[1]}").ravel()
+        content = np.sort(rows).tobytes()
+    else:
+        content = b"".join(sorted(digests))
+    return hashlib.sha256(content).hexdigest()[:12]

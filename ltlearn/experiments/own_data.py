@@ -105,7 +105,7 @@ def own_recipe(
     is_untrained = checkpoint is not None and reset
     raw = draft.raw
     raw["methods"] = list(dict.fromkeys([*([] if is_untrained else [first]), *methods]))
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.stem if source.is_file() else source.name)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.name if source.is_dir() else source.stem)
     name = name.strip("-.") or "images"
     raw["name"] = f"own-{name}" + ("" if checkpoint is None else "-retrained")
     raw["title"] = f"{source.name}: {arch}"
@@ -118,7 +118,7 @@ def _choose_data(draft: _Draft, source: Path) -> None:
     draft.choose("data.dataset", "own", COMMAND_LINE)
     draft.choose("data.source", str(source), COMMAND_LINE)
     draft.choose("data.valid_pct", 0.2, "own: where there is no folder of validation images")
-    for key in ("images", "valid", "test"):
+    for key in ("images", "valid", "test", "counts"):
         if isinstance(draft.get(f"data.{key}"), str):
             path = os.path.expanduser(draft.raw["data"][key])
             draft.raw["data"][key] = os.path.abspath(path)
@@ -137,11 +137,8 @@ def _choose_size(draft: _Draft, source: Path, skip_bad: bool) -> None:
 def _common_side(source: Path, skip_bad: bool, reading: dict[str, Any]) -> int | None:
     """Return the side of the images if all are small squares of one size."""
     from ltlearn.data.datasets import look_at
-    from ltlearn.data.readers.sources import list_images, reading_options, source_kind
+    from ltlearn.data.readers.sources import list_images
 
-    if source_kind(source) == "hf":  # has no files
-        reading_options(source, reading)
-        return None
     # The loaders log the same warnings when they read the images.
     with mute_log():
         listed = list_images(source, skip_bad, **reading)

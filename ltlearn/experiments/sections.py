@@ -43,7 +43,9 @@ _MAX_IMAGES = 10**9
 
 SECTIONS = ("data", "model", "stage1", "stage2")
 # The keys of [data] that describe how a table or annotations are read.
-READING = ("images", "image_col", "label_col", "split_col", "suffix", "valid", "test")
+READING = (
+    "images", "image_col", "label_col", "split_col", "suffix", "valid", "test", "counts",
+)  # fmt: skip
 
 
 class RecipeSection(BaseModel):
@@ -64,8 +66,9 @@ class DataSection(RecipeSection):
     label_col: int | str | None = None
     split_col: Literal[False] | int | str | None = None
     suffix: str | None = None
-    valid: str | None = None  # further tables or annotations
+    valid: str | None = None  # further tables, annotations or shards
     test: str | None = None
+    counts: str | None = None  # for shards, the file of the class counts
     # For sets that are cut from balanced ones. None: 100, "exponential", "first_n".
     imbalance_factor: float | None = Field(None, ge=1, le=_MAX_IMAGES)
     profile: Literal[PROFILES] | None = None

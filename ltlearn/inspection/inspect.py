@@ -64,7 +64,7 @@ def inspect_path(
         listed = list_source(path, options, problems)
         parts, classes, columns = listed.parts, listed.classes, listed.columns
         ignored_columns = listed.ignored_columns
-    constructor = {"folder": "from_folder", "json": "from_json"}.get(kind, "from_csv")
+    constructor = f"from_{'csv' if kind == 'table' else kind}"
     arguments = "".join(f", {key}={value!r}" for key, value in given.items())
     source = f"LTDataLoaders.{constructor}({str(path)!r}{arguments}"
     inspection = inspect_images(parts, classes, name=str(path), source=source, quick=quick, few=few)

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,8 @@ def _read_file(scan: Scan, i: int, path: str, quick: bool, bits: int) -> str:
         else:
             rgb = upright_rgb(image, path, bits)
             size = rgb.size
-            with open(path, "rb") as file:
+            is_row = hasattr(path, "getbuffer")  # in a row of a dataset or in a shard
+            with nullcontext(path) if is_row else open(path, "rb") as file:
                 file_hash = hashlib.file_digest(file, _hasher).digest()
             scan.put_hash(i, file_hash, _hash_pixels(size, rgb.tobytes()))
     scan.put(i, size, kinds)

@@ -116,6 +116,21 @@ def test_images_of_a_class_come_once_before_any_comes_again():
     assert len(set(head)) == len(head) > 50
 
 
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "instance"])
+def test_the_draw_equals_a_search_for_each_class(name):
+    # The search took classes x images operations; its draws are recorded in runs.
+    sampler = make_sampler(name, TARGETS, seed=5)
+    sampler.set_epoch(2, 4)
+    want, rng = np.empty(len(TARGETS), dtype=int), np.random.default_rng([5, 2])
+    drawn = rng.choice(5, size=len(TARGETS), p=sampler.class_probabilities())
+    for c in np.unique(drawn):
+        positions, images = np.flatnonzero(drawn == c), np.flatnonzero(TARGETS == c)
+        rounds = -(-len(positions) // len(images))
+        order = np.concatenate([rng.permutation(images) for _ in range(rounds)])
+        want[positions] = order[: len(positions)]
+    assert list(sampler) == want.tolist()
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_in_a_plain_torch_loader_each_epoch_has_a_draw_of_its_own(name):
     data = TensorDataset(torch.arange(len(TARGETS)))

@@ -100,3 +100,21 @@ def test_a_fingerprint_names_content_and_labels_and_no_order():
     assert of(contents, [0, 1, 0]) != name
     assert of(contents[:2], labels[:2]) != name
     assert of([*contents, b"cc"], [*labels, 1]) != name
+
+
+def test_an_array_of_digests_has_the_same_fingerprint():
+    digests = np.random.default_rng(0).integers(0, 256, (300, 32), dtype=np.uint8)
+    digests[::3, -2:], digests[::5, :2] = 0, 255
+    digests[7] = digests[9]
+    for rows in (digests, digests[:0]):
+        assert fingerprint(rows) == fingerprint(row.tobytes() for row in rows)
+
+
+def test_carving_equals_a_search_for_each_class():
+    targets = np.random.default_rng(3).permutation(np.repeat([0, 2, 3, 7], [30, 1, 5, 12]))
+    rng, want = np.random.RandomState(4), []
+    for c in np.unique(targets):
+        index = np.flatnonzero(targets == c)
+        n = min(max(1, round(len(index) * 0.25)), len(index) - 1)
+        want += rng.permutation(index)[:n].tolist()
+    assert carve_validation(targets, 0.25, 4)[1].tolist() == sorted(want)

@@ -1,15 +1,13 @@
 """Read Hugging Face datasets."""
 
-import io
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ltlearn.data.images import ImageSet
 from ltlearn.data.options import ReadOptions
 from ltlearn.data.readers.columns import (
     IMAGE_COLUMNS,
@@ -19,37 +17,34 @@ from ltlearn.data.readers.columns import (
 )
 from ltlearn.data.readers.labels import check_one_label, encode_labels, is_empty, match_classes
 from ltlearn.data.readers.parts import PART_OF_NAME, ListedImages
-from ltlearn.data.readers.sources import source_kind
+from ltlearn.data.readers.rows import RowBytes, RowImages, Rows, row_images
 from ltlearn.errors import UserError, spell
 from ltlearn.names import PART_LABELS, PARTS
 
-__all__ = ["RowImages", "list_dataset"]
+# Learners that earlier versions exported find `RowImages` here.
+__all__ = ["RowImages", "is_saved_dataset", "list_dataset"]
 
 _log = logging.getLogger("ltlearn")
 
 
-class _RowBytes(io.BytesIO):
-    """An encoded image that knows its row, for messages."""
+class _DatasetRows(Rows):
+    """A column of encoded images.
 
-    def __init__(self, content: bytes, name: str):
-        super().__init__(content)
-        self.row = name
+    Args:
+        data: The dataset, which has the column alone.
+        column: The column.
+        name: The dataset, for messages.
+        files: The files that hold the dataset; none for a dataset that may be cut or in memory.
+    """
 
-    def __str__(self) -> str:
-        return self.row
-
-
-class _Rows:
-    """A column of images. `rows / "12"` opens row 12, as `folder / name` does for a file."""
-
-    def __init__(self, data, column: str, name: str):
-        self.data, self.column, self.name = data, column, name
+    def __init__(self, data, column: str, name: str, files: Sequence[Path] = ()):
+        self.data, self.column, self.name, self.files = data, column, name, files
 
     def __str__(self) -> str:
         return self.name
 
-    def __truediv__(self, row: str) -> _RowBytes | Path:
-        image = self.data[int(row)][self.column]
+    def open_row(self, row: int) -> RowBytes | Path:
+        image = self.data[row][self.column]
         name = f"{self.name}, row {row}"
         if isinstance(image, Mapping):
             path, image = image.get("path"), image.get("bytes")
@@ -57,24 +52,26 @@ class _Rows:
         if isinstance(image, str):
             return Path(image)
         if image is None:
-            return _RowBytes(b"", f"{name} (which is empty)")
+            return RowBytes(b"", f"{name} (which is empty)")
         if isinstance(image, bytes):
-            return _RowBytes(image, name)
+            return RowBytes(image, name)
         raise UserError(
             f"{name}: the column {self.column!r} holds {type(image).__name__}, no encoded "
             f"images; name the column of the images with {spell('image_col')}."
         )
 
+    def identity(self, numbers: np.ndarray) -> bytes:
+        return os.fsencode(self.column) + b"\0" + super().identity(numbers)
 
-@dataclass
-class RowImages(ImageSet):
-    """Labelled images in the rows of a dataset: `paths` are row numbers, `root` opens them."""
 
-    def part(self, index: np.ndarray) -> "RowImages":
-        """Return the images at `index`, in that order, without a copy of images in memory."""
-        taken = super().part(index)
-        # `learn.export()` stores a loader without images; it must not store the dataset.
-        return taken if len(taken) else replace(taken, root=None)
+def is_saved_dataset(folder: Path) -> bool:
+    """Return whether `save_to_disk` wrote a folder.
+
+    Args:
+        folder: The folder.
+    """
+    is_one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    return is_one or (folder / "dataset_dict.json").is_file()
 
 
 def list_dataset(dataset, options: ReadOptions | None = None) -> ListedImages:
@@ -94,6 +91,7 @@ def list_dataset(dataset, options: ReadOptions | None = None) -> ListedImages:
             label is not in training.
     """
     options = options or ReadOptions()
+    is_saved = isinstance(dataset, str | Path)
     dataset, name = _open_dataset(dataset)
     parts, classes = {}, []
     for part, (where, data) in _part_datasets(dataset, name).items():
@@ -104,7 +102,7 @@ def list_dataset(dataset, options: ReadOptions | None = None) -> ListedImages:
             classes = names
         else:
             targets = match_classes(targets, names, classes, partial(_row_of, where), part)
-        parts[part] = _row_images(data, image, targets, where)
+        parts[part] = _row_images(data, image, targets, where, is_saved)
     kind = "dataset splits" if len(parts) > 1 else "one dataset"
     return ListedImages(parts, classes, kind, name, name)
 
@@ -145,7 +143,7 @@ def _open_dataset(dataset) -> tuple:
         name = getattr(info, "dataset_name", None) or getattr(info, "builder_name", None)
         return dataset, name or "dataset"
     folder = Path(dataset).expanduser()
-    if not folder.is_dir() or source_kind(folder) != "hf":
+    if not is_saved_dataset(folder):
         raise UserError(
             f"{folder} is no folder that save_to_disk wrote; give such a folder, or the result of "
             "datasets.load_dataset."
@@ -203,12 +201,18 @@ def _dataset_columns(data, where: str, image_col, label_col) -> tuple[str, str]:
     return check("image_col", image_col, "the images"), check("label_col", label_col, "the labels")
 
 
-def _dataset_labels(data, column: str, where: str) -> tuple[np.ndarray, list[str]]:
+def _label_cells(data, column: str, is_class_label: bool):
+    """Return the labels as a pandas series, without a look at the other columns."""
     import pandas as pd
 
+    if hasattr(data, "with_format"):
+        data = data.with_format(None)
+    return pd.Series(list(data[column][:]), dtype=object if is_class_label else None)
+
+
+def _dataset_labels(data, column: str, where: str) -> tuple[np.ndarray, list[str]]:
     names = getattr(data.features[column], "names", None)
-    plain = data.with_format(None) if hasattr(data, "with_format") else data
-    cells = pd.Series(list(plain[column][:]), dtype=None if names is None else object)
+    cells = _label_cells(data, column, names is not None)
     locate = partial(_row_of, where)
     empty = is_empty(cells)
     if names is not None:
@@ -227,14 +231,15 @@ def _dataset_labels(data, column: str, where: str) -> tuple[np.ndarray, list[str
     return targets, classes
 
 
-def _row_images(data, column: str, targets: np.ndarray, where: str) -> RowImages:
+def _row_images(data, column: str, targets: np.ndarray, where: str, is_saved: bool) -> RowImages:
     """Return the images of a column; they stay encoded until one is opened."""
     feature = data.features[column]
+    # A saved dataset is memory-mapped as it is, so its files name its rows.
+    files = [Path(file["filename"]) for file in data.cache_files] if is_saved else []
     if hasattr(data, "with_format"):
         data = data.with_format(None)
     if hasattr(data, "select_columns"):
         data = data.select_columns([column])
     if type(feature).__name__ == "Image" and hasattr(data, "cast_column"):
         data = data.cast_column(column, type(feature)(decode=False))
-    rows = _Rows(data, column, where)
-    return RowImages(targets, paths=[str(i) for i in range(len(targets))], root=rows)
+    return row_images(_DatasetRows(data, column, where, files), targets)

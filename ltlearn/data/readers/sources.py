@@ -1,13 +1,15 @@
-"""Choose the reader of a source: a folder, a saved dataset, a table or annotations."""
+"""Choose the reader of a source: a folder, a saved dataset, shards, a table or annotations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ltlearn.data.options import ReadOptions
 from ltlearn.data.readers.annotations import list_json
 from ltlearn.data.readers.folders import list_folder
+from ltlearn.data.readers.hf import is_saved_dataset, list_dataset
 from ltlearn.data.readers.parts import ListedImages
 from ltlearn.data.readers.tables import list_table
+from ltlearn.data.readers.webdataset import is_shards, list_shards
 from ltlearn.errors import UserError, spell
 
 __all__ = ["list_images", "list_source", "reading_options", "source_kind"]
@@ -16,6 +18,7 @@ _TABLES = (".csv", ".tsv", ".tab")
 _KIND_LABELS = {
     "folder": "a folder of images",
     "hf": "a saved dataset",
+    "webdataset": "WebDataset shards",
     "table": "a CSV or TSV table",
     "json": "annotations",
 }
@@ -23,34 +26,36 @@ _KIND_LABELS = {
 _PARAMETERS = {
     "folder": (),
     "hf": ("image_col", "label_col"),
+    "webdataset": ("image_col", "label_col", "valid", "test", "counts"),
     "table": ("path", "image_col", "label_col", "split_col", "suffix", "valid", "test"),
     "json": ("path", "valid", "test"),
 }
 
 
 def source_kind(path: Path) -> str:
-    """Return the kind of a source: "folder", "hf" (written by `save_to_disk`), "table" or "json".
+    """Return the kind of a source: "folder", "hf", "webdataset", "table" or "json".
 
     Args:
-        path: The folder or file.
+        path: The folder or file, or a pattern of .tar files.
 
     Raises:
         UserError: If the path does not exist or is none of these.
     """
+    if is_shards(path):
+        return "webdataset"
     if path.is_dir():
-        is_dataset = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
-        return "hf" if is_dataset or (path / "dataset_dict.json").is_file() else "folder"
+        return "hf" if is_saved_dataset(path) else "folder"
     if not path.exists():
         raise UserError(
-            f"there is no {path}; give a folder of class folders, a CSV or TSV table, or a JSON of "
-            "annotations."
+            f"there is no {path}; give a folder of class folders, a CSV or TSV table, a JSON of "
+            "annotations, or .tar files of WebDataset."
         )
     suffix = path.suffix.lower()
     if suffix in _TABLES or suffix == ".json":
         return "json" if suffix == ".json" else "table"
     raise UserError(
-        f"{path} is no folder and does not end in {', '.join(_TABLES)} or .json; give a folder of "
-        "class folders, a table, or annotations."
+        f"{path} is no folder and does not end in {', '.join(_TABLES)}, .json or .tar; give a "
+        "folder of class folders, a table, annotations, or WebDataset shards."
     )
 
 
@@ -73,14 +78,19 @@ def reading_options(path: Path, options: Mapping) -> dict:
     if wrong is not None:
         kinds = [_KIND_LABELS[k] for k, names in _PARAMETERS.items() if wrong in names]
         raise UserError(
-            f"{spell(wrong)} is for {' or '.join(kinds)}, but {path} is {_KIND_LABELS[kind]}; "
+            f"{spell(wrong)} is for {_either(kinds)}, but {path} is {_KIND_LABELS[kind]}; "
             "leave it out."
         )
     return given
 
 
+def _either(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def list_images(source: str | Path, skip_bad: bool = False, **options) -> ListedImages:
-    """List the images of a folder, a CSV or TSV table or a JSON of annotations.
+    """List the images of a folder, a table, annotations, a saved dataset or WebDataset shards.
 
     Args:
         source: The folder or file.
@@ -117,12 +127,9 @@ def list_source(
         UserError: As `list_images` does.
     """
     kind = source_kind(path)
-    if kind == "hf":
-        raise UserError(
-            f"{path} is a saved Hugging Face dataset, whose images are not files; read it with "
-            "LTDataLoaders.from_hf."
-        )
     if kind == "folder":
         return list_folder(path)
+    if kind in ("hf", "webdataset"):
+        return (list_dataset if kind == "hf" else list_shards)(path, options)
     reader = list_json if kind == "json" else list_table
     return reader(path, options, problems)

@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import warnings
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,8 +295,8 @@ class _TablePaths:
     def __init__(self, root: Path, cells, locate: Callable[[int], str], suffix: str = ""):
         self.root = os.path.abspath(root)
         self._real = os.path.realpath(self.root)
-        normal: dict[str, str] = {}  # a folder as the table writes it, to its normal form
-        self.names, written = [], []
+        number: dict[str, int] = {}  # a folder as the table writes it
+        self.names, written = [], array("i")
         for i, cell in enumerate(cells):
             path = os.fspath(cell) if isinstance(cell, str | os.PathLike) else None
             folder, name = os.path.split(path) if isinstance(path, str) else ("", "")
@@ -304,19 +305,18 @@ class _TablePaths:
                     f"{locate(i)}: {cell!r} is no path of an image; name the column of the paths "
                     f"with {spell('image_col')}, or correct the row."
                 )
-            if folder not in normal:
-                normal[folder] = self._normal_form(folder)
-            written.append(folder)
+            written.append(number.setdefault(folder, len(number)))
             self.names.append(name + suffix)
-        if any(map(os.path.isabs, normal.values())):
+        normal = [self._normal_form(folder) for folder in number]
+        if any(map(os.path.isabs, normal)):
             # Relative to their common folder, so that another machine has the same fingerprint.
-            full = {folder: os.path.join(self.root, at) for folder, at in normal.items()}
-            self.root = os.path.commonpath(full.values())
-            normal = {folder: _relative(at, self.root) for folder, at in full.items()}
+            full = [os.path.join(self.root, at) for at in normal]
+            self.root = os.path.commonpath(full)
+            normal = [_relative(at, self.root) for at in full]
         index: dict[str, int] = {}
-        number = {folder: index.setdefault(at, len(index)) for folder, at in normal.items()}
+        numbers = [index.setdefault(at, len(index)) for at in normal]
         self.folders = list(index)
-        self.folder_of = np.fromiter((number[f] for f in written), np.int32, len(written))
+        self.folder_of = np.array(numbers, dtype=np.int32)[np.asarray(written, dtype=np.int32)]
 
     def _normal_form(self, folder: str) -> str:
         """Return a folder relative to the root if it lies inside, else its absolute path."""
@@ -344,9 +344,15 @@ class _Contradictions:
         self, paths: _TablePaths, locate: Callable[[int], str], problems: list[str] | None
     ):
         self.paths, self.locate, self.problems = paths, locate, problems
-        seen: dict[tuple, int] = {}
-        files = zip(paths.folder_of.tolist(), paths.names, strict=True)
-        self.first = np.fromiter((seen.setdefault(k, i) for i, k in enumerate(files)), np.int64)
+        import pandas as pd
+
+        # A dict of tuples would take 200 bytes per row.
+        names = pd.factorize(np.array(paths.names, dtype=object))[0]
+        keys = paths.folder_of.astype(np.int64) * (int(names.max(initial=0)) + 1) + names
+        codes, files = pd.factorize(keys)
+        first = np.empty(len(files), dtype=np.int64)
+        first[codes[::-1]] = np.arange(len(codes))[::-1]  # the first row is written last
+        self.first = first[codes]
 
     def check_labels(self, targets: np.ndarray, classes: Sequence[str]) -> None:
         """Report an image with two labels."""

@@ -12,6 +12,7 @@ import torch
 from PIL import Image as Pillow
 
 from ltlearn.callbacks.glmc import _InversePowerSampler, _PairLoader
+from ltlearn.data import digests
 from ltlearn.data.datasets import ImageFiles, ImagesInMemory
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import UserError
@@ -159,6 +160,16 @@ def test_workers_and_views_give_the_same(make):
     assert x.shape == (16, 3, 8, 8) and len(y) == len(other) == 4
     views = data.get_views(2, [None, 5, 5])
     assert torch.equal(views[0], data.get(2)[0]) and torch.equal(views[1], views[2])
+
+
+def test_a_row_number_takes_eight_bytes():
+    data = from_hf(fake(), in_memory=False, size=8).train.dataset.data
+    assert data.paths.numbers.nbytes == 8 * len(data)
+    assert data.paths[0] == str(data.paths.numbers[0]) and data.paths[:2].numbers.tolist() == [
+        int(path) for path in list(data.paths)[:2]
+    ]
+    again = data.part(np.array([3, 1]))
+    assert list(again.paths) == [data.paths[3], data.paths[1]]
 
 
 def test_export_leaves_the_dataset_behind():
@@ -337,6 +348,22 @@ def test_a_real_dataset_and_one_from_disk(tmp_path):
     assert one.split.train == from_hf(fake()).split.train and one.split.dataset == "one"
     (tmp_path / "one" / "state.json").write_text("{")
     assert "cannot read the dataset" in sentence(lambda: from_hf(tmp_path / "one"))
+
+
+def test_a_saved_dataset_is_mapped_and_its_digests_are_cached(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("LTLEARN_CACHE_PATH", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "_SLOW_S", -1.0)
+    monkeypatch.setattr(digests, "_SETTLED_NS", -(10**12))
+    real().save_to_disk(tmp_path / "set")
+    want = from_hf(tmp_path / "set", size=8, in_memory=False)
+    rows = want.train.dataset.data.root
+    assert [file.suffix for file in rows.files] == [".arrow"]
+    monkeypatch.setattr(digests, "_digest_file", None)  # no image is opened for the fingerprint
+    again = from_hf(tmp_path / "set", size=8, in_memory=False)
+    assert again.split == want.split
+    # Rows in memory have no files, and a cut dataset shares those of the whole one.
+    assert not from_hf(real(), size=8).train.dataset.listed.root.files
 
 
 def test_a_real_dataset_that_was_shuffled_or_cut_keeps_its_rows():
