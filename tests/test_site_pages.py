@@ -116,7 +116,7 @@ def test_the_page_of_a_class(staging):
     assert "[`set_class_counts`](CountedLoss.qmd#set_class_counts)" in text  # of its base class
     assert "(https://arxiv.org/abs/1906.07413)" in text
     assert "[`UserError`](UserError.qmd)" in text
-    assert "Part of the method [LDAM-DRW](../methods/ldam_drw.qmd)." in text
+    assert "Part of the methods [LDAM-DRW, stage 1](../methods/ldam_drw_stage1.qmd), " in text
     assert ">>>" not in text
     line = int(re.search(r"ltlearn/losses/ldam\.py#L(\d+)", text)[1])
     source = (api_names.ROOT / "ltlearn/losses/ldam.py").read_text(encoding="utf-8")

@@ -4,7 +4,14 @@ import json
 import re
 from pathlib import Path
 
-from ltlearn.methods import DEFAULT_STAGE1, DEFAULT_STAGE2, METHODS, Method, find_method
+from ltlearn.methods import (
+    DEFAULT_STAGE1,
+    DEFAULT_STAGE2,
+    DEFAULT_WITH_RESET,
+    METHODS,
+    Method,
+    find_method,
+)
 from scripts.site.api_pages import Links
 from scripts.site.markup import code, escape, fence, inline, page, percent, table, write_page
 from scripts.site.method_facts import (
@@ -222,7 +229,8 @@ def commands(name: str) -> list[str]:
     """
     row = find_method(name)
     if row.kind == "stage 1":
-        stage2 = next((n for n, m in METHODS.items() if m.after == name), DEFAULT_STAGE2)
+        usual = DEFAULT_STAGE2 if METHODS[DEFAULT_STAGE2].fits(row) else DEFAULT_WITH_RESET
+        stage2 = next((n for n, m in METHODS.items() if m.after == name), usual)
         lines = [f"ltlearn train photos/ --stage1 {name} --method {stage2} --out RUN"]
         return lines + [f"{lines[0]} --set stage1.{k}={v:g}" for k, v in _one_option(row)]
     stage1 = f"--stage1 {row.after} " if row.after else ""
