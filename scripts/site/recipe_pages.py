@@ -227,7 +227,14 @@ def _variants(recipe: Recipe) -> list[str]:
     file = recipe_folder() / f"{recipe.name}.toml"
     variants = tomllib.loads(file.read_text(encoding="utf-8")).get("variant", [])
     rows = [[_pairs(variant["when"]), _pairs(variant["set"])] for variant in variants]
-    return ["### Values that depend on others", table(["With", "Set"], rows)] if rows else []
+    if not rows:
+        return []
+    # The sources of values that only a variant has; those of all others stand above.
+    values = recipe.flat()
+    only = [[code(k), escape(v)] for k, v in recipe.provenance.items() if k not in values]
+    shown = table(["With", "Set"], rows)
+    sources = [table(["Key", "Source"], only)] if only else []
+    return ["### Values that depend on others", shown, *sources]
 
 
 def _pairs(values: dict[str, object]) -> str:
