@@ -90,7 +90,8 @@ def test_width_16_is_trained_as_ldam_drw_trains_it(name):
         options = recipe_of_factor.options_of("label_aware_smoothing")
         assert (options["head_smoothing"], options["tail_smoothing"]) == values
     assert {e.protocol for e in recipe.published()} == {"paper"}
-    assert load_recipe(name, ["data.split=first_n"]).published() == []
+    # Another draw of the images has the same figures; a check lists it as a change.
+    assert load_recipe(name, ["data.split=first_n"]).published() == recipe.published()
     glmc = load_recipe(name.replace("_w16", "_glmc_w16"), ["data.imbalance_factor=10"])
     wide = load_recipe(name.replace("_w16", "_glmc"), ["data.imbalance_factor=10"])
     assert glmc.stage1 == wide.stage1 and glmc.model.width == 16 and glmc.expected == []
