@@ -81,7 +81,7 @@ def _facts(manifest: Manifest, ran: Recipe, commit: str) -> dict[str, Any]:
         "changed": [_change(text) for text in changed_values(recipe, ran)],
         "stage1": ran.stage1.method,
         "few": ran.data.few,
-        "command": _command(manifest.command),
+        "command": plain_command(manifest.command),
         "commit": commit,
         "hardware": Hardware(
             device=manifest.device, cores=manifest.cpu_count, threads=manifest.threads,
@@ -135,8 +135,12 @@ def _points(difference: Mapping[str, Any]) -> list[float | None]:
     return [None if end is None else round(100 * end, 3) for end in ends]
 
 
-def _command(command: str) -> str:
-    """Return a command without folders of the machine that it ran on."""
+def plain_command(command: str) -> str:
+    """Return a command without folders of the machine that it ran on.
+
+    Args:
+        command: The command line.
+    """
     words, kept = shlex.split(command), []
     while words:
         word = words.pop(0)

@@ -165,6 +165,12 @@ class MeasuredResult(RecipeSection):
         """
         return next((row for row in self.rows if row.method == method), None)
 
+    def describe(self) -> str:
+        """Return the figures and what decides them, as a list of recipes prints them."""
+        figures = ", ".join(f"{row.method} {row.accuracy['all']:.1f}" for row in self.rows)
+        about = [self.protocol, *self.changed]
+        return f"{figures} ({', '.join(about)})"
+
     def to_json(self) -> str:
         """Return the text of its file."""
         return json.dumps(self.model_dump(mode="json", exclude_none=True), indent=1) + "\n"
@@ -200,9 +206,10 @@ def measured_results(folder: Path | None = None) -> list[MeasuredResult]:
 def _read(file: Path) -> MeasuredResult:
     try:
         return MeasuredResult.model_validate_json(file.read_text(encoding="utf-8"))
-    except (ValidationError, ValueError) as e:
-        errors = e.errors() if isinstance(e, ValidationError) else []
-        reason = f": {'.'.join(map(str, errors[0]['loc']))}: {validation_reason(errors[0])}"
-        raise UserError(
-            f"{file} holds no result{reason if errors else ''}; record it again."
-        ) from None
+    except ValidationError as e:
+        error = e.errors()[0]
+        key = ".".join(map(str, error["loc"]))
+        reason = f" ({f'{key}: ' if key else ''}{validation_reason(error)})"
+    except UnicodeDecodeError:
+        reason = ""
+    raise UserError(f"{file} holds no result{reason}; record it again.")

@@ -42,9 +42,10 @@ class BuildError(Exception):
 
 
 def sources_digest(root: Path) -> str:
-    """A digest of all that a notebook reads: the library and the recipes."""
+    """A digest of all that a notebook reads: the library, the recipes and the results."""
     digest = hashlib.sha256()
-    for path in sorted([*(root / "ltlearn").rglob("*.py"), *(root / "recipes").glob("*.toml")]):
+    files = [*(root / "recipes").glob("*.toml"), *(root / "results").glob("*.json")]
+    for path in sorted([*(root / "ltlearn").rglob("*.py"), *files]):
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     digest.update(KERNEL_CONFIG.encode())
