@@ -278,25 +278,6 @@ def rows_of(text: str, heading: str) -> list[list[str]]:
     return found
 
 
-def test_the_gains_follow_from_the_measured_results():
-    import json
-
-    cells = json.loads((ROOT / "nbs/results/accuracy.ipynb").read_text(encoding="utf-8"))["cells"]
-    measured = "\n".join("".join(cell["source"]) for cell in cells)
-    figures = {
-        row[0]: [float(cell.split()[0].strip("*")) for cell in row[1:]]
-        for row in rows_of(measured, "## Every correction on five long-tailed sets")
-    }
-    choose = (ROOT / "nbs/guide/choose.qmd").read_text(encoding="utf-8")
-    shown = rows_of(choose, "## The evidence")
-    assert len(shown) == len(figures) - 1
-    for link, mean, smallest, *_ in shown:
-        label = re.match(r"\[(.+)\]", link)[1]
-        gains = [a - ce for a, ce in zip(figures[label], figures["CE"], strict=True)]
-        assert float(mean) == pytest.approx(sum(gains) / len(gains), abs=0.0501), label
-        assert float(smallest) == pytest.approx(min(gains), abs=0.0501), label
-
-
 def test_the_comparison_has_64_features_and_states_what_is_missing():
     page = (ROOT / "nbs/features.qmd").read_text(encoding="utf-8")
     rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]

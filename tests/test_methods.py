@@ -17,10 +17,10 @@ from fastai.callback.core import (
 from torch import nn
 
 from ltlearn import LTDataLoaders, UserError
-from ltlearn.callbacks import SAMN
+from ltlearn.callbacks import SAMN, CosineHead, DeferredReweighting
 from ltlearn.data.samplers import SAMPLERS
-from ltlearn.heads import Foldable
-from ltlearn.losses import CountedLoss, CrossEntropy
+from ltlearn.heads import CosineLinear, Foldable
+from ltlearn.losses import CountedLoss, CrossEntropy, LDAMLoss
 from ltlearn.methods import (
     DEFAULT_STAGE1,
     DEFAULT_STAGE2,
@@ -161,10 +161,17 @@ def test_each_stage_1_has_its_methods():
 
 @pytest.mark.parametrize("name", stage1_methods())
 def test_options_of_stage_1_reach_its_callback(name):
-    options = {key: value + 0.125 for key, value in METHODS[name].options.items()}
-    callbacks = METHODS[name].callbacks(**options)
-    assert len(callbacks) == (name != DEFAULT_STAGE1)
-    assert all(getattr(callbacks[0], key) == value for key, value in options.items())
+    row = METHODS[name]
+    options = {k: v - 0.125 if v > 0.5 else v + 0.125 for k, v in row.options.items()}
+    made = row.arguments(**options)
+    reached = [o for o in (made["loss"], *made["cbs"]) if o is not None]
+    assert bool(reached) == (name != DEFAULT_STAGE1)
+    for key, value in options.items():
+        found = [getattr(o, key) for o in reached if hasattr(type(o), key) or key in vars(o)]
+        assert found and set(found) == {value}, key
+    plain, spelled = row.arguments(), row.arguments(**row.options)
+    assert describe_options(plain["loss"]) == describe_options(spelled["loss"])
+    assert [*map(describe_options, plain["cbs"])] == [*map(describe_options, spelled["cbs"])]
 
 
 def test_options_of_a_method_reach_its_loss_and_callbacks():
@@ -195,6 +202,45 @@ def test_the_learner_knows_its_stage_1():
     assert learn.stage1_method == "glmc"
     learn.fit_stage1(1, 0.01)
     assert learn.stage1_method == "ce"
+    deferred = DeferredReweighting()
+    learn.fit_stage1(1, 0.01, cbs=deferred)
+    assert learn.stage1_method == "ce", "deferred re-weighting of cross-entropy is not LDAM-DRW"
+    learn.fit_stage1(1, 0.01, loss=LDAMLoss(), cbs=[CosineHead(), deferred])
+    assert learn.stage1_method == "ldam_drw_stage1"
+
+
+def test_after_a_cosine_classifier_come_the_methods_that_can_use_it():
+    learn = make()
+    learn.fit_stage1(1, 0.01, method="ldam_drw_stage1")
+    assert type(learn.model.head) is CosineLinear
+    names = find_methods(None, "ldam_drw_stage1")
+    assert {"ldam_drw_stage1", "ldam_drw", "crt", "ncm", "los"} <= set(names)
+    assert not {"samn", "tau_norm", "logit_adjustment", "lws", "temperature"} & set(names)
+    with pytest.raises(UserError, match="samn needs a linear.*LDAM-DRW, stage 1.*cosine.*crt"):
+        find_methods("samn", "ldam_drw_stage1")
+    table = learn.compare_classifiers(
+        names, arguments={n: {"epochs": 1} for n in names if n in TRAINED}
+    )
+    assert table.methods == names
+    own = learn.compare_classifiers(
+        [("mine", lambda learn: learn.retrain_classifier(1, reset=True))]
+    )
+    assert own.methods == ["mine"]
+
+
+def test_ldam_drw_is_deferred_to_epoch_160_of_200():
+    seen, learn = [], make()
+
+    class Look(Callback):
+        def before_batch(self):
+            if self.learn.training:
+                seen.append((self.learn.epoch, self.learn.loss_func.weights is not None))
+
+    learn.fit_stage1(10, 0.01, method="ldam_drw_stage1", cbs=Look())
+    assert {epoch for epoch, weighted in seen if weighted} == {8, 9}
+    assert dict(METHODS["ldam_drw_stage1"].options) == {
+        "max_margin": 0.5, "scale": 30.0, "beta": 0.9999, "start_pct": 0.8,
+    }  # fmt: skip
 
 
 def test_the_values_of_mislas_are_of_one_setting():
@@ -414,10 +460,11 @@ def test_predict_under_a_known_prior():
 @pytest.mark.parametrize("name", stage1_methods())
 def test_the_table_and_the_learner_agree_on_the_prior_of_stage_1(name):
     learn = make()
-    learn.fit_stage1(1, 0.01, cbs=METHODS[name].callbacks())
-    assert learn.assumed_prior == prior_of(name)
-    learn.retrain_classifier(method="temperature")
-    assert learn.assumed_prior == prior_of("temperature", name) == prior_of(name)
+    learn.fit_stage1(1, 0.01, method=name)
+    assert learn.assumed_prior == prior_of(name) and learn.stage1_method == name
+    if METHODS["temperature"].fits(METHODS[name]):
+        learn.retrain_classifier(method="temperature")
+        assert learn.assumed_prior == prior_of("temperature", name) == prior_of(name)
 
 
 def test_the_prior_that_a_classifier_assumes():

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from latex2mathml.converter import convert
 
+from ltlearn.experiments.measured import MeasuredResult
 from ltlearn.experiments.read_recipe import load_recipe
 from ltlearn.methods import METHODS
 from scripts.site import (
@@ -26,7 +27,6 @@ from tests.callbacks.helpers import make_lt_learner
 GENERATORS = (api_pages, method_pages, cli_page, recipe_pages, changelog_page)
 FACTS = method_facts.method_facts()
 TRAINED = [name for name, row in METHODS.items() if row.kind == "stage 2"]
-# Figures of recipes that the notebook of results does not hold stand in the recipe's status.
 WRITTEN_BY_HAND = ("guide/", "results/", "tutorials/")
 
 
@@ -116,7 +116,7 @@ def test_the_page_of_a_class(staging):
     assert "[`set_class_counts`](CountedLoss.qmd#set_class_counts)" in text  # of its base class
     assert "(https://arxiv.org/abs/1906.07413)" in text
     assert "[`UserError`](UserError.qmd)" in text
-    assert "Part of the method [LDAM-DRW](../methods/ldam_drw.qmd)." in text
+    assert "Part of the methods [LDAM-DRW, stage 1](../methods/ldam_drw_stage1.qmd), " in text
     assert ">>>" not in text
     line = int(re.search(r"ltlearn/losses/ldam\.py#L(\d+)", text)[1])
     source = (api_names.ROOT / "ltlearn/losses/ldam.py").read_text(encoding="utf-8")
@@ -263,35 +263,61 @@ def test_published_figures_of_recipes_stand_on_the_pages_of_their_methods(stagin
             assert markup.percent(figure.accuracy) in page, (recipe_name, figure.method)
 
 
-def test_measured_figures_are_those_of_the_results():
-    results = method_facts.results_text()
-    for run in method_facts.measured_runs():
-        recipe = method_facts.recipes()[run.recipe]
-        command, params = parse_command(run.command)
-        assert (command, params["name"]) == ("recipe", run.recipe)
-        load_recipe(run.recipe, params["set_"] or ())
-        for method, accuracy in run.accuracy.items():
-            assert method in recipe.methods
-            assert re.search(rf"\b{accuracy}\b", results + recipe.status), (run.recipe, method)
+def test_results_are_of_recipes_and_hold_their_published_figures():
+    for result in method_facts.measured():
+        command, params = parse_command(result.command)
+        assert (command, params["name"]) == ("recipe", result.recipe)
+        recipe = load_recipe(
+            result.recipe, [*(params["set_"] or ()), f"protocol={result.protocol}"]
+        )
+        assert (recipe.stage1.method, recipe.stage1.epochs) == (result.stage1, result.epochs)
+        expected = {e.method: e.accuracy for e in recipe.published() if e.group == "all"}
+        for row in result.rows:
+            figure = row.published and row.published.accuracy
+            assert figure in (None, expected.get(row.method)), (result.name, row.method)
 
 
-def test_rows_of_the_results_stand_on_the_pages_of_methods(staging):
-    labels = {row.label for row in METHODS.values()}
-    tables = method_facts.measured_tables(labels, method_facts.results_text())
-    largest = max(tables, key=lambda table: len(table.rows))
-    assert len(largest.rows) >= 10 and "ltlearn compare RUN" in largest.commands
-    page = read(staging, "methods/crt.qmd")
-    for cell in largest.rows["cRT"]:
-        assert cell in page
+FIGURES = {"all": 50.04, "balanced": 49.0, "many": 70.0, "few": 20.0}
 
 
-def test_a_table_of_methods_is_found():
-    rows = "| | x | y |\n| --- | --- | --- |\n| CE | 1 | **2** |\n| cRT | 3 | 4 |"
-    text = f"## A {{#a}}\n\n{rows}\n\nSo.\n\n```\nrun it\n```"
-    (found,) = method_facts.measured_tables({"CE", "cRT"}, text)
-    assert (found.section, found.head, found.commands) == ("A", ["x", "y"], "run it")
-    assert found.rows == {"CE": ["1", "2"], "cRT": ["3", "4"]}
-    assert method_facts.measured_tables({"CE"}, text) == []
+@pytest.fixture
+def recorded(monkeypatch):
+    """Results of a run and of a comparison."""
+    facts = {
+        "recipe": "cifar100_lt_w16", "protocol": "clean", "dataset": "cifar100_lt",
+        "imbalance_factor": 100, "split": "first_n", "fingerprints": {"train": "0123456789ab"},
+        "arch": "resnet32_cifar", "width": 16, "epochs": 200, "changed": ["data.split = first_n"],
+        "stage1": "ce", "seeds": [0], "groups": {"many": 35, "medium": 35, "few": 30},
+        "few": "<20", "command": "ltlearn recipe cifar100_lt_w16 --data DIR", "commit": "0" * 40,
+        "hardware": {"device": "processor"},
+    }  # fmt: skip
+    rows = [
+        {"method": "ce", "label": "CE", "accuracy": FIGURES},
+        {"method": "crt", "label": "cRT", "accuracy": {**FIGURES, "all": 52.16}},
+    ]
+    results = [MeasuredResult(kind=kind, rows=rows, **facts) for kind in ("run", "comparison")]
+    for module in (method_facts, method_pages):
+        monkeypatch.setattr(module, "measured", lambda: results)
+    return results
+
+
+def test_results_stand_on_the_pages_of_methods_and_recipes(recorded, tmp_path):
+    for path in [*method_pages.write(tmp_path), *recipe_pages.write(tmp_path)]:
+        assert path.is_file()
+    page = read(tmp_path, "methods/crt.qmd")
+    row = next(line for line in page.splitlines() if "factor 100, data.split" in line)
+    assert "50.04" in row and "52.16" in row and "clean" in row
+    assert recorded[0].command in page
+    assert "52.16" in read(tmp_path, "methods/index.qmd")
+    recipe = read(tmp_path, "recipes/cifar100_lt_w16.qmd")
+    assert "52.16" in recipe and "data.split = first\\_n" in recipe and "one seed" in recipe
+    assert "cRT&nbsp;52.16 (clean, data.split = first" in read(
+        tmp_path, "recipes/_recipes_table.md"
+    )
+    evidence = read(tmp_path, "guide/_evidence.md")
+    assert "[cRT](../methods/crt.qmd) | +2.1 | +2.1 | 1 | –" in evidence
+    recorded.clear()
+    assert "No comparison" in method_pages.evidence()
 
 
 # The command line

@@ -23,14 +23,25 @@ def methods(as_json: JSON = False) -> None:
 
 def recipes(as_json: JSON = False) -> None:
     """List the benchmarks that come with the library."""
+    from ltlearn.experiments.measured import measured_results
     from ltlearn.experiments.read_recipe import load_recipe, recipe_names
     from ltlearn.utils.terminal import render_recipes
 
     loaded = [load_recipe(name) for name in recipe_names()]
+    measured = [result for result in measured_results() if result.kind == "run"]
     if as_json:
-        print_json([r.model_dump(mode="json") for r in loaded])
+        found = {r.name: [m for m in measured if m.recipe == r.name] for r in loaded}
+        print_json(
+            [
+                {
+                    **r.model_dump(mode="json"),
+                    "measured": [m.model_dump(mode="json") for m in found[r.name]],
+                }
+                for r in loaded
+            ]
+        )
     else:
-        render_recipes(loaded)
+        render_recipes(loaded, measured)
 
 
 def settings(as_json: JSON = False) -> None:

@@ -41,7 +41,7 @@ from ltlearn.data.splits import carve_validation
 from ltlearn.data.transforms import ImageTransform
 from ltlearn.defaults import IMAGENET_STATS
 from ltlearn.errors import UserError, spell, spell_call
-from ltlearn.names import PART_LABELS, PARTS
+from ltlearn.names import PART_LABELS, PARTS, SPLITS
 from ltlearn.utils.ranks import start
 
 __all__ = [
@@ -218,6 +218,8 @@ def _choose_validation(
     """Decide which images validate, carve them off if needed, and take the fingerprints."""
     parts = {part: data.digested() for part, data in images.parts.items()}
     whole = parts["train"].fingerprint()
+    by_order = images.split_name in SPLITS
+    order = parts["train"].fingerprint(ordered=True) if by_order else None
     if options.protocol == "paper":
         # Published code trains on all training images and evaluates on the test set each epoch.
         parts = {"train": parts["train"], "valid": parts["test"], "test": parts["test"]}
@@ -238,6 +240,7 @@ def _choose_validation(
         profile=images.profile,
         imbalance_factor=images.imbalance_factor or imbalance_factor_of(shot_counts),
         seed=options.seed,
+        order=order,
     )
 
 

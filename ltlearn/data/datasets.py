@@ -58,6 +58,9 @@ class SplitInfo:
         profile: Profile of a cut set, "exponential" or "step".
         imbalance_factor: Training images of the largest class divided by those of the smallest.
         seed: Seed of the carved split.
+        order: Fingerprint of the training images in their order, where the order of the files
+            decided which were taken ("first_n", "shuffle_seed0"). A copy whose files have other
+            names can differ in it. None elsewhere, and in runs of earlier versions.
     """
 
     name: str
@@ -69,6 +72,13 @@ class SplitInfo:
     profile: str | None = None
     imbalance_factor: float | None = None
     seed: int = 0
+    order: str | None = None
+
+    @property
+    def images(self) -> str:
+        """Return the fingerprints of all images as one text, which records compare."""
+        order = "" if self.order is None else f", order {self.order}"
+        return f"train {self.train}, valid {self.valid}, test {self.test}{order}"
 
     def __str__(self) -> str:
         factor = f", imbalance factor {self.imbalance_factor:g}" if self.imbalance_factor else ""

@@ -116,13 +116,16 @@ class ImageSet:
         is_folder = isinstance(self.root, Path)
         return os.path.join(self.root, self.paths[i]) if is_folder else self.root / self.paths[i]
 
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the images and their classes, in any order.
+    def fingerprint(self, ordered: bool = False) -> str:
+        """Return the fingerprint of the images and their classes.
+
+        Args:
+            ordered: Whether the same images in another order have another fingerprint.
 
         Raises:
             UserError: If a file is missing.
         """
-        return fingerprint(self.digested().digests)
+        return fingerprint(self.digested().digests, ordered)
 
     def digested(self) -> "ImageSet":
         """Return the set with the digest of each image.

@@ -1,7 +1,7 @@
 """Fingerprints as earlier versions took them, so that their runs are still recognised.
 
 They named images in memory by their pixels after resizing, and files by path and size. Most small
-sets have the same name today.
+sets have the same name today. They did not record the order of the images.
 """
 
 import os
@@ -21,12 +21,17 @@ def keep_older_names(dls: Any, recorded: Mapping[str, Any] | None) -> None:
     """Give a split the fingerprints that a run recorded, if an earlier version took them.
 
     Args:
-        dls: The loaders. Their split is replaced if it has the same images.
+        dls: The loaders. Their split is replaced if it has the same images; the order of the
+            images is removed from it if the run recorded none.
         recorded: The split in the manifest of the run; None if there is none.
     """
     names = ("train", "valid", "test")
     split, before = dls.split, {name: (recorded or {}).get(name) for name in names}
-    if not before["train"] or all(before[name] == getattr(split, name) for name in names):
+    if not before["train"]:
+        return
+    if recorded.get("order") is None:
+        dls.split = split = replace(split, order=None)
+    if all(before[name] == getattr(split, name) for name in names):
         return
     older = _older_split(dls)
     if all(before[name] == getattr(older, name) for name in names):

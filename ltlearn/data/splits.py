@@ -87,16 +87,17 @@ def carve_validation(
     return train, valid
 
 
-def fingerprint(digests: Iterable[bytes] | np.ndarray) -> str:
-    """Return 12 hexadecimal digits that identify a set of labelled images, in any order.
+def fingerprint(digests: Iterable[bytes] | np.ndarray, ordered: bool = False) -> str:
+    """Return 12 hexadecimal digits that identify a set of labelled images.
 
     Args:
         digests: The digest of each image; see `ltlearn.data.digests`. An array of one per row, of
             bytes, needs less memory.
+        ordered: Whether the same images in another order have another fingerprint.
     """
     if isinstance(digests, np.ndarray):
         rows = np.ascontiguousarray(digests).view(f"S{digests.shape[1]}").ravel()
-        content = np.sort(rows).tobytes()
+        content = (rows if ordered else np.sort(rows)).tobytes()
     else:
-        content = b"".join(sorted(digests))
+        content = b"".join(digests if ordered else sorted(digests))
     return hashlib.sha256(content).hexdigest()[:12]

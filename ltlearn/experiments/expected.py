@@ -18,7 +18,7 @@ from ltlearn.experiments.sections import Expected
 from ltlearn.methods import METHODS
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["Check", "check_run"]
+__all__ = ["Check", "changed_values", "check_run"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def check_run(name: str, run: Run) -> tuple[list[Check], list[str]]:
     conditions = {key: value for check in checks for key, value in check.expected.when.items()}
     conditions = {"protocol": ran.protocol, **conditions}
     overrides = [f"{key}={json.dumps(value)}" for key, value in conditions.items()]
-    return checks, _changes(load_recipe(name, overrides), ran)
+    return checks, changed_values(load_recipe(name, overrides), ran)
 
 
 def _measured(manifest: Manifest, run: Run) -> dict[tuple[str, str], float]:
@@ -128,7 +128,13 @@ def _why_not(recipe: Recipe, ran: Recipe) -> str:
     return f"it has figures of {', '.join(ran.methods)}, and figures were published of {published}"
 
 
-def _changes(recipe: Recipe, ran: Recipe) -> list[str]:
+def changed_values(recipe: Recipe, ran: Recipe) -> list[str]:
+    """Return the values that differ: "key = value of the run, not value of the recipe".
+
+    Args:
+        recipe: The recipe.
+        ran: The recipe as it ran.
+    """
     published, values = recipe.settled().flat(), ran.settled().flat()
     # The values of methods that did not run have no effect.
     unused = tuple(f"method.{name}." for name in {*recipe.method, *ran.method} - {*ran.methods})

@@ -371,6 +371,7 @@ def provenance(recorded: RecordedTable) -> PageSection:
         ("training images", f"{split.get('train', DASH)} (fingerprint)"),
         ("validation images", f"{split.get('valid', DASH)}, from {split.get('valid_from', DASH)}"),
         ("test images", f"{split.get('test') or 'none'}"),
+        *([("order of the training images", split["order"])] if split.get("order") else []),
         ("shot groups", results["shots"]),
     ]
     columns = manifest.columns or {}

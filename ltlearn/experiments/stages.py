@@ -424,6 +424,4 @@ def _read_record(run: Run, name: str) -> FinishedStage:
 
 def _circumstances(learn: LTLearner) -> dict[str, str]:
     """Return what decides the weights of a stage beside the recipe: images and precision."""
-    split = learn.dls.split
-    images = f"train {split.train}, valid {split.valid}, test {split.test}"
-    return {"images": images, "precision": learn.precision}
+    return {"images": learn.dls.split.images, "precision": learn.precision}

@@ -15,11 +15,13 @@ if TYPE_CHECKING:  # these imports need torch; the table of methods does not
     from ltlearn.posthoc.choose import TauChoice
     from ltlearn.posthoc.data import PosthocData
 
-__all__ = ["ASSUMED_PRIORS", "KINDS", "Method", "Sweep"]
+__all__ = ["ASSUMED_PRIORS", "HEADS", "KINDS", "Method", "Sweep"]
 
 KINDS = ("stage 1", "stage 2", "post hoc")
 # "stage 1" is the prior of the stage 1 that a method comes after.
 ASSUMED_PRIORS = ("train", "uniform", "stage 1")
+# "any" takes every classifier, such as a function of the user's does.
+HEADS = ("linear", "cosine", "any")
 _VALUES = ("epochs", "lr", "wd", "bs")
 
 
@@ -88,6 +90,8 @@ class Method:
         strength: Post hoc only. Name of the strength in reports.
         uses_features_only: Post hoc only. Whether `apply` ignores the trained classifier and needs
             the features of the training images.
+        head: The classifier that the method trains, and goes on with: "linear", "cosine" or "any".
+            A linear classifier can become a cosine classifier, but not the reverse.
 
     Raises:
         UserError: If a field has a value that is not allowed, or has no meaning for the kind.
@@ -116,6 +120,7 @@ class Method:
     published_value: float = 1.0
     strength: str = "tau"
     uses_features_only: bool = False
+    head: str = "linear"
 
     def __post_init__(self):
         # Read-only copies: a row must not change with the dictionaries it was made from.
@@ -126,6 +131,7 @@ class Method:
                 raise UserError(f"{name} must be a text, got {getattr(self, name)!r}.")
         check_choice("kind", self.kind, KINDS)
         check_choice("prior", self.prior, ASSUMED_PRIORS)
+        check_choice("head", self.head, HEADS)
         check_choice("sampler", self.sampler, SAMPLER_NAMES)
         for name in self.values:
             check_choice("each of values", name, _VALUES)
@@ -190,6 +196,15 @@ class Method:
     def needs_trained_head(self) -> bool:
         """Return whether the method goes on with the classifier of stage 1."""
         return not (self.reset or self.uses_features_only)
+
+    def fits(self, stage1: "Method") -> bool:
+        """Return whether the method can go on with the classifier of a stage 1.
+
+        Args:
+            stage1: The method of stage 1.
+        """
+        kinds = ("any", stage1.head)
+        return not self.needs_trained_head or stage1.head == "linear" or self.head in kinds
 
     def arguments(self, **options: float) -> dict[str, Any]:
         """Return the method as arguments of `retrain_classifier`.

@@ -118,7 +118,7 @@ def _offer(brief: ExitStack, entry: Any) -> Candidate:
         taken = any(row.label == what.label for row in METHODS.values())
         row, call = replace(what, label=label) if taken else what, None
     elif callable(what):
-        row, call = Method(label, "stage 2", "a function of the user's", "own"), what
+        row, call = Method(label, "stage 2", "a function of the user's", "own", head="any"), what
     else:
         raise UserError(
             f"the method {label!r} must be a Method, or a function that takes the learner, got "

@@ -256,7 +256,7 @@ def find_methods(names, stage1: str | None = None) -> list[str]:
         UserError: If a name is unknown, or its method belongs to another stage 1.
     """
     if names is None:
-        return [name for name in METHODS if stage1 is None or _stage1_of(name) in (None, stage1)]
+        return [name for name in METHODS if stage1 is None or _goes_with(name, stage1)]
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",") if name.strip()]
     names = list(dict.fromkeys(names))
@@ -264,12 +264,19 @@ def find_methods(names, stage1: str | None = None) -> list[str]:
         raise UserError(f"give at least one method: {', '.join(METHODS)}.")
     for name in names:
         find_method(name)
-        needed = _stage1_of(name)
-        if stage1 is not None and needed not in (None, stage1):
+        if stage1 is None or _goes_with(name, stage1):
+            continue
+        needed, label = _stage1_of(name), METHODS[stage1].label
+        if needed not in (None, stage1):
             raise UserError(
                 f"the method {name} needs a stage 1 of {METHODS[needed].label}, and this one is "
-                f"{METHODS[stage1].label}; leave it out, or train stage 1 with {needed}."
+                f"{label}; leave it out, or train stage 1 with {needed}."
             )
+        others = [other for other in find_methods(None, stage1) if other != stage1]
+        raise UserError(
+            f"the method {name} needs a {METHODS[name].head} classifier, and {label} leaves a "
+            f"{METHODS[stage1].head} one; choose from {', '.join(others)}."
+        )
     return names
 
 
@@ -282,6 +289,11 @@ def prior_of(name: str, stage1: str = DEFAULT_STAGE1) -> str:
     """
     prior = find_method(name).prior
     return METHODS[stage1].prior if prior == "stage 1" else prior
+
+
+def _goes_with(name: str, stage1: str) -> bool:
+    needed = _stage1_of(name)
+    return needed == stage1 or (needed is None and METHODS[name].fits(METHODS[stage1]))
 
 
 def _stage1_of(name: str) -> str | None:

@@ -26,6 +26,7 @@ _LDAM = "Cao et al., NeurIPS 2019, arXiv:1906.07413"
 _CB = "Cui et al., CVPR 2019, arXiv:1901.05555"
 _FOCAL = "Lin et al., ICCV 2017, arXiv:1708.02002"
 _GUO = "Guo et al., ICML 2017, arXiv:1706.04599"
+_LOS = "Sun et al., ICLR 2025, arXiv:2403.00250"
 
 
 def _callbacks(*names: str, **kwargs) -> Callable[..., list]:
@@ -61,6 +62,13 @@ def _stage1(label: str, source: str, callback: str, prior: str, **options) -> Me
     )  # fmt: skip
 
 
+def _stage1_loss(label: str, source: str, values_from: str, loss: str, **kwargs) -> Method:
+    options = kwargs.get("loss_options", {})
+    return Method(
+        f"{label}, stage 1", "stage 1", source, values_from, loss=_loss(loss, **options), **kwargs
+    )
+
+
 def _post_hoc(label: str, source: str, values_from: str, **kwargs) -> Method:
     return Method(label, "post hoc", source, values_from, **kwargs)
 
@@ -94,12 +102,55 @@ def _with_smoothing(value: float) -> dict[str, Any]:
     return {"loss": _las(value, 0.0)()}
 
 
+def _uniform_smoothing(default: float) -> Callable[..., Any]:
+    return lambda smoothing=default: _las(smoothing, smoothing)()
+
+
+_LDAM_VALUES = {"max_margin": 0.5, "scale": 30.0}
+_DRW_VALUES = {"beta": 0.9999, "start_pct": 0.8}
+
+
+def _ldam_callbacks(**options) -> list:
+    given = {**_LDAM_VALUES, **_DRW_VALUES, **options}
+    deferred = {name: given[name] for name in _DRW_VALUES}
+    return [
+        *_callbacks("CosineHead")(scale=given["scale"]),
+        *_callbacks("DeferredReweighting")(**deferred),
+    ]
+
+
 BUILT_IN: dict[str, Method] = {
     "ce": Method("CE", "stage 1", "cross-entropy, the classifier of stage 1", prior="train"),
     "mixup": _stage1("MixUp", _MIXUP, "BatchMixUp", "train", alpha=0.2),
     "cutmix": _stage1("CutMix", _CUTMIX, "BatchCutMix", "train", alpha=1.0),
     "glmc": _stage1(
         "GLMC", _GLMC, "GLMC", "uniform", resample=0.0, reweight=1.2, contrast=1.0
+    ),
+    "ldam_drw_stage1": _stage1_loss(
+        "LDAM-DRW", _LDAM,
+        "margin .5, scale 30, beta .9999 from 80 % of the epochs: the authors' code", "LDAMLoss",
+        loss_options=_LDAM_VALUES, callbacks=_ldam_callbacks,
+        callback_options={"scale": _LDAM_VALUES["scale"], **_DRW_VALUES}, head="cosine",
+    ),
+    "balanced_softmax_stage1": _stage1_loss(
+        "balanced softmax", _BALMS, "nothing to set", "BalancedSoftmaxLoss"
+    ),
+    "logit_adjusted_stage1": _stage1_loss(
+        "logit-adjusted loss", _LA, "tau 1: the authors", "LogitAdjustedLoss",
+        loss_options={"tau": 1.0},
+    ),
+    "class_balanced_stage1": _stage1_loss(
+        "class-balanced CE", _CB, "beta .9999: the authors, CIFAR-10-LT", "ClassBalancedLoss",
+        loss_options={"beta": 0.9999},
+    ),
+    "class_balanced_focal_stage1": _stage1_loss(
+        "class-balanced focal", f"{_CB}; {_FOCAL}",
+        "sigmoid form, beta .9999, gamma 1: BagofTricks-LT, CIFAR-10-LT 100", "SigmoidFocalLoss",
+        loss_options={"beta": 0.9999, "gamma": 1.0},
+    ),
+    "focal_stage1": _stage1_loss(
+        "focal", _FOCAL, "softmax form, gamma 1: LDAM's code", "SoftmaxFocalLoss",
+        loss_options={"gamma": 1.0}, prior="train",
     ),
     "crt": _stage2(
         "cRT", _CRT, _KANG_FROM.format(10),
@@ -150,7 +201,7 @@ BUILT_IN: dict[str, Method] = {
         "LDAM-DRW", _LDAM,
         f"margin .5, scale 30, beta .9999 from 80 % of the epochs: the authors. {_AS_REN}",
         loss=_loss("LDAMLoss"), callbacks=_callbacks("CosineHead", "DeferredReweighting"),
-        values=_REN,
+        values=_REN, head="cosine",
     ),
     "label_aware_smoothing": _stage2(
         "SLAS", _MISLAS,
@@ -175,6 +226,12 @@ BUILT_IN: dict[str, Method] = {
             LearnableWeightScaling={"train": "all", "head_lr_factor": 0.1},
         ),
         values={"epochs": 10, "bs": 128, "lr": 0.1, "wd": 2e-4},
+    ),
+    "los": _stage2(
+        "LOS", _LOS,
+        "smoothing .98, new classifier, 20 epochs, batch size 64, learning rate 5e-4, no weight "
+        "decay: the authors' code, CIFAR-100-LT",
+        loss=_uniform_smoothing(0.98), loss_options={"smoothing": 0.98}, reset=True,
     ),
     "max_norm": _stage2(
         "WD + MaxNorm", _WD,

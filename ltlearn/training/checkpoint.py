@@ -235,7 +235,7 @@ class Checkpoint(FitCallback):
         now = split_state(self._facts, "", tensors)
         before = with_todays_keys(before) if isinstance(before, dict) else {}
         for key in {**now, **before}:
-            if before.get(key) != now.get(key):
+            if not _is_same(key, before.get(key), now.get(key)):
                 raise _OtherValues(
                     f"{self.folder / name}.json was made with {key} {before.get(key)}, but now it "
                     f"is {now.get(key)}; resume with the same value, or give another folder."
@@ -288,6 +288,12 @@ class _Damaged(Exception):
 
 class _OtherValues(UserError):
     """A checkpoint of a fit with other values."""
+
+
+def _is_same(key: str, before, now) -> bool:
+    # Earlier versions recorded no order of the images.
+    without_order = key == "images" and str(now).startswith(f"{before}, order ")
+    return before == now or without_order
 
 
 def _name(done: int) -> str:

@@ -70,10 +70,13 @@ def stage1_method(stages: Sequence[Mapping]) -> str:
         return DEFAULT_STAGE1
     if last.get("method") in METHODS:
         return last["method"]
-    # The method was not named: its callbacks were given.
-    used = set(last.get("callbacks", ()))
+    # The method was not named: its callbacks, and its loss if it has one, were given.
+    used, loss = set(last.get("callbacks", ())), last.get("loss")
     for name in stage1_methods():
-        if used & {type(cb).__name__ for cb in METHODS[name].arguments()["cbs"]}:
+        own = METHODS[name].arguments()
+        callbacks = {type(cb).__name__ for cb in own["cbs"]}
+        fits = own["loss"] is None or type(own["loss"]).__name__ == loss
+        if callbacks and callbacks <= used and fits:
             return name
     return DEFAULT_STAGE1
 

@@ -149,7 +149,7 @@ def set_checkpoint_facts(learn: Learner, plan: StagePlan | Stage2Plan) -> None:
         return
     facts, split = plan.facts(), getattr(learn.dls, "split", None)
     if split is not None:
-        facts["images"] = f"train {split.train}, valid {split.valid}, test {split.test}"
+        facts["images"] = split.images
     facts |= {
         "precision": learn.precision,
         "loss": describe_options(plan.loss or learn.loss_func),

@@ -171,26 +171,32 @@ def render_stages(stages: Sequence[Mapping[str, Any]], file: TextIO | None = Non
     render_rows(head, rows, file, "what was trained", turn=True)
 
 
-def render_recipes(recipes: Sequence[Any], file: TextIO | None = None) -> None:
-    """Write the list of recipes with methods, published figures and status.
+def render_recipes(
+    recipes: Sequence[Any], measured: Sequence[Any] = (), file: TextIO | None = None
+) -> None:
+    """Write the list of recipes with methods, published and measured figures, and status.
 
     Args:
         recipes: `Recipe` objects.
+        measured: `MeasuredResult` objects.
         file: Where to write; standard output if None.
     """
     rows = []
     for recipe in recipes:
         expected = "; ".join(f"{e.describe(e.method)} ({e.protocol})" for e in recipe.published())
+        ours = "; ".join(r.describe() for r in measured if r.recipe == recipe.name)
         rows.append(
             (
                 recipe.name,
                 recipe.title,
                 ", ".join(recipe.methods),
-                expected or "not published; ours",
+                expected or "none",
+                ours or "none",
                 recipe.status,
             )
         )
-    render_rows(("recipe", "title", "methods", "published top-1 in %", "status"), rows, file)
+    head = ("recipe", "title", "methods", "published top-1 in %", "measured here", "status")
+    render_rows(head, rows, file)
 
 
 def one_line(text: Any) -> str:

@@ -1,17 +1,15 @@
-"""The facts that pages of methods and recipes share: the data file, recipes, measured tables."""
+"""The facts that pages of methods and recipes share: the data file, recipes, measured results."""
 
-import json
-import re
 import tomllib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from ltlearn.experiments.measured import MeasuredResult, measured_results
 from ltlearn.experiments.read_recipe import load_recipe, recipe_names
 from ltlearn.experiments.recipe import Recipe
 
 _FACTS = Path(__file__).with_name("methods.toml")
-_RESULTS = Path(__file__).resolve().parents[2] / "nbs" / "results" / "accuracy.ipynb"
 GROUPS = ("stage 1", "sampler", "loss", "head", "post hoc")
 
 
@@ -82,44 +80,6 @@ class MethodFacts:
     published: list[Published] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a recipe reached here.
-
-    Args:
-        recipe: The recipe.
-        protocol: Protocol.
-        changed: The values that differ from the recipe; empty: none.
-        accuracy: Top-1 accuracy in % by method, the stage 1 first.
-        command: The command.
-        seeds: Seeds that the accuracies are means of.
-    """
-
-    recipe: str
-    protocol: str
-    changed: str
-    accuracy: dict[str, float]
-    command: str
-    seeds: int = 1
-
-
-@dataclass(frozen=True)
-class MeasuredTable:
-    """A table of the results whose rows are methods.
-
-    Args:
-        section: Heading that it stands under.
-        head: Headings of its columns, without the first.
-        rows: Cells by label.
-        commands: The commands below it.
-    """
-
-    section: str
-    head: list[str]
-    rows: dict[str, list[str]]
-    commands: str
-
-
 @cache
 def _facts() -> dict:
     return tomllib.loads(_FACTS.read_text(encoding="utf-8"))
@@ -139,49 +99,18 @@ def method_facts() -> dict[str, MethodFacts]:
     return found
 
 
-def measured_runs() -> list[Measured]:
-    """Return what recipes reached here."""
-    return [Measured(**values) for values in _facts()["measured"]]
+@cache
+def measured() -> list[MeasuredResult]:
+    """Return what runs and comparisons of recipes reached here."""
+    return measured_results()
+
+
+def measured_runs() -> list[MeasuredResult]:
+    """Return what runs of recipes reached here, without comparisons."""
+    return [result for result in measured() if result.kind == "run"]
 
 
 @cache
 def recipes() -> dict[str, Recipe]:
     """Return the recipes by name."""
     return {name: load_recipe(name) for name in recipe_names()}
-
-
-def results_text(path: Path = _RESULTS) -> str:
-    """Return the text of the notebook of results.
-
-    Args:
-        path: The notebook.
-    """
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-
-
-def measured_tables(labels: set[str], text: str) -> list[MeasuredTable]:
-    """Return the tables of a text with at least two rows that begin with a method's label.
-
-    Args:
-        labels: The labels of all methods.
-        text: Markdown.
-    """
-    found, section = [], ""
-    blocks = re.split(r"\n\s*\n", text)
-    for number, block in enumerate(blocks):
-        if heading := re.match(r"##+ (.*)", block):
-            section = heading[1].split("{")[0].strip()
-        lines = [line for line in block.splitlines() if line.startswith("|")]
-        cells = [
-            [c.strip().replace("**", "") for c in line.strip("| ").split(" | ")] for line in lines
-        ]
-        rows = {row[0]: row[1:] for row in cells[2:] if row[0] in labels}
-        if len(rows) < 2:
-            continue
-        head = [cell.strip("| ") for cell in cells[0]]
-        head = head[len(head) - len(next(iter(rows.values()))) :]
-        after = next((b for b in blocks[number + 1 :] if b.startswith(("```", "##"))), "")
-        commands = "\n".join(after.splitlines()[1:-1]) if after.startswith("```") else ""
-        found.append(MeasuredTable(section, head, rows, commands))
-    return found

@@ -4,20 +4,24 @@ import json
 import re
 from pathlib import Path
 
-from ltlearn.methods import DEFAULT_STAGE1, DEFAULT_STAGE2, METHODS, Method, find_method
+from ltlearn.experiments.measured import MeasuredResult
+from ltlearn.methods import (
+    DEFAULT_STAGE1,
+    DEFAULT_STAGE2,
+    DEFAULT_WITH_RESET,
+    METHODS,
+    Method,
+    find_method,
+)
 from scripts.site.api_pages import Links
 from scripts.site.markup import code, escape, fence, inline, page, percent, table, write_page
 from scripts.site.method_facts import (
     GROUPS,
-    Measured,
-    MeasuredTable,
     MethodFacts,
-    measured_runs,
-    measured_tables,
+    measured,
     method_facts,
     papers,
     recipes,
-    results_text,
 )
 
 NOTATION = (
@@ -84,16 +88,16 @@ def write(staging: Path) -> list[Path]:
         The files written.
     """
     links, facts = Links(), method_facts()
-    tables = measured_tables({row.label for row in METHODS.values()}, results_text())
     written = [
-        write_page(staging / "methods" / f"{name}.qmd", _page(name, facts[name], links, tables))
+        write_page(staging / "methods" / f"{name}.qmd", _page(name, facts[name], links))
         for name in METHODS
     ]
-    index = _index(facts, tables)
-    return [*written, write_page(staging / "methods" / "index.qmd", index)]
+    # The guide includes this table; its links start from there.
+    shown = write_page(staging / "guide" / "_evidence.md", evidence() + "\n")
+    return [*written, write_page(staging / "methods" / "index.qmd", _index(facts)), shown]
 
 
-def _page(name: str, facts: MethodFacts, links: Links, tables: list[MeasuredTable]) -> str:
+def _page(name: str, facts: MethodFacts, links: Links) -> str:
     row = METHODS[name]
 
     def link(word: str) -> str | None:
@@ -121,7 +125,7 @@ def _page(name: str, facts: MethodFacts, links: Links, tables: list[MeasuredTabl
         "## Cost",
         *_cost(row, facts, link),
         "## Accuracy",
-        *_accuracy(name, row, facts, tables),
+        *_accuracy(name, row, facts),
         "## Paper",
         _papers(row, facts),
         "## Related",
@@ -222,7 +226,8 @@ def commands(name: str) -> list[str]:
     """
     row = find_method(name)
     if row.kind == "stage 1":
-        stage2 = next((n for n, m in METHODS.items() if m.after == name), DEFAULT_STAGE2)
+        usual = DEFAULT_STAGE2 if METHODS[DEFAULT_STAGE2].fits(row) else DEFAULT_WITH_RESET
+        stage2 = next((n for n, m in METHODS.items() if m.after == name), usual)
         lines = [f"ltlearn train photos/ --stage1 {name} --method {stage2} --out RUN"]
         return lines + [f"{lines[0]} --set stage1.{k}={v:g}" for k, v in _one_option(row)]
     stage1 = f"--stage1 {row.after} " if row.after else ""
@@ -301,7 +306,7 @@ def _cost(row: Method, facts: MethodFacts, link) -> list[str]:
     return [f"Trained: {_text(facts.trains, link)}. {how_long}", _text(facts.cost, link)]
 
 
-def _accuracy(name: str, row: Method, facts: MethodFacts, tables: list[MeasuredTable]) -> list[str]:
+def _accuracy(name: str, row: Method, facts: MethodFacts) -> list[str]:
     published = [*_of_recipes(name), *_of_facts(facts)]
     blocks = ["### Published"]
     if published:
@@ -309,25 +314,14 @@ def _accuracy(name: str, row: Method, facts: MethodFacts, tables: list[MeasuredT
     else:
         blocks.append("The sources used here hold no published figure of exactly this method.")
     blocks.append("### Measured here")
-    used = [t for t in tables if row.label in t.rows]
-    base = METHODS[DEFAULT_STAGE1].label
-    for measured in used:
-        labels = [base] if row.label != base and base in measured.rows else []
-        labels.append(row.label)
-        rows = [[escape(label), *map(escape, measured.rows[label])] for label in labels]
-        head = ["", *(inline(cell) for cell in measured.head)]
-        blocks.append(table(head, rows, "l" + "r" * len(measured.head)))
-        if measured.commands:
-            blocks.append(fence(measured.commands, "bash"))
-    runs = [run for run in measured_runs() if name in run.accuracy]
-    if runs:
-        rows = [_run_row(name, run) for run in runs]
+    results = "[the results](../results/accuracy.ipynb)"
+    used = [result for result in measured() if result.row(name) is not None]
+    if used:
+        rows = [_result_row(name, result) for result in used]
         head = ["Recipe", "Protocol", "stage 1", "this method"]
         blocks.append(table(head[: len(rows[0])], rows, "llrr"))
-        blocks.append(fence("\n".join(run.command for run in runs), "bash"))
-    results = "[the results](../results/accuracy.ipynb)"
-    if used or runs:
-        blocks.append(f"Top-1 in %, from {results}, which state split, network, epochs and seeds.")
+        blocks.append(fence("\n".join(dict.fromkeys(r.command for r in used)), "bash"))
+        blocks.append(f"Top-1 in %. {results} state split, network, epochs and seeds.")
     else:
         call = "train" if row.kind == "stage 1" else f"compare RUN --methods {name}"
         call = f"`ltlearn {call}`"
@@ -335,13 +329,16 @@ def _accuracy(name: str, row: Method, facts: MethodFacts, tables: list[MeasuredT
     return blocks
 
 
-def _run_row(name: str, run: Measured) -> list[str]:
-    recipe = f"[{run.recipe}](../recipes/{run.recipe}.qmd)"
-    before = next(iter(run.accuracy))  # the stage 1
-    figures = [percent(run.accuracy[method]) for method in dict.fromkeys((before, name))]
-    if before != DEFAULT_STAGE1:
-        figures[0] += f" ({METHODS[before].label})"
-    return [f"{recipe}{', ' if run.changed else ''}{run.changed}", run.protocol, *figures]
+def _result_row(name: str, result: MeasuredResult) -> list[str]:
+    recipe = f"[{result.recipe}](../recipes/{result.recipe}.qmd)"
+    factor = "" if result.imbalance_factor is None else f", factor {result.imbalance_factor:g}"
+    first = result.stage1 if result.row(result.stage1) is not None else name
+    figures = [percent(result.row(m).accuracy["all"]) for m in dict.fromkeys((first, name))]
+    if len(figures) == 2 and first != DEFAULT_STAGE1:
+        figures[0] += f" ({escape(METHODS[first].label)})"
+    compared = ", compared" if result.kind == "comparison" else ""
+    changes = f", {inline(result.changes)}" if result.changes else ""
+    return [f"{recipe}{factor}{changes}{compared}", result.protocol, *figures]
 
 
 def _of_recipes(name: str) -> list[list[str]]:
@@ -381,14 +378,14 @@ def _papers(row: Method, facts: MethodFacts) -> str:
     return "\n".join(lines) or f"No paper of its own: {escape(row.source)}."
 
 
-def _index(facts: dict[str, MethodFacts], tables: list[MeasuredTable]) -> str:
+def _index(facts: dict[str, MethodFacts]) -> str:
     blocks = [
         "Every method has a name, which `fit_stage1`, `retrain_classifier`, `correct_classifier`, "
         "`ltlearn train`, `ltlearn compare` and recipes take.",
         "[Choose a method](../guide/choose.qmd) helps to decide. "
         "[The results](../results/accuracy.ipynb) have the measured accuracies.",
         "## All methods at a glance {#all}",
-        *_overview(facts, max(tables, key=lambda measured: len(measured.rows), default=None)),
+        *_overview(facts),
     ]
     for group in GROUPS:
         names = [name for name in METHODS if facts[name].group == group]
@@ -408,19 +405,19 @@ def _linked(name: str) -> str:
     return f"[{escape(METHODS[name].label)}]({name}.qmd)"
 
 
-def _overview(facts: dict[str, MethodFacts], measured: MeasuredTable | None) -> list[str]:
+def _overview(facts: dict[str, MethodFacts]) -> list[str]:
     """Return the table of all methods, which a click on a heading sorts, and its explanation."""
-    # The first and the last set, of few and of many classes: more columns need a wider page.
-    sets = [0, -1] if measured and len(measured.head) > 1 else []
-    head = ["Method", "Kind", "Epochs", "Trains", *(measured.head[i] for i in sets)]
+    # More columns need a wider page.
+    sets = [r for r in measured() if (r.kind, r.protocol) == ("comparison", "clean")][:2]
+    head = ["Method", "Kind", "Epochs", "Trains", *map(_set_name, sets)]
     rows = []
     for name, row in METHODS.items():
         epochs = {**_DEFAULTS, **row.values}["epochs"] if row.kind == "stage 2" else ""
         epochs = 0 if row.kind == "post hoc" else epochs
         trains = facts[name].trains.split(":")[0].split(",")[0].removesuffix(" numbers")
         trains = "all weights" if trains.startswith("all") else trains
-        cells = measured.rows.get(row.label) if measured else None
-        figures = [cells[i].split(" ")[0] if cells else "" for i in sets]
+        found = [result.row(name) for result in sets]
+        figures = ["" if row is None else percent(row.accuracy["all"]) for row in found]
         rows.append([_linked(name), facts[name].group, str(epochs), trains, *figures])
     note = (
         "A click on a heading sorts the table. C is the number of classes, D the number of "
@@ -428,9 +425,42 @@ def _overview(facts: dict[str, MethodFacts], measured: MeasuredTable | None) -> 
     )
     if sets:
         note += (
-            f' Accuracies are top-1 in %, from the section "{measured.section}" of '
-            "[the results](../results/accuracy.ipynb), which has all sets and the commands."
+            " Accuracies are top-1 in % under the clean protocol; "
+            "[the results](../results/accuracy.ipynb) have all sets and the commands."
         )
     shown = table([inline(cell) for cell in head], rows, "llrl" + "r" * len(sets))
     script = fence(f"{_SORT_STYLE}\n{_SORT}", "{=html}")
     return [note, f"::: {{.sortable}}\n\n{shown}\n\n:::", script]
+
+
+def _set_name(result: MeasuredResult) -> str:
+    factor = "" if result.imbalance_factor is None else f" {result.imbalance_factor:g}"
+    return f"{result.dataset}{factor}"
+
+
+def evidence() -> str:
+    """Return the table of gains for the guide, which includes it: all clean comparisons."""
+    sets = [r for r in measured() if (r.kind, r.protocol) == ("comparison", "clean")]
+    gains: dict[str, list[float]] = {}
+    for result in sets:
+        first = result.row(result.stage1)
+        for row in result.rows if first is not None else ():
+            if row is not first and row.method in METHODS:
+                gain = row.accuracy["all"] - first.accuracy["all"]
+                gains.setdefault(row.method, []).append(gain)
+    if not gains:
+        return "No comparison of all methods has been recorded yet."
+    order = sorted(gains, key=lambda name: -sum(gains[name]) / len(gains[name]))
+    rows = [
+        [
+            f"[{escape(METHODS[name].label)}](../methods/{name}.qmd)",
+            f"{sum(gains[name]) / len(gains[name]):+.1f}",
+            f"{min(gains[name]):+.1f}",
+            str(len(gains[name])),
+            METHODS[name].strength if METHODS[name].choose is not None else "–",
+        ]
+        for name in order
+    ]
+    head = ["method", "gain", "smallest gain", "sets", "chooses on validation"]
+    names = ", ".join(map(_set_name, sets))
+    return f"{table(head, rows, 'lrrrl')}\n\nSets: {names}."

@@ -42,11 +42,11 @@ class BuildError(Exception):
 
 
 def sources_digest(root: Path) -> str:
-    """A digest of all that a notebook reads: library, recipes, results and their tables."""
+    """A digest of all that a notebook reads: library, recipes, results and benchmarks."""
     digest = hashlib.sha256()
-    sources = [*(root / "ltlearn").rglob("*.py"), *(root / "recipes").glob("*.toml")]
-    sources += [*(root / "benchmarks").glob("*.py"), *(root / "results").rglob("*.json*")]
-    for path in sorted(sources):
+    files = [*(root / "recipes").glob("*.toml"), *(root / "benchmarks").glob("*.py")]
+    files += (root / "results").rglob("*.json*")
+    for path in sorted([*(root / "ltlearn").rglob("*.py"), *files]):
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     digest.update(KERNEL_CONFIG.encode())

@@ -3,6 +3,7 @@
 import tomllib
 from pathlib import Path
 
+from ltlearn.experiments.measured import MeasuredResult
 from ltlearn.experiments.read_recipe import recipe_folder
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.methods import METHODS
@@ -17,7 +18,7 @@ from scripts.site.markup import (
     table,
     write_page,
 )
-from scripts.site.method_facts import Measured, measured_runs, recipes
+from scripts.site.method_facts import measured_runs, recipes
 
 _SECTIONS = {"data": "Data", "model": "Model", "stage1": "Stage 1", "stage2": "Stage 2"}
 
@@ -79,13 +80,16 @@ def _ours(name: str) -> str:
     """Return the best figure measured here; what differs from the recipe in brackets."""
     shown = []
     for run in _runs(name):
-        best = max(run.accuracy, key=run.accuracy.get)
-        changed = f", {run.changed}" if run.changed else ""
-        shown.append(f"{_figure(best, run.accuracy[best])} ({run.protocol}{changed})")
+        best = max(run.rows, key=lambda row: row.accuracy["all"])
+        factor = recipes()[name].data.imbalance_factor
+        other = run.imbalance_factor not in (None, factor)
+        changes = [f"factor {run.imbalance_factor:g}"] * other + run.changed
+        about = escape(", ".join([run.protocol, *changes]))
+        shown.append(f"{_figure(best.method, best.accuracy['all'])} ({about})")
     return "<br>".join(shown) or "–"
 
 
-def _runs(name: str) -> list[Measured]:
+def _runs(name: str) -> list[MeasuredResult]:
     return [run for run in measured_runs() if run.recipe == name]
 
 
@@ -159,15 +163,17 @@ def _figures(recipe: Recipe) -> list[str]:
     blocks = _published(recipe)
     runs = _runs(recipe.name)
     if runs:
-        methods = list(dict.fromkeys(method for run in runs for method in run.accuracy))
-        rows = [
-            [
-                f"{run.protocol} protocol, {run.changed or 'the values of the recipe'}, "
-                f"{'one seed' if run.seeds == 1 else f'mean of {run.seeds} seeds'}",
-                *(percent(run.accuracy[m]) if m in run.accuracy else "" for m in methods),
-            ]
-            for run in runs
-        ]
+        methods = list(dict.fromkeys(row.method for run in runs for row in run.rows))
+        rows = []
+        for run in runs:
+            found, factor = run.accuracies, run.imbalance_factor
+            about = [
+                f"{run.protocol} protocol", *([] if factor is None else [f"factor {factor:g}"]),
+                inline(run.changes or "the values of the recipe"),
+                "one seed" if len(run.seeds) == 1 else f"mean of {len(run.seeds)} seeds",
+            ]  # fmt: skip
+            figures = [percent(found[m]) if m in found else "" for m in methods]
+            rows.append([", ".join(about), *figures])
         labels = [escape(METHODS[method].label) for method in methods]
         blocks += [
             "Measured here, top-1 in %:",
@@ -227,7 +233,14 @@ def _variants(recipe: Recipe) -> list[str]:
     file = recipe_folder() / f"{recipe.name}.toml"
     variants = tomllib.loads(file.read_text(encoding="utf-8")).get("variant", [])
     rows = [[_pairs(variant["when"]), _pairs(variant["set"])] for variant in variants]
-    return ["### Values that depend on others", table(["With", "Set"], rows)] if rows else []
+    if not rows:
+        return []
+    # The sources of values that only a variant has; those of all others stand above.
+    values = recipe.flat()
+    only = [[code(k), escape(v)] for k, v in recipe.provenance.items() if k not in values]
+    shown = table(["With", "Set"], rows)
+    sources = [table(["Key", "Source"], only)] if only else []
+    return ["### Values that depend on others", shown, *sources]
 
 
 def _pairs(values: dict[str, object]) -> str:

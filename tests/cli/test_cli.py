@@ -45,8 +45,12 @@ def test_recipes_lists_dataset_method_and_figure():
     assert done.returncode == 0
     line = next(line for line in done.stdout.splitlines() if line.startswith("cifar10_lt"))
     assert "samn 83.83 (paper)" in line
-    assert "not published; ours" in done.stdout
-    assert {r["name"] for r in json.loads(ltlearn("recipes", "--json").stdout)} >= {"digits_lt"}
+    assert "published top-1 in %\tmeasured here" in done.stdout
+    listed = {r["name"]: r for r in json.loads(ltlearn("recipes", "--json").stdout)}
+    (result,) = listed["digits_lt"]["measured"]
+    figures = ", ".join(f"{r['method']} {r['accuracy']['all']:.1f}" for r in result["rows"])
+    line = next(line for line in done.stdout.splitlines() if line.startswith("digits_lt"))
+    assert f"\tnone\t{figures} (clean)\t" in line
 
 
 def test_a_run_leaves_the_folder_that_is_promised(finished):

@@ -61,6 +61,34 @@ def test_small_images_have_the_fingerprint_of_their_pixels(tmp_path, arrays):
         assert split_of(tmp_path / suffix, in_memory=False, size=16).train == name
 
 
+def test_the_order_counts_where_it_decides_which_images_are_taken(tmp_path):
+    """A copy with files in the order of the alphabet once looked like the original."""
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 3), ("test", 1)):
+        for c in range(10):
+            (tmp_path / part / str(c)).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / str(c) / f"{i}.png")
+
+    def cut(**options):
+        given = {"imbalance_factor": 3, "n_max": 3, "device": "cpu", **options}
+        return LTDataLoaders.from_dataset("cifar10_lt", tmp_path, **given).split
+
+    before = cut(), cut(split="shuffle_seed0")
+    assert before[0].order and before[0].order != before[0].train
+    assert f"order {before[0].order}" in before[0].images
+    # The largest class has all of its images in the subset, now in another order.
+    folder = tmp_path / "train" / "0"
+    (folder / "0.png").rename(folder / "9.png")
+    after = cut()
+    assert (after.train, after.test) == (before[0].train, before[0].test)
+    assert after.order != before[0].order
+    assert cut(split="shuffle_seed0").order != before[1].order
+    # In a folder of the user's, all images are taken in any case.
+    assert split_of(tmp_path).order is None
+
+
 def test_equal_fingerprints_share_no_features_of_other_pixels(tmp_path, write_classes):
     import torch
 

@@ -1,11 +1,14 @@
 """Runs of earlier versions named images by their pixels after resizing, or by path and size."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from fastai.callback.core import Callback
 from PIL import Image
 
+from ltlearn import Checkpoint, UserError, lt_learner
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.data.older import keep_older_names
 
@@ -56,3 +59,51 @@ def test_a_run_of_an_earlier_version_keeps_its_names(tmp_path, write_classes, in
     keep_older_names(dls, recorded)
     assert {name: getattr(dls.split, name) for name in recorded} == recorded
     assert recorded["train"] != today.train
+
+
+def test_a_run_without_the_order_of_its_images_is_recognised():
+    def load():
+        return LTDataLoaders.from_dataset("digits_lt", imbalance_factor=50, device="cpu")
+
+    dls = load()
+    today = dls.split
+    keep_older_names(dls, today.to_dict())
+    assert dls.split == today
+    keep_older_names(dls, {k: v for k, v in today.to_dict().items() if k != "order"})
+    assert dls.split == replace(today, order=None)
+    assert dls.split.images == f"train {today.train}, valid {today.valid}, test {today.test}"
+
+
+def test_a_checkpoint_without_the_order_of_the_images_is_resumed(tmp_path, monkeypatch):
+    data = LTDataLoaders.from_dataset("digits_lt", imbalance_factor=50, device="cpu", bs=256)
+    data.order = data.split.order
+    learn = lt_learner(data, "resnet32_cifar", width=2, pretrained=False, precision="fp32")
+    data.split = replace(data.split, order=None)  # as an earlier version had it
+
+    seen = []
+
+    class Stop(Callback):
+        stops = True
+
+        def before_epoch(self):
+            seen.append(self.learn.epoch)
+            if self.stops and self.learn.epoch == 1:
+                raise KeyboardInterrupt
+
+    def fit(folder, stops):
+        stop = Stop()
+        stop.stops = stops
+        checkpoint = Checkpoint(tmp_path / folder, resume=not stops, min_seconds=0)
+        learn.fit_stage1(2, 0.1, cbs=[checkpoint, stop])
+
+    with pytest.raises(KeyboardInterrupt):
+        fit("c", stops=True)
+    data.split = replace(data.split, order=data.order)
+    seen.clear()
+    fit("c", stops=False)
+    assert seen == [1]
+    with pytest.raises(KeyboardInterrupt):
+        fit("d", stops=True)
+    data.split = replace(data.split, order="0123456789ab")
+    with pytest.raises(UserError, match="images.*order.*0123456789ab"):
+        fit("d", stops=False)

@@ -5,6 +5,7 @@ import torch
 
 from ltlearn.errors import UserError
 from ltlearn.losses import CrossEntropy, LabelAwareSmoothingLoss
+from ltlearn.methods import METHODS
 from tests.losses.helpers import COUNTS, assert_reductions, make_batch, plain_softmax, rows_of
 
 # The shapes as the reference writes them, from head (a) and tail (b) smoothing.
@@ -31,6 +32,23 @@ def test_against_a_plain_loop(shape, head, tail):
         return LabelAwareSmoothingLoss(COUNTS, head, tail, shape, power, reduction)
 
     assert_reductions(make, logits, target, plain)
+
+
+def test_the_loss_of_los_against_a_plain_loop():
+    """Every label gets .98 / C, and the class of the image .02 more."""
+    logits, target = make_batch()
+    plain = []
+    for z, y in rows_of(logits, target):
+        labels = [0.98 / 4 + (0.02 if c == y else 0) for c in range(4)]
+        plain.append(-sum(t * math.log(p) for t, p in zip(labels, plain_softmax(z), strict=True)))
+    made = METHODS["los"].arguments()
+    loss = made["loss"]
+    loss.set_class_counts(COUNTS)
+    assert loss(logits, target).item() == pytest.approx(sum(plain) / len(plain), rel=1e-6)
+    torchs = torch.nn.CrossEntropyLoss(label_smoothing=0.98)
+    torch.testing.assert_close(loss(logits, target), torchs(logits, target), check_dtype=False)
+    assert made["reset"] and made["sampler"] == "instance" and not made["cbs"]
+    assert METHODS["los"].arguments(smoothing=0.5)["loss"].tail_smoothing == 0.5
 
 
 @pytest.mark.parametrize("shape", FORMULAS)

@@ -23,6 +23,7 @@ from ltlearn import (
     MaxNorm,
     UserError,
 )
+from ltlearn.methods import METHODS, stage1_methods
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.loop import oom_to_user_error, sgd
 from ltlearn.utils.run_folder import Run
@@ -90,6 +91,23 @@ CALLBACKS = [
 @pytest.mark.parametrize("callback", CALLBACKS)
 def test_stage_1_with_callbacks(callback, tmp_path):
     check_resumed(stage1, tmp_path / "c", cbs=lambda: [callback()])
+
+
+@pytest.mark.parametrize("name", [n for n in stage1_methods() if METHODS[n].loss is not None])
+def test_methods_of_stage_1_with_a_loss(name, tmp_path):
+    def train(learn, cbs):
+        learn.fit_stage1(EPOCHS, 0.05, method=name, cbs=cbs)
+
+    # Deferred re-weighting begins at epoch 4 of 5, after the fit has gone on.
+    check_resumed(train, tmp_path / "c")
+    other = learner()
+    options = {key: value * 0.5 for key, value in METHODS[name].options.items()}
+    checkpoint = Checkpoint(tmp_path / "c", min_seconds=0)
+    with pytest.raises(Killed):
+        train(learner(), [Kill(), checkpoint])
+    if options:
+        with pytest.raises(UserError, match="loss|callbacks"):
+            other.fit_stage1(EPOCHS, 0.05, method=name, options=options, resume=tmp_path / "c")
 
 
 def test_a_sampler_of_torch_with_a_generator(tmp_path):
