@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _MAX_EXP = 80.0  # above it, exp overflows in float32, and softplus(q) is q
+_EPS, _MINUS_ONE = np.float32(EPS), np.float32(-1)  # NumPy is slower to convert a Python float
 _norm_backward = torch.ops.aten._weight_norm_interface_backward.default
 
 
@@ -62,10 +63,12 @@ class LinearGradient:
     def __init__(self, head: nn.Module):
         self.head: Any = head
         self.parameters = list(head.parameters())
+        # A module takes longer to look up an attribute.
+        self.weight, self.bias = head.weight, getattr(head, "bias", None)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits, (N, C)."""
-        return F.linear(x, self.head.weight, self.head.bias)
+        return F.linear(x, self.weight, self.bias)
 
     def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
         """Return the gradients of `parameters`.
@@ -75,7 +78,7 @@ class LinearGradient:
             grad: The gradient of the logits.
         """
         of_weight = grad.t() @ x
-        return [of_weight] if self.head.bias is None else [of_weight, grad.sum(0)]
+        return [of_weight] if self.bias is None else [of_weight, grad.sum(0)]
 
     def close(self) -> None:
         """Release what the gradients needed."""
@@ -140,54 +143,66 @@ class SAMNGradient(LinearGradient):
 
     def __init__(self, head: SAMNLinear):
         super().__init__(head)
-        self._raws = [raw for raw in (head.raw_norm_weight, head.raw_norm_bias) if raw is not None]
+        raws = [head.raw_norm_weight, head.raw_norm_bias]
+        self._on_weight, self._on_bias = (raw is not None for raw in raws)
+        self._raws = [raw for raw in raws if raw is not None]
         together = torch.stack([raw.detach() for raw in self._raws])
         for raw, row in zip(self._raws, together, strict=True):
             raw.data = row
-        self._q = together.numpy()
-        self._of_scale = np.empty_like(self._q)
+        self._q = q = together.numpy()
+        # Memory that each step writes to again.
+        self._exp, self._s = np.empty_like(q), np.empty_like(q)
+        scale, of_raws = torch.empty_like(together), torch.empty_like(together)
+        self._scale, self._of_raws = scale.numpy(), of_raws.numpy()
+        self._scale_column, self._scale_of_bias = scale[0].unsqueeze(1), scale[-1]
+        self._of_raws_by_row = of_raws.unbind()
         order = head.rank_to_class.numpy()
         self._top = order[-1]  # the class of the highest raw norm
         self._monotone = MonotoneRows(order, len(self._raws), MIN_RAW)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits, (N, C)."""
-        head, q = self.head, self._q
+        q, exp, s, scale = self._q, self._exp, self._s, self._scale
         if q[0, self._top] > _MAX_EXP or q[-1, self._top] > _MAX_EXP:
-            exp = np.exp(q.clip(max=_MAX_EXP))
-            softplus = np.maximum(np.log1p(exp), q)
+            np.exp(q.clip(max=_MAX_EXP), out=exp)
+            np.maximum(np.log1p(exp, out=s), q, out=s)
         else:
-            exp = np.exp(q)
-            softplus = np.log1p(exp)
-        s = 1 / (softplus + EPS)
-        scale = np.exp(s)
-        self._slope = -scale * s * s * exp / (exp + 1)  # d scale / d q
-        layer, shift = head.weight, head.bias
-        if head.raw_norm_weight is not None:
-            self._scale = torch.from_numpy(scale[0]).unsqueeze(1)
-            layer, self._length = torch._weight_norm_interface(layer, self._scale, 0)
-        if head.raw_norm_bias is not None:
-            shift = shift + torch.from_numpy(scale[-1])
+            np.exp(q, out=exp)
+            np.log1p(exp, out=s)
+        s += _EPS
+        np.reciprocal(s, out=s)
+        np.exp(s, out=scale)
+        layer, shift = self.weight, self.bias
+        if self._on_weight:
+            layer, self._length = torch._weight_norm_interface(layer, self._scale_column, 0)
+        if self._on_bias:
+            shift = shift + self._scale_of_bias
         return F.linear(x, layer, shift)
 
     def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
-        """Return the gradients of `parameters`.
+        """Return the gradients of `parameters`, once after each call of `logits`.
 
         Args:
             x: The features of the last call of `logits`.
             grad: The gradient of the logits.
         """
-        head, of_scale = self.head, self._of_scale
+        of_raws, scale, s, exp = self._of_raws, self._scale, self._s, self._exp
         of_weight, of_bias = grad.t() @ x, grad.sum(0)
-        if head.raw_norm_weight is not None:
+        if self._on_weight:
             of_weight, of_length = _norm_backward(
-                of_weight, head.weight, self._scale, self._length, 0
+                of_weight, self.weight, self._scale_column, self._length, 0
             )
-            of_scale[0] = of_length.numpy()[:, 0]
-        if head.raw_norm_bias is not None:
-            of_scale[-1] = of_bias.numpy()
-        of_raws = torch.from_numpy(of_scale * self._slope).unbind()
-        return [of_weight, *of_raws] if head.bias is None else [of_weight, of_bias, *of_raws]
+            np.multiply(of_length.numpy()[:, 0], scale[0], out=of_raws[0])
+        if self._on_bias:
+            np.multiply(of_bias.numpy(), scale[-1], out=of_raws[-1])
+        # d scale / d q = -scale s^2 exp / (1 + exp)
+        s *= s
+        of_raws *= s
+        of_raws *= exp
+        np.subtract(_MINUS_ONE, exp, out=exp)
+        of_raws /= exp
+        of_linear = [of_weight] if self.bias is None else [of_weight, of_bias]
+        return [*of_linear, *self._of_raws_by_row]
 
     def project_(self) -> None:
         """Project the raw norms, as `SAMNLinear.project_` does.

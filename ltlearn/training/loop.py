@@ -107,9 +107,13 @@ def fused_update_of(opt) -> Callable[[list[Tensor], list[Tensor]], None] | None:
         key: group[key] for key in ("weight_decay", "momentum", "lr", "dampening", "nesterov")
     }
 
+    momenta: dict[int, Tensor] = {}
+
     def update(params: list[Tensor], grads: list[Tensor]) -> None:
+        if len(momenta) < len(params):
+            momenta.update({id(p): momentum_of(p) for p in params})
         torch._fused_sgd_(
-            params, grads, [momentum_of(p) for p in params],
+            params, grads, [momenta[id(p)] for p in params],
             **settings, maximize=False, is_first_step=False,
         )  # fmt: skip
 

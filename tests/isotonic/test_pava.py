@@ -419,7 +419,11 @@ def test_unchecked_rows_that_are_not_finite_come_back_as_nan(engine, increasing)
 
 @pytest.mark.parametrize("far", [0.0, 3000.0])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_projection_of_rows_is_the_projection_of_each(rows, far):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_projection_of_rows_is_the_projection_of_each(rows, far, compiled, monkeypatch):
+    assert scipy_engine._compiled_pava is not None
+    if not compiled:  # as with a SciPy that no longer has the function
+        monkeypatch.setattr(scipy_engine, "_compiled_pava", None)
     values, order = randn(rows, 50).float(), torch.randperm(50)
     values[0] += far
     expected = values.clone()
