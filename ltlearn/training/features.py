@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.models.backbone import evaluating
+from ltlearn.models.folding import folded_batch_norm
 from ltlearn.utils.locks import locked
 from ltlearn.utils.progress import ProgressLine
 from ltlearn.utils.system_errors import reason_of
@@ -215,11 +216,13 @@ class FeatureBank:
         line.advance(done)
         device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
         context = nullcontext if autocast is None else autocast
+        # Half precision would round folded weights in another way.
+        runner = folded_batch_norm if autocast is None else nullcontext
         try:
-            with evaluating(backbone), torch.inference_mode():
+            with evaluating(backbone), torch.inference_mode(), runner(backbone) as run:
                 for i, (x, *_) in enumerate(loader if done < dl.n else ()):
                     with context():
-                        out = backbone(x.to(device, non_blocking=True))
+                        out = run(x.to(device, non_blocking=True))
                     rows = self._rows(out, done)
                     store.write(rows, done, dl.n)
                     done += len(rows)
