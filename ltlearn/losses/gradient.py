@@ -10,6 +10,7 @@ from ltlearn.losses.balanced_softmax import BalancedSoftmaxLoss
 from ltlearn.losses.class_balanced import ClassBalancedLoss
 from ltlearn.losses.counted import CountedLoss
 from ltlearn.losses.cross_entropy import CrossEntropy
+from ltlearn.losses.focal import SoftmaxFocalLoss
 from ltlearn.losses.label_aware_smoothing import LabelAwareSmoothingLoss
 from ltlearn.losses.ldam import LDAMLoss
 from ltlearn.losses.logit_adjusted import LogitAdjustedLoss
@@ -25,9 +26,10 @@ _COUNTED = (
 def loss_and_gradient(loss_func: Callable) -> LossAndGradient:
     """Return a function of (logits, targets) that returns the loss and its gradient.
 
-    The losses that are a cross-entropy of shifted logits with smoothed or weighted targets have a
-    closed form; any other loss is differentiated by autograd. Values and gradients are equal up to
-    rounding. Class counts and weights are read at each call.
+    There is a closed form for the losses that are a cross-entropy of shifted logits with smoothed
+    or weighted targets, and for the focal loss on softmax probabilities; any other loss is
+    differentiated by autograd. Values and gradients are equal up to rounding. Class counts and
+    weights are read at each call.
 
     Args:
         loss_func: Takes (logits, targets) to a scalar.
@@ -46,6 +48,11 @@ def loss_and_gradient(loss_func: Callable) -> LossAndGradient:
         return lambda logits, target: _cross_entropy(logits, target, None, plain.weight, "weights")
     if isinstance(loss_func, CountedLoss) and _is_averaged_cross_entropy(loss_func):
         return _with_first_call_checked(loss_func, _of_counted(loss_func))
+    if type(loss_func) is SoftmaxFocalLoss and loss_func.reduction == "mean":
+        focal = loss_func
+        return _with_first_call_checked(
+            focal, lambda z, y: _focal(z, y, focal.weights, focal.gamma)
+        )
     return lambda logits, target: _by_autograd(loss_func, logits, target)
 
 
@@ -125,6 +132,27 @@ def _cross_entropy(
     if smoothing is not None:
         gradient.sub_(smoothed / classes)
     return loss, gradient
+
+
+def _focal(
+    logits: Tensor, target: Tensor, weights: Tensor | None, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Return the focal loss and its gradient.
+
+    With t = -w_y log p_y and n = 1 - exp(-t), the loss of an image is n ** gamma t, and its
+    gradient w_y (n ** gamma + gamma n ** (gamma - 1) exp(-t) t) (p - onehot(y)).
+    """
+    log_p, column = logits.log_softmax(1), target.unsqueeze(1)
+    t = -log_p.gather(1, column)
+    if weights is not None:
+        weight = weights.gather(0, target).unsqueeze(1)
+        t = t * weight
+    # As in the loss, n is kept above 0.
+    n = (-torch.expm1(-t)).clamp_(min=torch.finfo(t.dtype).tiny)
+    power = n**gamma
+    slope = power + gamma * n ** (gamma - 1) * t * (-t).exp()
+    slope = (slope if weights is None else slope * weight) / len(logits)
+    return (power * t).mean(), log_p.exp_().mul_(slope).scatter_add_(1, column, -slope)
 
 
 def _by_autograd(loss_func: Callable, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
