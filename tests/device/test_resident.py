@@ -152,3 +152,21 @@ def test_images_that_do_not_fit_the_device_need_events(sim, monkeypatch, caplog)
         train(learn, 1)
     assert learn.loop_ran == "events"
     assert any("not on cuda" in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("name", sorted({"ce", "mixup", "weight average", *QUICK}))
+def test_captured_steps_train_what_events_train_on_cuda(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    trained = []
+    for resident, capture in (("never", False), ("always", False), ("always", True)):
+        learn = make_learner({"counts": COUNTS}, resident)
+        learn.capture_steps = capture
+        trained.append(train(learn, **STAGE1[name]()))
+        assert learn.loop_ran == (
+            "captured" if capture else "resident" if trained[1:] else "events"
+        )
+    for other in trained[1:]:
+        for key, value in trained[0].items():
+            torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-4)

@@ -22,6 +22,11 @@ CUDA = torch.device("cuda", 0)
 CASES = {"CE": lambda: None, "GLMC": lambda: GLMC(resample=0.5), "MixUp": BatchMixUp}
 
 
+def on_a_gpu(test):
+    missing = not torch.cuda.is_available()
+    return pytest.mark.gpu(pytest.mark.skipif(missing, reason="needs a CUDA device")(test))
+
+
 @pytest.fixture
 def sim():
     with SimCuda() as state:
@@ -159,6 +164,71 @@ def test_a_pass_that_resumes(sim, place):
     later.set_epoch(2)
     part = [x.cpu() for x, _ in later]
     assert len(part) == 4 and all(map(torch.equal, part, whole[3:]))
+
+
+def image_files(folder, **options):
+    """Loaders of images in files, on the CPU and on the device."""
+    for i, image in enumerate(make_images([8, 6, 4])[0]):
+        (folder / str(i % 3)).mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / str(i % 3) / f"{i}.png")
+    options = {"in_memory": False, "size": 8, "bs": 4, **options}
+    return (LTDataLoaders.from_folder(folder, device=d, **options).train for d in ("cpu", "cuda"))
+
+
+def assert_equal_batches(batches, wanted):
+    for batch, own in zip(batches, wanted, strict=True):
+        assert all(t.is_cuda for t in batch)
+        assert all(torch.equal(t.cpu(), w) for t, w in zip(batch, own, strict=True))
+
+
+def test_images_of_files_are_copied_without_a_wait(sim, tmp_path):
+    here, there = image_files(tmp_path)
+    sim.reset()
+    batches = list(there)
+    assert not sim.syncs and sim.async_h2d.total() == 2 * len(there)
+    assert_equal_batches(batches, here)
+
+
+@on_a_gpu
+def test_images_of_worker_processes_on_a_gpu(tmp_path):
+    here, there = image_files(tmp_path, num_workers=1)
+    assert_equal_batches(there, here)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("name", CASES)
+def test_images_on_a_gpu_are_those_of_a_cpu(place, name):
+    seen, _, learn = fit("cuda", CASES[name]())
+    assert learn.dls.train.stored().targets.is_cuda == (place == "stored")
+    for one, other in zip(seen, fit("cpu", CASES[name]())[0], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+class _Strict(Callback):
+    """Let PyTorch raise where the host waits for the device, from the second epoch on."""
+
+    order = 200  # after what an epoch does once
+
+    def before_train(self):
+        torch.cuda.set_sync_debug_mode("error" if self.learn.epoch else "default")
+
+
+class _Lenient(Callback):
+    order = -200
+
+    def after_train(self):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@on_a_gpu
+def test_steps_on_a_gpu_wait_for_nothing(place):
+    """Training comes after an extraction, which runs in inference mode and copies the images."""
+    learn = make_lt_learner(make_dls(device="cuda"))
+    learn.retrain_classifier(1)
+    try:
+        learn.fit_stage1(2, 0.01, cbs=[_Strict(), _Lenient(), GLMC()])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_no_copy_beside_worker_processes(sim):
