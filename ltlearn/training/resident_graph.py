@@ -40,8 +40,6 @@ class StepGraphs:
         self._run, self._state, self._device = run, state, device
         self._graphs: dict[int, Any] = {}
         self._pool = None
-        # One stream for all captures of a process, because cuBLAS keeps memory for each stream.
-        self._stream = _capture_stream(device)
         self._counters: list[Tensor] = []
         # For each batch size: batches that a step adds to each counter, and steps that were taken.
         self._added: dict[int, list[int]] = {}
@@ -77,10 +75,10 @@ class StepGraphs:
                 for _ in range(_WARM_UP):
                     self._run(size, False)
             if not _same(draws, _draws(self._device)):
-                _restore(draws, self._device)
                 raise CannotCapture("the model draws random numbers")
             counted = [int(c) for c in self._counters]
-            graph = capture(lambda: self._run(size, True), self._pool, self._stream)
+            stream = _capture_stream(self._device)
+            graph = capture(lambda: self._run(size, True), self._pool, stream)
             self._added[size] = [int(c) - n for c, n in zip(self._counters, counted, strict=True)]
         except CannotCapture:
             raise
@@ -88,6 +86,7 @@ class StepGraphs:
             raise CannotCapture(_first_line(e)) from e
         finally:
             self._put_back(before, kept)
+            _restore(draws, self._device)
         self._pool = self._pool or graph.pool()
         return graph
 
@@ -169,6 +168,7 @@ def capture(run: Callable[[], None], pool, stream):
 
 @cache
 def _capture_stream(device):
+    # One for all captures of a process, because cuBLAS keeps memory for each stream.
     return torch.cuda.Stream(device)
 
 
