@@ -204,6 +204,7 @@ class ResidentLoop:
                     "a training step cannot be captured as a CUDA graph, so its kernels are "
                     "launched one by one (%s)", e,
                 )  # fmt: skip
+                _log.debug("where the capture failed:", exc_info=e.__cause__ or e)
         try:
             self._step(size)
         except CancelBatchException:

@@ -160,9 +160,17 @@ def capture(run: Callable[[], None], pool, stream):
     """
     graph = torch.cuda.CUDAGraph()
     # Another thread, such as one that loads images, may use the device meanwhile.
-    mode = "thread_local"
-    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=mode):
-        run()
+    mode, failure = "thread_local", None
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=mode):
+            try:
+                run()
+            except BaseException as e:
+                failure = e
+                raise
+    except Exception as e:
+        # The end of a failed capture raises, too, and does not repeat why.
+        raise (failure or e) from None
     return graph
 
 
