@@ -25,6 +25,7 @@ of a GPU belong into results/speed/device-GPU.jsonl, which the page on speed rea
 
 import argparse
 import json
+import logging
 import os
 import signal
 import statistics
@@ -69,11 +70,32 @@ def attempt(step, call, *args, **kwargs):
     try:
         return call(*args, **kwargs)
     except (Exception, SystemExit) as e:
-        frames = traceback.extract_tb(e.__traceback__)[-6:]
-        where = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames]
+        where = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames_of(e)[-6:]]
         seconds = round(time.time() - begun, 1)
         emit(failed=step, error=f"{type(e).__name__}: {e}"[:600], where=where, seconds=seconds)
         return None
+
+
+class Reasons(logging.Handler):
+    """Emit why the library does not train as fast as it can, each reason once in a part."""
+
+    PHRASES = ("cannot be captured", "capture failed", "send events", "copied to it")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def emit(self, record) -> None:
+        text, error = record.getMessage(), record.exc_info and record.exc_info[1]
+        if not any(phrase in text for phrase in self.PHRASES) or (text, str(error)) in self.seen:
+            return
+        self.seen.add((text, str(error)))
+        where = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames_of(error)[-8:]]
+        emit(reason=text, **({"error": str(error)[:600], "where": where} if error else {}))
+
+
+def frames_of(error) -> list:
+    return traceback.extract_tb(error.__traceback__) if error else []
 
 
 def wait() -> None:
@@ -624,6 +646,9 @@ def main() -> int:
     parser.parse_args(namespace=ARGS)
     ARGS.out.mkdir(parents=True, exist_ok=True)
     if ARGS.part:
+        log = logging.getLogger("ltlearn")
+        log.addHandler(Reasons())
+        log.setLevel(logging.DEBUG)
         for name in ARGS.part.split(","):
             ARGS.part = name
             attempt(name, RUN[name])

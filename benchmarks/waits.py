@@ -17,6 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,8 +37,8 @@ def commit_of(folder: Path) -> str:
     return done.stdout.strip() or "unknown"
 
 
-def count(names: list[str] | None = None) -> list[dict]:
-    """Return a row per method or option."""
+def count(names: list[str] | None = None) -> Iterator[dict]:
+    """Yield a row per method or option."""
     import logging
     import warnings
 
@@ -53,7 +54,6 @@ def count(names: list[str] | None = None) -> list[dict]:
     deep = {"arch": "resnet32_cifar"}
     cases += [(1, f"{n}, ResNet-32", STAGE1[n], deep) for n in ("ce", "glmc")]
     cases += [(2, name, make, {}) for name, make in STAGE2.items()]
-    rows = []
     for stage, name, make, options in cases:
         if names and name not in names:
             continue
@@ -66,7 +66,7 @@ def count(names: list[str] | None = None) -> list[dict]:
             ran = getattr(learn, "loop_ran", "events") if stage == 1 else "events"
             if loop == "default" and ran == "events":
                 continue
-            row = {
+            yield {
                 "stage": stage,
                 "name": name,
                 "loop": ran,
@@ -76,9 +76,6 @@ def count(names: list[str] | None = None) -> list[dict]:
                 "copies without a wait": counts.copies.total(),
                 "where": sorted(f"{why}: {where}" for why, where in counts.waits),
             }
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    return rows
 
 
 def table(commits: dict[str, list[dict]]) -> str:
@@ -116,7 +113,10 @@ def main() -> None:
         print(table(json.loads(args.table.read_text())))
         return
     import_library(args.library.resolve())
-    rows = count(args.names)
+    rows = []
+    for row in count(args.names):
+        rows.append(row)
+        print(json.dumps(row), flush=True)
     commits = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     commits[commit_of(args.library)] = rows
     if args.out:

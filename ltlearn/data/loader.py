@@ -209,7 +209,7 @@ class LTDataLoader(TfmdDL):
         """Return all draws of an epoch, without reading an image. The loader stays as it is.
 
         A pass over the loader uses the same functions, so it sees the same images. A torch sampler
-        without a seed of its own draws anew in each call.
+        without a seed of its own draws anew in each call, and may count it.
 
         Args:
             epoch: The epoch, from 0 up.
@@ -229,7 +229,9 @@ class LTDataLoader(TfmdDL):
     def _at_epoch(self, epoch: int, epochs: int | None) -> "LTDataLoader":
         """Return a copy of the loader at another epoch."""
         twin = copy.copy(self)
-        twin.sampler = copy.copy(self.sampler)
+        # A sampler that knows no epochs may count its passes, so a copy of it would repeat one.
+        if hasattr(self.sampler, "set_epoch"):
+            twin.sampler = copy.copy(self.sampler)
         twin.set_epoch(epoch, epochs)
         return twin
 

@@ -49,6 +49,10 @@ class ImageLearner(RankedLearner):
     _resident_loop: ResidentLoop | None = None
     _reported = ""
 
+    def __getstate__(self):
+        """Return the state for a copy or a file: without the loop of a running fit."""
+        return {**super().__getstate__(), "_resident_loop": None}
+
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """Return the dtype that the model runs in under autocast; None without autocast."""

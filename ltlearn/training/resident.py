@@ -55,6 +55,11 @@ def _reason_of_loader(dl, device: torch.device) -> str:
     return ""
 
 
+def _parts(learn) -> list:
+    """Return the callbacks of a learner, and which of them are off."""
+    return [obj for cb in learn.cbs for obj in (cb, bool(cb.run), bool(cb.run_train))]
+
+
 class ResidentLoop:
     """Take the training steps of a fit without events, with all tensors on the device.
 
@@ -71,7 +76,7 @@ class ResidentLoop:
     """
 
     def __init__(self, learn, capture: bool = True):
-        self._learn, self._callbacks, self._opt = learn, list(learn.cbs), learn.opt
+        self._learn, self._parts, self._opt = learn, _parts(learn), learn.opt
         self._device = next(learn.model.parameters()).device
         in_order = sorted(learn.cbs, key=lambda cb: cb.order)
         forms = [(cb.order, form_of(cb)) for cb in in_order if not is_replaced(cb)]
@@ -90,11 +95,19 @@ class ResidentLoop:
         self._capture = capture and on_cuda and all(form.captures for form in self._forms)
         self._graphs = StepGraphs(self._step_for_graph, self._state, self._device)
         self._on_cuda, self._fixed_before, self.captured = on_cuda, None, False
+        # What an earlier training left here holds its graph of gradients, whose nodes belong to
+        # the stream of that training. A backward pass that is captured must not meet them.
+        learn.pred = learn.loss = learn.loss_grad = None
 
     def fits(self) -> bool:
-        """Return whether the learner has the callbacks and optimiser the loop was made for."""
-        now, then = [*self._learn.cbs, self._learn.opt], [*self._callbacks, self._opt]
-        return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
+        """Return whether the learner is still the one the loop was made for.
+
+        A callback may exchange callbacks, optimiser, model or data between two epochs.
+        """
+        learn = self._learn
+        now, then = [*_parts(learn), learn.opt], [*self._parts, self._opt]
+        same = len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
+        return same and not _reason_of_loader(learn.dl, self._device)
 
     def run_epoch(self) -> None:
         """Take the steps of an epoch."""
@@ -191,6 +204,7 @@ class ResidentLoop:
                     "a training step cannot be captured as a CUDA graph, so its kernels are "
                     "launched one by one (%s)", e,
                 )  # fmt: skip
+                _log.debug("where the capture failed:", exc_info=e.__cause__ or e)
         try:
             self._step(size)
         except CancelBatchException:
@@ -212,6 +226,8 @@ class ResidentLoop:
                 form.after_step(step)
         finally:
             self._learn.opt.zero_grad()
+            # A cycle would keep the tensors of the step until Python looks for cycles.
+            step.again = None
             if step.loss is not None:
                 loss = step.loss.detach().mean().float()
                 self._losses.index_copy_(0, self._number, loss[None])
@@ -301,11 +317,18 @@ class ResidentLoop:
         params = [p for group in groups for p in group["params"]]
         buffers = list(loss.buffers()) if isinstance(loss, nn.Module) else []
         hypers = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
+        numbers = [_numbers_of(obj) for obj in (*modules, loss)]
         return _Fixed(
             [self._data, *modules, *params, loss, *buffers],
-            [m.training for m in modules], [p.requires_grad for p in params], hypers,
-            [form.fixed() for form in self._forms],
+            [p.requires_grad for p in params], hypers, numbers,
+            [t.data_ptr() for t in self._state()], [form.fixed() for form in self._forms],
         )  # fmt: skip
+
+
+def _numbers_of(obj) -> dict:
+    """Return the attributes that Python reads in a step, such as the mode of a module."""
+    own = getattr(obj, "__dict__", {})
+    return {name: v for name, v in own.items() if isinstance(v, bool | int | float | str)}
 
 
 class _Fixed:

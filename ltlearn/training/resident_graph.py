@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class StepGraphs:
         self._replays[size] = self._replays.get(size, 0) + 1
 
     def _captured(self, size: int, model: nn.Module):
-        if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        if any(map(_has_hooks, model.modules())):
             raise CannotCapture("the model has hooks")
         before = self._state()
         kept = [t.detach().clone() for t in before]
@@ -74,10 +75,10 @@ class StepGraphs:
                 for _ in range(_WARM_UP):
                     self._run(size, False)
             if not _same(draws, _draws(self._device)):
-                _restore(draws, self._device)
                 raise CannotCapture("the model draws random numbers")
             counted = [int(c) for c in self._counters]
-            graph = capture(lambda: self._run(size, True), self._pool)
+            stream = _capture_stream(self._device)
+            graph = capture(lambda: self._run(size, True), self._pool, stream)
             self._added[size] = [int(c) - n for c, n in zip(self._counters, counted, strict=True)]
         except CannotCapture:
             raise
@@ -85,6 +86,7 @@ class StepGraphs:
             raise CannotCapture(_first_line(e)) from e
         finally:
             self._put_back(before, kept)
+            _restore(draws, self._device)
         self._pool = self._pool or graph.pool()
         return graph
 
@@ -147,18 +149,43 @@ def warm_up(device) -> Iterator[None]:
     torch.cuda.synchronize(device)
 
 
-def capture(run: Callable[[], None], pool):
+def capture(run: Callable[[], None], pool, stream):
     """Capture a call as a CUDA graph, and return the graph.
 
     Args:
         run: The call.
         pool: The pool of memory of an earlier graph; None for a new one.
+        stream: A stream of the device. Torch's own would be one of the current device, and what
+            runs on another device would not be captured.
     """
     graph = torch.cuda.CUDAGraph()
     # Another thread, such as one that loads images, may use the device meanwhile.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        run()
+    mode, failure = "thread_local", None
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=mode):
+            try:
+                run()
+            except BaseException as e:
+                failure = e
+                raise
+    except Exception as e:
+        # The end of a failed capture raises, too, and does not repeat why.
+        raise (failure or e) from None
     return graph
+
+
+@cache
+def _capture_stream(device):
+    # One for all captures of a process, because cuBLAS keeps memory for each stream.
+    return torch.cuda.Stream(device)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Return whether code of Python runs beside a module, which a graph would not repeat."""
+    tensors = (module, *module.parameters(recurse=False))
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_pre_hooks)
+    late = [getattr(t, "_post_accumulate_grad_hooks", None) for t in tensors]
+    return any((*own, *late, *(t._backward_hooks for t in tensors)))
 
 
 def _draws(device) -> list:

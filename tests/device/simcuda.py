@@ -459,6 +459,10 @@ def capture(graph, *args, **kwargs):
     graph.capture_begin()
     try:
         yield
+    except Exception as e:
+        # A device raises at the end of a capture that has failed, and does not repeat why.
+        text = "CUDA error: operation failed due to a previous error during capture"
+        raise RuntimeError(text) from e
     finally:
         graph.capture_end()
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from fastai.callback.core import Callback
 from torch import nn
 
 from ltlearn.callbacks import GLMC, CosineHead, DeferredReweighting, LastBlock, WeightAverage
@@ -91,6 +92,39 @@ def test_a_step_is_captured_anew_only_if_something_fixed_changes(sim, options, s
     made = captures(monkeypatch)
     train(make_learner({"counts": COUNTS}, "auto"), 3, **{k: make() for k, make in options.items()})
     assert made == sizes
+
+
+class Scaled(nn.CrossEntropyLoss):
+    scale = 1.0
+
+    def forward(self, logits, target):
+        return self.scale * super().forward(logits, target)
+
+
+def other_number(learn):
+    learn.loss_func.scale = 0.25
+
+
+class Second(Callback):
+    """Change something before the second epoch."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def before_epoch(self):
+        if self.learn.epoch == 1:
+            self.change(self.learn)
+
+
+def test_a_graph_does_not_outlive_the_numbers_it_reads(monkeypatch):
+    trained = []
+    for device in ("cuda", "cpu"):
+        with SimCuda() if device == "cuda" else nullcontext():
+            made = captures(monkeypatch)
+            learn = make_lt_learner(make_dls(COUNTS, device=device))
+            trained.append(train(learn, 3, loss=Scaled(), cbs=Second(other_number)))
+        assert made == ([8, 7] * 2 if device == "cuda" else [])
+    assert_close(*trained)
 
 
 @pytest.mark.parametrize("plain", [True, False])

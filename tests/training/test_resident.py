@@ -1,13 +1,18 @@
 """Stage 1 without events: the resident loop trains what the loop with events trains."""
 
 import copy
+import gc
 import logging
+import pickle
 import random
+import weakref
 
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fasttransform import Transform
 from torch import nn
+from torch.utils.data import Sampler
 
 from ltlearn import (
     GLMC,
@@ -20,6 +25,7 @@ from ltlearn import (
 )
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.training.fit_callback import FitCallback
+from ltlearn.training.resident import ResidentLoop
 from ltlearn.training.resident_form import ResidentForm
 from tests.callbacks.helpers import make_dls, make_lt_learner
 from tests.device.cases import STAGE1
@@ -194,6 +200,115 @@ def test_an_interrupted_epoch_is_counted_and_leaves_the_learner_as_found():
     copy.deepcopy(learn.model)
     learn.fit_stage1(1, 0.05)
     assert learn.loop_ran == "resident"
+
+
+def test_a_step_leaves_no_cycle_of_its_tensors():
+    steps, own = [], ResidentLoop._load
+
+    def load(self, size, **purpose):
+        step = own(self, size, **purpose)
+        steps.append(weakref.ref(step))
+        return step
+
+    learn = make()
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ResidentLoop, "_load", load)
+            learn.fit_stage1(1, 0.05)
+    finally:
+        gc.enable()
+    assert len(steps) == 4 and all(step() is None for step in steps)
+
+
+# ------------------------------------------------ changes between two epochs
+
+
+class Second(Callback):
+    """Change something before the second epoch."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def before_epoch(self):
+        if self.learn.epoch == 1:
+            self.change(self.learn)
+
+
+COPIES = []
+
+
+def pickled(learn):
+    COPIES.append(pickle.dumps(learn))
+
+
+def test_a_copy_made_during_a_fit_has_no_loop_of_it():
+    COPIES.clear()
+    make().fit(2, 0.05, cbs=Second(pickled))
+    twin = pickle.loads(COPIES[0])
+    assert vars(twin)["_resident_loop"] is None
+    twin.resident = "always"
+    twin.fit(1, 0.05)
+    assert twin.loop_ran == "resident"
+
+
+class Doubled(Transform):
+    order = 100
+
+    def encodes(self, batch: tuple):
+        return 2 * batch[0], *batch[1:]
+
+
+class Counting(Sampler):
+    """Begin each pass at another image."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter([(7 * self.passes + i) % 31 for i in range(20)])
+
+    def __len__(self):
+        return 20
+
+
+def switch_mixing(learn):
+    mix = next(cb for cb in learn.cbs if isinstance(cb, BatchMixUp))
+    mix.run = not mix.run
+
+
+def other_data(learn):
+    learn.dls = make_dls([9, 8, 7], bs=16)
+
+
+def doubled_images(learn):
+    learn.dls.train.after_batch.add(Doubled())
+
+
+@pytest.mark.parametrize(
+    ("change", "last"),
+    [(switch_mixing, "resident"), (other_data, "resident"), (doubled_images, "events")],
+)
+def test_a_callback_may_change_the_training_between_two_epochs(change, last):
+    trained = []
+    for resident in ("never", "always"):
+        learn = make(resident)
+        learn.fit(3, 0.05, cbs=[BatchMixUp(1.0), Second(change)])
+        assert learn.loop_ran == ("events" if resident == "never" else last)
+        trained.append(learn)
+    assert_close(*(learn.model.state_dict() for learn in trained))
+
+
+def test_a_sampler_that_counts_its_passes():
+    trained = []
+    for resident in ("never", "always"):
+        learn = make(resident)
+        learn.dls.train.set_sampler(Counting())
+        learn.fit(3, 0.05)
+        trained.append(learn)
+        assert learn.dls.train.sampler.passes == 3
+    assert_close(*(learn.model.state_dict() for learn in trained))
 
 
 # ------------------------------------------------ callbacks of others
