@@ -312,12 +312,12 @@ class GLMC(FitCallback):
 
     def _loss(self, rebalanced, outputs, targets, share, shares) -> Tensor:
         """Return the loss of a step, and add its terms to their sums."""
-        balanced, projected, predicted = outputs
+        (balanced, projected, predicted), (first, other) = outputs, targets
         terms = glmc_terms(
-            balanced, rebalanced, projected, predicted, *targets, share, self.weights_
+            balanced, rebalanced, projected, predicted, first, other, share, self.weights_
         )
         # The sums stay on the device, so that a step does not wait for it.
-        self._sums.add_(torch.stack(terms).detach(), alpha=len(targets[0]))
+        self._sums.add_(torch.stack(terms).detach(), alpha=len(first))
         return shares[0] * terms[0] + shares[1] * terms[1] + self.contrast * terms[2]
 
     def after_train(self):

@@ -125,8 +125,8 @@ class _Scan:
                 offsets.append(image.offset_data)
                 sizes.append(image.size)
                 codes.append(number.setdefault(label, len(number)))
-        arrays = (np.array(values, dtype=np.int64) for values in (offsets, sizes, codes))
-        return ShardIndex(*arrays, list(number))
+        starts, lengths, of_label = (np.array(v, np.int64) for v in (offsets, sizes, codes))
+        return ShardIndex(starts, lengths, of_label, list(number))
 
     def _samples(self, stream) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
         """Yield the key and the members by extension of each sample; they follow one another."""
@@ -299,12 +299,12 @@ def _read_index(place: Path, state: list, file: Path) -> ShardIndex | None:
             facts = json.loads(content["facts"].tobytes())
             if facts["state"] != state:
                 return None
-            arrays = [content[name] for name in ("offsets", "sizes", "codes")]
-        if facts["headers"] != _hash_headers(file, arrays[0]):
+            offsets, sizes, codes = (content[name] for name in ("offsets", "sizes", "codes"))
+        if facts["headers"] != _hash_headers(file, offsets):
             return None
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
-    return ShardIndex(*arrays, facts["labels"])
+    return ShardIndex(offsets, sizes, codes, facts["labels"])
 
 
 def _write_index(places: list[Path], state: list, index: ShardIndex, file: Path) -> None:
