@@ -177,10 +177,11 @@ class _ResidentAverage(ResidentForm):
     def end_epoch(self, steps: int) -> None:
         owner = self._owner
         owner.steps_ += steps
-        if steps:  # the counts of batches, which no step copies
-            for old, new in zip(_values(owner._average.module), _values(owner._model), strict=True):
-                if not old.is_floating_point():
-                    old.copy_(new)
+        pairs = zip(_values(owner._average.module), _values(owner._model), strict=True)
+        # No step copies the counts of batches.
+        counts = [(old, new) for old, new in pairs if not old.is_floating_point()]
+        if steps and counts:
+            torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
 
     def state(self) -> list[Tensor]:
         return [*self._average, self._done]
