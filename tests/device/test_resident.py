@@ -112,7 +112,7 @@ def _noted(sizes, conv, x):
     return nn.functional.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
 
 
-class Looks(nn.Module):
+class ReadsItsInput(nn.Module):
     def forward(self, x):
         return x * 1.0 if x.sum().item() < 1e9 else x
 
@@ -125,7 +125,7 @@ def with_hook(backbone):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda backbone: nn.Sequential(backbone, Looks()), "_local_scalar_dense"),
+        (lambda backbone: nn.Sequential(backbone, ReadsItsInput()), "_local_scalar_dense"),
         (lambda backbone: nn.Sequential(backbone, nn.Dropout(0.3)), "draws random numbers"),
         (with_hook, "hooks"),
     ],
