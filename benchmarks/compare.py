@@ -1,14 +1,14 @@
-"""`compare_classifiers` of all methods: seconds of this version, and of another one beside it.
+"""Time `compare_classifiers` over all methods, in this version and in another one.
 
     python benchmarks/compare.py [--against /path/to/other/checkout] [--rounds 3] [--json]
         [--classes 100] [--width 64] [--images 10847] [--valid 1000] [--test 10000] [--seeds 1]
 
 The data are random, with a long tail of imbalance 100. The features are cached before the clock
-starts, so a time is stage 2, evaluation and intervals. Each version runs in a process of its own;
-both stay alive, use one thread and take turns, so that they see the same load of the machine. A
-ratio is the median of the ratios of the turns: of seconds on the clock, and of processor seconds,
-which other processes on the machine hardly change. A row of a method has
-the seconds of both, the largest difference of accuracies, and that of the norms (relative).
+starts, so a time covers stage 2, evaluation and intervals. Each version runs in a process of its
+own. Both stay alive, use one thread and take turns, so that the machine is equally busy for both. A
+ratio is the median over the turns, once for seconds on the clock and once for processor seconds,
+which other processes hardly change. The row of a method has the seconds of both versions, and the
+largest differences of accuracies and of norms (relative).
 """
 
 import argparse
@@ -56,7 +56,7 @@ def make_learner(args):
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(192, args.width), nn.ReLU())
     learn = LTLearner(dls, LTModel(backbone, nn.Linear(args.width, args.classes)))
-    # A trained classifier as stage 1 leaves it, the same one in every version.
+    # The classifier is trained, as after stage 1, and is the same in every version.
     features = learn.features("train")
     x, y = torch.from_numpy(features.views[0]).float(), torch.as_tensor(features.targets)
     optimizer = torch.optim.SGD(learn.model.head.parameters(), lr=0.05, momentum=0.9)
@@ -76,7 +76,7 @@ def work(args) -> None:
 
     torch.set_num_threads(1)
     learn, answers = make_learner(args), os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed does not mix with the answers
+    os.dup2(2, 1)  # other output must not mix with the answers
     print(json.dumps(list(METHODS)), file=answers, flush=True)
     for line in sys.stdin:
         names = json.loads(line)
@@ -124,7 +124,7 @@ class Version:
 
 
 def difference(row: dict, other: dict) -> list[float]:
-    """The largest difference of the accuracies, and of the norms, relative."""
+    """Return the largest difference of the accuracies, and of the norms, relative."""
     accuracy = np.abs(np.subtract(row["accuracy"], other["accuracy"])).max()
     if not row["norms"] or len(row["norms"]) != len(other["norms"]):
         return [float(accuracy), float("nan")]

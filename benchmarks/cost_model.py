@@ -1,4 +1,4 @@
-"""The cost model: time, memory and disk of both stages from the size of a set. No measurement here.
+"""Compute time, memory and disk of both stages from the size of a dataset; measure nothing.
 
 `python benchmarks/scale.py fit` measures the terms of `Terms` on a CPU, and `scale.py model` prints
 the tables. A figure of a GPU is an estimate from published peak figures.
@@ -6,17 +6,18 @@ the tables. A figure of a GPU is an estimate from published peak figures.
 
 from dataclasses import asdict, dataclass
 
-# NVIDIA's data sheet of the H100 SXM: dense bf16, memory, NVLink in one direction; InfiniBand NDR.
+# Published peaks: NVIDIA's data sheet of the H100 SXM (dense bf16, memory, NVLink in one direction)
+# and InfiniBand NDR.
 PEAK_FLOPS, HBM_BYTES_S, NVLINK_BYTES_S, NETWORK_BYTES_S = 989e12, 3.35e12, 450e9, 50e9
-# Assumed, not published: the shares of the peak that convolutions with batch norm and the products
-# of a classifier reach, and the least time of a step.
+# These are assumed: the shares of the peak that convolutions with batch norm and the products of a
+# classifier reach, and the least time of a step.
 NETWORK_SHARE, HEAD_SHARE, STEP_FLOOR_S, HEAD_STEP_FLOOR_S = 0.1, 0.35, 2e-3, 1e-4
 GPUS_PER_NODE = 8
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What is measured on one core of a CPU, in CPU seconds and bytes."""
+    """The terms that are measured on one core of a CPU, in CPU seconds and bytes."""
 
     decode_s: float  # per image: opening and the rest
     decode_pixel_s: float  # per pixel of the JPEG

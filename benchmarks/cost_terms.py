@@ -45,6 +45,12 @@ def best(run: Callable[[], object], repeats: int = 3) -> float:
     return min(seconds)
 
 
+def memory(key: str) -> int:
+    """Return a value of /proc/self/status in bytes, such as VmRSS or the peak, VmHWM."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
 def fit(rows: list[list[float]], seconds: list[float]) -> list[float]:
     """Return non-negative terms that fit the seconds with the least relative error."""
     weights = 1 / np.array(seconds)
@@ -98,14 +104,14 @@ def network_terms() -> dict:
             optimiser.step()
             optimiser.zero_grad()
 
-        def look(model=model, x=x):
+        def infer(model=model, x=x):
             with torch.no_grad():
                 model(x)
 
         step()
         train.append(best(step) / (3 * forward))
         model.eval()
-        extract.append(best(look) / forward)
+        extract.append(best(infer) / forward)
     return {"train_flop_s": float(np.mean(train)), "extract_flop_s": float(np.mean(extract)),
             "train_flop_s_each": train, "extract_flop_s_each": extract}  # fmt: skip
 
@@ -152,7 +158,7 @@ def head_seconds(classes: int, width: int, batch: int, steps: int, samn: bool) -
         )
         for part, t in shown.items()
     }
-    # What it warns of does not matter for a time.
+    # Its warnings do not matter for a time.
     logging.getLogger("ltlearn").setLevel(logging.ERROR)
     learn.retrain_classifier(2, bs=batch, cbs=[Timer(), *([SAMN()] if samn else [])])
     return min(seconds)
@@ -207,14 +213,10 @@ def load_rows(file: Path) -> dict:
     import fastai.vision.all  # noqa: F401  (the imports do not count)
     import pandas  # noqa: F401
 
-    def status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-    before, began = status("VmRSS"), time.process_time()
+    before, began = memory("VmRSS"), time.process_time()
     data = list_table(file, problems=[]).parts["train"]  # missing images count, too
     seconds, n = time.process_time() - began, len(data)
-    facts = {"images": n, "list_s": seconds, "list_peak_bytes": status("VmHWM") - before}
+    facts = {"images": n, "list_s": seconds, "list_peak_bytes": memory("VmHWM") - before}
     paths = sum(8 + len(p) + 49 for p in data.paths[:1_000]) / 1_000
     facts["index_bytes"] = int(n * (paths + data.targets.itemsize))
     for name in ("instance", "class_balanced"):
@@ -298,8 +300,6 @@ def many_classes(classes: int, width: int, batch: int) -> dict:
         timed("update_s", optimiser.step)
         timed("project_s", head.project_)
     weights = sum(p.numel() for p in head.parameters())
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     return {"classes": classes, "width": width, "batch": batch, "weights_bytes": 4 * weights,
-            "logits_bytes": 4 * batch * classes, "peak_bytes": peak,
+            "logits_bytes": 4 * batch * classes, "peak_bytes": memory("VmHWM"),
             **{name: min(values) for name, values in parts.items()}}  # fmt: skip

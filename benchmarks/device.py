@@ -1,4 +1,4 @@
-"""What ltlearn does on a CUDA device: tests, PAVA, waits, the speed of each loop, a published row.
+"""Measure ltlearn on a CUDA device: tests, PAVA, waits, the speed of loops, published figures.
 
     python benchmarks/device_pack.py .gpu --data CIFAR100       # at home: wheels and images, 48 MiB
 
@@ -11,8 +11,8 @@
 The machine needs PyTorch alone: the wheels of the pack are installed into a folder of their own.
 Each part is a process with a time limit, so that one that fails or hangs stops no other. Results
 are JSON lines, printed and appended to OUT/results.jsonl as they come; a step that fails is a line,
-too. `--parts name:seconds` sets the limit of a part; the last part may take what is left. The lines
-of a GPU belong into results/speed/device-GPU.jsonl, which the page on speed reads.
+too. `--parts name:seconds` sets the limit of a part; the last part may take all of the time left.
+Put the lines of a GPU into results/speed/device-GPU.jsonl, which the page on speed reads.
 
     floor      versions; matrix products, copies and launches: the least that a step can take
     tests      `pytest -m gpu`
@@ -222,6 +222,7 @@ def floor() -> None:
     import importlib.metadata as metadata
 
     import torch
+    from waits import commit_of
 
     versions = {}
     for name in ("torch", "triton", "numpy", "scipy", "timm", "fastai", "fastcore", "pydantic"):
@@ -232,7 +233,7 @@ def floor() -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     emit(
         python=sys.version.split()[0], versions=versions, cores=os.cpu_count(), gpu=gpu,
-        cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(), commit=commit(),
+        cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(), commit=commit_of(ROOT),
     )  # fmt: skip
     begun = time.time()
     import ltlearn.learner  # noqa: F401
@@ -254,14 +255,6 @@ def floor() -> None:
     emit(launch_us=round(milliseconds(thousand, 3), 2))
     if not ARGS.dry:
         emit(launch_in_graph_us=round(milliseconds(captured(thousand), 5), 2))
-
-
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
 
 
 def tests() -> None:
@@ -562,7 +555,7 @@ def train_recipe(recipe, data, folder: str, whole: bool) -> None:
 
     begun, learn = time.time(), learner_of(recipe, data)
     run = Run.create(folder, "headline", f"{folder}/run")
-    # Checkpoints are worth little on a machine that is given back.
+    # No run resumes here, so checkpoints would only take time.
     os.environ["LTLEARN_CHECKPOINT_SECONDS"] = "600"
     notify = lambda text: emit(note=text, seconds=seconds_since(begun))  # noqa: E731
     result = run_seed(recipe, StageFolder(run, 0, RunOptions(), notify), learn)

@@ -1,4 +1,4 @@
-"""Tables of what `device.py` has measured, for the page on speed.
+"""Print tables of the lines that `device.py` wrote, for the page on speed.
 
     python benchmarks/device_report.py [FOLDER]
 
@@ -18,9 +18,9 @@ TITLES = {
     "pava": "`pava`, microseconds",
     "tests": "Tests",
 }
-# What a table leaves out: for the reader of the file.
+# A table leaves these out; the file has them.
 LEFT_OUT = {"part", "where", "longest", "stages", "versions", "failed_tests", "seconds_left"}
-# A line with none of these is about the run itself.
+# A table has the lines with one of these keys; the others describe the run itself.
 SHOWN = {
     "floor": ("gpu", "matmul_tflops", "copy_tb_per_s", "launch_us", "launch_in_graph_us"),
     "headline": ("method",),

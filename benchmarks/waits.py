@@ -1,13 +1,13 @@
-"""Waits of the host and launches in a training step on CUDA, counted on a pretended device.
+"""Count waits of the host and launches in a training step on CUDA, on a pretended device.
 
     python benchmarks/waits.py [--library FOLDER] [--out FILE] [--names ce glmc ...]
     python benchmarks/waits.py --table results/speed/waits.json
 
-Needs no GPU: the tests' pretended device runs each operation on the CPU, and counts those for which
-the host would wait and those that would launch a kernel (in bf16; PAVA is one). Both depend on
-neither width nor image size. The network is a CIFAR ResNet of 8 layers; CE and GLMC are also
-counted with 32 layers. In stage 1, the loop with events and the one that a CUDA device gets are
-counted; a captured step is one launch and those around it.
+The benchmark needs no GPU: the tests' pretended device runs each operation on the CPU, and counts
+those for which the host would wait and those that would launch a kernel (in bf16; PAVA is one).
+Both depend on neither width nor image size. The network is a CIFAR ResNet of 8 layers; CE and GLMC
+are also counted with 32 layers. In stage 1, the loop with events and the loop that a CUDA device
+gets are counted; a captured step is one launch.
 `--library` counts another checkout of the library, such as an older one, with today's cases. With
 `--out`, the counts are put into a file under the commit of the library; `--table` prints the first
 and the last commit of such a file side by side.
@@ -32,8 +32,12 @@ def import_library(folder: Path) -> None:
 
 
 def commit_of(folder: Path) -> str:
+    """Return the commit of a checkout; "unknown" without git."""
     call = ["git", "-C", str(folder), "rev-parse", "--short=7", "HEAD"]
-    done = subprocess.run(call, capture_output=True, text=True)
+    try:
+        done = subprocess.run(call, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 

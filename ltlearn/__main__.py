@@ -1,4 +1,4 @@
-"""`python -m ltlearn`, as `torchrun -m ltlearn` starts it."""
+"""Run the command line as `python -m ltlearn`, which `torchrun -m ltlearn` needs."""
 
 from ltlearn.cli import main
 

@@ -27,7 +27,7 @@ from ltlearn.names import FIGURES
 from ltlearn.utils.run_folder import Run
 
 ROOT = Path(__file__).resolve().parents[1]
-# Options of a command whose value is a place, and how a file names it.
+# Options of a command whose value is a place, with its name in a file; None leaves the option out.
 _PLACES = {"--data": "DIR", "--out": "RUN", "--cache": None, "--device": None}
 _FLAGS = ("--resume", "--quiet", "-q")  # they change no figure
 

@@ -1,4 +1,4 @@
-"""The cost model of the page on scale: its tables are those that the measured terms give."""
+"""The page on scale has the tables of the cost model, and the model adds up its terms."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ def test_the_page_has_the_tables_of_the_measured_terms():
         assert table in page
 
 
-def test_the_terms_say_what_costs_more():
+def test_more_classes_pixels_and_samn_cost_more():
     assert all(value >= 0 for value in TERMS.to_dict().values())
     plain = TERMS.head_step(64, 100, 64, samn=False)
     assert plain < TERMS.head_step(64, 100, 64, samn=True) < TERMS.head_step(64, 1000, 64, True)

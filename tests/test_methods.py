@@ -231,12 +231,12 @@ def test_after_a_cosine_classifier_come_the_methods_that_can_use_it():
 def test_ldam_drw_is_deferred_to_epoch_160_of_200():
     seen, learn = [], make()
 
-    class Look(Callback):
+    class Keep(Callback):
         def before_batch(self):
             if self.learn.training:
                 seen.append((self.learn.epoch, self.learn.loss_func.weights is not None))
 
-    learn.fit_stage1(10, 0.01, method="ldam_drw_stage1", cbs=Look())
+    learn.fit_stage1(10, 0.01, method="ldam_drw_stage1", cbs=Keep())
     assert {epoch for epoch, weighted in seen if weighted} == {8, 9}
     assert dict(METHODS["ldam_drw_stage1"].options) == {
         "max_margin": 0.5, "scale": 30.0, "beta": 0.9999, "start_pct": 0.8,
@@ -378,20 +378,20 @@ def test_two_classes_one_image_and_none(name, counts, caplog):
 def test_a_loss_has_the_class_counts_of_the_data_during_a_fit_only():
     seen = []
 
-    class Look(Callback):
+    class Keep(Callback):
         def before_batch(self):
             if self.learn.training:
                 seen.append(self.learn.loss_func.class_counts.tolist())
 
     learn = make()
     losses = [METHODS["balanced_softmax"].loss() for _ in range(3)]
-    learn.retrain_classifier(1, loss=losses[0], cbs=Look())
-    learn.retrain_classifier(1, loss=losses[1], views=0, cbs=Look())
-    learn.fit_stage1(1, 0.1, loss=losses[2], cbs=Look())
+    learn.retrain_classifier(1, loss=losses[0], cbs=Keep())
+    learn.retrain_classifier(1, loss=losses[1], views=0, cbs=Keep())
+    learn.fit_stage1(1, 0.1, loss=losses[2], cbs=Keep())
     assert all(counts == learn.dls.class_counts.tolist() for counts in seen) and len(seen) >= 3
     assert all(isinstance(loss, CountedLoss) and loss.class_counts is None for loss in losses)
     own = type(losses[0])(class_counts=[1, 2, 3])
-    learn.retrain_classifier(1, loss=own, cbs=Look())
+    learn.retrain_classifier(1, loss=own, cbs=Keep())
     assert seen[-1] == [1, 2, 3] and own.class_counts.tolist() == [1, 2, 3]
 
 

@@ -109,8 +109,8 @@ class _PairLoader(LTDataLoader):
             yield make(*zip(*draws, strict=True))
 
     def _at_epoch(self, epoch, epochs):
-        twin = super()._at_epoch(epoch, epochs)
-        return twin.use(copy.copy(self.other))
+        loader = super()._at_epoch(epoch, epochs)
+        return loader.use(copy.copy(self.other))
 
     def _draw_images(self, numbers) -> EpochDraws:
         positions, index, other = np.asarray(numbers, dtype=np.int64).reshape(-1, 3).T
@@ -297,7 +297,7 @@ class GLMC(FitCallback):
         self._features = self._batch = None
 
     def resident_form(self) -> "_ResidentGLMC":
-        """Return what a step without events does."""
+        """Return the form of GLMC for steps without events."""
         return _ResidentGLMC(self)
 
     def _outputs(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -312,12 +312,12 @@ class GLMC(FitCallback):
 
     def _loss(self, rebalanced, outputs, targets, share, shares) -> Tensor:
         """Return the loss of a step, and add its terms to their sums."""
-        balanced, projected, predicted = outputs
+        (balanced, projected, predicted), (first, other) = outputs, targets
         terms = glmc_terms(
-            balanced, rebalanced, projected, predicted, *targets, share, self.weights_
+            balanced, rebalanced, projected, predicted, first, other, share, self.weights_
         )
         # The sums stay on the device, so that a step does not wait for it.
-        self._sums.add_(torch.stack(terms).detach(), alpha=len(targets[0]))
+        self._sums.add_(torch.stack(terms).detach(), alpha=len(first))
         return shares[0] * terms[0] + shares[1] * terms[1] + self.contrast * terms[2]
 
     def after_train(self):
@@ -365,11 +365,12 @@ class _ResidentGLMC(ResidentForm):
 
     def __init__(self, owner: GLMC):
         self._owner, device = owner, next(owner.learn.model.parameters()).device
-        # Of the balanced and the re-balanced term; a captured step reads them anew.
+        # The shares of both terms are tensors, so that a captured step reads their new values.
         self._shares = [torch.zeros((), device=device) for _ in range(2)]
         self._local: Tensor | None = None
-        # One pass of both mixes keeps a device busier. A model that draws random numbers, whose
-        # draws would differ, has no steps for a graph; a compiled one would be compiled anew.
+        # One pass over both mixes uses a device better. Only steps for a graph do so: the model of
+        # such a step draws no random numbers, which would differ. A compiled backbone would be
+        # compiled again for the larger batch.
         backbone = owner.learn.model.backbone
         self._joint = can_run_by_halves(backbone) and backbone._compiled_call_impl is None
 

@@ -100,7 +100,7 @@ class _BatchMix(FitCallback):
         self.end()
 
     def resident_form(self) -> "_ResidentMix":
-        """Return what a step without events does."""
+        """Return the form of the mix for steps without events."""
         return _ResidentMix(self)
 
     def end(self) -> None:
@@ -108,7 +108,7 @@ class _BatchMix(FitCallback):
         self.share_ = self.partner_ = None
 
     def _complete(self, drawn: MixDraw, rng, height: int, width: int) -> MixDraw:
-        """Return the draws with what this way to mix needs beside share and partners."""
+        """Return the draws, with a box if this mix needs one."""
         return drawn
 
     def _mix(self, x: Tensor, other: Tensor, drawn: MixDraw) -> Tensor:
@@ -146,7 +146,7 @@ class _ResidentMix(ResidentForm):
             row[: len(step.partner)] = step.partner
         tables = {
             "share": torch.tensor([step.share for step in drawn]),
-            # Subtracted in float64, as in the loop with events.
+            # The subtraction is in float64, as in the loop with events.
             "rest": torch.tensor([1 - step.share for step in drawn]),
             "partner": partner,
         }

@@ -104,7 +104,7 @@ class SharpnessAware(FitCallback):
         self.end()
 
     def resident_form(self) -> "_ResidentClimb":
-        """Return what a step without events does."""
+        """Return the form of the climb for steps without events."""
         return _ResidentClimb(self)
 
     def _trained(self) -> list[nn.Parameter]:
@@ -130,7 +130,7 @@ class SharpnessAware(FitCallback):
         self._call("after_loss")
         self._call("before_backward")
         learn.loss_grad.backward()
-        # A learner on several devices has the gradients of its rows.
+        # On several devices, each rank has computed the gradients of its rows alone.
         getattr(learn, "average_gradients", noop)()
 
     def _call(self, event: str) -> None:
@@ -160,7 +160,7 @@ class _ResidentClimb(ResidentForm):
         self._owner, self._draws = owner, None
 
     def before_batch(self, step: ResidentStep) -> None:
-        # A step that draws is not captured.
+        # A captured step draws no random numbers.
         self._draws = None if step.captured else _Draws(step.x.device)
 
     def after_backward(self, step: ResidentStep) -> None:

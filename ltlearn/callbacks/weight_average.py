@@ -98,7 +98,7 @@ class WeightAverage(FitCallback):
         self._cancelled = False
 
     def resident_form(self) -> "_ResidentAverage | None":
-        """Return what a step without events does; None for weights in half precision."""
+        """Return the form for steps without events; None for weights in half precision."""
         values = _values(self._average.module)
         wide = all(v.dtype in _WIDE for v in values if v.is_floating_point())
         return _ResidentAverage(self) if wide else None
@@ -147,9 +147,9 @@ class _ResidentAverage(ResidentForm):
     def __init__(self, owner: WeightAverage):
         self._owner = owner
         device = next(owner.learn.model.parameters()).device
-        # A skipped step does not count, so the form counts by itself.
+        # The loop also counts skipped steps, so the form has a counter of its own.
         self._done = torch.zeros(1, dtype=torch.int64, device=device)
-        self._shares = torch.zeros(0, device=device)  # of the new weights, by step
+        self._shares = torch.zeros(0, device=device)  # share of the new weights, by step
 
     def begin_epoch(self, sizes):
         owner = self._owner
@@ -168,7 +168,8 @@ class _ResidentAverage(ResidentForm):
     @torch.no_grad()
     def after_step(self, step: ResidentStep) -> None:
         at = self._done.clamp(max=len(self._shares) - 1)
-        # As lerp computes it. The share is a tensor, so that a captured step reads it anew.
+        # These are lerp's operations. The share is a tensor, so that a captured step reads its new
+        # value.
         change = torch._foreach_sub(self._weights, self._average)
         torch._foreach_mul_(change, self._shares.index_select(0, at)[0])
         torch._foreach_add_(self._average, change)
@@ -177,10 +178,11 @@ class _ResidentAverage(ResidentForm):
     def end_epoch(self, steps: int) -> None:
         owner = self._owner
         owner.steps_ += steps
-        if steps:  # the counts of batches, which no step copies
-            for old, new in zip(_values(owner._average.module), _values(owner._model), strict=True):
-                if not old.is_floating_point():
-                    old.copy_(new)
+        pairs = zip(_values(owner._average.module), _values(owner._model), strict=True)
+        # No step copies the counts of batches.
+        counts = [(old, new) for old, new in pairs if not old.is_floating_point()]
+        if steps and counts:
+            torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
 
     def state(self) -> list[Tensor]:
         return [*self._average, self._done]

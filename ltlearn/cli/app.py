@@ -55,7 +55,7 @@ def main() -> None:
         except UserError as e:
             exit_with(str(e), EXIT_USER)
         except (KeyboardInterrupt, EOFError) as e:
-            # A launcher of several ranks ends this one while its error is still on the way here.
+            # torchrun may terminate this rank while the rank's own UserError propagates.
             if isinstance(e, Terminated) and isinstance(e.__context__, UserError):
                 exit_with(str(e.__context__), EXIT_USER)
             exit_interrupted("stopped.", e)

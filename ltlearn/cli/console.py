@@ -41,16 +41,16 @@ EXIT_INTERNAL, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def exit_with(sentence: str, code: int) -> None:
-    """Print a sentence to standard error and exit. Of several ranks, one alone prints.
+    """Print a sentence to standard error and exit. If there are several ranks, only one prints.
 
     Args:
         sentence: The sentence.
         code: The exit code.
     """
     try:
-        # A rank that is not the first has no standard error otherwise, see `silenced_ranks`.
+        # `silenced_ranks` redirects the standard error of all ranks but the first.
         stream = sys.stderr if is_first() else sys.__stderr__
-        # A launcher ends all ranks as soon as one has ended.
+        # torchrun terminates all ranks as soon as one has ended.
         with deferred_interrupt():
             if may_report():
                 # A sentence quotes names from files, which may hold control characters.
@@ -84,7 +84,7 @@ def silenced_ranks() -> Iterator[None]:
     if world() == 1:
         yield
         return
-    # The libraries of torch would report a rank that ends in a page of text.
+    # Otherwise torch's libraries print a page of text when a rank ends.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     start()
     if is_first():

@@ -330,7 +330,7 @@ class _LoaderMaker:
 
 def _device_of(options: LoadOptions) -> torch.device:
     """Return the device that batches go to."""
-    start()  # of several ranks, each gets its device
+    start()  # gives each of several ranks its device
     return default_device() if options.device is None else torch.device(options.device)
 
 
@@ -350,7 +350,7 @@ def leaks_text(part: str, n: int) -> str:
 
 
 def _as_text(data: ImageSet) -> np.ndarray:
-    """Return a value per digest, because a Python object per digest takes 100 bytes."""
+    """Return the digests as one array of bytes; a Python object per digest takes 100 bytes."""
     return np.ascontiguousarray(data.digests).view(f"S{DIGEST_BYTES}").ravel()
 
 

@@ -60,7 +60,7 @@ class SplitInfo:
         seed: Seed of the carved split.
         order: Fingerprint of the training images in their order, where the order of the files
             decided which were taken ("first_n", "shuffle_seed0"). A copy whose files have other
-            names can differ in it. None elsewhere, and in runs of earlier versions.
+            names can have another order. None for other splits, and in runs of earlier versions.
     """
 
     name: str
@@ -180,9 +180,9 @@ class ImagesInMemory(OnDevice, ShownByFastai):
         augment = self.augment.make_copy(device)
         if augment is None:
             return None
-        twin = copy.copy(self)
-        twin.augment, twin.targets = augment, self.targets.to(device)
-        return twin
+        result = copy.copy(self)
+        result.augment, result.targets = augment, self.targets.to(device)
+        return result
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         x, y = self.get_batch([i])
@@ -391,7 +391,7 @@ class NormalizeUint8(ItemTransform):
             mean: Mean per channel for pixels in [0, 1].
             std: Standard deviation per channel for pixels in [0, 1].
         """
-        # Statistics on another device than the images would be copied in each batch.
+        # Statistics on another device than the images would be copied for each batch.
         device = getattr(self, "mean", torch.empty(0)).device
         self.mean = (torch.tensor(mean).view(1, 3, 1, 1) * 255).to(device)
         self.std = (torch.tensor(std).view(1, 3, 1, 1) * 255).to(device)

@@ -22,7 +22,7 @@ class DeviceCopy:
     """A copy of an array on a device.
 
     Args:
-        source: The array, which a copy keeps, so that no other array takes its address.
+        source: The array. The copy holds a reference, so that no other array takes its address.
         device: The device.
     """
 
@@ -45,20 +45,20 @@ _LIVE: weakref.WeakValueDictionary[_Key, DeviceCopy] = weakref.WeakValueDictiona
 def copies_on(
     device: torch.device, sources: list[Tensor] | list[np.ndarray], name: str
 ) -> list[DeviceCopy] | None:
-    """Copy arrays to a CUDA device; None if the memory that may be used for it is not enough.
+    """Return copies of arrays on a CUDA device; None if its memory for data is not enough.
 
-    Datasets whose arrays share memory share a copy. It is freed with its last user.
+    Arrays that share memory share a copy. A copy is freed with the last dataset that holds it.
 
     Args:
         device: The device.
         sources: The arrays.
-        name: What they hold, for the log.
+        name: What the arrays hold, for the log.
     """
     keys = [_key(source, device) for source in sources]
     found = [_LIVE.get(key) for key in keys]
     new = sum(s.nbytes for s, copy in zip(sources, found, strict=True) if copy is None)
     if new > (most := _budget(device)):
-        # Learners that nobody uses any more may still hold copies.
+        # Learners in reference cycles may still hold copies.
         gc.collect()
         most = _budget(device)
     if new > most:
@@ -130,7 +130,7 @@ class OnDevice:
 
 
 def asynchronous(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the memory of the machine to a CUDA device, without a wait for it.
+    """Copy a tensor from the memory of the machine to a CUDA device; do not wait for the copy.
 
     Args:
         values: The tensor.
@@ -139,7 +139,7 @@ def asynchronous(values: Tensor, device: torch.device) -> Tensor:
     if values.device.type != "cpu":
         return values.to(device)
     if not values.is_pinned():
-        # A copy that also changes the order in memory would wait.
+        # A copy that also changes the order in memory would make the host wait.
         order = torch.channels_last if values.dim() == 4 else torch.contiguous_format
         values = values if values.is_contiguous() else values.contiguous(memory_format=order)
         values = values.pin_memory()

@@ -55,7 +55,7 @@ class EpochDraws:
         )
 
     def images_on(self, device: torch.device) -> "EpochDraws":
-        """Return the draws with those of the images on a CUDA device, without a wait for it.
+        """Return the draws with `index` and `views` on a CUDA device; do not wait for the copies.
 
         Args:
             device: The device.

@@ -223,17 +223,17 @@ class LTDataLoader(TfmdDL):
                 f"{type(self.dataset).__name__} reads and augments images one by one, so the draws "
                 "of an epoch cannot be made at once."
             )
-        twin = self._at_epoch(epoch, epochs)
-        return twin._with_mixes(twin._draw_images(twin.get_idxs()))
+        loader = self._at_epoch(epoch, epochs)
+        return loader._with_mixes(loader._draw_images(loader.get_idxs()))
 
     def _at_epoch(self, epoch: int, epochs: int | None) -> "LTDataLoader":
         """Return a copy of the loader at another epoch."""
-        twin = copy.copy(self)
+        loader = copy.copy(self)
         # A sampler that knows no epochs may count its passes, so a copy of it would repeat one.
         if hasattr(self.sampler, "set_epoch"):
-            twin.sampler = copy.copy(self.sampler)
-        twin.set_epoch(epoch, epochs)
-        return twin
+            loader.sampler = copy.copy(self.sampler)
+        loader.set_epoch(epoch, epochs)
+        return loader
 
     def _with_mixes(self, draws: EpochDraws) -> EpochDraws:
         """Add the draws of mixes of images; this loader has none."""
@@ -275,7 +275,7 @@ class LTDataLoader(TfmdDL):
             yield from batches
             return
         first = 0
-        # The rows of another rank are other images, and must not repeat these draws.
+        # Each rank has other images, so its draws must differ.
         own = (ranks.rank(),) if self.is_cut and ranks.rank() else ()
         if self.augment and not self.training:
             # A pass that resumes begins at a later position.
@@ -289,7 +289,7 @@ class LTDataLoader(TfmdDL):
             yield tuple(t.as_subclass(Tensor) for t in batch)
 
     def _read(self) -> Iterator:
-        """Return the batches as fastai's loader does, without a wait for their copy to CUDA."""
+        """Return the batches as fastai's loader does, but do not wait for their copy to CUDA."""
         on_cuda = _is_cuda(self.device) and defaults.use_cuda is not False
         return self._read_to_cuda() if on_cuda else super().__iter__()
 
@@ -298,8 +298,8 @@ class LTDataLoader(TfmdDL):
         self.before_iter()
         self._DataLoader__idxs = self.get_idxs()  # where fastai's `sample` reads them
         alone = self.fake_l.num_workers == 0
-        # Beside worker processes, a thread puts batches into memory that can be copied from
-        # without a wait.
+        # With worker processes, a thread moves batches into pinned memory, from which copies are
+        # asynchronous.
         self.fake_l.pin_memory = self.pin_memory or (not alone and torch.accelerator.is_available())
         for batch in _loaders[alone](self.fake_l):
             batch = tuple(batch) if isinstance(batch, list) else batch
@@ -307,7 +307,7 @@ class LTDataLoader(TfmdDL):
         self.after_iter()
 
     def stored(self):
-        """Return the dataset on the device of the batches; the dataset itself if it is not there.
+        """Return the copy of the dataset on the device of the batches, or else the dataset itself.
 
         Small images in memory and cached features are copied to a CUDA device at the first call, if
         the setting `device_megabytes` allows.

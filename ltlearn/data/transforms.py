@@ -199,7 +199,7 @@ class BatchCropFlip:
         return len(self._pixels if self._images is None else self._images)
 
     def make_copy(self, device: torch.device) -> "BatchCropFlip | None":
-        """Return a copy on a CUDA device; None if the memory for data there is not enough.
+        """Return a copy on a CUDA device; None if its memory for data is not enough.
 
         Args:
             device: The device.
@@ -207,12 +207,13 @@ class BatchCropFlip:
         copies = copies_on(device, [self._pixels], "the images")
         if copies is None:
             return None
-        twin = copy.copy(self)
+        result = copy.copy(self)
         # Sets that share memory also share the copy, as long as one of them holds it.
-        twin._copies, twin._pixels = copies, copies[0].tensor
-        twin._images = None if self._images is None else self._images.to(device)
-        twin._row_index, twin._col_index = self._row_index.to(device), self._col_index.to(device)
-        return twin
+        result._copies, result._pixels = copies, copies[0].tensor
+        result._images = None if self._images is None else self._images.to(device)
+        result._row_index = self._row_index.to(device)
+        result._col_index = self._col_index.to(device)
+        return result
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw the top and the left of n crops, and whether each is mirrored.

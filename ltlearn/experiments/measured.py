@@ -29,7 +29,7 @@ FINGERPRINTS = ("train", "valid", "test", "order")
 
 
 class PublishedFigure(RecipeSection):
-    """The published figure that a measured one is held to.
+    """The published figure that a measured one is compared with.
 
     Args:
         accuracy: Top-1 in %.
@@ -47,7 +47,7 @@ class MeasuredRow(RecipeSection):
 
     Args:
         method: The method.
-        label: What tables call it.
+        label: Its label in tables.
         selected: How the epoch was chosen.
         accuracy: Means over the seeds in %: all, balanced, many, medium, few. A group without
             classes is left out.
@@ -75,7 +75,7 @@ class MeasuredRow(RecipeSection):
 
 
 class Hardware(RecipeSection):
-    """What a result was measured on.
+    """The machine that a result was measured on.
 
     Args:
         device: Name of the graphics card or the processor.
@@ -91,7 +91,7 @@ class Hardware(RecipeSection):
 
 
 class MeasuredResult(RecipeSection):
-    """The accuracies of one run, or of a comparison on its stage 1, and all that decides them.
+    """The accuracies of a run, or of a comparison on its stage 1, with the values behind them.
 
     Args:
         kind: "run", or "comparison" of methods on one stage 1.
@@ -100,8 +100,7 @@ class MeasuredResult(RecipeSection):
         dataset: The dataset.
         imbalance_factor: Its imbalance factor; None where the recipe names none.
         split: How the images were chosen.
-        fingerprints: Fingerprints of the images: train, valid, test, order. Those of the first
-            seed.
+        fingerprints: Fingerprints of the images of the first seed: train, valid, test, order.
         arch: The network.
         width: Its width; None where the network has none.
         epochs: Epochs of stage 1.
@@ -113,7 +112,7 @@ class MeasuredResult(RecipeSection):
         rows: A row per method.
         command: The command, with DIR and RUN for folders.
         commit: The commit of the code that ran.
-        hardware: What it was measured on.
+        hardware: The machine.
         versions: Versions of ltlearn, torch and Python.
         training_seconds: Seconds of training, all stages and seeds together.
     """
@@ -166,7 +165,7 @@ class MeasuredResult(RecipeSection):
         return next((row for row in self.rows if row.method == method), None)
 
     def describe(self) -> str:
-        """Return the figures and what decides them, as a list of recipes prints them."""
+        """Return figures, protocol and changed values, as a list of recipes prints them."""
         figures = ", ".join(f"{row.method} {row.accuracy['all']:.1f}" for row in self.rows)
         about = [self.protocol, *self.changed]
         return f"{figures} ({', '.join(about)})"
@@ -190,7 +189,7 @@ def measured_results(folder: Path | None = None) -> list[MeasuredResult]:
     """Return the results, by name of their file.
 
     Args:
-        folder: The folder of the files. None: those that come with the library.
+        folder: The folder of the files. None takes the files that come with the library.
 
     Raises:
         UserError: If a file holds no result. The message names it.

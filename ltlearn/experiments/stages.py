@@ -385,7 +385,7 @@ def _load_finished(run: Run, name: str, learn: LTLearner) -> FinishedStage | Non
         UserError: If it was trained on other images, or in another precision.
     """
     record, weights = run.path / f"{name}.json", run.path / f"{name}.safetensors"
-    # All ranks load the stage, or none: the first one may write it while the others look.
+    # All ranks load the stage, or none does. The first rank may write it while others check.
     if not share(record.is_file() and weights.is_file()):
         return None
     try:

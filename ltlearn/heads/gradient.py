@@ -64,7 +64,8 @@ class LinearGradient:
         self.head: Any = head
         self.parameters = list(head.parameters())
         # A module takes longer to look up an attribute.
-        self.weight, self.bias = head.weight, getattr(head, "bias", None)
+        self.weight: Any = head.weight
+        self.bias: Any = getattr(head, "bias", None)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits, (N, C)."""

@@ -20,7 +20,7 @@ __all__ = ["ASSUMED_PRIORS", "HEADS", "KINDS", "Method", "Sweep"]
 KINDS = ("stage 1", "stage 2", "post hoc")
 # "stage 1" is the prior of the stage 1 that a method comes after.
 ASSUMED_PRIORS = ("train", "uniform", "stage 1")
-# "any" takes every classifier, such as a function of the user's does.
+# "any" accepts every classifier. A function of the user's has it.
 HEADS = ("linear", "cosine", "any")
 _VALUES = ("epochs", "lr", "wd", "bs")
 

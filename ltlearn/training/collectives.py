@@ -36,7 +36,7 @@ class _Gather(torch.autograd.Function):
         size, more = divmod(n, ranks.world())
         sizes = [size + (r < more) for r in range(ranks.world())]
         ctx.part, ctx.counts = ranks.part_of(n), sizes[ranks.rank()] > 0
-        # All parts must have one size.
+        # `all_gather` needs parts of one size.
         padded = rows.new_zeros(size + (more > 0), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in sizes]
@@ -71,7 +71,7 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 def _average(bucket: Tensor) -> None:
-    # A sum and a division, because gloo has no mean.
+    # gloo has no mean, so the sum is divided.
     distributed.all_reduce(bucket)
     bucket.div_(ranks.world())
 

@@ -67,7 +67,7 @@ class Features(OnDevice):
     def _take_on_device(self, index: Tensor, view: Tensor | None = None) -> Tensor:
         if view is None:
             return self.views[0][index]
-        # All views are read, because to choose images by their view would wait for the device.
+        # All views are read, because a selection by view would make the host wait for the device.
         rows = torch.stack([values[index] for values in self.views])
         return rows[view, torch.arange(len(index), device=index.device)]
 
@@ -76,11 +76,11 @@ class Features(OnDevice):
         copies = copies_on(device, self.views, "the features")
         if copies is None:
             return None
-        twin = copy.copy(self)
-        twin.kept = copies
-        twin.views = [one.tensor for one in copies]
-        twin.targets = self.targets.to(device)
-        return twin
+        result = copy.copy(self)
+        result.kept = copies  # `copies_on` shares them as long as somebody holds them
+        result.views = [one.tensor for one in copies]
+        result.targets = self.targets.to(device)
+        return result
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         x, y = self.get_batch([i])

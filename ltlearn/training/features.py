@@ -133,7 +133,7 @@ class FeatureBank:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
         if self.path is not None:
             store = _ViewOnDisk(self.path / name, key)
-            # All ranks compute, and the first one reads and writes the folder.
+            # All ranks compute features. The first rank alone reads and writes the folder.
             is_first = ranks.is_first()
             array = store.open() if is_first else None
             if ranks.share(array is None):

@@ -87,7 +87,7 @@ class FiniteLoss(FitCallback):
             self._act(self.learn.iter)
 
     def resident_form(self) -> "_LossCheck":
-        """Return the check of a step without events."""
+        """Return the check for steps without events."""
         return _LossCheck(self)
 
     def read_record(self, record: Tensor | None) -> None:

@@ -26,7 +26,7 @@ class FitCallback(Callback):
     leaves_prior = True
     # Whether the callback mixes the images of a batch, as MixUp does.
     mixes_images = False
-    # Whether it mixes an image with another one of the batch, which may be on another rank.
+    # Whether the callback mixes an image with another one of the batch, maybe of another rank.
     mixes_rows = False
     # Whether the callback sets class weights on the learner's loss.
     weights_loss = False

@@ -78,7 +78,7 @@ class FlipAverage(Callback):
             with getattr(self.learn, "autocast_context", nullcontext)():
                 mirrored = self.learn.model(self.learn.xb[0].flip(-1))
             mirrored = mirrored.to(self.learn.pred.dtype)
-            # An LTLearner on several devices has the logits of all rows, and the images of its own.
+            # On several devices, a rank has the logits of all rows, but only the images of its own.
             mirrored = getattr(self.learn, "whole_batch", noop)(mirrored)
             self.learn.pred = (self.learn.pred + mirrored) / 2
 
@@ -177,7 +177,7 @@ class Trajectory(Callback):
             self._loss, self._seen = self._loss + loss * n, self._seen + n
 
     def resident_form(self) -> "_LossSum":
-        """Return how the loss is collected in steps without events."""
+        """Return the form that collects the loss in steps without events."""
         return _LossSum(self)
 
     def set_loss_sum(self, loss: Tensor, images: int) -> None:

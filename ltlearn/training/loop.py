@@ -56,7 +56,7 @@ class _Wrapped(OptimWrapper):
 
 
 class _SGD(torch.optim.SGD):
-    """torch's SGD with its fused kernel: on a CPU one kernel per step, not three per parameter."""
+    """torch's SGD with its fused kernel. On a CPU a step is one kernel, not three per parameter."""
 
     def __init__(self, params, *args, **kwargs):
         params = list(params)

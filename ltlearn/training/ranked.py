@@ -18,7 +18,7 @@ __all__ = ["RankedLearner"]
 
 
 class RankedLearner(QuietLearner):
-    """A quiet Learner whose fits share each batch among the ranks; with one rank, nothing changes.
+    """A quiet Learner whose fits divide each batch among the ranks; one rank changes nothing.
 
     A rank runs the model on its rows of a batch. Then all ranks have the logits and targets of the
     whole batch, so that losses, metrics and callbacks see what they see in one process: a mean
@@ -84,7 +84,7 @@ class RankedLearner(QuietLearner):
             average_gradients(p for group in self.opt.param_lists for p in group)
 
     def _is_shared(self) -> bool:
-        # `validate` and `get_preds` outside a fit hold this lock. A rank may call them alone.
+        # `validate` and `get_preds` hold this lock outside a fit, where one rank may call them.
         return ranks.world() > 1 and not self.lock.locked()
 
     def _split(self, b):

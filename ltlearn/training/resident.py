@@ -33,7 +33,7 @@ def reason_for_events(learn) -> str:
     if ranks.world() > 1:
         return "several processes train together"
     if groups_of_sgd(learn.opt) is None:
-        return "the optimiser is not the one of ltlearn"
+        return "the optimiser is not one of ltlearn's sgd()"
     for cb in learn.cbs:
         if not is_replaced(cb) and form_of(cb) is None:
             return f"{type(cb).__name__} handles the events of a step and has no resident form"
@@ -44,9 +44,10 @@ def reason_for_events(learn) -> str:
 
 def _reason_of_loader(dl, device: torch.device) -> str:
     data = getattr(dl, "dataset", None)
-    # A loader or a dataset of the user's may change what a batch consists of.
-    ours = all(type(obj).__module__.startswith("ltlearn.") for obj in (dl, data))
-    if not ours or not isinstance(dl, LTDataLoader) or not hasattr(type(data), "take"):
+    for own in (dl, data):
+        if not type(own).__module__.startswith("ltlearn."):
+            return f"{type(own).__name__} may change what a batch consists of"
+    if not isinstance(dl, LTDataLoader) or not hasattr(type(data), "take"):
         return "the images are not held decoded in memory"
     if [type(tfm) for tfm in dl.after_batch.fs] != [NormalizeUint8]:
         return "the loader has batch transforms"
@@ -65,9 +66,9 @@ class ResidentLoop:
 
     The random draws of an epoch are made at once, by the same seeds as in the loop with events, and
     a step reads its row. So both loops train the same weights up to rounding. On CUDA a step is
-    captured as a graph, unless a callback or the model forbids it.
+    captured as a graph, unless a callback or the model prevents it.
 
-    Attributes: `captured` (whether the last step was a captured one).
+    Attributes: `captured` (whether the last step was captured).
 
     Args:
         learn: An `ImageLearner` in the training half of an epoch, for which `reason_for_events`
@@ -85,7 +86,7 @@ class ResidentLoop:
         self._forms: list[ResidentForm] = [form for _, form in self._ordered]
         self._number = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._losses = torch.zeros(0, device=self._device)
-        # The draws of an epoch, a row per step: those of the loader, and those of each form.
+        # The draws of an epoch, one row per step: of the loader, and of each form.
         self._table: dict[str, Tensor] = {}
         self._tables: list[dict[str, Tensor]] = [{} for _ in self._forms]
         self._views: list[str] = []
@@ -144,7 +145,8 @@ class ResidentLoop:
         dl.before_iter()
         drawn = dl.draws(dl.epoch)
         self._data = dl.stored()
-        # torch's loader draws a seed for its workers: a model that draws must not see a difference.
+        # torch's loader draws a seed for its workers. The same draw here leaves the numbers of a
+        # model that draws unchanged.
         torch.empty((), dtype=torch.int64).random_()
         views = {f"view {i}": values for i, values in enumerate(drawn.views)}
         own = {"index": drawn.index, "share": drawn.share, "box": drawn.box, **views}
@@ -259,7 +261,7 @@ class ResidentLoop:
         return step
 
     def _backward(self, step: ResidentStep, last_order: float = math.inf) -> None:
-        """Compute loss and gradients; of the forms, run those up to an order."""
+        """Compute loss and gradients; run the forms up to an order."""
         learn = self._learn
         own = [form for form in self._forms if form.replaces_loss]
         if own:
@@ -286,7 +288,7 @@ class ResidentLoop:
             if group["momentum"]:
                 for p in params:
                     if opt.opt.state[p].get("momentum_buffer") is None:
-                        # The effect of a first step, as the dampening is 0.
+                        # Zeros give the same first step, as the dampening is 0.
                         opt.opt.state[p]["momentum_buffer"] = torch.zeros_like(p)
                     momenta.append(opt.opt.state[p]["momentum_buffer"])
             with torch.no_grad():
@@ -332,7 +334,7 @@ def _numbers_of(obj) -> dict:
 
 
 class _Fixed:
-    """What a graph fixes: objects, and values that are Python's.
+    """What a graph fixes: objects, and Python values.
 
     Args:
         objects: The objects; the graph is wrong as soon as one is replaced.

@@ -26,8 +26,8 @@ class ResidentStep:
         x: Images as the model takes them. A form may replace them in `before_batch`.
         targets: The targets; the first is the loss function's.
         captured: Whether the step is being captured as a CUDA graph.
-        for_graph: Whether it is captured, or rehearsed for a capture. The model of such a step
-            draws no random numbers, or the capture is given up.
+        for_graph: Whether the step is captured, or warms up for a capture. If the model draws
+            random numbers in such a step, the step is not captured.
         share: Share of the first image in GLMC's mixes; None for other loaders.
         box: Box of GLMC's local mix: first row, end row, first column, end column.
         pred: Logits, float32, once they are computed.

@@ -120,8 +120,10 @@ class StepGraphs:
             for size, steps in self._replays.items():
                 for counter, added in zip(self._counters, self._added[size], strict=True):
                     counter.add_(added * steps)
-            for norm, own, counter in zip(norms, on_device, self._counters, strict=True):
-                norm.num_batches_tracked = own.add_(int(counter))
+            for norm, own in zip(norms, on_device, strict=True):
+                norm.num_batches_tracked = own
+            if norms:
+                torch._foreach_add_(on_device, [int(counter) for counter in self._counters])
             self._replays, self._counters = {}, []
 
 

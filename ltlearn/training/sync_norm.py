@@ -14,8 +14,8 @@ class SyncBatchNorm(FitCallback):
     """Normalise by the statistics of the whole batch, where each rank has a part of it.
 
     For the length of a fit, torch's `SyncBatchNorm` (timm's for layers with an activation) takes
-    the place of each batch normalisation, with the same parameters and statistics. Each of them
-    then waits for all ranks twice per step. With one rank, the layers stay.
+    the place of each batch normalisation, with the same parameters and statistics. Each such layer
+    waits for all ranks twice per step. With one rank, the layers stay.
 
     Reads and writes the layers of `learn.model`, and puts them back after the fit.
 

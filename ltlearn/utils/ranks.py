@@ -1,7 +1,7 @@
 """Ranks: the processes of one training on several devices, one process per device.
 
 `torchrun` or `accelerate launch` starts the processes and describes them in environment variables.
-In a process that was started otherwise, there is one rank, and each function returns at once.
+In a process without a launcher, there is one rank, and each function returns at once.
 """
 
 import atexit
@@ -53,7 +53,7 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Return whether this rank is the first, which alone logs, prints and writes files."""
+    """Return whether this rank is the first. Only the first one logs, prints and writes files."""
     return rank() == 0
 
 
@@ -143,7 +143,7 @@ def check_one(name: str) -> None:
     """Raise a `UserError` if there are several ranks.
 
     Args:
-        name: What takes one process, for the message.
+        name: The method or command, for the message.
     """
     if world() > 1:
         raise UserError(
@@ -182,13 +182,13 @@ def lost_rank_to_user_error() -> Iterator[None]:
             raise
         raise UserError(
             f"another process of this training on {world()} devices has ended, and rank {rank()} "
-            "cannot go on without it; the log of that process or of the system may state why (such "
-            f"as too little memory). Start the training again with {spell('resume', True)}."
+            "cannot go on without it; read its log, or the log of the system (such as for too "
+            f"little memory), and start the training again with {spell('resume', True)}."
         ) from e
 
 
 def may_report() -> bool:
-    """Return whether this rank reports why the training ends: the first one that asks does."""
+    """Return whether this rank reports why the training ends; true for the first rank to ask."""
     if world() == 1:
         return True
     if _store is None:
@@ -196,7 +196,7 @@ def may_report() -> bool:
     try:
         return _store.add(_REPORTED, 1) == 1
     except RuntimeError:
-        return True  # the launcher has ended, too
+        return True  # the launcher, which holds the store, has ended
 
 
 def _is_lost(error: RuntimeError) -> bool:

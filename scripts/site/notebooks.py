@@ -42,7 +42,7 @@ class BuildError(Exception):
 
 
 def sources_digest(root: Path) -> str:
-    """A digest of all that a notebook reads: library, recipes, results and benchmarks."""
+    """Return a digest of all that a notebook reads: library, recipes, results, benchmarks."""
     digest = hashlib.sha256()
     files = [*(root / "recipes").glob("*.toml"), *(root / "benchmarks").glob("*.py")]
     files += (root / "results").rglob("*.json*")

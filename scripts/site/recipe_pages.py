@@ -235,7 +235,7 @@ def _variants(recipe: Recipe) -> list[str]:
     rows = [[_pairs(variant["when"]), _pairs(variant["set"])] for variant in variants]
     if not rows:
         return []
-    # The sources of values that only a variant has; those of all others stand above.
+    # Only a variant has these values; the tables above have the sources of all others.
     values = recipe.flat()
     only = [[code(k), escape(v)] for k, v in recipe.provenance.items() if k not in values]
     shown = table(["With", "Set"], rows)

@@ -62,7 +62,7 @@ def test_small_images_have_the_fingerprint_of_their_pixels(tmp_path, arrays):
 
 
 def test_the_order_counts_where_it_decides_which_images_are_taken(tmp_path):
-    """A copy with files in the order of the alphabet once looked like the original."""
+    """A copy with files in the order of the alphabet once had the fingerprint of the original."""
     rng = np.random.default_rng(0)
     for part, n in (("train", 3), ("test", 1)):
         for c in range(10):

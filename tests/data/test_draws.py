@@ -17,7 +17,7 @@ EPOCHS = 3
 
 
 def from_draws(dl, draws):
-    """The raw batches that draws describe: images and targets of each step, flat."""
+    """Yield the raw batches that draws describe: images and targets of each step, flat."""
     for step, n in enumerate(draws.sizes):
         index = draws.index[step, :, :n].flatten()
         yield dl.dataset.take(index, tuple(table[step, :, :n].flatten() for table in draws.views))
@@ -113,8 +113,8 @@ def test_images_that_are_read_one_by_one_have_no_draws():
         dl.draws(0)
 
 
-class _Look(Callback):
-    """Keep what each step of training gets, before and after the mix."""
+class _Mixes(Callback):
+    """Keep the images of each step of training after the mix."""
 
     order = -3
 
@@ -129,15 +129,15 @@ class _Look(Callback):
 
 def test_draws_of_glmc():
     learn = make_lt_learner(make_dls(bs=16, seed=2))
-    loaders, look, dl = [], _Look(), learn.dls.train
+    loaders, mixes, dl = [], _Mixes(), learn.dls.train
 
     class Keep(Callback):
         def before_train(self):
             loaders.append(self.learn.dl)
 
-    learn.fit_stage1(2, cbs=[GLMC(resample=0.5), look, Keep()])
+    learn.fit_stage1(2, cbs=[GLMC(resample=0.5), mixes, Keep()])
     pairs = loaders[0]
-    seen = {(epoch, i): mixed for epoch, i, mixed in look.steps}
+    seen = {(epoch, i): mixed for epoch, i, mixed in mixes.steps}
     for epoch in range(2):
         draws = assert_same(pairs, epoch)
         assert draws.index.shape == (4, 4, 16) and draws.sizes == (16, 16, 16, 8)
@@ -158,9 +158,9 @@ def test_draws_of_glmc():
 @pytest.mark.parametrize("kind", [BatchMixUp, BatchCutMix])
 def test_draws_of_a_mix(kind):
     learn = make_lt_learner(make_dls(seed=2))
-    cb, look, dl = kind(1.0), _Look(), learn.dls.train
-    learn.fit_stage1(2, cbs=[cb, look])
-    assert len(look.steps) == 14
+    cb, mixes, dl = kind(1.0), _Mixes(), learn.dls.train
+    learn.fit_stage1(2, cbs=[cb, mixes])
+    assert len(mixes.steps) == 14
     for epoch in range(2):
         draws = dl.draws(epoch)
         for step, (x, _) in enumerate(from_draws(dl, draws)):
@@ -173,5 +173,5 @@ def test_draws_of_a_mix(kind):
                 mixed[..., rows, columns] = x[drawn.partner][..., rows, columns]
                 area = (rows.stop - rows.start) * (columns.stop - columns.start)
                 assert drawn.share == 1 - area / 64
-            seen = next(mix for e, i, mix in look.steps if (e, i) == (epoch, step))
+            seen = next(mix for e, i, mix in mixes.steps if (e, i) == (epoch, step))
             torch.testing.assert_close(seen, mixed, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Every method, and every option that changes the path of a step, on the pretended device."""
+"""List every method and every option that changes a step, and count on the pretended device."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -37,6 +37,8 @@ def _method(name: str) -> Make:
 # Arguments of `fit_stage1`, made anew for each fit.
 STAGE1: dict[str, Make] = {
     **{name: _method(name) for name, m in METHODS.items() if m.kind == "stage 1"},
+    # The weights begin before the last epoch, whose steps are counted.
+    "ldam_drw_stage1": lambda: {"method": "ldam_drw_stage1", "options": {"start_pct": 0.5}},
     "sharpness-aware": lambda: {"cbs": SharpnessAware()},
     "GLMC, resampled": lambda: {"cbs": GLMC(resample=0.5)},
     "weight average": lambda: {"cbs": WeightAverage()},

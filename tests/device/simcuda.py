@@ -1,7 +1,7 @@
 """A pretended CUDA device on a CPU: finds mixed devices, counts waits of the host and launches.
 
 `with SimCuda() as sim:` runs code with device="cuda". A tensor on the pretended device wraps a CPU
-tensor and has the device cuda:0. Each ATen operation is looked at on its way down:
+tensor and has the device cuda:0. Each ATen operation is inspected before it runs:
 
 * A CPU tensor with dimensions among device tensors raises the error that CUDA raises.
 * An operation that makes the host wait (a blocking copy, `.item()`, `bool()`, `nonzero`, a boolean
@@ -28,7 +28,7 @@ __all__ = ["STATE", "Sim", "SimCuda", "report"]
 
 aten = torch.ops.aten
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-# They move no memory, or launch nothing.
+# These operations move no memory, or launch nothing.
 VIEWS = {
     "view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "t", "slice", "select",
     "split", "split_with_sizes", "chunk", "unbind", "unsqueeze", "squeeze", "as_strided", "detach",
@@ -38,20 +38,20 @@ VIEWS = {
     "unsqueeze_", "t_", "transpose_", "_has_compatible_shallow_copy_type", "_version", "is_pinned",
     "_local_scalar_dense",
 }  # fmt: skip
-# Their result, or its shape, is known on the device alone, so the host waits.
+# The device alone has their result or its shape, so the host waits.
 WAITS = {
     "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique",
     "_unique2", "unique_dim", "unique_consecutive", "bincount", "nonzero_numpy", "argwhere",
     "histc_", "linalg_eig", "allclose",
 }  # fmt: skip
-# They take CPU tensors as indices of a device tensor.
+# These operations take CPU tensors as indices of a device tensor.
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 READS = ("_local_scalar_dense", "equal", "is_nonzero", "item")
 NO_SCALAR = ("gather", "index_select", "embedding", "mm", "addmm", "bmm", "scatter_add_")
 
 
 class Sim(torch.Tensor):
-    """A tensor on the pretended device, round the CPU tensor with its values."""
+    """A tensor on the pretended device, which wraps the CPU tensor with its values."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -248,7 +248,8 @@ def copied(func, name, args, kwargs):
     source, given = args[0], dict(kwargs)
     non_blocking, device = kwargs.pop("non_blocking", False), kwargs.pop("device", None)
     if isinstance(source, Sim):
-        # PyTorch's own code asks for the device it believes in, the CPU; `named` means it.
+        # PyTorch's own code takes this tensor for one of the CPU. Only a call inside `named` wants
+        # a copy on the CPU.
         if device is not None and not is_cuda(device) and STATE.explicit:
             STATE.launch("D2H async") if non_blocking else STATE.sync("D2H copy")
             return func(source.values_, **kwargs)
@@ -316,7 +317,7 @@ class Dispatch(TorchDispatchMode):
 
 
 class Functions(TorchFunctionMode):
-    """What a wrapper cannot see below: `Tensor.to`, `torch.tensor` and the like."""
+    """Handle functions that dispatch without the wrapper: `Tensor.to`, `torch.tensor`, ..."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -616,7 +617,7 @@ class SimCuda:
 
 
 def report(state, title, per=1, most=40):
-    """Return the counts as text, for somebody who looks for a wait."""
+    """Return the counts as text, for the search for a wait."""
     lines = [
         f"== {title}: {state.syncs.total() / per:.3f} waits, "
         f"{state.launches.total() / per:.1f} launches a step"

@@ -53,10 +53,10 @@ class KeepBatches(Callback):
 
 
 def fit(device, cbs):
-    learn, look = make_lt_learner(make_dls(device=device, bs=16)), KeepBatches()
-    learn.fit_stage1(2, 0.01, cbs=[look, *([cbs] if cbs else [])])
+    learn, keep = make_lt_learner(make_dls(device=device, bs=16)), KeepBatches()
+    learn.fit_stage1(2, 0.01, cbs=[keep, *([cbs] if cbs else [])])
     weights = [p.detach().cpu() for p in learn.model.parameters()]
-    return look.seen, weights, learn
+    return keep.seen, weights, learn
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,8 +5,8 @@ import pytest
 from tests.device.cases import POST_HOC, STAGE1, STAGE2, count_steps, make_learner
 from tests.device.simcuda import SimCuda
 
-# Documented to look at the loss of each step on the host.
-LOOKS = {"on_nan=skip": 1, "SAMN, skip": 1}
+# These read the loss of each step on the host, as documented.
+READS = {"on_nan=skip": 1, "SAMN, skip": 1}
 # fastai's own callbacks and optimisers, which need the events of a step.
 EVENTS = {"accumulated", "clipped", "fastai's Adam"}
 
@@ -20,7 +20,7 @@ def sim():
 def assert_waits_for_nothing(name, counts):
     assert counts.steps == 7 and counts.launches, "nothing was counted"
     others = counts.others
-    assert sum(others.values()) == LOOKS.get(name, 0), others
+    assert sum(others.values()) == READS.get(name, 0), others
     assert counts.for_batch == 0, counts.waits
 
 

@@ -21,7 +21,9 @@ COMMIT = "db4ea7a"
 
 
 def test_the_results_that_come_with_the_library_are_readable():
-    for result in measured_results():
+    results = measured_results()
+    assert results
+    for result in results:
         assert result.recipe in recipe_names()
         assert result.row(result.stage1) is not None and len(result.to_json()) < 20_000
 

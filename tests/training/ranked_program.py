@@ -55,7 +55,7 @@ class Batches(Callback):
 
 
 def make_learner(dls=None, norm=False):
-    """A learner of a tiny network, without batch normalisation unless `norm`."""
+    """Return a learner of a tiny network, without batch normalisation unless `norm`."""
     # The first rank's weights count.
     torch.manual_seed(int(os.environ.get("RANK", 0)))
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
@@ -125,7 +125,7 @@ def results(folder):
 
 
 def retrained():
-    """Features, and stage 2 on them and on images."""
+    """Return the results of features, and of stage 2 on them and on images."""
     found, learn = {}, make_learner()
     learn.fit_stage1(1, 0.05)
     features = learn.features("train", views=2)

@@ -314,12 +314,12 @@ def test_a_sampler_that_counts_its_passes():
 # ------------------------------------------------ callbacks of others
 
 
-class Listens(Callback):
+class HandlesABatch(Callback):
     def after_batch(self):
-        self.heard = True
+        self.called = True
 
 
-class OfAStranger(FitCallback):
+class HalvesTheLoss(FitCallback):
     """Halve the loss, in both loops."""
 
     def after_loss(self):
@@ -337,28 +337,28 @@ class Halved(ResidentForm):
 
 class WithAnEventOfItsOwn(BatchMixUp):
     def after_batch(self):
-        self.heard = True
+        self.called = True
 
 
-class Quiet(Callback):
+class ForValidationAlone(Callback):
     run_train = False
 
     def after_batch(self):
-        self.heard = True
+        self.called = True
 
 
-@pytest.mark.parametrize("make_cb", [Listens, WithAnEventOfItsOwn])
+@pytest.mark.parametrize("make_cb", [HandlesABatch, WithAnEventOfItsOwn])
 def test_a_callback_without_a_form_gets_its_events(make_cb, caplog):
     cb, learn = make_cb(), make()
     with caplog.at_level(logging.INFO, "ltlearn"):
         learn.fit_stage1(2, 0.05, cbs=cb)
-    assert cb.heard and learn.loop_ran == "events"
+    assert cb.called and learn.loop_ran == "events"
     reasons = [r.getMessage() for r in caplog.records if make_cb.__name__ in r.getMessage()]
     assert len([r for r in reasons if "no resident form" in r]) == 1, "once in a fit"
 
 
-def test_a_form_of_a_stranger_takes_part():
-    trained = [train(how, {"cbs": OfAStranger()}) for how in ("never", "always")]
+def test_a_form_of_a_users_callback_takes_part():
+    trained = [train(how, {"cbs": HalvesTheLoss()}) for how in ("never", "always")]
     assert trained[1].loop_ran == "resident"
     assert_close(*(learn.model.state_dict() for learn in trained))
     assert_same_figures(*trained)
@@ -366,7 +366,7 @@ def test_a_form_of_a_stranger_takes_part():
 
 
 def test_a_callback_for_validation_alone_needs_no_form():
-    learn = train("always", {"cbs": Quiet()})
+    learn = train("always", {"cbs": ForValidationAlone()})
     assert learn.loop_ran == "resident"
 
 
@@ -374,11 +374,12 @@ class OwnLoader(LTDataLoader):
     pass
 
 
-def test_other_data_needs_events():
+def test_other_data_needs_events(caplog):
     learn = make()
     learn.dls.train.__class__ = OwnLoader
-    learn.fit_stage1(1, 0.05)
-    assert learn.loop_ran == "events"
+    with caplog.at_level(logging.INFO, "ltlearn"):
+        learn.fit_stage1(1, 0.05)
+    assert learn.loop_ran == "events" and "OwnLoader" in caplog.text
 
 
 def test_the_switch():

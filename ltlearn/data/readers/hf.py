@@ -34,7 +34,7 @@ class _DatasetRows(Rows):
         data: The dataset, which has the column alone.
         column: The column.
         name: The dataset, for messages.
-        files: The files that hold the dataset; none for a dataset that may be cut or in memory.
+        files: The files that hold the dataset; empty if it may be a cut one, or one in memory.
     """
 
     def __init__(self, data, column: str, name: str, files: Sequence[Path] = ()):
@@ -202,7 +202,7 @@ def _dataset_columns(data, where: str, image_col, label_col) -> tuple[str, str]:
 
 
 def _label_cells(data, column: str, is_class_label: bool):
-    """Return the labels as a pandas series, without a look at the other columns."""
+    """Return the labels as a pandas series, without reading the other columns."""
     import pandas as pd
 
     if hasattr(data, "with_format"):
@@ -234,7 +234,7 @@ def _dataset_labels(data, column: str, where: str) -> tuple[np.ndarray, list[str
 def _row_images(data, column: str, targets: np.ndarray, where: str, is_saved: bool) -> RowImages:
     """Return the images of a column; they stay encoded until one is opened."""
     feature = data.features[column]
-    # A saved dataset is memory-mapped as it is, so its files name its rows.
+    # A saved dataset has all rows of its files, so the files identify its rows.
     files = [Path(file["filename"]) for file in data.cache_files] if is_saved else []
     if hasattr(data, "with_format"):
         data = data.with_format(None)

@@ -13,7 +13,7 @@ __all__ = ["RowBytes", "RowImages", "RowNumbers", "Rows", "row_images"]
 
 
 class RowBytes(io.BytesIO):
-    """An encoded image that knows its place, for messages.
+    """An encoded image with its place, for messages.
 
     Args:
         content: The bytes of the image file.
@@ -46,10 +46,10 @@ class Rows:
         Args:
             row: The number of the row.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define open_row.")
 
     def identity(self, numbers: np.ndarray) -> bytes:
-        """Return bytes that differ if other images of the same files are meant.
+        """Return bytes that differ for other images of the same files.
 
         Args:
             numbers: The rows in their order.

@@ -84,19 +84,19 @@ class _ShardRows(Rows):
         file = self.files[int(np.searchsorted(self.starts, row, side="right")) - 1]
         offset, size = int(self.offsets[row]), int(self.sizes[row])
         with open(file, "rb", buffering=0) as stream:
-            # The header before the image has its name, which needs no memory this way.
+            # The header before the image has its name. So an index needs no names in memory.
             stream.seek(offset - _HEADER)
             content = stream.read(_HEADER + size)
         return _ShardImage(content[_HEADER:], str(file), content[:_HEADER])
 
     def identity(self, numbers: np.ndarray) -> bytes:
-        # The number of an image depends on which samples were left out; its offset does not.
+        # Samples that are left out change the numbers of the others, but not their offsets.
         shards = np.searchsorted(self.starts, numbers, side="right")
         return shards.tobytes() + self.offsets[numbers].tobytes()
 
 
 class _ShardImage(RowBytes):
-    """An encoded image that names its shard and its file in it."""
+    """An encoded image; messages name its shard and its file in the shard."""
 
     def __init__(self, content: bytes, shard: str, header: bytes):
         super().__init__(content, shard)
@@ -341,7 +341,7 @@ def _read_counts(file: Path) -> dict[str, int]:
 
 
 def _check_counts(targets: np.ndarray, counts: dict[str, int], options: ReadOptions) -> None:
-    """Compare the counts with the samples, because a missing shard is not seen otherwise."""
+    """Compare the counts with the samples; otherwise nobody notices a missing shard."""
     found = np.bincount(targets, minlength=len(counts))
     wrong = [(n, c, int(f)) for (n, c), f in zip(counts.items(), found, strict=True) if c != f]
     if not wrong:

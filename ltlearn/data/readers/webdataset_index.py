@@ -1,8 +1,8 @@
 """Index a WebDataset shard by one pass over the headers of its tar file; the index is kept.
 
-The offsets of the images make a shard as good as a folder: every sampler draws any image, and a
-run resumes exactly. Python's `tarfile` finds them. The `webdataset` library splits names into keys
-and extensions.
+With the offset of each image, a sampler can draw any image, and a run resumes exactly, as with
+files. Python's `tarfile` finds the offsets. The `webdataset` library splits names into keys and
+extensions.
 """
 
 import io
@@ -32,8 +32,8 @@ __all__ = ["SampleFields", "ShardIndex", "index_shard"]
 _log = logging.getLogger("ltlearn")
 _VERSION = 1  # of the index file
 _SETTLED_NS = 2_000_000_000  # a file may change again within a tick of the file system's clock
-_META = re.compile(r"__[^/]*__($|/)")  # what the library skips
-_LABEL_FIELDS = ("cls", "json")  # of a sample, the most likely first
+_META = re.compile(r"__[^/]*__($|/)")  # files that the library skips
+_LABEL_FIELDS = ("cls", "json")  # extensions that may hold the label; the first one counts
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class _Scan:
                 offsets.append(image.offset_data)
                 sizes.append(image.size)
                 codes.append(number.setdefault(label, len(number)))
-        arrays = (np.array(values, dtype=np.int64) for values in (offsets, sizes, codes))
-        return ShardIndex(*arrays, list(number))
+        starts, lengths, of_label = (np.array(v, np.int64) for v in (offsets, sizes, codes))
+        return ShardIndex(starts, lengths, of_label, list(number))
 
     def _samples(self, stream) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
         """Yield the key and the members by extension of each sample; they follow one another."""
@@ -164,7 +164,7 @@ class _Scan:
                     if member.offset_data + member.size > length:
                         raise tarfile.ReadError("it is cut off")
                     yield member
-                    archive.members = []  # it would keep all of them
+                    archive.members = []  # the archive would keep all of them
                 at = archive.offset
             stream.seek(at)
             end = stream.read(tarfile.BLOCKSIZE)
@@ -189,7 +189,7 @@ class _Scan:
             _log.warning("%s: left out what follows the damage.", fault)
 
     def _images_in(self, members: Mapping) -> list[str]:
-        """Return the extensions of a sample that are of images."""
+        """Return those extensions of a sample that belong to images."""
         if self.fields.image is None:
             return [e for e in members if f".{e}" in EXTENSIONS]
         return [e for e in members if e == self.fields.image.lower().lstrip(".")]
@@ -236,19 +236,15 @@ class _Scan:
         if isinstance(label, bool | str | int) and str(label).strip():
             return str(label).strip()
         fields = name_columns([f".{e}" for e in members])
-        looked = f"{spell('label_col', wanted)}" if wanted else ".cls, or a key 'label' in .json"
+        place = spell("label_col", wanted) if wanted else ".cls, or a key 'label' in .json"
         raise UserError(
-            f"{self.file}: the sample {key!r} has no label ({looked}), only {fields}; name the "
+            f"{self.file}: the sample {key!r} has no label ({place}), only {fields}; name the "
             f"extension of the labels, or their key in .json, with {spell('label_col')}."
         )
 
 
 def _is_compressed(stream) -> bool:
-    """Return whether a file begins like one of gzip, bzip2, xz or zstandard.
-
-    Args:
-        stream: The open file.
-    """
+    """Return whether an open file begins as those of gzip, bzip2, xz or zstandard do."""
     stream.seek(0)
     return stream.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
 
@@ -299,12 +295,12 @@ def _read_index(place: Path, state: list, file: Path) -> ShardIndex | None:
             facts = json.loads(content["facts"].tobytes())
             if facts["state"] != state:
                 return None
-            arrays = [content[name] for name in ("offsets", "sizes", "codes")]
-        if facts["headers"] != _hash_headers(file, arrays[0]):
+            offsets, sizes, codes = (content[name] for name in ("offsets", "sizes", "codes"))
+        if facts["headers"] != _hash_headers(file, offsets):
             return None
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
-    return ShardIndex(*arrays, facts["labels"])
+    return ShardIndex(offsets, sizes, codes, facts["labels"])
 
 
 def _write_index(places: list[Path], state: list, index: ShardIndex, file: Path) -> None:

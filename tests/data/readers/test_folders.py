@@ -1,4 +1,3 @@
-import logging
 import os
 import pickle
 import re
@@ -495,8 +494,3 @@ def test_digits():
     assert train.images.shape == (1297, 8, 8, 3) and train.images.dtype == np.uint8
     assert train.images.max() == 255
     assert len({i.tobytes() for i in train.images} & {i.tobytes() for i in test.images}) == 0
-
-
-@pytest.fixture(autouse=True)
-def _log_level(caplog):
-    caplog.set_level(logging.WARNING, "ltlearn")

@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import logging
 import multiprocessing
 import pickle
 
@@ -15,7 +14,7 @@ from ltlearn.callbacks.glmc import _InversePowerSampler, _PairLoader
 from ltlearn.data import digests
 from ltlearn.data.datasets import ImageFiles, ImagesInMemory
 from ltlearn.data.loaders import LTDataLoaders
-from ltlearn.errors import UserError
+from tests.data.readers.helpers import encoded, epoch, sentence
 
 NAMES = ["ant", "bee", "cat"]
 LABELS = [0] * 8 + [1] * 4 + [2] * 3
@@ -69,13 +68,6 @@ class Fake:
         return out
 
 
-def encoded(seed: int, side: int = 8) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Pillow.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def fake(labels=LABELS, first=0, side=8, names=NAMES) -> Fake:
     images = [{"bytes": encoded(first + i, side), "path": f"{i}.png"} for i in range(len(labels))]
     kind = Value() if names is None else ClassLabel(names)
@@ -84,22 +76,6 @@ def fake(labels=LABELS, first=0, side=8, names=NAMES) -> Fake:
 
 def from_hf(*args, **kwargs) -> LTDataLoaders:
     return LTDataLoaders.from_hf(*args, device="cpu", **kwargs)
-
-
-def epoch(dl) -> list:
-    return [tuple(t.clone() for t in batch) for batch in dl]
-
-
-def sentence(make) -> str:
-    with pytest.raises(UserError) as e:
-        make()
-    assert "\n" not in str(e.value)
-    return str(e.value)
-
-
-@pytest.fixture(autouse=True)
-def _log_level(caplog):
-    caplog.set_level(logging.WARNING, "ltlearn")
 
 
 # ---------------------------------------------------------------- the look-alike

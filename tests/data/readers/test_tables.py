@@ -17,15 +17,10 @@ from ltlearn.data.readers.annotations import list_json
 from ltlearn.data.readers.folders import find_split_folders, list_folder
 from ltlearn.data.readers.sources import source_kind
 from ltlearn.data.readers.tables import list_table, read_table
-from ltlearn.errors import UserError
 from ltlearn.inspection import inspect_path
+from tests.data.readers.helpers import epoch, sentence
 
 COUNTS = {"ant": 8, "bee": 4, "cat": 3}
-
-
-@pytest.fixture(autouse=True)
-def _log_level(caplog):
-    caplog.set_level(logging.WARNING, "ltlearn")
 
 
 @pytest.fixture
@@ -53,20 +48,9 @@ def table(source, images=None, **options):
     return list_table(source, ReadOptions(images=images, **options))
 
 
-def epoch(dl) -> list:
-    return [tuple(t.clone() for t in batch) for batch in dl]
-
-
 def write(path, text: str):
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def sentence(make) -> str:
-    with pytest.raises(UserError) as e:
-        make()
-    assert "\n" not in str(e.value)
-    return str(e.value)
 
 
 # ---------------------------------------------------------------- the same as a folder

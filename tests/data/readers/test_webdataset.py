@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import logging
 import os
 import pickle
 import tarfile
@@ -11,7 +10,6 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ltlearn.data.datasets import ImageFiles
 from ltlearn.data.loaders import LTDataLoaders
@@ -21,17 +19,11 @@ from ltlearn.data.readers.webdataset import list_shards
 from ltlearn.errors import UserError
 from ltlearn.inspection.inspect import inspect_path
 from tests.callbacks.helpers import make_lt_learner
+from tests.data.readers.helpers import encoded, epoch, sentence
 from tests.helpers import ltlearn
 from tests.training.helpers import check_resumed, stage1
 
 LABELS = [0] * 8 + [1] * 4 + [2] * 3
-
-
-def encoded(seed: int, side: int = 8) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def sample(i: int, label, side: int = 8) -> dict[str, bytes]:
@@ -66,22 +58,6 @@ def write_set(folder, labels=LABELS, shards=3, side=8, name="s", first=0):
 
 def load(*args, **kwargs) -> LTDataLoaders:
     return LTDataLoaders.from_webdataset(*args, device="cpu", **kwargs)
-
-
-def epoch(dl) -> list:
-    return [tuple(t.clone() for t in batch) for batch in dl]
-
-
-def sentence(make) -> str:
-    with pytest.raises(UserError) as e:
-        make()
-    assert "\n" not in str(e.value)
-    return str(e.value)
-
-
-@pytest.fixture(autouse=True)
-def _log_level(caplog):
-    caplog.set_level(logging.WARNING, "ltlearn")
 
 
 @pytest.fixture
@@ -405,9 +381,9 @@ def test_the_command_line_trains_on_shards(tmp_path):
     done = ltlearn(*train, *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert manifest["recipe"]["data"]["counts"] == str(tmp_path / "counts.json")
-    assert manifest["recipe"]["name"] == "own-s-000..002"
-    assert manifest["recipe"]["model"]["arch"] == "resnet32_cifar"  # by the size of the images
+    assert manifest["values"]["data"]["counts"] == str(tmp_path / "counts.json")
+    assert manifest["recipe"] == "own-s--000..002"
+    assert manifest["values"]["model"]["arch"] == "resnet32_cifar"  # by the size of the images
     done = ltlearn("inspect", pattern, "--json")
     assert json.loads(done.stdout)["counts"] == {"train": [8, 4, 3]}
 
