@@ -89,7 +89,9 @@ class RankedLearner(QuietLearner):
 
     def _split(self, b):
         super()._split(b)
-        is_cut = getattr(self.dl, "is_cut", False) is True and len(self.yb) > 0
+        # Before the first epoch there is no loader, and a tracker may split a batch by then.
+        loader = getattr(self, "dl", None)
+        is_cut = getattr(loader, "is_cut", False) is True and len(self.yb) > 0
         self._rows_of_batch = len(self.yb[0]) if is_cut else None
         # Callbacks that mix images need those of the other ranks.
         self._has_all_images = is_cut and self.training and any(map(_mixes_rows, self.cbs))
