@@ -369,7 +369,7 @@ def time_loop(method: str, width: int, loop: str) -> None:
     learn.fit_stage1(3, 0.01, wd=5e-3, cbs=[*callbacks_of(method), *around_steps(begin, end)])
     least, cuda = min(times[1:]), torch.cuda.is_available()
     emit(
-        method=method, width=width, loop=loop, ran=getattr(learn, "loop_ran", "events"),
+        method=method, width=width, loop=loop, ran=learn.loop_ran,
         precision=learn.precision, ms_per_step=round(1e3 * least / steps, 3),
         images_per_second=round(steps * learn.dls.bs / least), first_epoch_s=round(times[0], 2),
         peak_gb=round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
@@ -441,7 +441,7 @@ def find_waits(method: str, loop: str) -> None:
         if "synchroniz" in str(w.message).lower()
     )
     emit(
-        what="waits", method=method, loop=loop, ran=getattr(learn, "loop_ran", "events"),
+        what="waits", method=method, loop=loop, ran=learn.loop_ran,
         waits_per_step=round(sum(found.values()) / steps, 3),
         where={line: round(n / steps, 3) for line, n in found.most_common(12)},
     )  # fmt: skip
@@ -544,7 +544,7 @@ def seconds_per_epoch(recipe, data) -> tuple[float, str]:
     learn.fit_stage1(**arguments, cbs=around_steps(begin, lambda epoch: None))
     # From the steps of one epoch to those of the next; the first epoch tunes and captures.
     least = min(b - a for a, b in pairwise(begun[-3:]))
-    return least, getattr(learn, "loop_ran", "events")
+    return least, learn.loop_ran
 
 
 def train_recipe(recipe, data, folder: str, whole: bool) -> None:

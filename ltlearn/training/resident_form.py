@@ -7,9 +7,9 @@ from typing import Any
 from fastai.callback.core import Callback
 from torch import Tensor
 
-__all__ = ["STEP_EVENTS", "ResidentForm", "ResidentStep", "form_of", "handled_events"]
+__all__ = ["ResidentForm", "ResidentStep", "form_of", "handled_events"]
 
-STEP_EVENTS = (
+_STEP_EVENTS = (
     "before_batch", "after_pred", "after_loss", "before_backward", "after_cancel_backward",
     "after_backward", "before_step", "after_cancel_step", "after_step", "after_cancel_batch",
     "after_batch",
@@ -162,7 +162,7 @@ def handled_events(cb: Callback) -> list[str]:
     Args:
         cb: Any fastai callback.
     """
-    return [name for name in STEP_EVENTS if hasattr(type(cb), name) or name in vars(cb)]
+    return [name for name in _STEP_EVENTS if hasattr(type(cb), name) or name in vars(cb)]
 
 
 def form_of(cb: Callback) -> ResidentForm | None:

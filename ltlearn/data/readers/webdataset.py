@@ -26,7 +26,7 @@ from ltlearn.utils.extras import check_packages
 from ltlearn.utils.progress import track
 from ltlearn.utils.system_errors import reason_of
 
-__all__ = ["holds_shards", "is_shards", "list_shards"]
+__all__ = ["is_shards", "list_shards"]
 
 _log = logging.getLogger("ltlearn")
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters or more: C: is a drive
@@ -41,15 +41,11 @@ def is_shards(path: str | Path) -> bool:
     Args:
         path: A file, a folder, or a pattern such as "train-{000..009}.tar".
     """
-    return str(path).lower().endswith(".tar") or holds_shards(Path(path))
+    return str(path).lower().endswith(".tar") or _holds_shards(Path(path))
 
 
-def holds_shards(folder: Path) -> bool:
-    """Return whether a folder holds tar files, or folders named train, valid or test that do.
-
-    Args:
-        folder: The folder.
-    """
+def _holds_shards(folder: Path) -> bool:
+    """Return whether a folder holds tar files, or folders named train, valid or test that do."""
     if not folder.is_dir():
         return False
     inside = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
