@@ -23,6 +23,7 @@ from ltlearn.training.prediction import predict_images
 from ltlearn.training.ranked import RankedLearner
 from ltlearn.training.resident import ResidentLoop, reason_for_events
 from ltlearn.training.temporary import with_class_counts
+from ltlearn.utils import ranks
 
 __all__ = ["ImageLearner", "check_fastai_options"]
 
@@ -346,6 +347,7 @@ class ImageLearner(RankedLearner):
         """
         if isinstance(file, str | Path):
             path = self.path / self.model_dir / f"{file}.pth"
+            ranks.wait()  # the first rank may still write it
             if not path.is_file():
                 raise UserError(f"there is no saved model {path}.")
         head, start = self.model.head, file.tell() if hasattr(file, "tell") else None

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-__all__ = ["Terminated", "deferred_interrupt", "terminations_as_interrupts"]
+__all__ = [
+    "Terminated",
+    "deferred_interrupt",
+    "immediate_interrupt",
+    "terminations_as_interrupts",
+]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
@@ -46,6 +51,25 @@ def deferred_interrupt() -> Iterator[None]:
             signal.signal(signum, handler)
         if held:
             signal.raise_signal(held[0])
+
+
+@contextmanager
+def immediate_interrupt() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and SIGHUP end the process at once inside the block.
+
+    Python would handle them after a call of compiled code, which may wait for an hour. Outside the
+    main thread this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [s for s in _SIGNALS if callable(signal.getsignal(s))]
+    previous = {s: signal.signal(s, signal.SIG_DFL) for s in handled}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from ltlearn.errors import UserError, spell
+from ltlearn.utils.interrupts import immediate_interrupt
 
 __all__ = [
     "by_first",
@@ -83,7 +84,8 @@ def start() -> None:
     if not is_first():
         logging.getLogger("ltlearn").addFilter(_nothing)
     global _store
-    with lost_rank_to_user_error():
+    # A rank that nobody else joins can be ended while it waits.
+    with immediate_interrupt(), lost_rank_to_user_error():
         _store, *_ = next(distributed.rendezvous("env://", timeout=_PATIENCE))
         distributed.init_process_group(
             backend, store=_store, rank=rank(), world_size=world(), timeout=_PATIENCE

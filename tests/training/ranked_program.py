@@ -7,6 +7,7 @@ FOLDER. Each rank writes `rank<number>.pt`.
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from ltlearn.data.samplers import SAMPLERS
 from ltlearn.losses import ClassBalancedLoss
 from ltlearn.models.backbone import LTModel
 from ltlearn.training.checkpoint import Checkpoint
+from ltlearn.utils import ranks
 from tests.callbacks.helpers import Stop, make_dls, make_images
 
 # 59 images in batches of 8: 8 steps per epoch, and 3 images in the last batch.
@@ -163,8 +165,19 @@ def resumed(folder):
     return train(make_learner(), 4, cbs=[Checkpoint(folder, resume=True, min_seconds=0), go_on])
 
 
+def saved(folder):
+    """Save and load a model, while the first rank is the last to write."""
+    learn = make_learner()
+    learn.path = folder
+    if ranks.is_first():
+        time.sleep(0.2)
+    learn.save("saved")
+    learn.load("saved")
+
+
 def main(folder):
     rank = int(os.environ["RANK"])
+    saved(folder)
     found = results(folder)
     found["resumed by two"] = resumed(folder / "stopped by one")
     stopped(folder / "stopped by two")
