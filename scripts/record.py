@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -163,13 +164,21 @@ def current_commit() -> str:
     return done.stdout.strip()
 
 
+def _commit(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{7,40}", text):
+        raise argparse.ArgumentTypeError(f"give 7 to 40 hexadecimal digits, not {text!r}")
+    return text
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="scripts/record_result", description="Record the figures of finished runs."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--commit", help="commit of the code that ran (default: that of this tree)")
+    parser.add_argument(
+        "--commit", type=_commit, help="commit of the code that ran (default: that of this tree)"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the results")
     parser.add_argument("--suffix", default="", help="end of the file's name, for changed values")
     options = parser.parse_args(arguments)

@@ -105,7 +105,7 @@ def own_recipe(
     is_untrained = checkpoint is not None and reset
     raw = draft.raw
     raw["methods"] = list(dict.fromkeys([*([] if is_untrained else [first]), *methods]))
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.name if source.is_dir() else source.stem)
+    name = re.sub(r"-*[^A-Za-z0-9_.-]+-*", "-", source.name if source.is_dir() else source.stem)
     name = name.strip("-.") or "images"
     raw["name"] = f"own-{name}" + ("" if checkpoint is None else "-retrained")
     raw["title"] = f"{source.name}: {arch}"

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ltlearn.data.benchmarks.registry import dataset_names
 from ltlearn.defaults import MAX_SIDE
-from ltlearn.methods import DEFAULT_STAGE1, stage1_methods
+from ltlearn.methods import DEFAULT_STAGE1, METHODS, stage1_methods
 from ltlearn.names import (
     BN_MODES,
     FEW_RULES,
@@ -91,7 +91,8 @@ class DataSection(RecipeSection):
     def _is_known(cls, name: str) -> str:
         allowed = (*dataset_names(), "own")
         if name not in allowed:
-            raise ValueError(f"it must be one of {', '.join(allowed)}")
+            later = f"; {name} is of a later stage: list it in methods" if name in METHODS else ""
+            raise ValueError(f"it must be one of {', '.join(allowed)}{later}")
         return name
 
 
@@ -170,7 +171,8 @@ class Stage1Section(_Stage, _WithOptions):
     def _is_of_stage_1(cls, name: str) -> str:
         allowed = stage1_methods()
         if name not in allowed:
-            raise ValueError(f"it must be one of {', '.join(allowed)}")
+            later = f"; {name} is of a later stage: list it in methods" if name in METHODS else ""
+            raise ValueError(f"it must be one of {', '.join(allowed)}{later}")
         return name
 
 

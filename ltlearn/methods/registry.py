@@ -267,6 +267,11 @@ def find_methods(names, stage1: str | None = None) -> list[str]:
         if stage1 is None or _goes_with(name, stage1):
             continue
         needed, label = _stage1_of(name), METHODS[stage1].label
+        if needed == name:
+            raise UserError(
+                f"{name} is a method of stage 1, and stage 1 is trained with {stage1}; leave it "
+                f"out here, or train stage 1 with {name}."
+            )
         if needed not in (None, stage1):
             raise UserError(
                 f"the method {name} needs a stage 1 of {METHODS[needed].label}, and this one is "

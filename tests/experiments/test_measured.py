@@ -99,6 +99,9 @@ def test_what_cannot_be_recorded(tmp_path, capsys):
     assert record.main([str(run), "--out", str(tmp_path / "results")]) == 2
     assert "no finished run" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+    with pytest.raises(SystemExit):
+        record.main([str(RUN), "--commit", "main", "--out", str(tmp_path / "results")])
+    assert "hexadecimal digits, not 'main'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"kind": "run"}', "\xff"])

@@ -175,7 +175,8 @@ def test_options_of_another_stage_1_are_refused():
     for override, words in (
         ("stage1.contrast=2", r"stage1\.contrast.*glmc.*stage1\.method.*'ce'"),
         ("stage1.alpha=1", r"stage1\.alpha.*mixup, cutmix"),
-        ("stage1.method=glmc", "ce.*CE.*GLMC"),
+        ("stage1.method=glmc", "ce is a method of stage 1.*glmc"),
+        ("stage1.method=samn", "stage1.method=.samn.*one of ce, .*samn is of a later stage"),
         ("methods=['glmc_samn']", "glmc_samn.*GLMC"),
     ):
         with pytest.raises(UserError, match=words):

@@ -321,9 +321,11 @@ def _read_counts(file: Path) -> dict[str, int]:
     except UserError:
         raise
     except (ValueError, AttributeError, IndexError, RecursionError) as e:
+        # The text of the other kinds is about Python, and not about the file.
+        reason = f" ({e})" if isinstance(e, ValueError) else ""
         raise UserError(
             f"{file} must map the name of each class to its number of training images, as JSON or "
-            f"CSV ({e}); correct it."
+            f"CSV{reason}; correct it."
         ) from None
     counts = {str(name): n for name, n in pairs}
     bad = next((n for n in counts.values() if not isinstance(n, int) or n < 0), None)

@@ -12,7 +12,6 @@ import os
 import re
 import tarfile
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,6 +25,7 @@ from ltlearn.errors import UserError, spell
 from ltlearn.utils.atomic import replaced_file
 from ltlearn.utils.settings import load_settings
 from ltlearn.utils.system_errors import reason_of
+from ltlearn.utils.text import short_repr
 
 __all__ = ["SampleFields", "ShardIndex", "index_shard"]
 
@@ -235,6 +235,12 @@ class _Scan:
                 ) from None
         if isinstance(label, bool | str | int) and str(label).strip():
             return str(label).strip()
+        if label is not None and not isinstance(label, str):
+            raise UserError(
+                f"{self.file}: the label of the sample {key!r} is {short_repr(label)}, and must be "
+                f"text or a whole number; correct {members[extension].name!r}, or name another key "
+                f"with {spell('label_col')}."
+            )
         fields = name_columns([f".{e}" for e in members])
         place = spell("label_col", wanted) if wanted else ".cls, or a key 'label' in .json"
         raise UserError(
@@ -296,11 +302,30 @@ def _read_index(place: Path, state: list, file: Path) -> ShardIndex | None:
             if facts["state"] != state:
                 return None
             offsets, sizes, codes = (content[name] for name in ("offsets", "sizes", "codes"))
-        if facts["headers"] != _hash_headers(file, offsets):
+        index = ShardIndex(offsets, sizes, codes, facts["labels"])
+        if not _fits(index, state[1]) or facts["headers"] != _hash_headers(file, index.offsets):
             return None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except Exception:  # zipfile, zlib and NumPy raise many kinds for a damaged file
         return None
-    return ShardIndex(offsets, sizes, codes, facts["labels"])
+    return index
+
+
+def _fits(index: ShardIndex, size: int) -> bool:
+    """Return whether an index of unknown origin names images inside the shard, and labels.
+
+    Args:
+        index: The index.
+        size: Bytes of the shard.
+    """
+    arrays = (index.offsets, index.sizes, index.codes)
+    if any(a.dtype != np.int64 or a.shape != (len(index),) for a in arrays):
+        return False
+    labels = np.array([isinstance(label, str) for label in index.labels], dtype=bool)
+    inside = (index.offsets >= tarfile.BLOCKSIZE) & (index.sizes >= 0)
+    inside &= index.sizes <= size - index.offsets
+    return bool(
+        labels.all() and inside.all() and np.isin(index.codes, np.arange(len(labels))).all()
+    )
 
 
 def _write_index(places: list[Path], state: list, index: ShardIndex, file: Path) -> None:

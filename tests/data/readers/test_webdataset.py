@@ -134,6 +134,35 @@ def test_the_index_is_kept_and_made_anew(tmp_path, monkeypatch):
     assert passes[5:] == ["s-000.tar"] * 2
 
 
+def test_a_damaged_index_is_made_anew(tmp_path):
+    file = write_shard(tmp_path / "s.tar", [sample(i, i % 3) for i in range(9)])
+    want = list_shards(file).parts["train"].targets.tolist()
+    place = tmp_path / "s.tar.index.npz"
+    content = place.read_bytes()
+    for at in range(0, len(content), 7):
+        place.write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+        listed = list_shards(file)
+        assert listed.parts["train"].targets.tolist() == want and listed.classes == ["0", "1", "2"]
+        place.write_bytes(content[:at])
+        assert list_shards(file).parts["train"].targets.tolist() == want
+
+
+@pytest.mark.parametrize(
+    "change", [{"codes": 7}, {"codes": -1}, {"sizes": 1 << 50}, {"sizes": -1}, {"offsets": 1 << 50}]
+)
+def test_an_index_that_does_not_fit_its_shard_is_made_anew(tmp_path, change):
+    file = write_shard(tmp_path / "s.tar", [sample(i, i % 3) for i in range(9)])
+    want = list_shards(file).parts["train"].targets.tolist()
+    place = tmp_path / "s.tar.index.npz"
+    with np.load(place) as content:
+        arrays = dict(content)
+    for name, value in change.items():
+        arrays[name][3] = value
+    np.savez(place, **arrays)
+    assert list_shards(file).parts["train"].targets.tolist() == want
+    assert load(file, size=8).shot_counts.sum() == len(want)
+
+
 def test_a_read_only_folder_has_its_index_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LTLEARN_CACHE_PATH", str(tmp_path / "cache"))
     pattern = write_set(tmp_path / "data")
@@ -212,7 +241,9 @@ def test_labels_may_be_text_or_in_json(tmp_path):
     assert list_shards(file).parts["train"].targets.tolist() == [1, 0, 1, 0]
     assert list_shards(file, label_options("y")).classes == ["0", "1"]
     message = sentence(lambda: list_shards(file, label_options("f")))
-    assert f"{file}: the sample 'set/0000' has no label" in message and "'f'" in message
+    assert f"{file}: the label of the sample 'set/0000' is 0.5" in message
+    message = sentence(lambda: list_shards(file, label_options("g")))
+    assert f"{file}: the sample 'set/0000' has no label" in message and "'g'" in message
     two = [{"jpg": encoded(i), "png": encoded(i), "species.txt": b"x%d\n" % i} for i in range(2)]
     file = write_shard(tmp_path / "b.tar", two)
     assert "has several images (.jpg, .png, .species.txt)" in sentence(lambda: list_shards(file))
@@ -382,7 +413,7 @@ def test_the_command_line_trains_on_shards(tmp_path):
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["values"]["data"]["counts"] == str(tmp_path / "counts.json")
-    assert manifest["recipe"] == "own-s--000..002"
+    assert manifest["recipe"] == "own-s-000..002"
     assert manifest["values"]["model"]["arch"] == "resnet32_cifar"  # by the size of the images
     done = ltlearn("inspect", pattern, "--json")
     assert json.loads(done.stdout)["counts"] == {"train": [8, 4, 3]}
