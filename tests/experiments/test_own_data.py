@@ -239,7 +239,7 @@ def test_a_table_whose_columns_have_to_be_named(photos, tmp_path):
     words = words[:3] + ("dy",) + words[4:]
     message = refused("train", tmp_path / "train.csv", *words, *FAST)
     assert "no column 'dy' (" in message and "; its columns are id, age, dx" in message
-    assert " is for a saved dataset or a CSV or TSV table" in refused(
+    assert " is for a saved dataset, WebDataset shards or a CSV or TSV table" in refused(
         "train", photos, "--label-col", "dx", *FAST
     )
 
