@@ -408,7 +408,7 @@ def test_the_command_line_trains_on_shards(tmp_path):
     values = manifest["values"]
     assert values["data"]["counts"] == str(tmp_path / "counts.json")
     assert values["model"]["arch"] == "resnet32_cifar"  # by the size of the images
-    assert manifest["recipe"] == "own-s-000..002" and manifest["classes"] == ["cat", "ant", "bee"]
+    assert manifest["recipe"] == "own-s--000..002" and manifest["classes"] == ["cat", "ant", "bee"]
     done = ltlearn("inspect", pattern, "--json")
     assert json.loads(done.stdout)["counts"] == {"train": [8, 4, 3]}
 
