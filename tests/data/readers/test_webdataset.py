@@ -412,9 +412,10 @@ def test_the_command_line_trains_on_shards(tmp_path):
     done = ltlearn(*train, *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert manifest["values"]["data"]["counts"] == str(tmp_path / "counts.json")
-    assert manifest["recipe"] == "own-s-000..002"
-    assert manifest["values"]["model"]["arch"] == "resnet32_cifar"  # by the size of the images
+    values = manifest["values"]
+    assert values["data"]["counts"] == str(tmp_path / "counts.json")
+    assert values["model"]["arch"] == "resnet32_cifar"  # by the size of the images
+    assert manifest["recipe"] == "own-s-000..002" and manifest["classes"] == ["cat", "ant", "bee"]
     done = ltlearn("inspect", pattern, "--json")
     assert json.loads(done.stdout)["counts"] == {"train": [8, 4, 3]}
 
