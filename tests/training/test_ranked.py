@@ -39,17 +39,22 @@ def ranked(tmp_path_factory):
         "LTLEARN_CHECKPOINT_SECONDS": "0", "LTLEARN_CACHE_PATH": str(folder / "cache"),
     }  # fmt: skip
     words = ["torch.distributed.run", *LAUNCH, "-m", program.__name__, str(folder)]
-    ended = subprocess.run(
+    launcher = subprocess.Popen(
         [sys.executable, "-m", *words],
-        env=env, cwd=folder, capture_output=True, text=True, timeout=300,
+        env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    try:
+        # This process trains while the others import torch.
+        own = program.results(folder)
+        own["resumed by two"] = own["resumed by one"] = program.resumed(copy)
+        output = launcher.communicate(timeout=300)
+    finally:
+        launcher.terminate()
+    ended = subprocess.CompletedProcess(words, launcher.returncode, *output)
     assert (folder / "rank1.pt").is_file(), ended.stderr[-3000:]
     ranks = [torch.load(folder / f"rank{r}.pt") for r in range(2)]
     by_one = program.resumed(folder / "stopped by two")
     ranks = [{**found, "resumed by one": by_one} for found in ranks]
-    own = program.results(folder)
-    own["resumed by two"] = program.resumed(copy)
-    own["resumed by one"] = own["resumed by two"]
     return folder, ranks, own, ended
 
 

@@ -6,6 +6,7 @@ import pytest
 from ltlearn.utils.interrupts import (
     Terminated,
     deferred_interrupt,
+    immediate_interrupt,
     terminations_as_interrupts,
 )
 
@@ -67,6 +68,15 @@ def test_a_forked_process_ends_by_the_signal_itself():
             finally:
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_process_that_waits_in_compiled_code(signum):
+    with terminations_as_interrupts():
+        before = signal.getsignal(signum)
+        with immediate_interrupt():
+            assert signal.getsignal(signum) == signal.SIG_DFL
+        assert signal.getsignal(signum) is before
 
 
 def test_the_library_installs_no_handler():
