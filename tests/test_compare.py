@@ -591,7 +591,7 @@ def test_methods_of_one_s_own_are_compared():
         (("mine", "crt"), "no method 'mine'"),
         (("mine", 3), "'mine'.*Method.* 3"),
         (replace(METHODS["samn"], values={"epochs": 1}), "label 'CE [+] SAMN'"),
-        (replace(METHODS["mixup"], label="mine"), "mine needs a stage 1"),
+        (replace(METHODS["mixup"], label="mine"), "mine is a method of stage 1"),
         (3, "3"),
         ({}, "{}"),
     ],

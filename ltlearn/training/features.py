@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.models.backbone import evaluating
-from ltlearn.models.folding import folded_batch_norm
 from ltlearn.training.collectives import gather_rows
 from ltlearn.training.feature_rows import Features
 from ltlearn.utils import ranks
@@ -169,14 +168,11 @@ class FeatureBank:
         line.advance(done)
         device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
         context = nullcontext if autocast is None else autocast
-        # Half precision would round folded weights in another way.
-        runner = folded_batch_norm if autocast is None else nullcontext
         try:
-            cut = loader.cut_by_rank()
-            with evaluating(backbone), torch.inference_mode(), cut, runner(backbone) as run:
+            with evaluating(backbone), torch.inference_mode(), loader.cut_by_rank():
                 for i, (x, *_) in enumerate(loader if done < dl.n else ()):
                     with context():
-                        out = run(x.to(device, non_blocking=True))
+                        out = backbone(x.to(device, non_blocking=True))
                     rows = self._rows(gather_rows(out, min(dl.bs, dl.n - done)), done)
                     store.write(rows, done, dl.n)
                     done += len(rows)

@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -41,25 +40,9 @@ def dl():
 
 
 @pytest.fixture(autouse=True)
-def often(monkeypatch, request):
-    """Note the progress after every other batch, and call the backbone once a batch."""
+def often(monkeypatch):
+    """Note the progress after every other batch."""
     monkeypatch.setattr("ltlearn.training.features._FLUSH_BATCHES", 2)
-    if "folded" not in request.node.name:
-        monkeypatch.setattr("ltlearn.training.features.folded_batch_norm", nullcontext)
-
-
-def test_folded_features_are_close_and_equal_after_an_interruption(dl, tmp_path, monkeypatch):
-    whole = FeatureBank(tmp_path / "a", "float32").features(Counting(), dl, "data").views[0]
-    broken = Counting(fail_at=5)
-    with pytest.raises(KeyboardInterrupt):
-        FeatureBank(tmp_path / "b", "float32").features(broken, dl, "data")
-    again = Counting()
-    resumed = FeatureBank(tmp_path / "b", "float32").features(again, dl, "data").views[0]
-    assert again.calls < len(dl) + 2  # two calls find out what can be folded
-    np.testing.assert_array_equal(whole, resumed)
-    monkeypatch.setattr("ltlearn.training.features.folded_batch_norm", nullcontext)
-    plain = FeatureBank(None, "float32").features(Counting(), dl, "data").views[0]
-    assert 0 < np.abs(plain - whole).max() < 1e-5 * np.abs(plain).max()
 
 
 def folder_of(path):
