@@ -29,6 +29,7 @@ MODELS = {
 @pytest.mark.parametrize("make", MODELS)
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_a_plain_learner_and_any_optimiser(make, opt, train):
+    torch.manual_seed(0)
     learn = make_learner(MODELS[make](), opt_func=OPTIMIZERS[opt])
     linear = find_head(learn.model)[1]
     weight = linear.weight.detach().clone()
