@@ -383,6 +383,16 @@ def to(self, *args, **kwargs):
     return Copy.apply(self, given)
 
 
+def convert(module, fn, recurse=True):
+    """Do `Module._apply`. A module that stays on the CPU keeps its parameters, as in torch."""
+    tensors = (*module.parameters(), *module.buffers())
+    stays = all(is_plain(t) and t.device.type == "cpu" for t in tensors)
+    with STATE.off():
+        stays = stays and not isinstance(fn(torch.zeros(1)), Sim)
+    torch.__future__.set_overwrite_module_params_on_conversion(not stays)
+    return APPLY(module, fn, recurse)
+
+
 class Copy(torch.autograd.Function):
     """A copy to the other device, or another type, whose gradient goes back."""
 
@@ -492,6 +502,7 @@ class Stream:
         return False
 
 
+APPLY = torch.nn.Module._apply
 PARSE = torch._C._nn._parse_to
 ON_CUDA = {
     "_lazy_init": lambda: None,
@@ -597,7 +608,7 @@ class SimCuda:
         if Sim not in optimizer._foreach_supported_types:
             optimizer._foreach_supported_types.append(Sim)
         self.overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
-        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        self.patch(torch.nn.Module, "_apply", convert)
         self.modes = [Dispatch(), Functions()]
         for mode in self.modes:
             mode.__enter__()

@@ -84,3 +84,11 @@ def test_the_device_is_gone_after_the_block():
         pass
     assert torch.zeros(1).device.type == "cpu" and not isinstance(torch.zeros(1), Sim)
     assert torch.cuda.CUDAGraph.__module__.startswith("torch")
+
+
+def test_a_module_of_the_cpu_keeps_its_parameters():
+    with SimCuda():
+        layer = torch.nn.Linear(2, 3)
+        own = list(layer.parameters())
+        assert all(a is b for a, b in zip(layer.to("cpu").double().parameters(), own, strict=True))
+        assert layer.to("cuda").weight.is_cuda
