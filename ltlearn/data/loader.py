@@ -229,7 +229,7 @@ class LTDataLoader(TfmdDL):
     def _at_epoch(self, epoch: int, epochs: int | None) -> "LTDataLoader":
         """Return a copy of the loader at another epoch."""
         loader = copy.copy(self)
-        # A sampler that knows no epochs may count its passes, so a copy of it would repeat one.
+        # A sampler without `set_epoch` may count its passes. A copy would repeat the last pass.
         if hasattr(self.sampler, "set_epoch"):
             loader.sampler = copy.copy(self.sampler)
         loader.set_epoch(epoch, epochs)

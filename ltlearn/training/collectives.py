@@ -14,7 +14,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def gather_rows(rows: Tensor, n: int) -> Tensor:
-    """Return a batch from the rows that each rank has of it.
+    """Return the whole batch, of which each rank has some rows.
 
     Gradients flow to the rows of this rank. They are multiplied by the number of ranks, so that
     `average_gradients` leaves the gradient of the whole batch.

@@ -27,6 +27,7 @@ __all__ = [
     "sgd",
     "fused_update_of",
     "groups_of_sgd",
+    "momentum_of",
     "listed_callbacks",
     "memory_to_user_error",
     "oom_to_user_error",
@@ -95,10 +96,10 @@ def fused_update_of(opt) -> Callable[[list[Tensor], list[Tensor]], None] | None:
         A function of parameters and their gradients; None if `opt` is no `sgd()` with momentum and
         one group of parameters on the CPU.
     """
-    own = getattr(opt, "opt", None)
-    if type(opt) is not _Wrapped or type(own) is not _SGD or len(own.param_groups) != 1:
+    groups = groups_of_sgd(opt)
+    if groups is None or len(groups) != 1:
         return None
-    (group,) = own.param_groups
+    (group,) = groups
     if not (group["fused"] and group["momentum"]) or group["maximize"] or group["dampening"]:
         return None
     if not all(p.is_cpu for p in group["params"]):
@@ -111,19 +112,28 @@ def fused_update_of(opt) -> Callable[[list[Tensor], list[Tensor]], None] | None:
 
     def update(params: list[Tensor], grads: list[Tensor]) -> None:
         if len(momenta) < len(params):
-            momenta.update({id(p): momentum_of(p) for p in params})
+            momenta.update({id(p): momentum_of(opt, p) for p in params})
         torch._fused_sgd_(
             params, grads, [momenta[id(p)] for p in params],
             **settings, maximize=False, is_first_step=False,
         )  # fmt: skip
 
-    def momentum_of(p: Tensor) -> Tensor:
-        state = own.state[p]
-        if state.get("momentum_buffer") is None:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        return state["momentum_buffer"]
-
     return update
+
+
+def momentum_of(opt, p: Tensor) -> Tensor:
+    """Return the momentum of a parameter. Before its first step it has none, and zeros are made.
+
+    Zeros give the same first step, because the dampening of `sgd()` is 0.
+
+    Args:
+        opt: An optimiser that `sgd()` made, with momentum.
+        p: The parameter.
+    """
+    state = opt.opt.state[p]
+    if state.get("momentum_buffer") is None:
+        state["momentum_buffer"] = torch.zeros_like(p)
+    return state["momentum_buffer"]
 
 
 def groups_of_sgd(opt) -> list[dict] | None:

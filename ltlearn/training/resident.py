@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ltlearn.data.datasets import NormalizeUint8
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.training.finite import FiniteLoss
-from ltlearn.training.loop import groups_of_sgd
+from ltlearn.training.loop import groups_of_sgd, momentum_of
 from ltlearn.training.resident_form import ResidentForm, ResidentStep, form_of
 from ltlearn.training.resident_graph import CannotCapture, StepGraphs, counts_batches
 from ltlearn.training.steps import REPORTED, count_steps, is_replaced, record_losses
@@ -284,13 +284,7 @@ class ResidentLoop:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            momenta = []
-            if group["momentum"]:
-                for p in params:
-                    if opt.opt.state[p].get("momentum_buffer") is None:
-                        # Zeros give the same first step, as the dampening is 0.
-                        opt.opt.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                    momenta.append(opt.opt.state[p]["momentum_buffer"])
+            momenta = [momentum_of(opt, p) for p in params] if group["momentum"] else []
             with torch.no_grad():
                 torch._fused_sgd_(
                     params, [p.grad for p in params], momenta,

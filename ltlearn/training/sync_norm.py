@@ -11,7 +11,7 @@ __all__ = ["SyncBatchNorm"]
 
 
 class SyncBatchNorm(FitCallback):
-    """Normalise by the statistics of the whole batch, where each rank has a part of it.
+    """Normalise by the statistics of the whole batch, not of the part that a rank has.
 
     For the length of a fit, torch's `SyncBatchNorm` (timm's for layers with an activation) takes
     the place of each batch normalisation, with the same parameters and statistics. Each such layer

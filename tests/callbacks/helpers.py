@@ -67,6 +67,17 @@ class Stop(Callback):
                 raise self.error
 
 
+class Second(Callback):
+    """Change something before the second epoch."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def before_epoch(self):
+        if self.learn.epoch == 1:
+            self.change(self.learn)
+
+
 class Points(Dataset):
     """Three clouds of 40, 12 and 4 points; `targets` only where asked for."""
 

@@ -25,7 +25,7 @@ from ltlearn.training.loop import listed_callbacks
 from tests.callbacks.helpers import make_dls, make_lt_learner
 from tests.device.simcuda import STATE
 
-__all__ = ["POST_HOC", "STAGE1", "STAGE2", "Counts", "count_steps", "make_learner"]
+__all__ = ["EVENTS", "POST_HOC", "STAGE1", "STAGE2", "Counts", "count_steps", "make_learner"]
 
 Make = Callable[[], dict]
 
@@ -59,6 +59,9 @@ STAGE1: dict[str, Make] = {
     "MixUp, averaged": lambda: {"cbs": [BatchMixUp(), WeightAverage()]},
     "fastai's Adam": lambda: {"opt_func": Adam},
 }  # fmt: skip
+
+# Cases with fastai's own callbacks and optimisers, which need the events of a step.
+EVENTS = {"accumulated", "clipped", "fastai's Adam"}
 
 # Arguments of `retrain_classifier`.
 STAGE2: dict[str, Make] = {

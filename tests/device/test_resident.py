@@ -6,18 +6,16 @@ from functools import partial
 
 import pytest
 import torch
-from fastai.callback.core import Callback
 from torch import nn
 
 from ltlearn.callbacks import GLMC, CosineHead, DeferredReweighting, LastBlock, WeightAverage
 from ltlearn.losses import LDAMLoss
 from ltlearn.training.resident_graph import StepGraphs
-from tests.callbacks.helpers import make_dls, make_lt_learner
-from tests.device.cases import STAGE1, count_steps, make_learner
+from tests.callbacks.helpers import Second, make_dls, make_lt_learner
+from tests.device.cases import EVENTS, STAGE1, count_steps, make_learner
 from tests.device.simcuda import SimCuda
 
 COUNTS = [20, 8, 3]  # batches of 8, 8, 8 and 7
-EVENTS = {"accumulated", "clipped", "fastai's Adam"}
 # Each has parts of a step that the others do not have.
 QUICK = {"glmc", "cutmix", "sharpness-aware", "LDAM-DRW", "SAMN", "MixUp, averaged"}
 CAPTURED = [
@@ -103,17 +101,6 @@ class Scaled(nn.CrossEntropyLoss):
 
 def other_number(learn):
     learn.loss_func.scale = 0.25
-
-
-class Second(Callback):
-    """Change something before the second epoch."""
-
-    def __init__(self, change):
-        self.change = change
-
-    def before_epoch(self):
-        if self.learn.epoch == 1:
-            self.change(self.learn)
 
 
 def test_a_graph_does_not_outlive_the_numbers_it_reads(monkeypatch):

@@ -2,13 +2,11 @@
 
 import pytest
 
-from tests.device.cases import POST_HOC, STAGE1, STAGE2, count_steps, make_learner
+from tests.device.cases import EVENTS, POST_HOC, STAGE1, STAGE2, count_steps, make_learner
 from tests.device.simcuda import SimCuda
 
 # These read the loss of each step on the host, as documented.
 READS = {"on_nan=skip": 1, "SAMN, skip": 1}
-# fastai's own callbacks and optimisers, which need the events of a step.
-EVENTS = {"accumulated", "clipped", "fastai's Adam"}
 
 
 @pytest.fixture

@@ -27,11 +27,9 @@ from ltlearn.data.loader import LTDataLoader
 from ltlearn.training.fit_callback import FitCallback
 from ltlearn.training.resident import ResidentLoop
 from ltlearn.training.resident_form import ResidentForm
-from tests.callbacks.helpers import make_dls, make_lt_learner
-from tests.device.cases import STAGE1
+from tests.callbacks.helpers import Second, make_dls, make_lt_learner
+from tests.device.cases import EVENTS, STAGE1
 
-# These need the events of a step.
-EVENTS = {"accumulated", "clipped", "fastai's Adam"}
 COUNTS = [20, 8, 3]  # batches of 8, 8, 8 and 7
 
 
@@ -223,17 +221,6 @@ def test_a_step_leaves_no_cycle_of_its_tensors():
 
 
 # ------------------------------------------------ changes between two epochs
-
-
-class Second(Callback):
-    """Change something before the second epoch."""
-
-    def __init__(self, change):
-        self.change = change
-
-    def before_epoch(self):
-        if self.learn.epoch == 1:
-            self.change(self.learn)
 
 
 COPIES = []

@@ -256,10 +256,10 @@ def _is_compressed(stream) -> bool:
 
 
 def _read_member(stream, member: tarfile.TarInfo) -> bytes:
-    at = stream.tell()
+    position = stream.tell()
     stream.seek(member.offset_data)
     content = stream.read(member.size)
-    stream.seek(at)
+    stream.seek(position)
     return content
 
 
