@@ -90,6 +90,8 @@ class Method:
         strength: Post hoc only. Name of the strength in reports.
         uses_features_only: Post hoc only. Whether `apply` ignores the trained classifier and needs
             the features of the training images.
+        uses_validation: Post hoc only. Whether `apply` gets the features of the validation images,
+            unless there are too few.
         head: The classifier that the method trains, and goes on with: "linear", "cosine" or "any".
             A linear classifier can become a cosine classifier, but not the reverse.
 
@@ -120,6 +122,7 @@ class Method:
     published_value: float = 1.0
     strength: str = "tau"
     uses_features_only: bool = False
+    uses_validation: bool = False
     head: str = "linear"
 
     def __post_init__(self):
@@ -164,7 +167,7 @@ class Method:
         trained = ("loss", "reset", "values", "loss_options", "callback_options", "post", "sweep")
         unused = {
             "stage 1": ("reset", "values", "post", "sweep", "after", "apply", "choose"),
-            "stage 2": ("apply", "choose", "uses_features_only"),
+            "stage 2": ("apply", "choose", "uses_features_only", "uses_validation"),
             "post hoc": trained,
         }[self.kind]
         for name in unused:

@@ -26,6 +26,7 @@ _LDAM = "Cao et al., NeurIPS 2019, arXiv:1906.07413"
 _CB = "Cui et al., CVPR 2019, arXiv:1901.05555"
 _FOCAL = "Lin et al., ICCV 2017, arXiv:1708.02002"
 _GUO = "Guo et al., ICML 2017, arXiv:1706.04599"
+_SAERENS = "Saerens et al., Neural Computation 14, 2002"
 _LOS = "Sun et al., ICLR 2025, arXiv:2403.00250"
 
 
@@ -179,6 +180,11 @@ BUILT_IN: dict[str, Method] = {
     "logit_adjustment": _post_hoc(
         "logit adjustment", _LA, "tau chosen on validation images from 0, .1, ..., 2",
         apply=_posthoc("apply_logit_adjustment"), choose=_posthoc("choose_logit_adjustment"),
+    ),
+    "prior_matching": _post_hoc(
+        "prior matching", f"{_LA}; {_SAERENS}",
+        "own: shifts found on validation images, monotone in the class frequency",
+        apply=_posthoc("apply_prior_matching"), uses_validation=True,
     ),
     "temperature": _post_hoc(
         "temperature", _GUO, "chosen on validation images by their NLL", prior="stage 1",

@@ -5,13 +5,20 @@ import torch
 from torch import nn
 
 from ltlearn.heads.nearest_mean import NearestClassMean
-from ltlearn.posthoc import logit_adjustment, nearest_mean, tau_norm, temperature
+from ltlearn.posthoc import (
+    logit_adjustment,
+    nearest_mean,
+    prior_matching,
+    tau_norm,
+    temperature,
+)
 from ltlearn.posthoc.choose import TauChoice
 from ltlearn.posthoc.data import PosthocData
 
 __all__ = [
     "apply_logit_adjustment",
     "apply_nearest_mean",
+    "apply_prior_matching",
     "apply_tau_norm",
     "apply_temperature",
     "choose_logit_adjustment",
@@ -58,3 +65,10 @@ def apply_temperature(data: PosthocData, value: float) -> nn.Linear:
 def apply_nearest_mean(data: PosthocData, _: None) -> NearestClassMean:
     """Make a classifier of the mean training feature of each class."""
     return nearest_mean.nearest_class_mean(data.features, data.targets, data.num_classes)
+
+
+def apply_prior_matching(data: PosthocData, _: None) -> nn.Linear:
+    """Shift the logits until every class is predicted equally often on the validation images."""
+    if data.features is None:  # too few images: the shift of logit adjustment with tau 1
+        return logit_adjustment.adjust_logits(data.linear, data.class_counts)
+    return prior_matching.match_prior(data.linear, data.features, data.targets, data.class_counts)

@@ -43,6 +43,12 @@ def run_posthoc(learn: Learner, plan: PosthocPlan) -> CorrectionRecord:
         train = learn.features("train", plan.views, plan.seed)
         data = replace(data, features=train.views[0], targets=train.targets)
     result = CorrectionRecord(plan.method, plan.value)
+    if row.uses_validation and not is_too_small_to_select(
+        learn.dls, f"{plan.method} takes the shifts of logit adjustment with tau 1"
+    ):
+        valid = learn.features("valid")
+        data = replace(data, features=valid.views[0], targets=valid.targets)
+        result = replace(result, chosen_on=selects_on(learn.dls))
     if row.choose is not None and plan.value is None:
         result = _choose(learn, plan.method, data)
     head = row.apply(data, result.value)
