@@ -1,5 +1,6 @@
 """The gradients of a head over features in closed form: no autograd, no graph."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,6 @@ __all__ = [
 ]
 
 _MAX_EXP = 80.0  # above it, exp overflows in float32, and softplus(q) is q
-_EPS, _MINUS_ONE = np.float32(EPS), np.float32(-1)  # NumPy is slower to convert a Python float
-_norm_backward = torch.ops.aten._weight_norm_interface_backward.default
 
 
 def closed_form_of(head: nn.Module) -> "LinearGradient | None":
@@ -63,6 +62,7 @@ class LinearGradient:
     def __init__(self, head: nn.Module):
         self.head: Any = head
         self.parameters = list(head.parameters())
+        self.updated: list[Tensor] = self.parameters  # the tensors that an update changes
         # A module takes longer to look up an attribute.
         self.weight: Any = head.weight
         self.bias: Any = getattr(head, "bias", None)
@@ -72,7 +72,7 @@ class LinearGradient:
         return F.linear(x, self.weight, self.bias)
 
     def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
-        """Return the gradients of `parameters`.
+        """Return the gradients of `updated`.
 
         Args:
             x: The features of the last call of `logits`.
@@ -80,6 +80,14 @@ class LinearGradient:
         """
         of_weight = grad.t() @ x
         return [of_weight] if self.bias is None else [of_weight, grad.sum(0)]
+
+    def momenta(self, momentum_of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Return the momenta of `updated`.
+
+        Args:
+            momentum_of: Returns the momentum of a parameter.
+        """
+        return [momentum_of(p) for p in self.parameters]
 
     def close(self) -> None:
         """Release what the gradients needed."""
@@ -134,9 +142,10 @@ class CosineGradient(LinearGradient):
 class SAMNGradient(LinearGradient):
     """The same for a `SAMNLinear` on the CPU that projects after each step.
 
-    The formulas are those of `SAMNLinear`. NumPy computes what has one number per class: a torch
-    operation would take longer to start than to run. For this, both raw vectors share one piece of
-    memory until `close`.
+    The formulas are those of `SAMNLinear`. Here a call costs more than its work, and most of that
+    is code that the rest of the step has evicted from the cache. So there are few kinds of calls:
+    NumPy computes what has one number per class, in memory that it shares with torch, and all
+    vectors of the head are rows of one matrix until `close`, with one update.
 
     Args:
         head: The head; its raw norms are as `project_` leaves them.
@@ -144,66 +153,109 @@ class SAMNGradient(LinearGradient):
 
     def __init__(self, head: SAMNLinear):
         super().__init__(head)
-        raws = [head.raw_norm_weight, head.raw_norm_bias]
-        self._on_weight, self._on_bias = (raw is not None for raw in raws)
-        self._raws = [raw for raw in raws if raw is not None]
-        together = torch.stack([raw.detach() for raw in self._raws])
-        for raw, row in zip(self._raws, together, strict=True):
-            raw.data = row
-        self._q = q = together.numpy()
-        # Memory that each step writes to again.
-        self._exp, self._s = np.empty_like(q), np.empty_like(q)
-        scale, of_raws = torch.empty_like(together), torch.empty_like(together)
-        self._scale, self._of_raws = scale.numpy(), of_raws.numpy()
-        self._scale_column, self._scale_of_bias = scale[0].unsqueeze(1), scale[-1]
-        self._of_raws_by_row = of_raws.unbind()
+        self._on_weight = head.raw_norm_weight is not None
+        self._on_bias = head.raw_norm_bias is not None
+        self._vectors = self.parameters[1:]
+        matrix = torch.stack([vector.detach() for vector in self._vectors])
+        for vector, row in zip(self._vectors, matrix.unbind(), strict=True):
+            vector.data = row
+        self._momenta: list[tuple[Tensor, Tensor]] = []
         order = head.rank_to_class.numpy()
-        self._top = order[-1]  # the class of the highest raw norm
-        self._monotone = MonotoneRows(order, len(self._raws), MIN_RAW)
+        raws, size = self._on_weight + self._on_bias, len(order)
+        self._monotone = MonotoneRows(order, raws, MIN_RAW)
+        # The raw norms are the last rows. NumPy is faster with a flat array than with a matrix.
+        start = (len(matrix) - raws) * size
+        rows = matrix.numpy()
+        self._q, self._bias_row = rows.reshape(-1)[start:], rows[0]
+        # Where the first and the last of these rows have their highest raw norm.
+        self._top, self._last_top = int(order[-1]), int(order[-1]) + (raws - 1) * size
+        # Memory that each step writes to again. Without it, the heads of thousands of classes would
+        # wait for the system to clear fresh pages.
+        of_matrix, of_weight = torch.empty_like(matrix), torch.empty_like(self.weight)
+        self._gradients, self.updated = [of_weight, of_matrix], [self.weight, matrix]
+        self._of_bias, of_rows = of_matrix[0], of_matrix.numpy()
+        self._of_bias_row, self._of_norms, self._of_shift = of_rows[0], of_rows[-raws], of_rows[-1]
+        self._of_raws = of_rows.reshape(-1)[start:]
+        self._rows, self._of_rows = self.weight.detach().numpy(), of_weight.numpy()
+        self._transposed = self.weight.detach().t()
+        work = matrix.new_empty(4, size)
+        self._shift, self._factor, along, _ = work.unbind()
+        self._along_column = along.unsqueeze(1)
+        self._shift_row, self._factor_row, self._along, self._square = work.numpy()
+        self._exp, self._s, scale = np.empty((3, raws * size), np.float32)
+        self._scale, self._scale_of_weight, self._scale_of_bias = scale, scale[:size], scale[-size:]
+        # NumPy takes longer to read a number than to read an array of it.
+        self._eps, self._minus_one = np.full_like(scale, EPS), np.full_like(scale, -1)
+
+    def momenta(self, momentum_of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Return the momenta of `updated`; those of `parameters` get their values in `close`.
+
+        Args:
+            momentum_of: Returns the momentum of a parameter.
+        """
+        own = [momentum_of(vector) for vector in self._vectors]
+        together = torch.stack(own)
+        self._momenta = list(zip(own, together.unbind(), strict=True))
+        return [momentum_of(self.weight), together]
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits, (N, C)."""
         q, exp, s, scale = self._q, self._exp, self._s, self._scale
-        if q[0, self._top] > _MAX_EXP or q[-1, self._top] > _MAX_EXP:
+        if q.item(self._top) > _MAX_EXP or q.item(self._last_top) > _MAX_EXP:
             np.exp(q.clip(max=_MAX_EXP), out=exp)
             np.maximum(np.log1p(exp, out=s), q, out=s)
         else:
             np.exp(q, out=exp)
             np.log1p(exp, out=s)
-        s += _EPS
+        s += self._eps
         np.reciprocal(s, out=s)
         np.exp(s, out=scale)
-        layer, shift = self.weight, self.bias
-        if self._on_weight:
-            layer, self._length = torch._weight_norm_interface(layer, self._scale_column, 0)
+        shift = self.bias
         if self._on_bias:
-            shift = shift + self._scale_of_bias
-        return F.linear(x, layer, shift)
+            np.add(self._bias_row, self._scale_of_bias, out=self._shift_row)
+            shift = self._shift
+        if not self._on_weight:
+            return F.linear(x, self.weight, shift)
+        # Scale the logits, not the weight: a batch has fewer images than a row has features.
+        rows, factor = self._rows, self._factor_row
+        np.vecdot(rows, rows, out=self._square)
+        np.sqrt(self._square, out=factor)
+        np.divide(self._scale_of_weight, factor, out=factor)
+        logits = torch.mm(x, self._transposed)
+        if shift is None:
+            return logits.mul_(self._factor)
+        return torch.addcmul(shift, logits, self._factor, out=logits)
 
     def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
-        """Return the gradients of `parameters`, once after each call of `logits`.
+        """Return the gradients of `updated`, once after each call of `logits`.
+
+        The next call writes to the same memory.
 
         Args:
             x: The features of the last call of `logits`.
-            grad: The gradient of the logits.
+            grad: The gradient of the logits; its memory is used.
         """
-        of_raws, scale, s, exp = self._of_raws, self._scale, self._s, self._exp
-        of_weight, of_bias = grad.t() @ x, grad.sum(0)
-        if self._on_weight:
-            of_weight, of_length = _norm_backward(
-                of_weight, self.weight, self._scale_column, self._length, 0
-            )
-            np.multiply(of_length.numpy()[:, 0], scale[0], out=of_raws[0])
+        s, exp, of_weight = self._s, self._exp, self._gradients[0]
+        if self.bias is not None:
+            torch.sum(grad, 0, out=self._of_bias)
         if self._on_bias:
-            np.multiply(of_bias.numpy(), scale[-1], out=of_raws[-1])
-        # d scale / d q = -scale s^2 exp / (1 + exp)
+            np.multiply(self._of_bias_row, self._scale_of_bias, out=self._of_shift)
+        if self._on_weight:
+            torch.mm(grad.mul_(self._factor).t(), x, out=of_weight)
+            # With B = (scale / ||W||) G^T x: the gradient of s is B . W, and the gradient of W is
+            # B - (B . W / ||W||^2) W.
+            np.vecdot(self._of_rows, self._rows, out=self._of_norms)
+            np.divide(self._of_norms, self._square, out=self._along)
+            of_weight.addcmul_(self.weight, self._along_column, value=-1)
+        else:
+            torch.mm(grad.t(), x, out=of_weight)
+        # ds / dq = -s^2 exp / (1 + exp)
         s *= s
-        of_raws *= s
-        of_raws *= exp
-        np.subtract(_MINUS_ONE, exp, out=exp)
-        of_raws /= exp
-        of_linear = [of_weight] if self.bias is None else [of_weight, of_bias]
-        return [*of_linear, *self._of_raws_by_row]
+        s *= exp
+        np.subtract(self._minus_one, exp, out=exp)
+        s /= exp
+        self._of_raws *= s
+        return self._gradients
 
     def project_(self) -> None:
         """Project the raw norms, as `SAMNLinear.project_` does.
@@ -211,10 +263,12 @@ class SAMNGradient(LinearGradient):
         Raises:
             UserError: If a raw norm is not finite.
         """
-        if not self._monotone(self._q.reshape(-1)):
+        if not self._monotone(self._q):
             raise UserError(DIVERGED)
 
     def close(self) -> None:
-        """Give each raw vector memory of its own again."""
-        for raw in self._raws:
-            raw.data = raw.data.clone()
+        """Give each vector and its momentum memory of its own again."""
+        for vector in self._vectors:
+            vector.data = vector.data.clone()
+        for own, row in self._momenta:
+            own.copy_(row)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from fastai.callback.core import Callback
@@ -13,7 +14,7 @@ from ltlearn.losses.gradient import loss_and_gradient
 from ltlearn.training.features import Features
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.history import Trajectory
-from ltlearn.training.loop import QuietLearner, fused_update_of
+from ltlearn.training.loop import QuietLearner, fused_update_of, momentum_of
 from ltlearn.training.resident_form import handled_events
 from ltlearn.training.steps import REPORTED, count_steps, is_replaced, record_losses
 
@@ -86,11 +87,12 @@ class HeadLearner(QuietLearner):
     def _closed_step(self, form: LinearGradient, update: Callable) -> Callable:
         """Return a function that takes a step with gradients in closed form."""
         compare = loss_and_gradient(self.loss_func)
+        updated, momenta = form.updated, form.momenta(partial(momentum_of, self.opt))
 
         def step(x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> None:
             loss, gradient = compare(form.logits(x), y)
             check(loss)
-            update(form.parameters, form.gradients(x, gradient))
+            update(updated, form.gradients(x, gradient), momenta)
 
         return step
 

@@ -83,18 +83,18 @@ class _SGD(torch.optim.SGD):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
-def fused_update_of(opt) -> Callable[[list[Tensor], list[Tensor]], None] | None:
+def fused_update_of(opt) -> Callable[[list[Tensor], list[Tensor], list[Tensor]], None] | None:
     """Return a function that takes a step of `sgd()` from given gradients.
 
-    It changes weights and momenta as `opt.step()` does, in less time. The learning rate is read
-    once, so the function is good for one epoch.
+    It changes tensors and their momenta as `opt.step()` does, in less time. The learning rate is
+    read once, so the function is good for one epoch.
 
     Args:
         opt: The optimiser of a Learner.
 
     Returns:
-        A function of parameters and their gradients; None if `opt` is no `sgd()` with momentum and
-        one group of parameters on the CPU.
+        A function of tensors, their gradients and their momenta; None if `opt` is no `sgd()` with
+        momentum and one group of parameters on the CPU.
     """
     groups = groups_of_sgd(opt)
     if groups is None or len(groups) != 1:
@@ -108,15 +108,8 @@ def fused_update_of(opt) -> Callable[[list[Tensor], list[Tensor]], None] | None:
         key: group[key] for key in ("weight_decay", "momentum", "lr", "dampening", "nesterov")
     }
 
-    momenta: dict[int, Tensor] = {}
-
-    def update(params: list[Tensor], grads: list[Tensor]) -> None:
-        if len(momenta) < len(params):
-            momenta.update({id(p): momentum_of(opt, p) for p in params})
-        torch._fused_sgd_(
-            params, grads, [momenta[id(p)] for p in params],
-            **settings, maximize=False, is_first_step=False,
-        )  # fmt: skip
+    def update(params: list[Tensor], grads: list[Tensor], momenta: list[Tensor]) -> None:
+        torch._fused_sgd_(params, grads, momenta, **settings, maximize=False, is_first_step=False)
 
     return update
 

@@ -60,10 +60,30 @@ def test_logits_and_gradients_equal_autograd(make):
     form = closed_form_of(head)
     with torch.no_grad():
         torch.testing.assert_close(form.logits(x), expected.detach(), rtol=2e-6, atol=2e-6)
-        gradients = form.gradients(x, grad)
+        before = [p.detach().clone() for p in head.parameters()]
+        for updated, gradient in zip(form.updated, form.gradients(x, grad), strict=True):
+            updated.sub_(gradient)
+    form.close()
     assert [id(p) for p in form.parameters] == [id(p) for p in head.parameters()]
-    for p, gradient in zip(form.parameters, gradients, strict=True):
-        torch.testing.assert_close(gradient, p.grad, rtol=1e-5, atol=1e-5)
+    for p, old in zip(head.parameters(), before, strict=True):
+        torch.testing.assert_close(old - p, p.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
+def test_the_next_form_continues_with_the_momenta(make):
+    head = make()
+    own = {id(p): torch.full_like(p, number) for number, p in enumerate(head.parameters())}
+    for _ in range(2):
+        form = closed_form_of(head)
+        with torch.no_grad():
+            for momentum, updated in zip(
+                form.momenta(lambda p: own[id(p)]), form.updated, strict=True
+            ):
+                assert momentum.shape == updated.shape
+                momentum.add_(1)
+        form.close()
+    for number, p in enumerate(head.parameters()):
+        torch.testing.assert_close(own[id(p)], torch.full_like(p, number + 2))
 
 
 @pytest.mark.parametrize("on", [("weight", "bias"), ("weight",), ("bias",)])
