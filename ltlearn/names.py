@@ -8,6 +8,7 @@ __all__ = [
     "EXPORT_KINDS",
     "FIGURES",
     "FEW_RULES",
+    "HEAD_STARTS",
     "MIN_VALID_IMAGES",
     "ON_NAN",
     "PARTS",
@@ -60,6 +61,8 @@ EXPORT_KINDS = ("timm", "onnx", "torchscript", "hub")
 PRIORS = ("uniform", "train", "reversed")
 # The part of the backbone that stage 1 trains: all, its last block, or a new last block.
 TRAINABLE_PARTS = ("all", "last_block", "new_last_block")
+# How a cosine classifier on a pre-trained trunk begins; see `HeadStart`.
+HEAD_STARTS = ("class_means", "logistic", "text")
 # Fewer validation images than this, or than one per class, are too few to choose on.
 MIN_VALID_IMAGES = 30
 

@@ -3,6 +3,7 @@
 from ltlearn.callbacks.cosine import CosineHead
 from ltlearn.callbacks.drw import DeferredReweighting
 from ltlearn.callbacks.glmc import GLMC
+from ltlearn.callbacks.head_start import HeadStart
 from ltlearn.callbacks.last_block import LastBlock
 from ltlearn.callbacks.lws import LearnableWeightScaling
 from ltlearn.callbacks.max_norm import MaxNorm
@@ -18,6 +19,7 @@ __all__ = [
     "BatchMixUp",
     "CosineHead",
     "DeferredReweighting",
+    "HeadStart",
     "LastBlock",
     "LearnableWeightScaling",
     "MaxNorm",
