@@ -30,6 +30,7 @@ from ltlearn.experiments.model_facts import MODEL_FILE, read_model_facts
 from ltlearn.experiments.options import RunOptions
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.sections import Stage1Section
+from ltlearn.heads.registry import kind_of
 from ltlearn.learner import LTLearner
 from ltlearn.methods import DEFAULT_STAGE1, METHODS, label_of
 from ltlearn.metrics.report import ShotReport, shot_report
@@ -207,7 +208,7 @@ def run_seed(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> SeedResul
         is_first = METHODS[name].stage == 1
         finished = first if is_first else _run_method(recipe, folder, learn, name)
         result.stages.append({**finished.stage, "seed": folder.seed, "method": name})
-        result.heads[name] = type(learn.model.head).__name__
+        result.heads[name] = kind_of(learn.model.head)
         result.norms[name] = learn.head_norms().tolist()
         result.seconds[name] = finished.stage["seconds"]
         result.selected[name] = finished.describe_selection()
