@@ -46,6 +46,7 @@ TRANSFORM_NAMES = (
     "resized_crop_flip",
     "resized_crop_flip_jitter",
     "resized_crop_flip_strong",
+    "rising_crop",
     "none",
 )
 SCHEDULES = ("cosine", "constant", "multistep", "lagged_cosine")
