@@ -26,6 +26,11 @@ _LDAM = "Cao et al., NeurIPS 2019, arXiv:1906.07413"
 _CB = "Cui et al., CVPR 2019, arXiv:1901.05555"
 _FOCAL = "Lin et al., ICCV 2017, arXiv:1708.02002"
 _GUO = "Guo et al., ICML 2017, arXiv:1706.04599"
+_LIFT = "Shi et al., ICML 2024, arXiv:2309.10019"
+_ADAPTFORMER = "Chen et al., NeurIPS 2022, arXiv:2205.13535"
+_LORA = "Hu et al., ICLR 2022, arXiv:2106.09685"
+_BITFIT = "Ben Zaken et al., ACL 2022, arXiv:2106.10199"
+_LAYER_DECAY = "Bao et al., ICLR 2022, arXiv:2106.08254"
 _LOS = "Sun et al., ICLR 2025, arXiv:2403.00250"
 
 
@@ -119,6 +124,29 @@ def _ldam_callbacks(**options) -> list:
     ]
 
 
+def _adapted(label: str, source: str, callback: str, **options: float) -> Method:
+    """Return a row that trains a part of a pre-trained trunk as LIFT does.
+
+    An option that is 0 leaves the callback's own rule in force.
+    """
+    cosine = {"scale": 25.0}
+
+    def make(**given) -> list:
+        given = {**cosine, **options, **given}
+        own = {name: given[name] or None for name in options}
+        own = {k: int(v) if v and k != "decay" else v for k, v in own.items()}
+        return [*_callbacks("CosineHead")(scale=given["scale"]), *_callbacks(callback)(**own)]
+
+    return Method(
+        f"{label}, stage 1", "stage 1", source, _LIFT_FROM, loss=_loss("LogitAdjustedLoss"),
+        loss_options={"tau": 1.0}, callbacks=make, callback_options={**cosine, **options},
+        head="cosine",
+    )  # fmt: skip
+
+
+_LIFT_FROM = "logit-adjusted loss with tau 1, cosine classifier of scale 25: LIFT's paper"
+
+
 BUILT_IN: dict[str, Method] = {
     "ce": Method("CE", "stage 1", "cross-entropy, the classifier of stage 1", prior="train"),
     "mixup": _stage1("MixUp", _MIXUP, "BatchMixUp", "train", alpha=0.2),
@@ -152,6 +180,11 @@ BUILT_IN: dict[str, Method] = {
         "focal", _FOCAL, "softmax form, gamma 1: LDAM's code", "SoftmaxFocalLoss",
         loss_options={"gamma": 1.0}, prior="train",
     ),
+    "adaptformer": _adapted("AdaptFormer", f"{_ADAPTFORMER}; {_LIFT}", "AdaptFormer", bottleneck=0),
+    "lora": _adapted("LoRA", f"{_LORA}; {_LIFT}", "LoRA", rank=0),
+    "bitfit": _adapted("BitFit", f"{_BITFIT}; {_LIFT}", "BitFit"),
+    "full": _adapted("full fine-tuning", f"{_LAYER_DECAY}; {_LIFT}", "LayerDecay", layer_decay=0.75),
+    "last_block": _adapted("last block", f"{_CRT}; {_LIFT}", "LastBlock"),
     "crt": _stage2(
         "cRT", _CRT, _KANG_FROM.format(10),
         sampler="class_balanced", reset=True, values={"epochs": 10, **_KANG},
