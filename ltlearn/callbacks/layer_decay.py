@@ -14,7 +14,7 @@ class LayerDecay(FitCallback):
     """Train all of a pre-trained backbone, with smaller learning rates in earlier layers.
 
     The last of timm's layer groups has the learning rate of the backbone, and each group before it
-    `decay` times the rate of the next. The head keeps its learning rate. Give the schedule by
+    `layer_decay` times the rate of the next. The head keeps its learning rate. Give the schedule by
     `fit_stage1` or `EpochSchedule`; fastai's `fit_one_cycle` and `fit_flat_cos` set one rate per
     group of the learner and cannot be used.
 
@@ -22,11 +22,11 @@ class LayerDecay(FitCallback):
     same kind with a group for each layer. Momenta go on from one to the other.
 
     Args:
-        decay: Factor from one layer group to the one before it, in (0, 1], no unit.
+        layer_decay: Factor from one layer group to the one before it, in (0, 1], no unit.
 
     Raises:
-        UserError: If `decay` is not allowed or, in a fit, the model has no backbone whose layers
-            timm groups.
+        UserError: If `layer_decay` is not allowed or, in a fit, the model has no backbone whose
+            layers timm groups.
 
     Source:
         Bao et al., ICLR 2022, arXiv:2106.08254; timm's `param_groups_layer_decay`.
@@ -38,9 +38,9 @@ class LayerDecay(FitCallback):
     # Before `EpochSchedule`, which reads the learning rates of the groups.
     order = -6
 
-    def __init__(self, decay: float = 0.75):
-        check_number("decay", decay, 0, 1, above=True)
-        self.decay = float(decay)
+    def __init__(self, layer_decay: float = 0.75):
+        check_number("layer_decay", layer_decay, 0, 1, above=True)
+        self.layer_decay = float(layer_decay)
         self._learner = self._before = None
 
     def begin(self) -> None:
@@ -53,7 +53,7 @@ class LayerDecay(FitCallback):
                 "timm model by lt_learner."
             )
         groups = param_groups_layer_decay(
-            backbone, weight_decay=0.0, weight_decay_exclude_1d=False, layer_decay=self.decay
+            backbone, weight_decay=0.0, weight_decay_exclude_1d=False, layer_decay=self.layer_decay
         )
         factors = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
         # Kept here, because fastai removes the learner from the callback before `end`.

@@ -124,27 +124,36 @@ def _ldam_callbacks(**options) -> list:
     ]
 
 
-def _adapted(label: str, source: str, callback: str, **options: float) -> Method:
-    """Return a row that trains a part of a pre-trained trunk as LIFT does.
+_LIFT_FROM = "logit-adjusted loss with tau 1, cosine classifier of scale 25: LIFT's paper"
 
-    An option that is 0 leaves the callback's own rule in force.
+
+def _adapted(label: str, source: str, adapt: Callable[..., list], **options: float) -> Method:
+    """Return a row that trains a pre-trained trunk, or a part of it, as LIFT does.
+
+    `adapt` makes the callbacks that decide what trains, from the options.
     """
-    cosine = {"scale": 25.0}
+    given = {"scale": 25.0, **options}
 
-    def make(**given) -> list:
-        given = {**cosine, **options, **given}
-        own = {name: given[name] or None for name in options}
-        own = {k: int(v) if v and k != "decay" else v for k, v in own.items()}
-        return [*_callbacks("CosineHead")(scale=given["scale"]), *_callbacks(callback)(**own)]
+    def make(scale=given["scale"], **values) -> list:
+        return [*_callbacks("CosineHead")(scale=scale), *adapt(**{**options, **values})]
 
     return Method(
-        f"{label}, stage 1", "stage 1", source, _LIFT_FROM, loss=_loss("LogitAdjustedLoss"),
-        loss_options={"tau": 1.0}, callbacks=make, callback_options={**cosine, **options},
-        head="cosine",
+        f"{label}, stage 1", "stage 1", f"{source}; {_LIFT}", _LIFT_FROM,
+        loss=_loss("LogitAdjustedLoss"), loss_options={"tau": 1.0}, callbacks=make,
+        callback_options=given, head="cosine",
     )  # fmt: skip
 
 
-_LIFT_FROM = "logit-adjusted loss with tau 1, cosine classifier of scale 25: LIFT's paper"
+def _by_rule(callback: str, name: str) -> Callable[..., list]:
+    """Return a function that makes a callback with a whole number; 0 takes the callback's rule."""
+
+    def make(**options) -> list:
+        value = options[name]
+        # A recipe may hold the number as 4.0.
+        value = int(value) if value == int(value) else value
+        return _callbacks(callback)(**{name: value or None})
+
+    return make
 
 
 BUILT_IN: dict[str, Method] = {
@@ -180,11 +189,13 @@ BUILT_IN: dict[str, Method] = {
         "focal", _FOCAL, "softmax form, gamma 1: LDAM's code", "SoftmaxFocalLoss",
         loss_options={"gamma": 1.0}, prior="train",
     ),
-    "adaptformer": _adapted("AdaptFormer", f"{_ADAPTFORMER}; {_LIFT}", "AdaptFormer", bottleneck=0),
-    "lora": _adapted("LoRA", f"{_LORA}; {_LIFT}", "LoRA", rank=0),
-    "bitfit": _adapted("BitFit", f"{_BITFIT}; {_LIFT}", "BitFit"),
-    "full": _adapted("full fine-tuning", f"{_LAYER_DECAY}; {_LIFT}", "LayerDecay", layer_decay=0.75),
-    "last_block": _adapted("last block", f"{_CRT}; {_LIFT}", "LastBlock"),
+    "adaptformer": _adapted(
+        "AdaptFormer", _ADAPTFORMER, _by_rule("AdaptFormer", "bottleneck"), bottleneck=0
+    ),
+    "lora": _adapted("LoRA", _LORA, _by_rule("LoRA", "rank"), rank=0),
+    "bitfit": _adapted("BitFit", _BITFIT, _callbacks("BitFit")),
+    "full": _adapted("full fine-tuning", _LAYER_DECAY, _callbacks("LayerDecay"), layer_decay=0.75),
+    "last_block": _adapted("last block", _CRT, _callbacks("LastBlock")),
     "crt": _stage2(
         "cRT", _CRT, _KANG_FROM.format(10),
         sampler="class_balanced", reset=True, values={"epochs": 10, **_KANG},

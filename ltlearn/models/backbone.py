@@ -22,7 +22,6 @@ __all__ = [
 HEAD_NAMES = ("head", "head_dist", "fc", "classifier", "last_linear", "pre_logits")
 
 
-
 class LTModel(nn.Module):
     """A backbone that gives pooled features, and a classifier head.
 

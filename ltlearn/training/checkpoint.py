@@ -51,9 +51,9 @@ class Checkpoint(FitCallback):
     It is for `fit_stage1`, `retrain_classifier` and `fit` of an `LTLearner`. Give each stage a
     folder of its own. To resume, give the same arguments again: a checkpoint of a fit with others
     is refused. The checkpoints stay after the fit; `clear` removes them, once the weights are
-    saved. Weights that `AdaptFormer`, `LoRA` or `BitFit` freeze are not in the files: their
-    fingerprint is, and a learner with others is refused. Gradients that fastai's `GradientAccumulation` carries into the next epoch are saved,
-    too.
+    saved. Weights that `AdaptFormer`, `LoRA` or `BitFit` freeze are not in the files, but their
+    fingerprint, and a learner with others is refused. Gradients that fastai's
+    `GradientAccumulation` carries into the next epoch are saved, too.
 
     A callback with state takes part by two methods. `state_dict()` is called at the end of an epoch
     and returns a dictionary (keys are text) of tensors, numbers, text, None, and lists and

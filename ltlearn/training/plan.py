@@ -13,8 +13,8 @@ from ltlearn.errors import UserError, check_choice, check_number, check_whole, s
 from ltlearn.methods import METHODS, Method, find_method, is_built_in, usual_rate
 from ltlearn.names import BN_MODES, ON_NAN, SCHEDULES, SELECTS, STAGE2_SCHEDULES
 from ltlearn.training.checkpoint import Checkpoint
-from ltlearn.training.loop import listed_callbacks
 from ltlearn.training.grad_checkpointing import GradCheckpointing
+from ltlearn.training.loop import listed_callbacks
 from ltlearn.training.schedule import EpochSchedule
 from ltlearn.training.selection import default_select
 from ltlearn.training.sync_norm import SyncBatchNorm

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ltlearn.models.adapters.adaptformer import (
@@ -104,7 +105,8 @@ def fit_adapters(backbone: nn.Module, shapes: Shapes) -> None:
             if kind.size(site):
                 kind.remove(site)
             if wanted:
-                kind.add(name, site, wanted)
+                with torch.random.fork_rng(devices=[]):  # the caller's draws stay
+                    kind.add(site, wanted)
 
 
 def has_branches(backbone: nn.Module) -> bool:
