@@ -20,8 +20,8 @@ _OTHERS = "train it with BitFit, LastBlock or LayerDecay (methods bitfit, last_b
 class _PartOfTrunk(FitCallback):
     """Freeze the trunk but for a part of it."""
 
-    # After callbacks that install a head, so that the share of the head is known.
-    order = 7
+    # Before callbacks that install a head: a refusal then leaves the head as it was.
+    order = 4
     keeps_trunk = True  # so that a checkpoint leaves out what is frozen
     trained_parameters_: int | None = None
     _flags: list[tuple[nn.Parameter, bool]] = []  # replaced, not changed
@@ -43,13 +43,7 @@ class _PartOfTrunk(FitCallback):
             p.requires_grad_(False)
             # An optimiser applies weight decay and momentum to every parameter with a gradient.
             p.grad = None
-        total = sum(p.numel() for p in model.parameters())
-        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.trained_parameters_ = count
-        _log.info(
-            "%s and the head train: %s of %s parameters, %.2f %%",
-            self.trained_part, f"{count:,}", f"{total:,}", 100 * count / total,
-        )  # fmt: skip
+        self.trained_parameters_ = None
 
     def install(self, learn) -> None:
         """Add what the learner's backbone lacks.
@@ -60,7 +54,9 @@ class _PartOfTrunk(FitCallback):
         """
 
     def before_train(self):
-        """Put the trunk in evaluation mode."""
+        """Put the trunk in evaluation mode, and count what trains in the first epoch."""
+        if self.trained_parameters_ is None:
+            self._count()
         backbone = self.learn.model.backbone
         backbone.eval()
         # The module itself alone: in evaluation mode it would not be compiled.
@@ -71,6 +67,15 @@ class _PartOfTrunk(FitCallback):
         for p, flag in self._flags:
             p.requires_grad_(flag)
         self._flags = []
+
+    def _count(self) -> None:
+        parameters = list(self.learn.model.parameters())
+        total = sum(p.numel() for p in parameters)
+        self.trained_parameters_ = count = sum(p.numel() for p in parameters if p.requires_grad)
+        _log.info(
+            "%s and the head train: %s of %s parameters, %.2f %%",
+            self.trained_part, f"{count:,}", f"{total:,}", 100 * count / total,
+        )  # fmt: skip
 
     def _part(self, backbone: nn.Module) -> Iterable[nn.Parameter]:
         raise NotImplementedError

@@ -137,7 +137,8 @@ def test_a_checkpoint_leaves_out_the_trunk_and_refuses_another(name, tmp_path):
     assert least < whole / 2
     other = make_vit_learner(make_dls([20, 6, 4]), seed=1, drop_path_rate=0.2, proj_drop_rate=0.2)
     with pytest.raises(UserError, match="frozen weights"):
-        fit(other, [ALL[name](), WeightAverage()], 4, select="best", resume=folder)
+        cbs = [ALL[name](), WeightAverage(), Kill(2)]
+        fit(other, cbs, 4, select="best", resume=folder)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -166,14 +167,15 @@ def test_a_weights_file_with_adapters_begins_a_learner(tmp_path):
     learn = fit(make_vit_learner(), [AdaptFormer(), LoRA()])
     torch.save(learn.model.state_dict(), tmp_path / "w.pth")
     again = make_vit_learner(pretrained=tmp_path / "w.pth", keep_head=True, check=False)
-    expected = learn.predict_logits("valid", cached=False)[0]
-    torch.testing.assert_close(again.predict_logits("valid", cached=False)[0], expected)
+    x = torch.randn(2, 3, 8, 8)
+    for kept in (learn, again):
+        kept.model.eval()
+    assert torch.equal(again.model(x), learn.model(x))
 
 
 def test_exports(tmp_path):
-    learn = fit(make_vit_learner(make_dls(side=16)), [LoRA()])
-    done = learn.export_timm(tmp_path / "lora")
-    assert done.difference < 1e-5
+    learn = fit(make_vit_learner(), [LoRA()])
+    assert learn.export_timm(tmp_path / "lora").difference < 1e-5
     expected = learn.predict_logits("valid", cached=False)[0]
     assert merge_lora(learn.model) == 2
     merged = learn.predict_logits("valid", cached=False)[0]
@@ -182,6 +184,11 @@ def test_exports(tmp_path):
     with pytest.raises(UserError, match=r"AdaptFormer.*ONNX or TorchScript"):
         learn.export_timm(tmp_path / "adaptformer")
     assert learn.export_torchscript(tmp_path / "model.pt").difference < 1e-5
+
+
+@pytest.mark.slow
+def test_onnx_exports(tmp_path):
+    learn = fit(make_vit_learner(), [LoRA(), AdaptFormer()])
     assert learn.export_onnx(tmp_path / "model.onnx").difference < 1e-4
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from ltlearn import AdaptFormer, UserError
 from tests.callbacks.helpers import make_dls, make_lt_learner, make_vit_learner
@@ -22,6 +23,7 @@ def test_activations_are_computed_again_with_the_same_result():
 
 
 def test_a_model_without_the_switch_gets_one_sentence():
-    learn = make_lt_learner(make_dls(side=32), arch="vgg11", width=None)
-    with pytest.raises(UserError, match="grad_checkpointing=True.*VGG"):
+    learn = make_lt_learner()
+    learn.model.backbone = nn.Sequential(learn.model.backbone)
+    with pytest.raises(UserError, match="grad_checkpointing=True.*Sequential"):
         learn.fit_stage1(1, 0.05, grad_checkpointing=True)
