@@ -133,6 +133,7 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
         on_nan: str = "stop",
         compile: bool = False,
         sync_bn: bool = False,
+        grad_checkpointing: bool = False,
         resume: bool | str | Path = False,
         cbs=None,
         method: str | None = None,
@@ -161,6 +162,8 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             compile: Whether to train the backbone through `torch.compile`, which takes a minute or
                 more at first. If it fails, a warning is logged and training goes on without it.
             sync_bn: Whether several GPUs normalise by the whole batch, instead of each by its part.
+            grad_checkpointing: Whether to compute activations again in the backward pass, for less
+                memory and about a third more time.
             resume: Whether to keep checkpoints and to go on from existing ones: in the folder
                 given, or with True in `stage1` of the learner's folder for models. A `Checkpoint`
                 among the callbacks has more options.
@@ -184,7 +187,7 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             "schedule": schedule, "warmup_epochs": warmup_epochs, "milestones": milestones,
             "decay": decay, "opt_func": opt_func, "select": select, "flip": flip, "cbs": cbs,
             "on_nan": on_nan, "compile": compile, "sync_bn": sync_bn, "resume": resume,
-            "method": method, "options": options,
+            "grad_checkpointing": grad_checkpointing, "method": method, "options": options,
         }  # fmt: skip
         is_pretrained = bool(getattr(self, "pretrained", False))
         folder = self.path / self.model_dir / "stage1"
@@ -321,9 +324,6 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
                 validation images, or "stage1" for the classifier of stage 1.
             seed: Seed of the classifier, for a method that was compared with several. None: the
                 first.
-
-        Returns:
-            The learner.
 
         Raises:
             UserError: If there is no such classifier, or it belongs to another stage 1.

@@ -34,7 +34,13 @@ from ltlearn.methods import (
 )
 from ltlearn.training.checkpoint import describe_options
 from ltlearn.training.prior import leaves_prior
-from tests.callbacks.helpers import COUNTS, make_dls, make_images, make_lt_learner
+from tests.callbacks.helpers import (
+    COUNTS,
+    make_dls,
+    make_images,
+    make_lt_learner,
+    make_vit_learner,
+)
 
 LATER = [name for name, m in METHODS.items() if m.kind != "stage 1"]
 TRAINED = [name for name, m in METHODS.items() if m.kind == "stage 2"]
@@ -162,7 +168,9 @@ def test_each_stage_1_has_its_methods():
 @pytest.mark.parametrize("name", stage1_methods())
 def test_options_of_stage_1_reach_its_callback(name):
     row = METHODS[name]
-    options = {k: v - 0.125 if v > 0.5 else v + 0.125 for k, v in row.options.items()}
+    # The default of a whole number is one.
+    steps = {k: 1 if isinstance(v, int) else 0.125 for k, v in row.options.items()}
+    options = {k: v - steps[k] if v > 0.5 else v + steps[k] for k, v in row.options.items()}
     made = row.arguments(**options)
     reached = [o for o in (made["loss"], *made["cbs"]) if o is not None]
     assert bool(reached) == (name != DEFAULT_STAGE1)
@@ -469,7 +477,7 @@ def test_predict_under_a_known_prior():
 
 @pytest.mark.parametrize("name", stage1_methods())
 def test_the_table_and_the_learner_agree_on_the_prior_of_stage_1(name):
-    learn = make()
+    learn = make_vit_learner() if name in ("adaptformer", "lora") else make()
     learn.fit_stage1(1, 0.01, method=name)
     assert learn.assumed_prior == prior_of(name) and learn.stage1_method == name
     if METHODS["temperature"].fits(METHODS[name]):

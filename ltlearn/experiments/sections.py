@@ -163,6 +163,7 @@ class Stage1Section(_Stage, _WithOptions):
     # Radius of sharpness-aware minimisation. None: off.
     sharpness_rho: float | None = Field(None, gt=0, le=1e6)
     sync_bn: bool = False  # on several GPUs, whether they share the statistics of a batch
+    grad_checkpointing: bool = False  # less memory for activations, more time
     sampler: Literal[SAMPLER_NAMES] = "instance"
     trains: Literal[TRAINABLE_PARTS] = "all"  # which part of the backbone; see `LastBlock`
 

@@ -277,6 +277,8 @@ def stage1_arguments(recipe: Recipe) -> dict[str, Any]:
     }
     if stage1.sync_bn:
         arguments["sync_bn"] = True
+    if stage1.grad_checkpointing:
+        arguments["grad_checkpointing"] = True
     if stage1.method != DEFAULT_STAGE1:
         arguments |= {"method": stage1.method, "options": stage1.options()}
     if stage1.milestones:

@@ -13,6 +13,7 @@ from ltlearn.errors import UserError, check_choice, check_number, check_whole, s
 from ltlearn.methods import METHODS, Method, find_method, is_built_in, usual_rate
 from ltlearn.names import BN_MODES, ON_NAN, SCHEDULES, SELECTS, STAGE2_SCHEDULES
 from ltlearn.training.checkpoint import Checkpoint
+from ltlearn.training.grad_checkpointing import GradCheckpointing
 from ltlearn.training.loop import listed_callbacks
 from ltlearn.training.schedule import EpochSchedule
 from ltlearn.training.selection import default_select
@@ -255,6 +256,8 @@ def resolve_stage1(given: Mapping[str, Any], dls, pretrained: bool, folder: Path
     sync_bn, resume = given.pop("sync_bn"), given.pop("resume")
     if sync_bn:
         callbacks.append(SyncBatchNorm())
+    if given.pop("grad_checkpointing"):
+        callbacks.append(GradCheckpointing())
     if resume:
         callbacks.append(Checkpoint(folder if resume is True else Path(resume), resume=True))
     if given["lr"] is None:

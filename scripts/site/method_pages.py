@@ -179,7 +179,7 @@ def python_code(name: str) -> str:
     Args:
         name: The method.
     """
-    row = find_method(name)
+    row, facts = find_method(name), method_facts()[name]
     stage1 = name if row.kind == "stage 1" else row.after or DEFAULT_STAGE1
     first = (
         "learn.fit_stage1(90)"
@@ -189,11 +189,11 @@ def python_code(name: str) -> str:
     lines = [
         "from ltlearn import LTDataLoaders, lt_learner", "",
         'dls = LTDataLoaders.from_folder("photos/")',
-        'learn = lt_learner(dls, "resnet50")', first,
+        f'learn = lt_learner(dls, "{facts.arch}")', first,
     ]  # fmt: skip
     named = f'method="{name}"'
     if row.kind == "stage 1":
-        lines[-1] = _call("learn.fit_stage1", "90", named, *_options_argument(row))
+        lines[-1] = _call("learn.fit_stage1", str(facts.epochs), named, *_options_argument(row))
     elif row.kind == "stage 2":
         lines.append(_call("learn.retrain_classifier", named, *_options_argument(row)))
     else:
@@ -228,7 +228,9 @@ def commands(name: str) -> list[str]:
     if row.kind == "stage 1":
         usual = DEFAULT_STAGE2 if METHODS[DEFAULT_STAGE2].fits(row) else DEFAULT_WITH_RESET
         stage2 = next((n for n, m in METHODS.items() if m.after == name), usual)
-        lines = [f"ltlearn train photos/ --stage1 {name} --method {stage2} --out RUN"]
+        arch, usual_arch = method_facts()[name].arch, method_facts()[DEFAULT_STAGE1].arch
+        arch = f"--arch {arch} " if arch != usual_arch else ""
+        lines = [f"ltlearn train photos/ {arch}--stage1 {name} --method {stage2} --out RUN"]
         return lines + [f"{lines[0]} --set stage1.{k}={v:g}" for k, v in _one_option(row)]
     stage1 = f"--stage1 {row.after} " if row.after else ""
     lines = [f"ltlearn train photos/ {stage1}--method {name} --out RUN"]
