@@ -73,7 +73,7 @@ RESERVED_OPTIONS = {
     "stage 1": (
         *_VALUES, "momentum", "schedule", "select", "method", "warmup_epochs", "milestones",
         "decay", "accumulate", "ema_decay", "sharpness_rho", "sync_bn", "sampler",
-        "trains", "grad_checkpointing",
+        "trains", "head_start", "grad_checkpointing",
     ),
     "stage 2": _VALUES,
 }  # fmt: skip

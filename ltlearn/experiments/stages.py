@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import set_seed
 
-from ltlearn.callbacks import LastBlock, SharpnessAware, WeightAverage
+from ltlearn.callbacks import HeadStart, LastBlock, SharpnessAware, WeightAverage
 from ltlearn.data.older import keep_older_names
 from ltlearn.errors import UserError, spell
 from ltlearn.experiments.build import make_learner, make_loaders
@@ -296,6 +296,9 @@ def stage1_callbacks(stage1: Stage1Section) -> list[Callback]:
     if stage1.accumulate > 1:
         # fastai counts images, not batches.
         callbacks.append(GradientAccumulation(stage1.accumulate * stage1.batch_size))
+    if stage1.head_start is not None:
+        scale = stage1.options().get("scale", 25.0)
+        callbacks.append(HeadStart(stage1.head_start, scale))
     if stage1.trains != "all":
         callbacks.append(LastBlock(new=stage1.trains == "new_last_block"))
     if stage1.ema_decay is not None:

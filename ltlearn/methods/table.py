@@ -124,7 +124,10 @@ def _ldam_callbacks(**options) -> list:
     ]
 
 
-_LIFT_FROM = "logit-adjusted loss with tau 1, cosine classifier of scale 25: LIFT's paper"
+_LIFT_FROM = (
+    "logit-adjusted loss with tau 1, cosine classifier of scale 25 that begins with the class "
+    "means: LIFT's paper, which prefers the class names as the start"
+)
 
 
 def _adapted(label: str, source: str, adapt: Callable[..., list], **options: float) -> Method:
@@ -135,7 +138,7 @@ def _adapted(label: str, source: str, adapt: Callable[..., list], **options: flo
     given = {"scale": 25.0, **options}
 
     def make(scale=given["scale"], **values) -> list:
-        return [*_callbacks("CosineHead")(scale=scale), *adapt(**{**options, **values})]
+        return [*_callbacks("HeadStart")(scale=scale), *adapt(**{**options, **values})]
 
     return Method(
         f"{label}, stage 1", "stage 1", f"{source}; {_LIFT}", _LIFT_FROM,

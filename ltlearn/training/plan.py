@@ -252,7 +252,10 @@ def resolve_stage1(given: Mapping[str, Any], dls, pretrained: bool, folder: Path
             raise UserError(f"{method} is no method of stage 1; use retrain_classifier.")
         from_row = row.arguments(**options)
         loss = from_row["loss"] if loss is None else loss
-        callbacks = [*from_row["cbs"], *callbacks]
+        # A callback that is given replaces the method's own of the same class.
+        given_kinds = {type(cb) for cb in callbacks}
+        own = [cb for cb in from_row["cbs"] if type(cb) not in given_kinds]
+        callbacks = [*own, *callbacks]
     sync_bn, resume = given.pop("sync_bn"), given.pop("resume")
     if sync_bn:
         callbacks.append(SyncBatchNorm())

@@ -309,11 +309,14 @@ def _cost(row: Method, facts: MethodFacts, link) -> list[str]:
 
 
 def _accuracy(name: str, row: Method, facts: MethodFacts) -> list[str]:
-    published = [*_of_recipes(name), *_of_facts(facts)]
-    blocks = ["### Published"]
+    published = [*_of_recipes(name, False), *_of_facts(facts)]
+    pretrained = _of_recipes(name, True)
+    head, blocks = ["Data", "Network", "Top-1, %", "Source"], ["### Published"]
     if published:
-        blocks.append(table(["Data", "Network", "Top-1, %", "Source"], published, "llrl"))
-    else:
+        blocks.append(table(head, published, "llrl"))
+    if pretrained:
+        blocks += ["From pre-trained weights:", table(head, pretrained, "llrl")]
+    if not (published or pretrained):
         blocks.append("The sources used here hold no published figure of exactly this method.")
     blocks.append("### Measured here")
     results = "[the results](../results/accuracy.ipynb)"
@@ -343,12 +346,12 @@ def _result_row(name: str, result: MeasuredResult) -> list[str]:
     return [f"{recipe}{factor}{changes}{compared}", result.protocol, *figures]
 
 
-def _of_recipes(name: str) -> list[list[str]]:
+def _of_recipes(name: str, pretrained: bool) -> list[list[str]]:
     """Return a row per recipe and source; figures of several imbalance factors share a cell."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for recipe_name, recipe in recipes().items():
         for figure in recipe.expected:
-            if figure.method != name:
+            if figure.method != name or recipe.is_pretrained != pretrained:
                 continue
             data = f"[{recipe_name}](../recipes/{recipe_name}.qmd)"
             data += f", {figure.group}" if figure.group != "all" else ""
