@@ -2,12 +2,17 @@
 
 from ltlearn.callbacks import GLMC as GLMC
 from ltlearn.callbacks import SAMN as SAMN
+from ltlearn.callbacks import AdaptFormer as AdaptFormer
 from ltlearn.callbacks import BatchCutMix as BatchCutMix
 from ltlearn.callbacks import BatchMixUp as BatchMixUp
+from ltlearn.callbacks import BitFit as BitFit
 from ltlearn.callbacks import CosineHead as CosineHead
 from ltlearn.callbacks import DeferredReweighting as DeferredReweighting
+from ltlearn.callbacks import HeadStart as HeadStart
 from ltlearn.callbacks import LastBlock as LastBlock
+from ltlearn.callbacks import LayerDecay as LayerDecay
 from ltlearn.callbacks import LearnableWeightScaling as LearnableWeightScaling
+from ltlearn.callbacks import LoRA as LoRA
 from ltlearn.callbacks import MaxNorm as MaxNorm
 from ltlearn.callbacks import SharpnessAware as SharpnessAware
 from ltlearn.callbacks import WeightAverage as WeightAverage

@@ -94,15 +94,12 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
     ):
         device = torch.device(getattr(dls, "device", None) or "cpu")
         check_choice("few", few, FEW_RULES)
-        side = max(getattr(dls, "size", (224, 224)))
-        precision = resolve_precision(precision, device, side)
-        self.precision, self.few = precision, few
-        model = model.to(device)
+        self.precision = resolve_precision(precision, device, max(getattr(dls, "size", (224, 224))))
+        self.few, model = few, model.to(device)
         # Not `channels_last`: fastai's `load_learner` takes that for a callback of its own.
         self._channels_last = channels_last
-        if channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        self.bank = FeatureBank(cache_path, "float32" if precision == "fp32" else "float16")
+        model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self.bank = FeatureBank(cache_path, "float32" if self.precision == "fp32" else "float16")
         kwargs = {
             "loss_func": CrossEntropy(),
             "opt_func": sgd(),
@@ -113,8 +110,8 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             "wd_bn_bias": True,
             **kwargs,
         }
-        kwargs["cbs"] = listed_callbacks(kwargs.get("cbs"))
-        kwargs["cbs"] += [LossScaling()] if precision == "fp16" else []
+        scaling = [LossScaling()] if self.precision == "fp16" else []
+        kwargs["cbs"] = [*listed_callbacks(kwargs.get("cbs")), *scaling]
         self.stages: list[StageRecord | PosthocRecord] = []
         super().__init__(dls, model, **kwargs)
 
@@ -136,6 +133,7 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
         on_nan: str = "stop",
         compile: bool = False,
         sync_bn: bool = False,
+        grad_checkpointing: bool = False,
         resume: bool | str | Path = False,
         cbs=None,
         method: str | None = None,
@@ -164,6 +162,8 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             compile: Whether to train the backbone through `torch.compile`, which takes a minute or
                 more at first. If it fails, a warning is logged and training goes on without it.
             sync_bn: Whether several GPUs normalise by the whole batch, instead of each by its part.
+            grad_checkpointing: Whether to compute activations again in the backward pass, for less
+                memory and about a third more time.
             resume: Whether to keep checkpoints and to go on from existing ones: in the folder
                 given, or with True in `stage1` of the learner's folder for models. A `Checkpoint`
                 among the callbacks has more options.
@@ -187,7 +187,7 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             "schedule": schedule, "warmup_epochs": warmup_epochs, "milestones": milestones,
             "decay": decay, "opt_func": opt_func, "select": select, "flip": flip, "cbs": cbs,
             "on_nan": on_nan, "compile": compile, "sync_bn": sync_bn, "resume": resume,
-            "method": method, "options": options,
+            "grad_checkpointing": grad_checkpointing, "method": method, "options": options,
         }  # fmt: skip
         is_pretrained = bool(getattr(self, "pretrained", False))
         folder = self.path / self.model_dir / "stage1"
@@ -308,8 +308,7 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             A record with `value`, `chosen_on`, and `curve`, a list of (value, figure).
 
         Raises:
-            UserError: If the method is not a post-hoc one, or the classifier cannot be corrected
-                (a row of zeros, a head that is not linear).
+            UserError: If the method is not a post-hoc one, or the classifier cannot be corrected.
 
         Example:
             >>> learn.correct_classifier("tau_norm")["value"]
@@ -325,9 +324,6 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
                 validation images, or "stage1" for the classifier of stage 1.
             seed: Seed of the classifier, for a method that was compared with several. None: the
                 first.
-
-        Returns:
-            The learner.
 
         Raises:
             UserError: If there is no such classifier, or it belongs to another stage 1.
@@ -350,19 +346,20 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
         return extract_features(self, part, views, seed)
 
     def predict_logits(
-        self, part: str = "valid", flip: bool = False, cached: bool = True
+        self, part: str = "valid", flip: bool = False, cached: bool = True, crops: int = 1
     ) -> tuple[Tensor, Tensor]:
         """Return logits and targets of a part, in the order of its dataset.
 
         Args:
             part: "train", "valid" or "test".
             flip: Whether to average the logits of each image and its mirror image.
-            cached: Whether to use the feature bank, without `flip`.
+            cached: Whether to use the feature bank, without `flip` and with one crop.
+            crops: 1: the centre of each image. 5: the mean logits of its corners and its centre.
 
         Shape:
             Logits (N, C), float32; targets (N,). On the CPU.
         """
-        return predict_part(self, part, flip, cached)
+        return predict_part(self, part, flip, cached, crops)
 
     def compare_classifiers(self, methods=None, seeds: int = 1, **kwargs):
         """Compare all methods, or those named, on the same features; see `ltlearn.compare`.
@@ -383,16 +380,19 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
 
         return compare(self, methods, seeds, **kwargs)
 
-    def shot_report(self, part: str | None = None, flip: bool = False) -> ShotReport:
+    def shot_report(
+        self, part: str | None = None, flip: bool = False, crops: int = 1
+    ) -> ShotReport:
         """Report the accuracy of shot groups and classes, and calibration.
 
         Args:
             part: "test" or "valid". None: the test set if there is one.
             flip: Whether to average the logits of each image and its mirror image.
+            crops: As for `predict_logits`.
         """
         if part is None and (part := tested_part(self.dls)) == "valid":
             _log.warning("there is no test set: the report is on the validation images")
-        output, dls = self.predict_logits(part, flip), self.dls
+        output, dls = self.predict_logits(part, flip, crops=crops), self.dls
         return shot_report(*output, dls.shot_counts, classes=dls.vocab, few=self.few)
 
     @property

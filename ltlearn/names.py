@@ -8,6 +8,7 @@ __all__ = [
     "EXPORT_KINDS",
     "FIGURES",
     "FEW_RULES",
+    "HEAD_STARTS",
     "MIN_VALID_IMAGES",
     "ON_NAN",
     "PARTS",
@@ -45,6 +46,7 @@ TRANSFORM_NAMES = (
     "resized_crop_flip",
     "resized_crop_flip_jitter",
     "resized_crop_flip_strong",
+    "rising_crop",
     "none",
 )
 SCHEDULES = ("cosine", "constant", "multistep", "lagged_cosine")
@@ -60,6 +62,8 @@ EXPORT_KINDS = ("timm", "onnx", "torchscript", "hub")
 PRIORS = ("uniform", "train", "reversed")
 # The part of the backbone that stage 1 trains: all, its last block, or a new last block.
 TRAINABLE_PARTS = ("all", "last_block", "new_last_block")
+# How a cosine classifier on a pre-trained trunk begins; see `HeadStart`.
+HEAD_STARTS = ("class_means", "logistic", "text")
 # Fewer validation images than this, or than one per class, are too few to choose on.
 MIN_VALID_IMAGES = 30
 
@@ -69,7 +73,7 @@ RESERVED_OPTIONS = {
     "stage 1": (
         *_VALUES, "momentum", "schedule", "select", "method", "warmup_epochs", "milestones",
         "decay", "accumulate", "ema_decay", "sharpness_rho", "sync_bn", "sampler",
-        "trains",
+        "trains", "head_start", "grad_checkpointing",
     ),
     "stage 2": _VALUES,
 }  # fmt: skip

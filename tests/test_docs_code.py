@@ -96,6 +96,9 @@ def small(monkeypatch):
     def small_learner(dls, arch="resnet50", pretrained=True, **kwargs):
         assert timm.is_model(arch), f"timm has no {arch}"
         pretrained = pretrained if isinstance(pretrained, str) else False
+        if arch.startswith("vit"):
+            tiny = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+            return lt_learner(dls, "vit_tiny_patch16_224", pretrained, **{**kwargs, **tiny})
         return lt_learner(dls, "resnet20_cifar", pretrained, **{**kwargs, "width": 8})
 
     def short_fit(self, epochs, *args, **kwargs):

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ltlearn.heads.cosine import CosineLinear
+from ltlearn.heads.normalized import over_normalized_features
 from ltlearn.heads.registry import as_linear, is_trainable
 from ltlearn.models.backbone import find_head, set_head
 
@@ -21,8 +23,9 @@ def install_head(
 ) -> nn.Module:
     """Replace the learner's classifier by a head of one kind, unless it is one already.
 
-    A head of another kind is folded into a plain linear layer first. Frozen parameters stay frozen,
-    and the optimiser, if the learner has one, gets the new parameters.
+    A head of another kind is folded into a plain linear layer first. A cosine classifier becomes a
+    linear layer over features of one length, and the new head replaces that layer. Frozen
+    parameters stay frozen, and the optimiser, if the learner has one, gets the new parameters.
 
     Args:
         learn: Any fastai Learner.
@@ -40,15 +43,18 @@ def install_head(
     name, head = find_head(learn.model, num_classes)
     if isinstance(head, kind):
         return head
-    linear = as_linear(head)
+    whole = over_normalized_features(head) if isinstance(head, CosineLinear) else None
+    linear = as_linear(head) if whole is None else whole.inner
     new = make(linear).requires_grad_(is_trainable(head))
-    if linear is not head:
+    if whole is not None:
+        whole.inner = new
+    elif linear is not head:
         _log.warning(
             "the head is a %s: it is folded into an nn.Linear, which becomes a %s",
             type(head).__name__,
             kind.__name__,
         )
-    learn.model = set_head(learn.model, name, new)
+    learn.model = set_head(learn.model, name, new if whole is None else whole)
     if learn.opt is not None:
         exchange_parameters(learn.opt, head, new)
     return new

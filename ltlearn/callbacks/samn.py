@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from ltlearn.callbacks.install import install_head
 from ltlearn.data.counts import find_class_counts
 from ltlearn.errors import UserError
-from ltlearn.heads.gradient import SAMNGradient
+from ltlearn.heads.cosine import CosineLinear
+from ltlearn.heads.gradient import NormalizedGradient, SAMNGradient
+from ltlearn.heads.normalized import NormalizedFeatureHead, normalized_head_of
 from ltlearn.heads.samn import SAMNLinear
+from ltlearn.models.backbone import find_head
 from ltlearn.training.fit_callback import FitCallback
 
 __all__ = ["SAMN"]
@@ -23,7 +26,8 @@ class SAMN(FitCallback):
 
     Before a fit, the `nn.Linear` at the end of the model becomes a `SAMNLinear` with the same
     directions and bias. After each optimiser step `pava` projects the raw norms. The head stays
-    after the fit, however that ends, and a later fit trains its norms further;
+    after the fit, however that ends, and a later fit trains its norms further. After a cosine
+    classifier the norms are scaled so that their mean is its scale, see `SAMNLinear`;
     `learn.model.head.fold()` turns it into a plain linear layer. Works in `retrain_classifier`, in
     a plain `learn.fit` and with any fastai Learner. Call `install` before a Learner loads a file
     that was saved with this head.
@@ -91,7 +95,13 @@ class SAMN(FitCallback):
         def make(linear: nn.Linear) -> SAMNLinear:
             return SAMNLinear.from_linear(linear, counts, self.norm_order, self.on, self.project)
 
+        before = find_head(learn.model)[1]
+        kept = normalized_head_of(learn.model) or before
+        norms = kept.norms() if isinstance(kept, CosineLinear | NormalizedFeatureHead) else None
         head = install_head(learn, SAMNLinear, make, len(counts))
+        normalized = normalized_head_of(learn.model)
+        if norms is not None and head is not before:
+            normalized.keep_mean_norm(norms.mean())
         if (set(head.on), head.project) != (set(self.on), self.project):
             _log.warning(
                 "the model keeps the SAMNLinear it already has, with on=%s and project=%r",
@@ -114,6 +124,7 @@ class SAMN(FitCallback):
         Args:
             form: The `LinearGradient` of the head that is trained; None for other heads.
         """
+        form = form.inner if isinstance(form, NormalizedGradient) else form
         return form.project_ if isinstance(form, SAMNGradient) else self.after_step
 
     def end(self) -> None:

@@ -28,6 +28,7 @@ _KEYS = {
     "transform": "data.transform",
     "valid_pct": "data.valid_pct",
     "imbalance_factor": "data.imbalance_factor",
+    "grad_checkpointing": "stage1.grad_checkpointing",
     "views": "stage2.views",
     "path": "data.images",  # in `from_csv`, the folder that listed paths start from
     "images": "data.images",

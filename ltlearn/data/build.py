@@ -261,7 +261,8 @@ class _LoaderMaker:
         self.stats = options.stats or self.batch.stats
         self.normalize = NormalizeUint8(*(self.stats or IMAGENET_STATS))
         self.items = None if options.item_tfms is None else ItemSteps(options.item_tfms)
-        in_memory = train.images is not None
+        # Images can be held small, and enlarged one by one.
+        in_memory = train.images is not None and options.in_memory is not False
         default = "crop_flip" if in_memory else "resized_crop_flip"
         own = self.items is not None or bool(self.batch.tfms)
         self.transform = options.transform or ("none" if own else default)

@@ -253,6 +253,7 @@ class ImageFiles(ShownByFastai):
     """
 
     n_inp = 1
+    takes_progress = True  # an augmentation may depend on how far the training is
     tfms_name = ""  # names a user's transforms that evaluation applies, for caches
     vocab: Sequence[str] | None = None  # class names
 
@@ -313,24 +314,30 @@ class ImageFiles(ShownByFastai):
             digest.update(os.fsencode(f"\0{path}\0{state}"))
         return digest.hexdigest()[:16] + _bits_name(self.data.bits)
 
-    def get(self, i: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
+    def get(
+        self, i: int, seed: int | None = None, progress: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return image i, (3, size, size) uint8, and its target.
 
         Args:
             i: Index of the image.
             seed: Decides the augmentation; None transforms as for evaluation.
+            progress: How far the training is, in [0, 1]; None takes its end.
         """
-        return self.get_views(i, [seed])[0], self.targets[i]
+        return self.get_views(i, [seed], progress)[0], self.targets[i]
 
-    def get_views(self, i: int, seeds: Sequence[int | None]) -> list[Tensor]:
+    def get_views(
+        self, i: int, seeds: Sequence[int | None], progress: float | None = None
+    ) -> list[Tensor]:
         """Read image i once, and return a view for each seed.
 
         Args:
             i: Index of the image.
             seeds: As for `get`, one for each view.
+            progress: As for `get`.
         """
-        image = read_pixels(self.data, i)
-        views = (self.plain(image) if s is None else self.transform(image, s) for s in seeds)
+        image, augment = read_pixels(self.data, i), self.transform
+        views = (self.plain(image) if s is None else augment(image, s, progress) for s in seeds)
         return [torch.from_numpy(np.ascontiguousarray(v)).permute(2, 0, 1) for v in views]
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,7 @@ class LTDataLoader(TfmdDL):
     """
 
     is_cut = False  # whether each rank gets its own rows of a batch
+    epochs: int | None = None  # of the training; learners that earlier versions exported lack it
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class LTDataLoader(TfmdDL):
         bs = kwargs.pop("batch_size", None) or bs
         check_whole("bs", bs, 1)
         check_whole("num_workers", num_workers, 0)
-        self.training, self.seed, self.epoch = training, seed, 0
+        self.training, self.seed, self.epoch, self.epochs = training, seed, 0, None
         self.augment = training if augment is None else augment
         self.sampler_name = self.sampler = None
         super().__init__(dataset, bs=bs, shuffle=False, num_workers=num_workers, **kwargs)
@@ -135,10 +136,16 @@ class LTDataLoader(TfmdDL):
             epochs: Number of epochs of the training; None keeps the number that was set before.
         """
         self.epoch = epoch
+        self.epochs = self.epochs if epochs is None else epochs
         if isinstance(self.sampler, InstanceSampler):
             self.sampler.set_epoch(epoch, epochs)
         elif hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)  # a sampler of torch, such as DistributedSampler
+
+    @property
+    def progress(self) -> float | None:
+        """Return the epoch divided by the last one; None without a training of known length."""
+        return None if self.epochs is None else min(1.0, self.epoch / max(1, self.epochs - 1))
 
     @contextmanager
     def cut_by_rank(self) -> Iterator[None]:
@@ -345,6 +352,8 @@ class LTDataLoader(TfmdDL):
             s: A number that `get_idxs` returned; None takes the first image.
         """
         s = s or 0  # fastai tries the loader with None
+        if getattr(self.dataset, "takes_progress", False):
+            return self.dataset.get(s % self.n, self._seed_at(s), self.progress)
         if hasattr(self.dataset, "get"):
             return self.dataset.get(s % self.n, self._seed_at(s))
         return self.dataset[s % self.n]

@@ -58,6 +58,7 @@ class LTDataLoaders(RowLoaders):
         follow_links: bool = False,
         item_tfms=None,
         batch_tfms=None,
+        stats: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> "LTDataLoaders":
         """Read a known long-tailed set, or cut a long-tailed set from a known balanced one.
 
@@ -94,18 +95,22 @@ class LTDataLoaders(RowLoaders):
                 keeps all.
             max_classes: Number of classes to keep, the first ones, at least 2. For published lists
                 only. None keeps all.
-            size: Side in pixels that images are resized to: 64 or 32 for "tiny_imagenet_lt", any
-                for published lists (None: 224), the size of the images for the others.
+            size: Side in pixels that images are resized to: any for published lists (None: 224), 64
+                or 32 for "tiny_imagenet_lt", the size of the images for the others. For a set
+                that is held in memory, a side above 96 pixels enlarges its images one by one.
             transform: Training augmentation. A transform of one's own, as for `from_folder`; or,
-                for published lists only, a name of `ltlearn.names.TRANSFORM_NAMES`. None takes
-                "resized_crop_flip_jitter" for these, for iNaturalist "resized_crop_flip".
+                for published lists and enlarged images only, a name of
+                `ltlearn.names.TRANSFORM_NAMES`. None takes "resized_crop_flip_jitter" for lists,
+                for iNaturalist "resized_crop_flip".
             num_workers: Processes that read images, at least 0; 0 reads in this process, None takes
-                the setting of that name. For published lists only.
+                the setting of that name. For published lists and enlarged images only.
             device: Where batches go; None takes fastai's default.
             follow_links: Whether a link inside the folder may lead out of it. For published lists
                 only.
             item_tfms: As for `from_folder`.
             batch_tfms: As for `from_folder`.
+            stats: Mean and standard deviation per channel for pixels in [0, 1]; None takes those of
+                the set.
 
         Raises:
             UserError: If a value is outside its range or has no meaning for the set, the images are
@@ -127,6 +132,7 @@ class LTDataLoaders(RowLoaders):
             device=device,
             item_tfms=item_tfms,
             batch_tfms=batch_tfms,
+            stats=stats,
         )
         subset = Subset(imbalance_factor, split, profile, n_max, test_per_class, max_classes)
         read = ReadOptions(skip_bad=skip_bad, follow_links=follow_links)

@@ -200,18 +200,21 @@ class TrainingSteps:
             name = _name_of(transform)
         self.name = name if items is None else f"{items.name}, {name}"
 
-    def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
+    def __call__(
+        self, image: np.ndarray, seed: int | None = None, progress: float | None = None
+    ) -> np.ndarray:
         """Transform an (H, W, 3) uint8 image.
 
         Args:
             image: The image.
             seed: Decides the draws; None takes 0.
+            progress: As for `ImageTransform`.
         """
         seed = seed or 0
         if self.items is not None:
             image = self.items(image, seed, True)
         if isinstance(self.transform, ImageTransform):
-            return self.transform(image, seed)
+            return self.transform(image, seed, progress)
         if self.transform is not None:
             image = self._apply_own(image, seed)
         return image if image.shape[:2] == self.shape else self.fit(image)

@@ -5,6 +5,7 @@ replace albumentations here.
 """
 
 import copy
+import math
 import os
 import random
 
@@ -16,9 +17,18 @@ from ltlearn.data.device import copies_on
 from ltlearn.errors import check_choice, check_whole
 from ltlearn.names import TRANSFORM_NAMES
 
-__all__ = ["MIN_CROPPED", "BatchCropFlip", "ImageTransform", "mix_seed", "side_before_crop"]
+__all__ = [
+    "MIN_CROPPED",
+    "BatchCropFlip",
+    "ImageTransform",
+    "OneOfFiveCrops",
+    "least_scale",
+    "mix_seed",
+    "side_before_crop",
+]
 
 MIN_CROPPED = 96  # pixels; "none" crops the centre from this side on, and resizes the whole below
+_LEAST_SCALE = 0.08  # share of the image that the first crops of "rising_crop" may have
 _MAX_RATIO = 16  # of the sides of an image that is read as it is
 
 
@@ -52,7 +62,9 @@ class ImageTransform:
             the flip. "resized_crop_flip": random resized crop and flip. "resized_crop_flip_jitter":
             the same with colour jitter (.4, .4, .4, 0), the usual augmentation at 224 pixels.
             "resized_crop_flip_strong": also grey for one image in five and a blur (sigma .1 to 2)
-            for one in two, as in GLMC's code. "none": resize the shorter side by 256 / 224 and crop
+            for one in two, as in GLMC's code. "rising_crop": random square crop without flip, whose
+            least share of the image rises over the training from .08 to 1, see `least_scale`
+            (LIFT). "none": resize the shorter side by 256 / 224 and crop
             the centre, as for evaluation.
         size: Side of the result in pixels, at least 1.
         pad: Black border for "crop" and "crop_flip" in pixels, at least 0; None takes an eighth of
@@ -96,6 +108,8 @@ class ImageTransform:
                 A.RandomCrop(size, size),
             ]
             steps += flip if name == "crop_flip" else []
+        elif name == "rising_crop":
+            steps = [A.RandomResizedCrop(size=(size, size), ratio=(1.0, 1.0))]
         else:
             steps = [A.RandomResizedCrop(size=(size, size)), *flip]
             if name.endswith(("jitter", "strong")):
@@ -108,18 +122,23 @@ class ImageTransform:
                 ]
         return A.Compose(steps), A.Resize(size, size)
 
-    def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
+    def __call__(
+        self, image: np.ndarray, seed: int | None = None, progress: float | None = None
+    ) -> np.ndarray:
         """Transform an (H, W, 3) uint8 image into (size, size, 3) uint8.
 
         Args:
             image: The image.
             seed: Decides the draw; None lets albumentations draw.
+            progress: For "rising_crop": how far the training is, in [0, 1]; None takes its end.
         """
         try:
             steps = self._idle.pop()
         except IndexError:
             steps = self._make_steps()
         try:
+            if self.name == "rising_crop":
+                steps[0].transforms[0].scale = (least_scale(progress), 1.0)
             return self._apply(*steps, image, seed)  # type: ignore[call-arg]
         finally:
             self._idle.append(steps)
@@ -137,6 +156,61 @@ class ImageTransform:
             # set_random_seed would seed each step alike, and the crop would decide the flip.
             compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return compose(image=image)["image"]
+
+
+def least_scale(progress: float | None) -> float:
+    """Return the least share of an image that a crop of "rising_crop" has.
+
+    It rises from .08 to 1 as 1 - sqrt(1 - t ** 2) does: slowly at first.
+
+    Args:
+        progress: t, how far the training is, in [0, 1]; None takes its end.
+
+    Source:
+        Shi et al., ICML 2024, arXiv:2309.10019, and arXiv:2504.13282 (minimalist augmentation).
+        Here t is the epoch divided by the last epoch, both from 0.
+    """
+    t = 1.0 if progress is None else min(max(progress, 0.0), 1.0)
+    return min(1.0, _LEAST_SCALE + (1 - _LEAST_SCALE) * (1 - math.sqrt(1 - t * t)))
+
+
+class OneOfFiveCrops:
+    """A corner or the centre of an image that is slightly larger than the input of the model.
+
+    The shorter side becomes 248 / 224 of the size; the five crops together show the whole image.
+
+    Args:
+        size: Side of the crop in pixels, at least 1.
+        which: 0 to 3 for the corners, 4 for the centre.
+
+    Source:
+        Shi et al., ICML 2024, arXiv:2309.10019 (test-time ensembling).
+    """
+
+    NUMBER = 5
+
+    def __init__(self, size: int, which: int):
+        import albumentations as A
+
+        check_whole("size", size, 1)
+        self.size, self.which = size, which
+        self._resize = A.SmallestMaxSize(round(size * 248 / 224))
+
+    def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
+        """Return the crop, (size, size, 3).
+
+        Args:
+            image: An (H, W, 3) uint8 image.
+            seed: Without effect.
+        """
+        image = self._resize(image=_without_far_ends(image))["image"]
+        down, right = (side - self.size for side in image.shape[:2])
+        top, left = (
+            (down // 2, right // 2)
+            if self.which == self.NUMBER - 1
+            else (down * (self.which // 2), right * (self.which % 2))
+        )
+        return image[top : top + self.size, left : left + self.size]
 
 
 def side_before_crop(size: int) -> int:

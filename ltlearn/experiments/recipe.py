@@ -76,6 +76,11 @@ class Recipe(RecipeSection):
         )
 
     @property
+    def is_pretrained(self) -> bool:
+        """Return whether stage 1 begins from weights of other images: figures do not compare."""
+        return bool(self.model.pretrained)
+
+    @property
     def named_stage1(self) -> str | None:
         """Return the method of stage 1; None if its model was trained elsewhere."""
         is_given = self.keeps_given_model or self.starts_without_head
@@ -207,6 +212,10 @@ class Recipe(RecipeSection):
         elif data.dataset in benchmark_names():  # images that a package brings are few already
             data.n_max = max(20, int(data.imbalance_factor or 100))
             data.test_per_class = 10
+            if data.transform is not None:  # images that are enlarged one by one
+                data.size = 112
+        if self.stage1.head_start == "text":
+            recipe.stage1.head_start = "class_means"
         if self.model.width:
             recipe.model.width = min(8, self.model.width)
         before = self.flat()

@@ -11,6 +11,7 @@ from ltlearn.names import (
     BN_MODES,
     FEW_RULES,
     FIGURES,
+    HEAD_STARTS,
     PROFILES,
     PROTOCOLS,
     SAMPLER_NAMES,
@@ -163,7 +164,10 @@ class Stage1Section(_Stage, _WithOptions):
     # Radius of sharpness-aware minimisation. None: off.
     sharpness_rho: float | None = Field(None, gt=0, le=1e6)
     sync_bn: bool = False  # on several GPUs, whether they share the statistics of a batch
+    grad_checkpointing: bool = False  # less memory for activations, more time
     sampler: Literal[SAMPLER_NAMES] = "instance"
+    # How a cosine classifier begins, see `HeadStart`. None: as the method has it.
+    head_start: Literal[HEAD_STARTS] | None = None
     trains: Literal[TRAINABLE_PARTS] = "all"  # which part of the backbone; see `LastBlock`
 
     @field_validator("method")

@@ -1,6 +1,7 @@
 """Fill in the values that a recipe leaves open, and refuse values that contradict each other."""
 
 from ltlearn.data.benchmarks.registry import is_listed
+from ltlearn.defaults import SMALL_SIDE
 from ltlearn.errors import UserError, spell
 from ltlearn.experiments.sections import (
     READING,
@@ -28,6 +29,7 @@ def settle_data(data: DataSection) -> None:
     Raises:
         UserError: If a key does not apply to the dataset.
     """
+    _settle_statistics(data)
     if data.dataset == "own":
         if data.source is None:
             raise UserError(
@@ -36,10 +38,7 @@ def settle_data(data: DataSection) -> None:
             )
         for key in (*_CUT, *_PARTS):
             _refuse(data, key, "own data, which is used unchanged")
-        _settle_statistics(data)
         return
-    for key in ("mean", "std"):
-        _refuse(data, key, f"{data.dataset}, which has statistics of its own")
     given = [key for key in ("source", *READING, "bits") if getattr(data, key) is not None]
     if given:
         raise UserError(
@@ -51,8 +50,9 @@ def settle_data(data: DataSection) -> None:
         for key in _CUT:
             _refuse(data, key, f"{data.dataset}, which is long-tailed as published")
         return
-    for key in ("transform", "max_classes"):
-        _refuse(data, key, f"{data.dataset}, which is not read from published lists")
+    _refuse(data, "max_classes", f"{data.dataset}, which is not read from published lists")
+    if data.size is None or data.size <= SMALL_SIDE:
+        _refuse(data, "transform", f"{data.dataset}, whose images are held in memory")
     for key, value in _CUT.items():
         if getattr(data, key) is None:
             setattr(data, key, value)

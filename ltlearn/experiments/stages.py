@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import set_seed
 
-from ltlearn.callbacks import LastBlock, SharpnessAware, WeightAverage
+from ltlearn.callbacks import HeadStart, LastBlock, SharpnessAware, WeightAverage
 from ltlearn.data.older import keep_older_names
 from ltlearn.errors import UserError, spell
 from ltlearn.experiments.build import make_learner, make_loaders
@@ -30,6 +30,7 @@ from ltlearn.experiments.model_facts import MODEL_FILE, read_model_facts
 from ltlearn.experiments.options import RunOptions
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.sections import Stage1Section
+from ltlearn.heads.registry import kind_of
 from ltlearn.learner import LTLearner
 from ltlearn.methods import DEFAULT_STAGE1, METHODS, label_of
 from ltlearn.metrics.report import ShotReport, shot_report
@@ -207,7 +208,7 @@ def run_seed(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> SeedResul
         is_first = METHODS[name].stage == 1
         finished = first if is_first else _run_method(recipe, folder, learn, name)
         result.stages.append({**finished.stage, "seed": folder.seed, "method": name})
-        result.heads[name] = type(learn.model.head).__name__
+        result.heads[name] = kind_of(learn.model.head)
         result.norms[name] = learn.head_norms().tolist()
         result.seconds[name] = finished.stage["seconds"]
         result.selected[name] = finished.describe_selection()
@@ -276,6 +277,8 @@ def stage1_arguments(recipe: Recipe) -> dict[str, Any]:
     }
     if stage1.sync_bn:
         arguments["sync_bn"] = True
+    if stage1.grad_checkpointing:
+        arguments["grad_checkpointing"] = True
     if stage1.method != DEFAULT_STAGE1:
         arguments |= {"method": stage1.method, "options": stage1.options()}
     if stage1.milestones:
@@ -293,6 +296,9 @@ def stage1_callbacks(stage1: Stage1Section) -> list[Callback]:
     if stage1.accumulate > 1:
         # fastai counts images, not batches.
         callbacks.append(GradientAccumulation(stage1.accumulate * stage1.batch_size))
+    if stage1.head_start is not None:
+        scale = stage1.options().get("scale", 25.0)
+        callbacks.append(HeadStart(stage1.head_start, scale))
     if stage1.trains != "all":
         callbacks.append(LastBlock(new=stage1.trains == "new_last_block"))
     if stage1.ema_decay is not None:

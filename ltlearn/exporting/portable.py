@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError
 from ltlearn.exporting.source import ExportSource, Preprocessing
-from ltlearn.heads.registry import as_linear
+from ltlearn.heads.cosine import CosineLinear
+from ltlearn.heads.registry import as_linear_over_features
 
 __all__ = [
     "PortableModel",
@@ -68,7 +69,8 @@ def fold_if_possible(head: nn.Module) -> nn.Module:
         head: The head.
     """
     try:
-        return as_linear(head)
+        # The graph of a cosine classifier is as small as that of a layer over scaled features.
+        return head if isinstance(head, CosineLinear) else as_linear_over_features(head)
     except UserError:
         return head
 

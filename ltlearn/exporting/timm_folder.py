@@ -21,6 +21,7 @@ from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.portable import check_logits, copy_for_export
 from ltlearn.exporting.source import ExportSource
 from ltlearn.heads.registry import as_linear
+from ltlearn.models.adapters import has_branches, merge_lora
 from ltlearn.utils.interrupts import deferred_interrupt
 from ltlearn.utils.locks import locked
 from ltlearn.utils.system_errors import reason_of, unwritable
@@ -180,6 +181,12 @@ def _whole_model(model: nn.Module, classes: int) -> nn.Module:
             f"timm's models end in a linear layer, and a {type(head).__name__} head cannot be "
             f"folded into one; {others}."
         ) from None
+    if has_branches(backbone):
+        raise UserError(
+            "timm's models have no place for AdaptFormer's branches, which no weights of theirs "
+            f"replace; {others}."
+        )
+    merge_lora(backbone)
     config = getattr(backbone, "pretrained_cfg", None) or {}
     architecture = getattr(backbone, "model_name", None) or config.get("architecture")
     if not architecture or not timm.is_model(architecture):

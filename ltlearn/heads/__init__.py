@@ -3,6 +3,7 @@
 from ltlearn.heads.cosine import CosineLinear
 from ltlearn.heads.foldable import Foldable
 from ltlearn.heads.nearest_mean import NearestClassMean
+from ltlearn.heads.normalized import NormalizedFeatureHead
 from ltlearn.heads.registry import (
     as_linear,
     head_from_state,
@@ -18,6 +19,7 @@ __all__ = [
     "CosineLinear",
     "Foldable",
     "NearestClassMean",
+    "NormalizedFeatureHead",
     "SAMNLinear",
     "ScaledLinear",
     "as_linear",

@@ -5,7 +5,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltlearn.errors import UserError, check_number
-from ltlearn.heads.linear import check_directions, check_linear, logits_dtype, unit_rows
+from ltlearn.heads.linear import (
+    check_directions,
+    check_linear,
+    logits_dtype,
+    unit_rows,
+    without_rounding,
+)
 
 __all__ = ["CosineLinear"]
 
@@ -98,13 +104,7 @@ class CosineLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, scale={scale}"
 
     def _apply(self, fn, recurse=True):
-        # `.half()` and similar calls move the scale but must not round it.
-        def move(values: Tensor) -> Tensor:
-            moved = fn(values)
-            same = values is not self.cosine_scale or moved.dtype == values.dtype
-            return moved if same else values.to(moved.device)
-
-        return super()._apply(move, recurse)
+        return super()._apply(without_rounding(fn, self.cosine_scale), recurse)
 
 
 def _full(values: Tensor) -> Tensor:

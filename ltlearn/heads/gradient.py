@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ltlearn.errors import UserError
 from ltlearn.heads.cosine import CosineLinear
 from ltlearn.heads.linear import unit_rows
+from ltlearn.heads.normalized import NormalizedFeatureHead
 from ltlearn.heads.samn import DIVERGED, EPS, MIN_RAW, SAMNLinear
 from ltlearn.heads.scaled import ScaledLinear
 from ltlearn.isotonic.scipy_engine import MonotoneRows
@@ -18,6 +19,7 @@ from ltlearn.isotonic.scipy_engine import MonotoneRows
 __all__ = [
     "CosineGradient",
     "LinearGradient",
+    "NormalizedGradient",
     "SAMNGradient",
     "ScaledGradient",
     "closed_form_of",
@@ -35,6 +37,9 @@ def closed_form_of(head: nn.Module) -> "LinearGradient | None":
     parameters = list(head.parameters())
     if not all(p.requires_grad and p.dtype is torch.float32 for p in parameters):
         return None
+    if type(head) is NormalizedFeatureHead:
+        inner = closed_form_of(head.inner)
+        return None if inner is None else NormalizedGradient(head, inner)
     if type(head) is nn.Linear:
         return LinearGradient(head)
     if type(head) is ScaledLinear:
@@ -137,6 +142,45 @@ class CosineGradient(LinearGradient):
         along = (of_unit * self._unit).sum(1, keepdim=True)
         of_unit.addcmul_(self._unit, along, value=-1)
         return [of_unit.mul_(self.head.cosine_scale / self._rows)]
+
+
+class NormalizedGradient(LinearGradient):
+    """The same for a `NormalizedFeatureHead`, by the closed form of its inner head.
+
+    Args:
+        head: The head.
+        inner: The closed form of its inner head.
+    """
+
+    def __init__(self, head: NormalizedFeatureHead, inner: LinearGradient):
+        self.head: Any = head
+        self.inner, self.parameters, self.updated = inner, inner.parameters, inner.updated
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, C)."""
+        self._x = self.head.scaled(x)
+        return self.inner.logits(self._x)
+
+    def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
+        """Return the gradients of `updated`.
+
+        Args:
+            x: The features of the last call of `logits`.
+            grad: The gradient of the logits.
+        """
+        return self.inner.gradients(self._x, grad)
+
+    def momenta(self, momentum_of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Return the momenta of `updated`.
+
+        Args:
+            momentum_of: Returns the momentum of a parameter.
+        """
+        return self.inner.momenta(momentum_of)
+
+    def close(self) -> None:
+        """Release what the gradients needed."""
+        self.inner.close()
 
 
 class SAMNGradient(LinearGradient):

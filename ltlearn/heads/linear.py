@@ -1,12 +1,14 @@
 """Checks and rules that the heads share. Torch alone."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError
 from ltlearn.utils.text import name_classes
 
-__all__ = ["check_directions", "check_linear", "logits_dtype", "unit_rows"]
+__all__ = ["check_directions", "check_linear", "logits_dtype", "unit_rows", "without_rounding"]
 
 _MIN_LENGTH = 1e-12  # a shorter row has no direction
 
@@ -61,3 +63,21 @@ def unit_rows(rows: Tensor) -> Tensor:
     # A clamp of the length would give a row of zeros a gradient of 1 / _MIN_LENGTH.
     has_none = lengths < _MIN_LENGTH
     return (rows / lengths.masked_fill(has_none, 1)).masked_fill(has_none, 0)
+
+
+def without_rounding(fn: Callable[[Tensor], Tensor], exact: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function of `nn.Module._apply` that moves a buffer but keeps its dtype.
+
+    `.half()` and similar calls would round it.
+
+    Args:
+        fn: The function that `_apply` got.
+        exact: The buffer.
+    """
+
+    def move(values: Tensor) -> Tensor:
+        moved = fn(values)
+        same = values is not exact or moved.dtype == values.dtype
+        return moved if same else values.to(moved.device)
+
+    return move

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from ltlearn.errors import UserError
 from ltlearn.heads.cosine import CosineLinear
 from ltlearn.heads.nearest_mean import NearestClassMean
+from ltlearn.heads.normalized import NormalizedFeatureHead, over_normalized_features
 from ltlearn.heads.samn import SAMNLinear
 from ltlearn.heads.scaled import ScaledLinear
 
 __all__ = [
     "HeadKind",
     "as_linear",
+    "as_linear_over_features",
     "head_from_state",
     "is_head",
     "is_trainable",
+    "kind_of",
     "register_head",
     "unregister_head",
 ]
@@ -47,6 +50,14 @@ def _cosine(state: Mapping[str, Tensor]) -> nn.Module:
 
 def _nearest_mean(state: Mapping[str, Tensor]) -> nn.Module:
     return NearestClassMean(*_width_and_classes(state, "means"))
+
+
+def _normalized(state: Mapping[str, Tensor]) -> nn.Module:
+    parts = {k.removeprefix("inner."): v for k, v in state.items() if k.startswith("inner.")}
+    inner = head_from_state(parts)
+    if inner is None:
+        raise KeyError("inner")
+    return NormalizedFeatureHead(inner, 1.0)
 
 
 def _linear(state: Mapping[str, Tensor]) -> nn.Module:
@@ -77,6 +88,11 @@ _KINDS = [
     HeadKind(ScaledLinear, lambda keys: "scales" in keys, _scaled),
     HeadKind(CosineLinear, lambda keys: "cosine_scale" in keys, _cosine),
     HeadKind(NearestClassMean, lambda keys: "means" in keys, _nearest_mean),
+    HeadKind(
+        NormalizedFeatureHead,
+        lambda keys: "length" in keys and any(key.startswith("inner.") for key in keys),
+        _normalized,
+    ),
 ]
 _BUILT_IN = tuple(_KINDS)
 # It comes last: the other kinds have a weight, too.
@@ -159,3 +175,37 @@ def as_linear(head: nn.Module) -> nn.Linear:
         UserError: If no linear layer is equal to it.
     """
     return head if isinstance(head, nn.Linear) else head.fold()  # type: ignore[operator]
+
+
+def as_linear_over_features(head: nn.Module) -> nn.Module:
+    """Return an equal head whose rows have free norms: an `nn.Linear`, or one over scaled features.
+
+    A cosine classifier, and a head over normalised features, become a `NormalizedFeatureHead` of
+    an `nn.Linear`.
+
+    Args:
+        head: The head.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if isinstance(head, CosineLinear):
+        return over_normalized_features(head)
+    if isinstance(head, NormalizedFeatureHead):
+        if isinstance(head.inner, nn.Linear):
+            return head
+        new = NormalizedFeatureHead(as_linear(head.inner), 1.0)
+        new.length = head.length.detach().clone()
+        return new.train(head.training)
+    return as_linear(head)
+
+
+def kind_of(head: nn.Module) -> str:
+    """Return the kind of a head as records name it.
+
+    Args:
+        head: The head.
+    """
+    if isinstance(head, NormalizedFeatureHead):
+        return f"{type(head.inner).__name__} on normalised features"
+    return type(head).__name__

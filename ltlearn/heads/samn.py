@@ -30,6 +30,7 @@ DIVERGED = (
 )
 _MIN_LENGTH = 1e-12  # a row of zeros has no direction; this keeps it zeros
 _PARTS = ("weight", "bias")
+_EQUAL = 1e-5  # a smaller relative difference of norms is rounding
 
 
 class SAMNLinear(Foldable):
@@ -39,6 +40,12 @@ class SAMNLinear(Foldable):
     softplus(q), where q is the projection of a free vector onto the vectors that do not decrease
     with class frequency. So the rarest class always has the largest norm. Build the head by
     `from_linear`, and call `project_()` after each optimiser step.
+
+    After a cosine classifier of scale s, the head is the inner head of a `NormalizedFeatureHead`.
+    The direction of a class is then its cosine row. The published norms are meant for features of
+    free length and would give logits of at most 4 on features of length 1, so the features get
+    the length s / mean(exp(s_c)) of the start: the norm of a class is s exp(s_c) / mean(exp(s_c)),
+    and the mean norm is that of the cosine classifier. The bias is added as published.
 
     Args:
         in_features: D, features per image.
@@ -147,6 +154,11 @@ class SAMNLinear(Foldable):
         weight = linear.weight.detach()
         norms = check_directions(linear, cls.__name__)
         if isinstance(order, str) and order == "stage1_norm":
+            if len(norms) > 1 and norms.max() - norms.min() <= _EQUAL * norms.max():
+                raise UserError(
+                    "SAMNLinear: order='stage1_norm' needs a classifier whose norms differ, but "
+                    "all are equal, as after a cosine classifier; take order='frequency'."
+                )
             order = norms
         head = cls(linear.in_features, counts, order, on, project, bias=linear.bias is not None)
         head = head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))

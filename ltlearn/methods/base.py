@@ -93,7 +93,7 @@ class Method:
         uses_validation: Post hoc only. Whether `apply` gets the features of the validation images,
             unless there are too few.
         head: The classifier that the method trains, and goes on with: "linear", "cosine" or "any".
-            A linear classifier can become a cosine classifier, but not the reverse.
+            A cosine classifier goes on as a linear one over features of one length.
 
     Raises:
         UserError: If a field has a value that is not allowed, or has no meaning for the kind.
@@ -206,8 +206,8 @@ class Method:
         Args:
             stage1: The method of stage 1.
         """
-        kinds = ("any", stage1.head)
-        return not self.needs_trained_head or stage1.head == "linear" or self.head in kinds
+        is_known = stage1.head in ("linear", "cosine")
+        return not self.needs_trained_head or is_known or self.head == "any"
 
     def arguments(self, **options: float) -> dict[str, Any]:
         """Return the method as arguments of `retrain_classifier`.

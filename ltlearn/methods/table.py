@@ -27,6 +27,11 @@ _CB = "Cui et al., CVPR 2019, arXiv:1901.05555"
 _FOCAL = "Lin et al., ICCV 2017, arXiv:1708.02002"
 _GUO = "Guo et al., ICML 2017, arXiv:1706.04599"
 _SAERENS = "Saerens et al., Neural Computation 14, 2002"
+_LIFT = "Shi et al., ICML 2024, arXiv:2309.10019"
+_ADAPTFORMER = "Chen et al., NeurIPS 2022, arXiv:2205.13535"
+_LORA = "Hu et al., ICLR 2022, arXiv:2106.09685"
+_BITFIT = "Ben Zaken et al., ACL 2022, arXiv:2106.10199"
+_LAYER_DECAY = "Bao et al., ICLR 2022, arXiv:2106.08254"
 _LOS = "Sun et al., ICLR 2025, arXiv:2403.00250"
 
 
@@ -120,6 +125,41 @@ def _ldam_callbacks(**options) -> list:
     ]
 
 
+_LIFT_FROM = (
+    "logit-adjusted loss with tau 1, cosine classifier of scale 25 that begins with the class "
+    "means: LIFT's paper, which prefers the class names as the start"
+)
+
+
+def _adapted(label: str, source: str, adapt: Callable[..., list], **options: float) -> Method:
+    """Return a row that trains a pre-trained trunk, or a part of it, as LIFT does.
+
+    `adapt` makes the callbacks that decide what trains, from the options.
+    """
+    given = {"scale": 25.0, **options}
+
+    def make(scale=given["scale"], **values) -> list:
+        return [*_callbacks("HeadStart")(scale=scale), *adapt(**{**options, **values})]
+
+    return Method(
+        f"{label}, stage 1", "stage 1", f"{source}; {_LIFT}", _LIFT_FROM,
+        loss=_loss("LogitAdjustedLoss"), loss_options={"tau": 1.0}, callbacks=make,
+        callback_options=given, head="cosine",
+    )  # fmt: skip
+
+
+def _by_rule(callback: str, name: str) -> Callable[..., list]:
+    """Return a function that makes a callback with a whole number; 0 takes the callback's rule."""
+
+    def make(**options) -> list:
+        value = options[name]
+        # A recipe may hold the number as 4.0.
+        value = int(value) if value == int(value) else value
+        return _callbacks(callback)(**{name: value or None})
+
+    return make
+
+
 BUILT_IN: dict[str, Method] = {
     "ce": Method("CE", "stage 1", "cross-entropy, the classifier of stage 1", prior="train"),
     "mixup": _stage1("MixUp", _MIXUP, "BatchMixUp", "train", alpha=0.2),
@@ -153,6 +193,13 @@ BUILT_IN: dict[str, Method] = {
         "focal", _FOCAL, "softmax form, gamma 1: LDAM's code", "SoftmaxFocalLoss",
         loss_options={"gamma": 1.0}, prior="train",
     ),
+    "adaptformer": _adapted(
+        "AdaptFormer", _ADAPTFORMER, _by_rule("AdaptFormer", "bottleneck"), bottleneck=0
+    ),
+    "lora": _adapted("LoRA", _LORA, _by_rule("LoRA", "rank"), rank=0),
+    "bitfit": _adapted("BitFit", _BITFIT, _callbacks("BitFit")),
+    "full": _adapted("full fine-tuning", _LAYER_DECAY, _callbacks("LayerDecay"), layer_decay=0.75),
+    "last_block": _adapted("last block", _CRT, _callbacks("LastBlock")),
     "crt": _stage2(
         "cRT", _CRT, _KANG_FROM.format(10),
         sampler="class_balanced", reset=True, values={"epochs": 10, **_KANG},

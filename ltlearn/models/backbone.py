@@ -1,6 +1,6 @@
 """A model as a backbone and a head, and how to find the head of any model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from ltlearn.errors import UserError
 from ltlearn.heads.registry import head_from_state, is_head, is_trainable
 
-__all__ = ["HEAD_NAMES", "LTModel", "evaluating", "find_head", "set_head"]
+__all__ = [
+    "HEAD_NAMES",
+    "LTModel",
+    "evaluating",
+    "find_head",
+    "fit_adapters_to_shapes",
+    "is_adapter_tensor",
+    "set_head",
+]
 
 # Names of classifiers in weights files, besides those that timm knows.
 HEAD_NAMES = ("head", "head_dist", "fc", "classifier", "last_linear", "pre_logits")
@@ -17,8 +25,8 @@ HEAD_NAMES = ("head", "head_dist", "fc", "classifier", "last_linear", "pre_logit
 class LTModel(nn.Module):
     """A backbone that gives pooled features, and a classifier head.
 
-    The model also loads a state dict with another kind of head from `ltlearn.heads`; it then
-    replaces its head.
+    The model also loads a state dict with another kind of head from `ltlearn.heads`, or with other
+    adapters (`AdaptFormer`, `LoRA`); it then replaces its head, or adds and removes adapters.
 
     Args:
         backbone: Maps images to (N, D) features.
@@ -37,6 +45,7 @@ class LTModel(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
         self.register_load_state_dict_pre_hook(_fit_head_to_state)
+        self.register_load_state_dict_pre_hook(_fit_adapters_to_state)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify a batch."""
@@ -57,6 +66,38 @@ def _fit_head_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:
     new.requires_grad_(is_trainable(head))
     like = next(v for v in head.state_dict().values() if v.is_floating_point())
     module.head = new.to(like.device, like.dtype).train(head.training)
+
+
+def _fit_adapters_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:
+    """Give the backbone the adapters that the state dict holds."""
+    shapes = {k: v.shape for k, v in state.items()}
+    fit_adapters_to_shapes(module.backbone, shapes, f"{prefix}backbone.")
+
+
+def is_adapter_tensor(name: str) -> bool:
+    """Return whether a tensor of a backbone belongs to an adapter.
+
+    Args:
+        name: Its name in a state dict.
+    """
+    return ".adapter." in name or ".lora_" in name
+
+
+def fit_adapters_to_shapes(
+    backbone: nn.Module, shapes: Mapping[str, Sequence[int]], prefix: str = ""
+) -> None:
+    """Add and remove adapters until a backbone has those of a state dict.
+
+    Args:
+        backbone: The backbone; it is changed if it or the state dict has adapters.
+        shapes: The shapes of the tensors in the state dict, by name.
+        prefix: What the names of the backbone's tensors begin with there.
+    """
+    own = {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
+    if any(map(is_adapter_tensor, [*own, *(n for n, _ in backbone.named_parameters())])):
+        from ltlearn.models.adapters import fit_adapters  # it imports timm
+
+        fit_adapters(backbone, own)
 
 
 def _size(head: nn.Module) -> tuple[int, int]:

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 import ltlearn.models.cifar_resnet  # noqa: F401  (registers the CIFAR ResNets)
 from ltlearn.errors import UserError, spell
-from ltlearn.models.backbone import HEAD_NAMES, LTModel, evaluating
+from ltlearn.models.backbone import (
+    HEAD_NAMES,
+    LTModel,
+    evaluating,
+    fit_adapters_to_shapes,
+)
 from ltlearn.models.kept_head import head_from_tensors, linear_classifier
 from ltlearn.models.origin import Origin, find_origin
 from ltlearn.models.weights_file import (
@@ -346,6 +351,7 @@ def _load(
 ) -> None:
     """Load the weights of a file, which must hold exactly those that the model needs."""
     state = _converted(model, arch, path, state, kwargs)
+    fit_adapters_to_shapes(model, {k: v.shape for k, v in state.items()})
     own = model.state_dict()
     wrong = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
     if is_whole:  # a classifier can be a 1 x 1 convolution, and a linear layer in the file

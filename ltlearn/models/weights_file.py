@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ltlearn.errors import UserError, spell
-from ltlearn.models.backbone import LTModel
+from ltlearn.models.backbone import LTModel, is_adapter_tensor
 from ltlearn.utils.stored_weights import check_stored_weights, read_shapes
 from ltlearn.utils.system_errors import unreadable
 
@@ -129,17 +129,21 @@ def check_sizes(path: Path, model: LTModel) -> None:
     """Check the header of a safetensors file against a model, before its tensors take memory.
 
     Args:
-        path: The file. It may lack tensors, and hold the head of another kind.
+        path: The file. It may lack tensors, and hold the head of another kind, or adapters.
         model: The model; it may be on the device "meta".
 
     Raises:
-        UserError: If a tensor of the backbone has another shape, the head is far too large, or the
-            file is missing or damaged.
+        UserError: If a tensor of the backbone has another shape, the head is far too large, the
+            adapters are larger than the backbone, or the file is missing or damaged.
     """
     shapes, own = read_shapes(path), model.state_dict()
     of_head = {key: shape for key, shape in shapes.items() if key.startswith("head.")}
     allowed = max(_MAX_FREE_HEAD, 4 * sum(v.numel() for v in model.head.state_dict().values()))
-    fits = all(key in own and own[key].shape == shapes[key] for key in shapes.keys() - of_head)
+    # The model has these only once they are loaded.
+    new = {k: v for k, v in shapes.items() if k not in own and is_adapter_tensor(k)}
+    rest = shapes.keys() - of_head.keys() - new.keys()
+    fits = all(key in own and own[key].shape == shapes[key] for key in rest)
+    fits &= sum(map(math.prod, new.values())) <= sum(v.numel() for v in own.values())
     if not fits or sum(map(math.prod, of_head.values())) > allowed:
         raise UserError(f"{path} holds the weights of another model.")
 

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from ltlearn.errors import UserError, check_number, check_whole, spell
 from ltlearn.training.checkpoint_state import (
+    frozen_names,
     hyper_parameters,
     join_state,
     restore_state,
     split_state,
     state_of,
 )
+from ltlearn.training.features import weights_fingerprint
 from ltlearn.training.fit_callback import FitCallback
 from ltlearn.utils.environment import warn_of_threads
 from ltlearn.utils.older_runs import with_todays_keys
@@ -49,8 +51,9 @@ class Checkpoint(FitCallback):
     It is for `fit_stage1`, `retrain_classifier` and `fit` of an `LTLearner`. Give each stage a
     folder of its own. To resume, give the same arguments again: a checkpoint of a fit with others
     is refused. The checkpoints stay after the fit; `clear` removes them, once the weights are
-    saved. Gradients that fastai's `GradientAccumulation` carries into the next epoch are saved,
-    too.
+    saved. Weights that `AdaptFormer`, `LoRA` or `BitFit` freeze are not in the files, but their
+    fingerprint, and a learner with others is refused. Gradients that fastai's
+    `GradientAccumulation` carries into the next epoch are saved, too.
 
     A callback with state takes part by two methods. `state_dict()` is called at the end of an epoch
     and returns a dictionary (keys are text) of tensors, numbers, text, None, and lists and
@@ -326,7 +329,10 @@ def _facts(learn) -> dict:
     """Return the facts of a learner that decide how its fit continues."""
     model = {k: f"{v.dtype}{tuple(v.shape)}" for k, v in learn.model.state_dict().items()}
     inner = getattr(learn.opt, "opt", learn.opt)
+    frozen = frozen_names(learn)
+    trunk = {"frozen weights": weights_fingerprint(learn.model, frozen)} if frozen else {}
     return {
+        **trunk,
         "epochs": learn.n_epoch,
         "batches": len(learn.dls.train),
         "model": f"{len(model)} tensors, {_short(model)}",

@@ -11,7 +11,14 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from torch import Tensor, nn
 
-__all__ = ["hyper_parameters", "join_state", "restore_state", "split_state", "state_of"]
+__all__ = [
+    "frozen_names",
+    "hyper_parameters",
+    "join_state",
+    "restore_state",
+    "split_state",
+    "state_of",
+]
 
 _log = logging.getLogger("ltlearn")
 # Implementation flags of optimisers: they depend on the machine and do not affect the result.
@@ -27,10 +34,12 @@ _SHAPED_ENTRIES = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq",
 def state_of(learn) -> dict:
     """Return the state of a fit at the end of an epoch: tensors, numbers, text, lists and dicts.
 
+    It has no weights that are frozen for the fit, see `frozen_names`.
+
     Args:
         learn: The learner.
     """
-    return {
+    state = {
         "model": dict(learn.model.state_dict()),
         "optimizer": _optimizer_state(learn),
         "accumulated": [cb.count for cb in _accumulators(learn)],
@@ -38,6 +47,38 @@ def state_of(learn) -> dict:
         "loaders": [_loader_state(dl) for dl in learn.dls.loaders],
         "random": _random_state(),
     }
+    return _without(state, frozen_names(learn))
+
+
+def frozen_names(learn) -> frozenset[str]:
+    """Return the names of the model's parameters that a callback of the fit keeps frozen.
+
+    Args:
+        learn: The learner.
+    """
+    if not any(getattr(type(cb), "keeps_trunk", False) for cb in learn.cbs):
+        return frozenset()
+    return frozenset(n for n, p in learn.model.named_parameters() if not p.requires_grad)
+
+
+def _without(value, names: frozenset[str]):
+    """Leave tensors out of the state dicts of the model in a state."""
+    if isinstance(value, list):
+        return [_without(v, names) for v in value]
+    if not isinstance(value, dict) or not names:
+        return value
+    return {k: _without(v, names) for k, v in value.items() if k not in names}
+
+
+def _with_frozen(value, frozen: Mapping[str, Tensor], others: set[str]):
+    """Complete the state dicts of the model in a state: the dictionaries with all other tensors."""
+    if isinstance(value, list):
+        return [_with_frozen(v, frozen, others) for v in value]
+    if not isinstance(value, dict) or not frozen:
+        return value
+    if others <= value.keys():
+        return {**value, **frozen}
+    return {k: _with_frozen(v, frozen, others) for k, v in value.items()}
 
 
 def restore_state(learn, state: dict) -> None:
@@ -50,7 +91,9 @@ def restore_state(learn, state: dict) -> None:
     Raises:
         ValueError: If the state belongs to another model, optimiser, or set of callbacks.
     """
-    _check_tensors("the model", state["model"], learn.model.state_dict())
+    model, names = learn.model.state_dict(), frozen_names(learn)
+    state = _with_frozen(state, {k: model[k] for k in names}, model.keys() - names)
+    _check_tensors("the model", state["model"], model)
     _check_optimizer(learn, state["optimizer"])
     callbacks = {cb.name: cb for cb in _with_state(learn)}
     if callbacks.keys() != state["callbacks"].keys():

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -36,14 +36,17 @@ _CHUNK_BYTES = 1 << 24
 _ARRAY, _NOTE = "features.npy", "key.json"
 
 
-def weights_fingerprint(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module, names: Collection[str] | None = None) -> str:
     """Return 16 hexadecimal digits that identify the weights and buffers of a model.
 
     Args:
         model: The model.
+        names: The tensors that count. None: all.
     """
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
+        if names is not None and name not in names:
+            continue
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

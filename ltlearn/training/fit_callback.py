@@ -30,6 +30,9 @@ class FitCallback(Callback):
     mixes_rows = False
     # Whether the callback sets class weights on the learner's loss.
     weights_loss = False
+    # Whether the callback freezes weights that a checkpoint leaves out, because a learner that
+    # resumes begins with the same.
+    keeps_trunk = False
     # Whether `after_step` reads and writes the weights alone. Steps without events (stage 2 on
     # cached features, the resident loop) then call it, and nothing else.
     uses_weights_alone = False

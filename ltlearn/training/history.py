@@ -12,6 +12,7 @@ from fastcore.basics import noop
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError
+from ltlearn.heads.normalized import normalized_head_of
 from ltlearn.metrics.report import shot_report
 from ltlearn.models.backbone import find_head
 from ltlearn.names import FIGURES
@@ -36,7 +37,7 @@ def head_norms(model: nn.Module) -> Tensor:
     Args:
         model: A model that ends in an `nn.Linear` or a head of ltlearn.
     """
-    head = find_head(model)[1]
+    head = normalized_head_of(model) or find_head(model)[1]
     norms = head.weight.float().norm(dim=1) if isinstance(head, nn.Linear) else head.norms()
     return norms.detach().float().cpu()
 

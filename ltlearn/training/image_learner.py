@@ -350,11 +350,11 @@ class ImageLearner(RankedLearner):
             ranks.wait()  # the first rank may still write it
             if not path.is_file():
                 raise UserError(f"there is no saved model {path}.")
-        head, start = self.model.head, file.tell() if hasattr(file, "tell") else None
+        before, start = _identities(self.model), file.tell() if hasattr(file, "tell") else None
         try:
             super().load(file, device=device, with_opt=False, strict=strict, **kwargs)
-            if self.model.head is not head:
-                # A new optimiser is needed for the parameters of the loaded head.
+            if _identities(self.model) != before:
+                # A new optimiser is needed for the parameters of a loaded head or adapter.
                 self.opt = None
             if with_opt:
                 if start is not None:
@@ -371,6 +371,10 @@ class ImageLearner(RankedLearner):
                 f"({reason}); make the learner as for the saved one."
             ) from e
         return self
+
+
+def _identities(model) -> set[int]:
+    return {id(p) for p in model.parameters()}
 
 
 def check_fastai_options(

@@ -13,6 +13,7 @@ from ltlearn.errors import UserError, check_choice, check_number, check_whole, s
 from ltlearn.methods import METHODS, Method, find_method, is_built_in, usual_rate
 from ltlearn.names import BN_MODES, ON_NAN, SCHEDULES, SELECTS, STAGE2_SCHEDULES
 from ltlearn.training.checkpoint import Checkpoint
+from ltlearn.training.grad_checkpointing import GradCheckpointing
 from ltlearn.training.loop import listed_callbacks
 from ltlearn.training.schedule import EpochSchedule
 from ltlearn.training.selection import default_select
@@ -251,10 +252,15 @@ def resolve_stage1(given: Mapping[str, Any], dls, pretrained: bool, folder: Path
             raise UserError(f"{method} is no method of stage 1; use retrain_classifier.")
         from_row = row.arguments(**options)
         loss = from_row["loss"] if loss is None else loss
-        callbacks = [*from_row["cbs"], *callbacks]
+        # A callback that is given replaces the method's own of the same class.
+        given_kinds = {type(cb) for cb in callbacks}
+        own = [cb for cb in from_row["cbs"] if type(cb) not in given_kinds]
+        callbacks = [*own, *callbacks]
     sync_bn, resume = given.pop("sync_bn"), given.pop("resume")
     if sync_bn:
         callbacks.append(SyncBatchNorm())
+    if given.pop("grad_checkpointing"):
+        callbacks.append(GradCheckpointing())
     if resume:
         callbacks.append(Checkpoint(folder if resume is True else Path(resume), resume=True))
     if given["lr"] is None:

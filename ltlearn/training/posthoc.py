@@ -4,9 +4,12 @@ import logging
 import time
 from dataclasses import replace
 
+import numpy as np
+import torch
 from fastai.learner import Learner
 
-from ltlearn.heads.registry import as_linear
+from ltlearn.heads.normalized import NormalizedFeatureHead
+from ltlearn.heads.registry import as_linear_over_features
 from ltlearn.methods import METHODS
 from ltlearn.metrics.priors import prior_vector
 from ltlearn.posthoc.data import PosthocData
@@ -34,8 +37,13 @@ def run_posthoc(learn: Learner, plan: PosthocPlan) -> CorrectionRecord:
         UserError: If the classifier cannot be corrected.
     """
     began, row = time.perf_counter(), METHODS[plan.method]
+    head, around = learn.model.head, None
+    if not row.uses_features_only:
+        head = as_linear_over_features(head)
+        if isinstance(head, NormalizedFeatureHead):
+            head, around = head.inner, head
     data = PosthocData(
-        head=learn.model.head if row.uses_features_only else as_linear(learn.model.head),
+        head=head,
         class_counts=learn.dls.class_counts,
         prior=prior_vector(learn.assumed_prior, learn.dls.class_counts),
     )
@@ -46,12 +54,13 @@ def run_posthoc(learn: Learner, plan: PosthocPlan) -> CorrectionRecord:
     if row.uses_validation and not is_too_small_to_select(
         learn.dls, f"{plan.method} takes the shifts of logit adjustment with tau 1"
     ):
-        valid = learn.features("valid")
-        data = replace(data, features=valid.views[0], targets=valid.targets)
+        data = _with_validation(learn, data, around)
         result = replace(result, chosen_on=selects_on(learn.dls))
     if row.choose is not None and plan.value is None:
-        result = _choose(learn, plan.method, data)
+        result = _choose(learn, plan.method, data, around)
     head = row.apply(data, result.value)
+    if around is not None:
+        head = NormalizedFeatureHead(head, around.length.item())
     learn.model.head, learn.opt = head.to(learn.dls.device), None
     trajectory = make_trajectory(learn, "last", "post hoc", predict=learn.predict_logits)
     trajectory.learn = learn
@@ -69,10 +78,24 @@ def run_posthoc(learn: Learner, plan: PosthocPlan) -> CorrectionRecord:
     return result
 
 
-def _choose(learn: Learner, method: str, data: PosthocData) -> CorrectionRecord:
+def _choose(
+    learn: Learner, method: str, data: PosthocData, around: NormalizedFeatureHead | None
+) -> CorrectionRecord:
     """Choose the strength on the validation images, if there are enough."""
-    valid, row = learn.features("valid"), METHODS[method]
+    row = METHODS[method]
     if is_too_small_to_select(learn.dls, f"{method} takes its published value"):
         return CorrectionRecord(method, row.published_value)
-    value, curve = row.choose(replace(data, features=valid.views[0], targets=valid.targets))
+    value, curve = row.choose(_with_validation(learn, data, around))
     return CorrectionRecord(method, value, selects_on(learn.dls), curve)
+
+
+def _with_validation(
+    learn: Learner, data: PosthocData, around: NormalizedFeatureHead | None
+) -> PosthocData:
+    """Add the features of the validation images, as the classifier gets them."""
+    valid = learn.features("valid")
+    features = valid.views[0]
+    if around is not None:
+        rows = torch.from_numpy(np.asarray(features, dtype=np.float32))
+        features = around.scaled(rows.to(around.length.device)).cpu()
+    return replace(data, features=features, targets=valid.targets)

@@ -1,5 +1,6 @@
 """Features and logits of a learner's data, and images in the form that its model takes."""
 
+import copy
 import logging
 from contextlib import nullcontext
 
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from ltlearn.data.datasets import ImagesInMemory
 from ltlearn.data.loader import LTDataLoader
-from ltlearn.errors import UserError
+from ltlearn.data.transforms import ImageTransform, OneOfFiveCrops
+from ltlearn.errors import UserError, spell
 from ltlearn.names import PARTS
 from ltlearn.training.evaluate import run_model
 from ltlearn.training.features import FeatureBank, Features
@@ -85,24 +87,52 @@ def extract_features(learn: Learner, part: str, views: int = 0, seed: int = 0) -
         )
 
 
-def predict_part(learn: Learner, part: str, flip: bool, cached: bool) -> tuple[Tensor, Tensor]:
+def predict_part(
+    learn: Learner, part: str, flip: bool, cached: bool, crops: int = 1
+) -> tuple[Tensor, Tensor]:
     """Return logits (N, C) and targets (N,) of a part on the CPU, in the order of its dataset.
 
     Args:
         learn: An `LTLearner`.
         part: "train", "valid" or "test".
         flip: Whether to average the logits of each image and its mirror image.
-        cached: Whether to use the feature bank, without `flip`.
+        cached: Whether to use the feature bank, without `flip` and with one crop.
+        crops: 1 takes the centre of each image, 5 the mean logits of its corners and its centre.
+
+    Raises:
+        UserError: If `crops` is another number, or the images cannot be cropped.
     """
-    if cached and not flip:
+    if crops not in (1, OneOfFiveCrops.NUMBER):
+        raise UserError(f"crops must be 1 or {OneOfFiveCrops.NUMBER}, got {crops!r}.")
+    if cached and not flip and crops == 1:
         features = extract_features(learn, part)
         loader = LTDataLoader(features, FEATURE_BATCH, device=learn.dls.device)
         head = HeadModel(learn.model.head)
         return tuple(t.cpu() for t in run_model(head, loader, nullcontext))
     loader = _loader_of(learn.dls, part).new(shuffle=False)
+    loaders = [loader] if crops == 1 else _five_crops(loader)
+    total = None
     with oom_to_user_error(loader.bs):
-        output = run_model(learn.model, loader, learn.autocast_context, flip, together=True)
-        return tuple(t.cpu() for t in output)
+        for one in loaders:
+            output = run_model(learn.model, one, learn.autocast_context, flip, together=True)
+            logits, targets = (t.cpu() for t in output)
+            total = logits if total is None else total.add_(logits)
+    return total if crops == 1 else total / crops, targets
+
+
+def _five_crops(loader: LTDataLoader) -> list[LTDataLoader]:
+    """Return a loader for each of the five crops of slightly larger images."""
+    if not isinstance(getattr(loader.dataset, "plain", None), ImageTransform):
+        raise UserError(
+            "five crops need square images that the loaders resize, but these are held in memory, "
+            f"or pass through item_tfms; take {spell('crops', 1)}."
+        )
+    loaders = []
+    for which in range(OneOfFiveCrops.NUMBER):
+        dataset = copy.copy(loader.dataset)
+        dataset.plain = OneOfFiveCrops(dataset.shape[0], which)
+        loaders.append(loader.new(dataset))
+    return loaders
 
 
 def predict_images(learn: Learner, images) -> Tensor:

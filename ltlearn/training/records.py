@@ -204,6 +204,8 @@ class StageRecord(Record):
         schedule: Name of the learning-rate schedule.
         milestones: Epochs at which the learning rate falls, with "multistep" only.
         decay: Factor at each milestone, with "multistep" only.
+        trained_parameters: Number of parameters that trained, where a callback froze part of the
+            backbone and counted them; None otherwise.
         compiled: Whether the backbone was compiled; None if that was not requested.
         loop: Loop that took the steps without events: "resident", or "captured" if they were CUDA
             graphs; None for the loop with events, and for features.
@@ -232,6 +234,7 @@ class StageRecord(Record):
     schedule: str
     milestones: tuple[int, ...] | None = None
     decay: float | None = None
+    trained_parameters: int | None = None
     compiled: bool | None = None
     loop: str | None = None
     method: str | None = None
@@ -244,7 +247,7 @@ class StageRecord(Record):
     seconds: float
     leaves_prior: bool | None = None
 
-    _optional = frozenset({"milestones", "decay", "compiled", "loop"})
+    _optional = frozenset({"milestones", "decay", "trained_parameters", "compiled", "loop"})
 
     def _names(self) -> list[str]:
         hidden = {"leaves_prior"}

@@ -12,7 +12,9 @@ from fastai.learner import Learner
 from torch import nn
 
 from ltlearn.errors import UserError, spell
-from ltlearn.heads.registry import is_head, is_trainable
+from ltlearn.heads.cosine import CosineLinear
+from ltlearn.heads.normalized import NormalizedFeatureHead
+from ltlearn.heads.registry import as_linear_over_features, is_head, is_trainable, kind_of
 from ltlearn.training.checkpoint import Checkpoint, describe_options
 from ltlearn.training.evaluate import run_model
 from ltlearn.training.features import weights_fingerprint
@@ -43,6 +45,8 @@ _OBSERVERS = (Checkpoint, CSVLogger, EpochLog, *_DISPLAYS)
 def fold_unowned_head(learn: Learner, callbacks: Sequence[Callback]) -> None:
     """Fold a head into a linear layer, unless a callback that trains such a head is given.
 
+    A cosine classifier becomes a linear layer over features of one length.
+
     Args:
         learn: The learner.
         callbacks: Callbacks of the fit.
@@ -50,25 +54,30 @@ def fold_unowned_head(learn: Learner, callbacks: Sequence[Callback]) -> None:
     Raises:
         UserError: If no linear layer is equal to the head.
     """
-    head, kind = learn.model.head, type(learn.model.head)
+    whole = learn.model.head
+    head = whole.inner if isinstance(whole, NormalizedFeatureHead) else whole
+    kind = type(head)
     if isinstance(head, nn.Linear) or not is_head(head):
         return
     # Read from the class: an instance passes unknown attributes on to the learner.
     if any(getattr(type(cb), "head_type", None) is kind for cb in [*callbacks, *learn.cbs]):
         return
     try:
-        linear = head.fold()
+        linear = as_linear_over_features(whole)
     except UserError:
         raise UserError(
             f"the head is a {kind.__name__}, which cannot be folded into a linear layer: pass "
             f"{_callback_of(kind)} in cbs to train it, begin with a new head "
             f"({spell('reset', True)}), or put the classifier of stage 1 back: use('stage1')."
         ) from None
-    _log.warning(
-        "the head is a %s and no callback that trains one is given: it is folded into an "
-        "nn.Linear, whose norms are free",
-        kind.__name__,
-    )
+    if kind is CosineLinear:
+        _log.info("the cosine classifier becomes a linear layer over features of one length")
+    else:
+        _log.warning(
+            "the head is a %s and no callback that trains one is given: it is folded into an "
+            "nn.Linear, whose norms are free",
+            kind_of(whole),
+        )
     learn.model.head = linear.requires_grad_(is_trainable(head))
     learn.opt = None
 
@@ -85,6 +94,8 @@ def _callback_of(kind: type[nn.Module]) -> str:
 
 def reset_head(learn: Learner, seed: int) -> None:
     """Replace the head by a new linear layer, the same one for the same seed.
+
+    After a cosine classifier the layer is over features of one length, the scale of the cosines.
 
     Args:
         learn: The learner.
@@ -105,6 +116,9 @@ def reset_head(learn: Learner, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         new = nn.Linear(old.in_features, old.out_features, bias)
+    if isinstance(old, CosineLinear | NormalizedFeatureHead):
+        length = old.cosine_scale if isinstance(old, CosineLinear) else old.length
+        new = NormalizedFeatureHead(new, length.item())
     learn.model.head, learn.opt = new.to(device), None
 
 

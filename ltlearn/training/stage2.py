@@ -11,6 +11,7 @@ from fastai.learner import Learner
 
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.errors import UserError
+from ltlearn.heads.registry import kind_of
 from ltlearn.training.collectives import copy_from_first
 from ltlearn.training.evaluate import run_model
 from ltlearn.training.finite import FiniteLoss
@@ -74,7 +75,7 @@ def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
     on = f"features, {plan.views} view{'s' if plan.views > 1 else ''}" if plan.views else "images"
     record_stage(
         learn, plan, trajectory, callbacks, began,
-        stage="stage 2", trained=type(learn.model.head).__name__, bn=plan.bn, on=on,
+        stage="stage 2", trained=kind_of(learn.model.head), bn=plan.bn, on=on,
         head="new" if plan.reset else "kept",
         loop=None if plan.views else learn.loop_without_events(),
     )  # fmt: skip

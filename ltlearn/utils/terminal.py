@@ -181,11 +181,11 @@ def render_recipes(
         measured: `MeasuredResult` objects.
         file: Where to write; standard output if None.
     """
-    rows = []
+    rows: dict[bool, list[tuple[str, ...]]] = {False: [], True: []}
     for recipe in recipes:
         expected = "; ".join(f"{e.describe(e.method)} ({e.protocol})" for e in recipe.published())
         ours = "; ".join(r.describe() for r in measured if r.recipe == recipe.name)
-        rows.append(
+        rows[recipe.is_pretrained].append(
             (
                 recipe.name,
                 recipe.title,
@@ -196,7 +196,10 @@ def render_recipes(
             )
         )
     head = ("recipe", "title", "methods", "published top-1 in %", "measured here", "status")
-    render_rows(head, rows, file)
+    # Accuracies of the two do not compare, so they never share a table.
+    render_rows(head, rows[False], file, title="Trained from random weights")
+    if rows[True]:
+        render_rows(head, rows[True], file, title="Trained from pre-trained weights")
 
 
 def one_line(text: Any) -> str:

@@ -64,6 +64,8 @@ class MethodFacts:
         symbols: What the formula's symbols mean, where they are not the usual ones.
         cost: What it costs, if that was measured or is not obvious.
         published: Published figures.
+        arch: The architecture that the code of the page trains.
+        epochs: The epochs of stage 1 in that code.
     """
 
     group: str
@@ -78,6 +80,8 @@ class MethodFacts:
     symbols: str = ""
     cost: str = ""
     published: list[Published] = field(default_factory=list)
+    arch: str = "resnet50"
+    epochs: int = 90
 
 
 @cache

@@ -179,7 +179,7 @@ def python_code(name: str) -> str:
     Args:
         name: The method.
     """
-    row = find_method(name)
+    row, facts = find_method(name), method_facts()[name]
     stage1 = name if row.kind == "stage 1" else row.after or DEFAULT_STAGE1
     first = (
         "learn.fit_stage1(90)"
@@ -189,11 +189,11 @@ def python_code(name: str) -> str:
     lines = [
         "from ltlearn import LTDataLoaders, lt_learner", "",
         'dls = LTDataLoaders.from_folder("photos/")',
-        'learn = lt_learner(dls, "resnet50")', first,
+        f'learn = lt_learner(dls, "{facts.arch}")', first,
     ]  # fmt: skip
     named = f'method="{name}"'
     if row.kind == "stage 1":
-        lines[-1] = _call("learn.fit_stage1", "90", named, *_options_argument(row))
+        lines[-1] = _call("learn.fit_stage1", str(facts.epochs), named, *_options_argument(row))
     elif row.kind == "stage 2":
         lines.append(_call("learn.retrain_classifier", named, *_options_argument(row)))
     else:
@@ -228,7 +228,9 @@ def commands(name: str) -> list[str]:
     if row.kind == "stage 1":
         usual = DEFAULT_STAGE2 if METHODS[DEFAULT_STAGE2].fits(row) else DEFAULT_WITH_RESET
         stage2 = next((n for n, m in METHODS.items() if m.after == name), usual)
-        lines = [f"ltlearn train photos/ --stage1 {name} --method {stage2} --out RUN"]
+        arch, usual_arch = method_facts()[name].arch, method_facts()[DEFAULT_STAGE1].arch
+        arch = f"--arch {arch} " if arch != usual_arch else ""
+        lines = [f"ltlearn train photos/ {arch}--stage1 {name} --method {stage2} --out RUN"]
         return lines + [f"{lines[0]} --set stage1.{k}={v:g}" for k, v in _one_option(row)]
     stage1 = f"--stage1 {row.after} " if row.after else ""
     lines = [f"ltlearn train photos/ {stage1}--method {name} --out RUN"]
@@ -307,11 +309,14 @@ def _cost(row: Method, facts: MethodFacts, link) -> list[str]:
 
 
 def _accuracy(name: str, row: Method, facts: MethodFacts) -> list[str]:
-    published = [*_of_recipes(name), *_of_facts(facts)]
-    blocks = ["### Published"]
+    published = [*_of_recipes(name, False), *_of_facts(facts)]
+    pretrained = _of_recipes(name, True)
+    head, blocks = ["Data", "Network", "Top-1, %", "Source"], ["### Published"]
     if published:
-        blocks.append(table(["Data", "Network", "Top-1, %", "Source"], published, "llrl"))
-    else:
+        blocks.append(table(head, published, "llrl"))
+    if pretrained:
+        blocks += ["From pre-trained weights:", table(head, pretrained, "llrl")]
+    if not (published or pretrained):
         blocks.append("The sources used here hold no published figure of exactly this method.")
     blocks.append("### Measured here")
     results = "[the results](../results/accuracy.ipynb)"
@@ -341,12 +346,12 @@ def _result_row(name: str, result: MeasuredResult) -> list[str]:
     return [f"{recipe}{factor}{changes}{compared}", result.protocol, *figures]
 
 
-def _of_recipes(name: str) -> list[list[str]]:
+def _of_recipes(name: str, pretrained: bool) -> list[list[str]]:
     """Return a row per recipe and source; figures of several imbalance factors share a cell."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for recipe_name, recipe in recipes().items():
         for figure in recipe.expected:
-            if figure.method != name:
+            if figure.method != name or recipe.is_pretrained != pretrained:
                 continue
             data = f"[{recipe_name}](../recipes/{recipe_name}.qmd)"
             data += f", {figure.group}" if figure.group != "all" else ""

@@ -44,13 +44,25 @@ def write(staging: Path) -> list[Path]:
 
 def short_table() -> str:
     """Return the best published figure beside ours, for the recipes that have one of the two."""
-    rows = []
+    rows: dict[bool, list[list[str]]] = {False: [], True: []}
     for name, recipe in recipes().items():
         figures = [_best_published(recipe), _ours(name)]
         if any(figure != "–" for figure in figures):
             network = f"<small>{escape(_network(recipe))}</small>"
-            rows.append([f"{_linked(name)}<br>{network}", *figures])
-    return table(["Recipe", "Published", "Measured here"], rows)
+            rows[recipe.is_pretrained].append([f"{_linked(name)}<br>{network}", *figures])
+    return "\n\n".join(_by_start(["Recipe", "Published", "Measured here"], rows))
+
+
+def _by_start(head: list[str], rows: dict[bool, list[list[str]]]) -> list[str]:
+    """Return a table for random and one for pre-trained weights: their figures do not compare."""
+    blocks = ["From random weights:", table(head, rows[False])]
+    if rows[True]:
+        blocks += [
+            "From pre-trained weights. Much of the accuracy is due to the images of the "
+            "pre-training:",
+            table(head, rows[True]),
+        ]
+    return blocks
 
 
 def _linked(name: str, prefix: str = "recipes/") -> str:
@@ -94,14 +106,14 @@ def _runs(name: str) -> list[MeasuredResult]:
 
 
 def _overview() -> str:
-    rows = []
+    rows: dict[bool, list[list[str]]] = {False: [], True: []}
     for name, recipe in recipes().items():
         labels = [f"[{escape(METHODS[m].label)}](../methods/{m}.qmd)" for m in recipe.methods]
         data = f"{recipe.data.dataset}{_factor(recipe)}, {_network(recipe)}"
         ours = _ours(name)
         if ours == "–":
             ours = "run" if recipe.status.startswith("run here") else "not run"
-        rows.append(
+        rows[recipe.is_pretrained].append(
             [
                 f"{_linked(name, '')}<br>{escape(data)}",
                 ", ".join(labels),
@@ -121,7 +133,7 @@ def _overview() -> str:
         "selects epochs on the test set, as the published code does; *clean* selects on validation "
         "images. Figures of the two do not compare, and neither do networks of different width. A "
         "figure measured here with other values than the recipe's names them.",
-        table(["Recipe", "Methods", "Published", "Measured here"], rows),
+        *_by_start(["Recipe", "Methods", "Published", "Measured here"], rows),
     )
 
 

@@ -52,6 +52,15 @@ def make_lt_learner(dls=None, seed=0, arch="resnet8_cifar", **kwargs):
     return lt_learner(dls or make_dls(), arch, **kwargs)
 
 
+VIT = {
+    "arch": "vit_tiny_patch16_224", "patch_size": 4, "depth": 2, "embed_dim": 24, "num_heads": 2,
+}  # fmt: skip
+
+
+def make_vit_learner(dls=None, seed=0, **kwargs):
+    return make_lt_learner(dls, seed, **{**VIT, **kwargs})
+
+
 class Stop(Callback):
     """Stop a training before one of its steps."""
 

@@ -22,7 +22,7 @@ import ltlearn.training
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.fit_callback import mixes_images
 from ltlearn.training.history import Trajectory
-from tests.callbacks.helpers import make_dls, make_lt_learner
+from tests.callbacks.helpers import make_dls, make_lt_learner, make_vit_learner
 
 
 def find_callbacks():
@@ -89,6 +89,11 @@ def make(name, learn, tmp_path):
     return CALLBACKS[name]()
 
 
+def make_learner(name, dls=None):
+    needs_blocks = name in ("AdaptFormer", "LoRA", "GradCheckpointing")
+    return (make_vit_learner if needs_blocks else make_lt_learner)(dls)
+
+
 def state_of(learn):
     train = learn.dls.train
     return {
@@ -140,7 +145,7 @@ class Last(Callback):
 
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_a_callback_that_changes_images_or_class_weights_declares_it(name, tmp_path):
-    learn = make_lt_learner()
+    learn = make_learner(name)
     cb, first = make(name, learn, tmp_path), First()
     last = Last(first)
     learn.fit(5, 0.05, cbs=[first, cb, last])
@@ -149,7 +154,9 @@ def test_a_callback_that_changes_images_or_class_weights_declares_it(name, tmp_p
 
 @pytest.mark.parametrize(("name", "how"), CASES)
 def test_the_learner_is_left_as_it_was_found(name, how, tmp_path):
-    learn = make_lt_learner(make_dls(COUNTS))
+    learn = make_learner(name, make_dls(COUNTS))
+    if getattr(CALLBACKS[name], "trained_part", "") == "adapters":
+        make(name, learn, tmp_path).install(learn)  # they stay, as a head does
     learn.create_opt()
     learn.opt.set_hyper("lr", 0.05)
     learn.opt.set_hyper("wd", 0.01)

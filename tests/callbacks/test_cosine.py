@@ -8,8 +8,12 @@ from ltlearn import (
     CosineLinear,
     DeferredReweighting,
     LearnableWeightScaling,
+    MaxNorm,
+    SAMNLinear,
+    ScaledLinear,
     UserError,
 )
+from ltlearn.heads import NormalizedFeatureHead
 from ltlearn.losses import LDAMLoss
 from ltlearn.models.backbone import find_head
 from tests.callbacks.helpers import (
@@ -66,28 +70,63 @@ def test_stage_1():
     assert learn.model.head is head
 
 
-def test_without_the_callback_it_is_refused_until_the_head_is_new():
+OTHERS = {
+    "none": (lambda: None, nn.Linear),
+    "samn": (SAMN, SAMNLinear),
+    "lws": (LearnableWeightScaling, ScaledLinear),
+    "max norm": (MaxNorm, nn.Linear),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize("views", [1, 0], ids=["features", "images"])
+def test_without_the_callback_it_goes_on_over_features_of_one_length(case, views):
+    make, kind = OTHERS[case]
     learn = make_lt_learner()
-    learn.retrain_classifier(1, 0.1, loss=LDAMLoss(COUNTS), cbs=CosineHead())
+    learn.fit_stage1(2, 0.05, loss=LDAMLoss(COUNTS), cbs=CosineHead(20))
+    cosine, logits = learn.model.head, learn.predict_logits()[0]
+    learn.retrain_classifier(0, views=views, cbs=make())
     head = learn.model.head
-    message = r"CosineLinear.*CosineHead\(\).*reset=True"
-    for cbs in (None, SAMN(), LearnableWeightScaling()):
-        with pytest.raises(UserError, match=message):
-            learn.retrain_classifier(1, 0.1, start="current", cbs=cbs)
-        assert learn.model.head is head
-    with pytest.raises(UserError, match=message):
-        learn.fit_stage1(1, 0.1)
-    learn.retrain_classifier(1, 0.1, start="current", loss=LDAMLoss(COUNTS), cbs=CosineHead())
+    assert type(head) is NormalizedFeatureHead and type(head.inner) is kind
+    assert head.norms().mean().item() == pytest.approx(20)
+    if kind is not SAMNLinear:
+        torch.testing.assert_close(learn.predict_logits()[0], logits, rtol=1e-4, atol=1e-4)
+        assert head.length == 20
+    learn.retrain_classifier(2, 0.01, views=views, cbs=make(), select="last")
+    assert type(learn.model.head.inner) is kind
+    # With a new head, and back.
+    learn.retrain_classifier(1, 0.01, views=views, reset=True, select="last")
+    assert type(learn.model.head.inner) is nn.Linear and learn.model.head.inner.bias is not None
+    assert learn.model.head.length == 20
+    learn.use("stage1")
+    assert type(learn.model.head) is CosineLinear
+    assert torch.equal(learn.model.head.weight, cosine.weight)
+    learn.retrain_classifier(1, 0.1, views=views, loss=LDAMLoss(COUNTS), cbs=CosineHead(20))
+    assert type(learn.model.head) is CosineLinear
+
+
+def test_stage_1_goes_on_too():
+    learn = make_lt_learner()
+    learn.fit_stage1(1, 0.05, cbs=CosineHead(20))
+    learn.fit_stage1(1, 0.05)
+    head = learn.model.head
+    assert type(head) is NormalizedFeatureHead and head.length == 20
+    learn.fit_stage1(1, 0.05)
     assert learn.model.head is head
-    learn.retrain_classifier(1, 0.1, start="current", reset=True)
-    assert type(learn.model.head) is nn.Linear and learn.model.head.bias is not None
 
 
-def test_a_plain_learner_with_another_callback_is_refused():
-    learn = make_learner()
-    learn.fit(1, 0.1, cbs=CosineHead())
-    with pytest.raises(UserError, match="a CosineLinear head cannot be folded into an nn.Linear"):
-        learn.fit(1, 0.1, cbs=LearnableWeightScaling())
+@pytest.mark.parametrize("make", [SAMN, LearnableWeightScaling])
+def test_a_plain_learner_with_another_callback(make):
+    learn = make_learner(splitter=two_groups)
+    learn.fit(1, 0.1, cbs=CosineHead(20))
+    weight = nn.functional.normalize(learn.model[2].weight.detach())
+    cb = make(COUNTS) if make is SAMN else make()
+    inner = cb.install(learn)
+    assert type(learn.model[2]) is NormalizedFeatureHead and learn.model[2].inner is inner
+    torch.testing.assert_close(nn.functional.normalize(inner.weight.detach()), weight)
+    assert [len(group) for group in learn.opt.param_lists] == [2, len(list(inner.parameters()))]
+    learn.fit(1, 0.1, cbs=make(COUNTS) if make is SAMN else make())
+    assert learn.model[2].inner is inner
 
 
 def test_save_and_load(tmp_path):

@@ -94,7 +94,7 @@ def test_a_seed_decides_the_result_and_nothing_else_does(name):
     one, other = ImageTransform(name, 32), ImageTransform(name, 32)
     other(image, 5)  # another history
     assert (one(image, 7) == other(image, 7)).all()
-    results = {one(image, s).tobytes() for s in range(8)}
+    results = {one(image, s, 0.0).tobytes() for s in range(8)}
     assert len(results) == 1 if name == "none" else len(results) > 3
 
 

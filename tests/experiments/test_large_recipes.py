@@ -3,7 +3,9 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from ltlearn.cli.app import app
@@ -43,14 +45,15 @@ def copy(tmp_path, monkeypatch):
 
 def test_there_are_recipes_of_each():
     assert {load_recipe(n).data.dataset for n in LARGE} == set(COUNTS)
-    assert {"imagenet_lt", "places_lt", "inat2018"} <= set(LARGE) and len(LARGE) == 9
+    assert {"imagenet_lt", "places_lt", "inat2018"} <= set(LARGE) and len(LARGE) == 12
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_it_runs_from_lists_to_report(name, copy, tmp_path):
     recipe = load_recipe(name)
     # The images, the classes and the steps of the recipe; a smaller network of the same family.
-    small = load_recipe(name, ["model.arch=resnet10t", "model.pretrained=false"]).smoke()
+    arch = "test_vit" if name.endswith("_lift") else "resnet10t"
+    small = load_recipe(name, [f"model.arch={arch}", "model.pretrained=false"]).smoke()
     assert small.data.size == 32 and small.methods == recipe.methods
     run = Run(tmp_path / "run")
     run_recipe(small, run, data_path=copy(recipe.data.dataset), device="cpu")
@@ -60,6 +63,28 @@ def test_it_runs_from_lists_to_report(name, copy, tmp_path):
     assert [row["method"] for row in manifest["results"]["rows"]] == recipe.methods
     assert manifest["results"]["split"].startswith("published, imbalance factor")
     assert (run.path / "report.md").is_file()
+
+
+def test_a_trunk_of_large_images_on_a_set_of_small_ones(tmp_path):
+    generator = np.random.default_rng(0)
+    for part, n in (("train", 4), ("test", 1)):
+        for c in range(100):
+            (tmp_path / part / f"class {c:02d}").mkdir(parents=True)
+            for i in range(n):
+                pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / f"class {c:02d}" / f"{i}.png")
+    overrides = ["model.arch=test_vit", "model.pretrained=false", "data.imbalance_factor=2"]
+    recipe = load_recipe("cifar100_lt_lift", overrides).smoke()
+    recipe.data.n_max, recipe.data.test_per_class = 4, 1
+    assert recipe.data.size == 112 and recipe.stage1.head_start == "class_means"
+    assert load_recipe("cifar100_lt_lift").stage1.head_start == "text"
+    run = Run(tmp_path / "run")
+    run_recipe(recipe, run, data_path=tmp_path, device="cpu")
+    manifest = run.read_json("manifest.json")
+    assert [row["method"] for row in manifest["results"]["rows"]] == recipe.methods
+    records = {s["method"]: s for s in manifest["stages"]}
+    assert "HeadStart" in records["adaptformer"]["callbacks"]
+    assert records["samn"]["trained"] == "SAMNLinear on normalised features"
 
 
 def test_the_paper_protocol_and_a_comparison(copy, tmp_path):
@@ -149,6 +174,9 @@ def test_recipes_refuse_it_too():
         load_recipe("inat2018", ["data.split=first_n"])
     with pytest.raises(UserError, match=r"data\.transform.*cifar10_lt"):
         load_recipe("cifar10_lt", ["data.transform=crop"])
+    assert load_recipe("cifar10_lt", ["data.transform=crop", "data.size=112"]).data.size == 112
+    with pytest.raises(UserError, match="mean and std belong together.*data.std"):
+        load_recipe("cifar10_lt", ["data.mean=[0,0,0]"])
     with pytest.raises(UserError, match="follow_links.*digits_lt"):
         LTDataLoaders.from_dataset("digits_lt", follow_links=True)
     with pytest.raises(UserError, match="transform.*digits_lt"):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ltlearn import CosineLinear, SAMNLinear, ScaledLinear
+from ltlearn.heads import NormalizedFeatureHead
 from ltlearn.heads.gradient import closed_form_of
 
 COUNTS = [90, 40, 40, 7, 2]
@@ -47,6 +48,8 @@ HEADS = {
     "samn on weights": lambda: samn(("weight",)),
     "samn on weights without bias": lambda: samn(("weight",), False),
     "samn on the bias": lambda: samn(("bias",)),
+    "linear on normalised features": lambda: NormalizedFeatureHead(linear(), 5.0),
+    "samn on normalised features": lambda: NormalizedFeatureHead(samn(("weight", "bias")), 5.0),
     "samn, raw norms that overflow exp": lambda: samn(("weight", "bias"), high=200.0),
 }
 

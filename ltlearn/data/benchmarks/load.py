@@ -10,6 +10,7 @@ from ltlearn.data.benchmarks.read import load_benchmark_parts
 from ltlearn.data.benchmarks.registry import get_dataset
 from ltlearn.data.build import DEFAULT_SIZE, ImageParts, size_by_tfms
 from ltlearn.data.counts import long_tail_counts
+from ltlearn.data.datasets import IN_MEMORY_SIDE
 from ltlearn.data.images import ImageSet
 from ltlearn.data.options import LoadOptions, ReadOptions
 from ltlearn.data.splits import select_long_tail
@@ -91,15 +92,19 @@ def _check_meaning(
         given = {name: getattr(subset, name) for name in names}
     else:
         why = "is held in memory"
-        given = {
-            "max_classes": subset.max_classes,
-            "transform": None if callable(options.transform) else options.transform,
-            "num_workers": options.num_workers,
-            "follow_links": read.follow_links or None,
-        }
+        given = {"max_classes": subset.max_classes, "follow_links": read.follow_links or None}
+        if not _is_enlarged(options):
+            own = callable(options.transform)
+            given["transform"] = None if own else options.transform
+            given["num_workers"] = options.num_workers
     wrong = next((name for name, value in given.items() if value is not None), None)
     if wrong is not None:
         raise UserError(f"{wrong} has no meaning for {row.name}, which {why}; leave it out.")
+
+
+def _is_enlarged(options: LoadOptions) -> bool:
+    """Return whether images that are held in memory are enlarged one by one."""
+    return isinstance(options.size, int) and options.size > IN_MEMORY_SIDE
 
 
 def _folder(data_path: str | Path | None) -> Path:
@@ -122,7 +127,7 @@ def _load_listed(
     own = options.brings_tfms
     return ImageParts(parts, classes, split_name="published", dataset=row.name), replace(
         options,
-        stats=None if options.brings_stats else row.stats,
+        stats=None if options.brings_stats else options.stats or row.stats,
         transform=options.transform or (None if own else row.transform),
         size=options.size or size_by_tfms(options, parts["train"]) or DEFAULT_SIZE,
         in_memory=False,
@@ -154,9 +159,11 @@ def _load_cut(
         profile=subset.profile or _PROFILE,
     )
     check_choice("split", subset.split, SPLITS)
-    if options.size not in (None, *row.sides):
+    enlarged = _is_enlarged(options)
+    if options.size not in (None, *row.sides) and not enlarged:
         raise UserError(
-            f"size must be {' or '.join(map(str, row.sides))} for {row.name}, got {options.size!r}."
+            f"size must be {' or '.join(map(str, row.sides))} for {row.name}, or above "
+            f"{IN_MEMORY_SIDE}, got {options.size!r}."
         )
     folder = _folder(data_path)
     # Before the files are read, so that a wrong factor is reported at once.
@@ -169,7 +176,7 @@ def _load_cut(
     if subset.test_per_class is not None:
         test = test.take(select_long_tail(test.targets, [subset.test_per_class] * len(classes)))
     train = train.take(select_long_tail(train.targets, counts, subset.split))
-    size = options.size or row.sides[0]
+    size = row.sides[0] if enlarged else options.size or row.sides[0]
     images = ImageParts(
         {
             "train": train.load(size, skip_bad, "reading training images"),
@@ -181,12 +188,13 @@ def _load_cut(
         profile=subset.profile,
         imbalance_factor=factor,
     )
+    options = options.with_workers() if enlarged else options
     return images, replace(
         options,
-        stats=None if options.brings_stats else stats,
+        stats=None if options.brings_stats else options.stats or stats,
         transform=options.transform or (None if options.brings_tfms else row.transform),
-        pad=row.pad,
-        in_memory=True,
+        pad=None if enlarged else row.pad,
+        in_memory=not enlarged,
     )
 
 

@@ -1,0 +1,40 @@
+"""Gradient checkpointing for the length of a fit, as a fastai callback."""
+
+from ltlearn.errors import UserError, spell
+from ltlearn.training.fit_callback import FitCallback
+
+__all__ = ["GradCheckpointing"]
+
+
+class GradCheckpointing(FitCallback):
+    """Compute activations again in the backward pass, instead of keeping them in memory.
+
+    A step takes about a third longer, and the memory for activations falls to that of one block and
+    the inputs of the others. The result is the same.
+
+    Reads `learn.model.backbone`. Writes, for the length of a fit, timm's switch of it.
+
+    Raises:
+        UserError: In a fit, if the backbone is no timm model with such a switch.
+    """
+
+    def __init__(self):
+        self._backbone = None
+
+    def begin(self) -> None:
+        """Switch it on."""
+        backbone = getattr(self.learn.model, "backbone", None)
+        try:
+            backbone.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError, RuntimeError):  # as timm's models refuse it
+            raise UserError(
+                f"{spell('grad_checkpointing', True)} is not possible with "
+                f"{type(backbone).__name__}; leave it out, or give a smaller batch size."
+            ) from None
+        self._backbone = backbone
+
+    def end(self) -> None:
+        """Switch it off."""
+        if self._backbone is not None:
+            self._backbone.set_grad_checkpointing(False)
+            self._backbone = None
