@@ -42,6 +42,8 @@ class SAMN(FitCallback):
         on: Parts that are rescaled, any of "weight" and "bias".
         project: "step" (projected gradient) or "forward" (through `pava` in each forward pass, as
             in the authors' code).
+        start: "published", or "stage1" for norms and shifts from the classifier of stage 1, see
+            `SAMNLinear.from_linear`.
 
     Raises:
         UserError: If the class counts are unknown, or the model does not end in a linear layer
@@ -67,9 +69,11 @@ class SAMN(FitCallback):
         order: str | Tensor | Sequence[float] = "frequency",
         on: Sequence[str] = ("weight", "bias"),
         project: str = "step",
+        start: str = "published",
     ):
         # fastai uses the attribute `order` for the order of callbacks.
         self.class_counts, self.norm_order, self.on, self.project = class_counts, order, on, project
+        self.start = start
         # Not `head`: fastai warns of names that the model has.
         self.installed: SAMNLinear | None = None
 
@@ -93,7 +97,9 @@ class SAMN(FitCallback):
             )
 
         def make(linear: nn.Linear) -> SAMNLinear:
-            return SAMNLinear.from_linear(linear, counts, self.norm_order, self.on, self.project)
+            return SAMNLinear.from_linear(
+                linear, counts, self.norm_order, self.on, self.project, self.start
+            )
 
         before = find_head(learn.model)[1]
         kept = normalized_head_of(learn.model) or before

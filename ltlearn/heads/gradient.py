@@ -197,6 +197,7 @@ class SAMNGradient(LinearGradient):
 
     def __init__(self, head: SAMNLinear):
         super().__init__(head)
+        self._norm_scale = None if head.norm_scale is None else np.float32(head.norm_scale)
         self._on_weight = head.raw_norm_weight is not None
         self._on_bias = head.raw_norm_bias is not None
         self._vectors = self.parameters[1:]
@@ -265,6 +266,8 @@ class SAMNGradient(LinearGradient):
         np.vecdot(rows, rows, out=self._square)
         np.sqrt(self._square, out=factor)
         np.divide(self._scale_of_weight, factor, out=factor)
+        if self._norm_scale is not None:
+            factor *= self._norm_scale
         logits = torch.mm(x, self._transposed)
         if shift is None:
             return logits.mul_(self._factor)

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError
@@ -36,7 +37,10 @@ def _is_samn(keys: Collection[str]) -> bool:
 def _samn(state: Mapping[str, Tensor]) -> nn.Module:
     on = tuple(part for part in ("weight", "bias") if f"raw_norm_{part}" in state)
     width, _ = _width_and_classes(state)
-    return SAMNLinear(width, state["class_counts"], on=on, bias="bias" in state)
+    head = SAMNLinear(width, state["class_counts"], on=on, bias="bias" in state)
+    if "norm_scale" in state:
+        head.norm_scale = torch.ones(())
+    return head
 
 
 def _scaled(state: Mapping[str, Tensor]) -> nn.Module:

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from ltlearn.errors import UserError, check_choice
 from ltlearn.heads.foldable import Foldable
-from ltlearn.heads.linear import check_directions, check_linear, logits_dtype
+from ltlearn.heads.linear import check_directions, check_linear, logits_dtype, without_rounding
 from ltlearn.isotonic import pava
 from ltlearn.isotonic.scipy_engine import project_
 from ltlearn.isotonic.traced import is_transformed
 from ltlearn.utils.vectors import check_vector, exact_counts
 
-__all__ = ["SAMNLinear"]
+__all__ = ["STARTS", "SAMNLinear"]
 
 # exp(1 / softplus(q)) overflows float32 for q < -4.5. Raw norms are kept above the value that gives
 # a norm of exp(10) = 22,026, which is finite in float16 too and thousands of times the largest norm
@@ -30,6 +30,8 @@ DIVERGED = (
 )
 _MIN_LENGTH = 1e-12  # a row of zeros has no direction; this keeps it zeros
 _PARTS = ("weight", "bias")
+STARTS = ("published", "stage1")
+_LEAST_RATIO = 1.01  # exp(s) is above 1
 _EQUAL = 1e-5  # a smaller relative difference of norms is rounding
 
 
@@ -82,6 +84,7 @@ class SAMNLinear(Foldable):
     raw_norm_weight: nn.Parameter | None
     raw_norm_bias: nn.Parameter | None
     project_in_forward: Tensor
+    norm_scale: Tensor | None
     class_counts: Tensor
     rank_to_class: Tensor
     class_to_rank: Tensor
@@ -117,6 +120,7 @@ class SAMNLinear(Foldable):
             self.register_parameter(f"raw_norm_{part}", start)
         # Buffers, so that the head can be rebuilt from its state dict alone.
         self.register_buffer("project_in_forward", torch.tensor(project == "forward"))
+        self.register_buffer("norm_scale", None)  # None is 1; see `start` of `from_linear`
         self.register_buffer("class_counts", exact_counts(counts))
         self.register_buffer("rank_to_class", rank_to_class)
         self.register_buffer("class_to_rank", torch.argsort(rank_to_class))
@@ -129,6 +133,7 @@ class SAMNLinear(Foldable):
         order: str | Tensor | Sequence[float] = "frequency",
         on: Sequence[str] = ("weight", "bias"),
         project: str = "step",
+        start: str = "published",
     ) -> "SAMNLinear":
         """Build the head from a trained linear classifier; keep its directions and its bias.
 
@@ -139,12 +144,17 @@ class SAMNLinear(Foldable):
                 frequent), or a vector of C numbers.
             on: The rescaled parts, any of "weight" and "bias".
             project: "step" or "forward".
+            start: The norms and shifts at the start. "published": fixed values between 2.14 and
+                4.23 by the frequency, whatever the data set. "stage1": the monotone norms that are
+                closest to those of `linear` (usually all equal to their mean), and equal shifts.
+                These norms can be of any size: `norm_scale` times exp(s_c).
 
         Raises:
             UserError: If the lengths differ, an option is unknown, or a row of `linear` is zero or
                 not finite.
         """
         check_linear(linear, cls.__name__)
+        check_choice("SAMNLinear: start", start, STARTS)
         counts = _read_vector("class_counts", class_counts)
         if len(counts) != linear.out_features:
             raise UserError(
@@ -166,12 +176,32 @@ class SAMNLinear(Foldable):
             head.weight.copy_(weight)
             if linear.bias is not None:
                 head.bias.copy_(linear.bias)
+            if start == "stage1":
+                head._start_from(norms)
         return head.train(linear.training)
+
+    def _start_from(self, norms: Tensor) -> None:
+        """Set the monotone norms that are closest to the given ones, and equal shifts."""
+        if self.raw_norm_weight is not None:
+            # Rarest first, and the largest norm for the rarest.
+            closest = pava(norms.double()[self.rank_to_class], increasing=False)
+            closest = closest[self.class_to_rank]
+            # The mean of exp(s) is that of the published start, where the raw norms move well.
+            scale = closest.mean() / _scale(self.raw_norm_weight).mean()
+            s = (closest / scale).clamp(min=_LEAST_RATIO).log()
+            self.norm_scale = scale.to(self.weight)
+            self.raw_norm_weight.copy_((1 / s - EPS).expm1().log())
+        if self.raw_norm_bias is not None:
+            self.raw_norm_bias.fill_(1.0)  # the published start of the most frequent class
 
     @property
     def project(self) -> str:
         """Return when the raw norms are projected, "step" or "forward"."""
         return "forward" if self._forward_mode() else "step"
+
+    def _apply(self, fn, recurse=True):
+        exact = self.norm_scale
+        return super()._apply(fn if exact is None else without_rounding(fn, exact), recurse)
 
     def _forward_mode(self) -> bool:
         # Read the buffer once: each read waits for the device.
@@ -204,13 +234,18 @@ class SAMNLinear(Foldable):
             fit = torch.where(moved[block] == 0, ranked, fit)
         return fit[self.class_to_rank]
 
-    def _parts(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Return weight, bias and the two monotone raw vectors, all in full precision."""
-        parts = [self.weight, self.bias, self.raw_norm_weight, self.raw_norm_bias]
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        """Return weight, bias, the two monotone raw vectors and the scale, in full precision."""
+        parts: list[Tensor | None] = [
+            self.weight,
+            self.bias,
+            self.raw_norm_weight,
+            self.raw_norm_bias,
+        ]
         parts = [part if part is None else _full(part) for part in parts]
         if self._forward_mode():
             parts[2:] = [raw if raw is None else self._monotone(raw) for raw in parts[2:]]
-        return tuple(parts)
+        return *parts, self.norm_scale if self.norm_scale is None else _full(self.norm_scale)
 
     def effective(self) -> tuple[Tensor, Tensor | None]:
         """Return the weight (C, D) and the bias (C,) of the equal linear layer."""
@@ -267,7 +302,7 @@ class _Logits(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, raw_weight, raw_bias, dtype):
+    def forward(ctx, x, weight, bias, raw_weight, raw_bias, norm_scale, dtype):
         raws = [raw for raw in (raw_weight, raw_bias) if raw is not None]
         # Both are rows of one tensor: for so few numbers, each call costs more than its work.
         q = torch.stack(raws).clamp_(MIN_RAW)
@@ -276,28 +311,30 @@ class _Logits(torch.autograd.Function):
         layer, shift, length, factor = weight, bias, None, None
         if raw_weight is not None:
             length = torch.linalg.vector_norm(weight, dim=1).clamp_(_MIN_LENGTH)
+            # As if the rows were longer by this factor: dL/dq gets it, too.
+            length = length if norm_scale is None else length / norm_scale
             factor = (scale[0] / length).unsqueeze(1)
             layer = weight * factor
         if raw_bias is not None:
             shift = bias + scale[-1]
         if dtype is not weight.dtype:
             layer, shift = layer.to(dtype), None if shift is None else shift.to(dtype)
-        saved = x, weight, bias, raw_weight, raw_bias, q, s, scale, length, factor
+        saved = x, weight, bias, raw_weight, raw_bias, norm_scale, q, s, scale, length, factor
         ctx.save_for_backward(*saved, layer if ctx.needs_input_grad[0] else None)
         ctx.dtype = dtype
         return F.linear(x if x.dtype is dtype else x.to(dtype), layer, shift)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, bias, raw_weight, raw_bias, *saved = ctx.saved_tensors
+        x, weight, bias, raw_weight, raw_bias, norm_scale, *saved = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled():
             # A second derivative is needed: use operations that autograd can differentiate again.
             inputs = (x, weight, bias, raw_weight, raw_bias)
-            logits = _linear(x, *_compose(*inputs[1:]), ctx.dtype)
+            logits = _linear(x, *_compose(*inputs[1:], norm_scale), ctx.dtype)
             differentiable = [value for value, need in zip(inputs, needs, strict=False) if need]
             grads = iter(torch.autograd.grad(logits, differentiable, grad, create_graph=True))
-            return *(next(grads) if need else None for need in needs[:5]), None
+            return *(next(grads) if need else None for need in needs[:5]), None, None
         q, s, scale, length, factor, layer = saved
         needs_raw = needs[3] or needs[4]
         grad_x = grad_weight = grad_bias = grad_raw_weight = grad_raw_bias = None
@@ -316,7 +353,9 @@ class _Logits(torch.autograd.Function):
                 along = (grad_weight * weight).sum(1).div_(length)
                 grad_norms.append(along)
                 # In place is safe: no other code holds this tensor.
-                grad_weight.addcmul_(weight, (along / length).unsqueeze(1), value=-1).mul_(factor)
+                ratio = along / length
+                ratio = ratio if norm_scale is None else ratio / norm_scale**2
+                grad_weight.addcmul_(weight, ratio.unsqueeze(1), value=-1).mul_(factor)
         if needs[2] or (needs_raw and raw_bias is not None):
             grad_bias = grad.sum(0, dtype=bias.dtype)
             if raw_bias is not None:
@@ -327,15 +366,20 @@ class _Logits(torch.autograd.Function):
             grad_raw_weight = None if raw_weight is None else rows[0]
             grad_raw_bias = None if raw_bias is None else rows[-1]
         # A frozen parameter may get a gradient here; autograd ignores it.
-        return grad_x, grad_weight, grad_bias, grad_raw_weight, grad_raw_bias, None
+        return grad_x, grad_weight, grad_bias, grad_raw_weight, grad_raw_bias, None, None
 
 
 def _compose(
-    weight: Tensor, bias: Tensor | None, raw_weight: Tensor | None, raw_bias: Tensor | None
+    weight: Tensor,
+    bias: Tensor | None,
+    raw_weight: Tensor | None,
+    raw_bias: Tensor | None,
+    norm_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of the equal linear layer, in operations that torch can trace."""
     if raw_weight is not None:
         length = torch.linalg.vector_norm(weight, dim=1).clamp(min=_MIN_LENGTH)
+        length = length if norm_scale is None else length / norm_scale
         weight = weight * (_scale(raw_weight) / length)[:, None]
     if raw_bias is not None:
         bias = bias + _scale(raw_bias)

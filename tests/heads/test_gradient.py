@@ -18,8 +18,8 @@ def linear(bias=True):
     return nn.Linear(6, len(COUNTS), bias)
 
 
-def samn(on, bias=True, high=None):
-    head = SAMNLinear.from_linear(linear(bias), COUNTS, on=on)
+def samn(on, bias=True, high=None, start="published"):
+    head = SAMNLinear.from_linear(linear(bias), COUNTS, on=on, start=start)
     with torch.no_grad():
         for part in on:
             raw = getattr(head, f"raw_norm_{part}")
@@ -45,6 +45,7 @@ HEADS = {
     "scales without bias": lambda: ScaledLinear.from_linear(linear(False), train="all"),
     "cosine": lambda: CosineLinear.from_linear(linear(), scale=16),
     "samn": lambda: samn(("weight", "bias")),
+    "samn from the norms of stage 1": lambda: samn(("weight", "bias"), start="stage1"),
     "samn on weights": lambda: samn(("weight",)),
     "samn on weights without bias": lambda: samn(("weight",), False),
     "samn on the bias": lambda: samn(("bias",)),

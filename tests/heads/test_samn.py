@@ -10,6 +10,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from ltlearn import SAMNLinear, UserError, pava
+from ltlearn.heads import head_from_state
 from ltlearn.heads import samn as heads
 
 COUNTS = [
@@ -333,16 +334,24 @@ def compose(head, x):
     weight, bias = head.weight, head.bias
     if "weight" in head.on:
         weight = F.normalize(weight, dim=1) * scale(head.raw_norm_weight)[:, None]
+        weight = weight if head.norm_scale is None else weight * head.norm_scale
     if "bias" in head.on:
         bias = bias + scale(head.raw_norm_bias)
     return F.linear(x, weight, bias)
 
 
-def make_odd_head(on=("weight", "bias"), project="step", bias=True, width=7, dtype=torch.float64):
+def make_odd_head(
+    on=("weight", "bias"),
+    project="step",
+    bias=True,
+    width=7,
+    dtype=torch.float64,
+    start="published",
+):
     """A head away from its start, one norm of which is at the limit."""
     counts = [90, 40, 41, 9, 3, 1]
     linear = make_linear(counts, width, bias=bias).to(dtype)
-    head = SAMNLinear.from_linear(linear, counts, on=on, project=project)
+    head = SAMNLinear.from_linear(linear, counts, on=on, project=project, start=start)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, p in head.named_parameters():
@@ -370,6 +379,24 @@ def test_values_and_gradients_are_those_of_torchs_own_operations(on, bias, proje
         assert b.numel() == 0 or (a - b).abs().max() <= limit * b.abs().max()
     with torch.no_grad():
         assert torch.allclose(head(inputs[0]), expected, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("project", ["step", "forward"])
+def test_gradients_with_a_scale_of_the_norms(project):
+    head = make_odd_head(project=project, start="stage1")
+    assert 0 < head.norm_scale < 1
+    inputs = [torch.randn(16, 7, dtype=torch.float64).requires_grad_(), *head.parameters()]
+    expected, logits = compose(head, inputs[0]), head(inputs[0])
+    grad = torch.randn_like(logits)
+    ours, theirs = (torch.autograd.grad(z, inputs, grad) for z in (logits, expected))
+    for a, b in zip((logits, *ours), (expected, *theirs), strict=True):
+        assert (a - b).abs().max() <= 1e-12 * b.abs().max()
+    head = make_odd_head(start="stage1")
+    with torch.no_grad():
+        head.project_()  # away from the limit, so that all derivatives exist
+    assert gradgradcheck(
+        lambda x: head(x).square().sum(), (torch.randn(3, 7).double().requires_grad_(),)
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -594,6 +621,46 @@ def test_order_by_the_norms_of_stage_1():
     assert head.rank_to_class.tolist() == [2, 0, 1]
     assert head.norms().tolist() == pytest.approx([norm_of(0.5), 2.1414, 4.2321], abs=5e-5)
     assert head.class_counts.tolist() == [40, 12, 4]
+
+
+def _linear_with_norms(norms):
+    linear = make_linear([40] * len(norms))
+    with torch.no_grad():
+        linear.weight.copy_(F.normalize(linear.weight, dim=1) * torch.tensor(norms)[:, None])
+    return linear
+
+
+def test_a_start_at_the_norms_of_stage_1():
+    # Norms that grow with the frequency: the closest monotone ones are all equal.
+    linear = _linear_with_norms([0.9, 0.6, 0.3])
+    head = SAMNLinear.from_linear(linear, [40, 12, 4], start="stage1")
+    assert head.norms().tolist() == pytest.approx([0.6] * 3)
+    assert (head.effective()[1] - linear.bias).diff().abs().max() < 1e-6
+    # Norms that fall with the frequency stay.
+    head = SAMNLinear.from_linear(_linear_with_norms([0.5, 0.6, 0.9]), [40, 12, 4], start="stage1")
+    assert head.norms().tolist() == pytest.approx([0.5, 0.6, 0.9])
+    head.project_()
+    assert head.norms().tolist() == pytest.approx([0.5, 0.6, 0.9])
+    assert head.fold()(torch.eye(8)[:, : linear.in_features]).shape[1] == 3
+    # Only the part that is rescaled changes.
+    head = SAMNLinear.from_linear(linear, [40, 12, 4], on=["bias"], start="stage1")
+    assert head.norm_scale is None
+    assert torch.equal(head.effective()[0], linear.weight)
+    with pytest.raises(UserError, match=r"start.*published, stage1.*'mine'"):
+        SAMNLinear.from_linear(linear, [40, 12, 4], start="mine")
+
+
+def test_a_head_with_a_scale_is_rebuilt_and_keeps_it_in_half_precision():
+    head = SAMNLinear.from_linear(_linear_with_norms([0.9, 0.6, 0.3]), [40, 12, 4], start="stage1")
+    rebuilt = head_from_state(head.state_dict())
+    rebuilt.load_state_dict(head.state_dict())
+    x = torch.randn(4, head.in_features)
+    assert torch.equal(rebuilt(x), head(x))
+    scale = head.norm_scale.clone()
+    assert torch.equal(head.half().norm_scale, scale)
+    # A head from before loads as ever.
+    old = SAMNLinear.from_linear(_linear_with_norms([0.9, 0.6, 0.3]), [40, 12, 4])
+    assert "norm_scale" not in old.state_dict()
 
 
 def test_order_by_a_vector():
