@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
         "--grad-checkpointing", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert re.search(r"trained: \d,\d+ of \d+,\d+ parameters \(\d", done.stderr)
+    assert re.search(r"trained: [\d,]+ of [\d,]+ parameters \(\d", done.stderr)
     return folder
 
 
