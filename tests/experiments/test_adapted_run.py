@@ -42,7 +42,7 @@ def test_a_run_predicts_compares_and_resumes(folder):
     assert '"grad_checkpointing": true' in json.dumps(manifest)
     first, crt = (Predictor(folder / "run", method) for method in ("adaptformer", "crt"))
     for predictor in (first, crt):
-        assert len(predictor.predict(IMAGES)) == len(IMAGES)
+        assert len(list(predictor.predict(IMAGES))) == len(IMAGES)
     done = ltlearn("compare", "run", "--methods", "los", "--device", "cpu", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert Predictor(folder / "run", "los").method == "los"
@@ -56,7 +56,8 @@ def test_a_file_of_another_trunk_is_refused(folder, tmp_path):
     learn = make_vit_learner(depth=1)
     for site in ADAPTFORMER.sites(learn.model.backbone).values():
         ADAPTFORMER.add(site, 3)
-    save_file(learn.model.state_dict(), run / name)
+    state = {k: v.contiguous() for k, v in learn.model.state_dict().items()}
+    save_file(state, run / name)
     assert facts["arch"] == "vit_two_blocks"
     with pytest.raises(UserError, match="seed0-stage1.*not those of vit_two_blocks"):
         Predictor(run, "adaptformer")
