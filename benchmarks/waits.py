@@ -48,13 +48,14 @@ def count(names: list[str] | None = None) -> Iterator[dict]:
 
     import torch
 
+    from tests.callbacks.helpers import model_of
     from tests.device.cases import STAGE1, STAGE2, count_steps, make_learner
     from tests.device.simcuda import SimCuda
 
     logging.getLogger("ltlearn").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    cases = [(1, name, make, {}) for name, make in STAGE1.items()]
+    cases = [(1, name, make, model_of(name)) for name, make in STAGE1.items()]
     deep = {"arch": "resnet32_cifar"}
     cases += [(1, f"{n}, ResNet-32", STAGE1[n], deep) for n in ("ce", "glmc")]
     cases += [(2, name, make, {}) for name, make in STAGE2.items()]

@@ -39,7 +39,7 @@ from tests.callbacks.helpers import (
     make_dls,
     make_images,
     make_lt_learner,
-    make_vit_learner,
+    model_of,
 )
 
 LATER = [name for name, m in METHODS.items() if m.kind != "stage 1"]
@@ -477,7 +477,7 @@ def test_predict_under_a_known_prior():
 
 @pytest.mark.parametrize("name", stage1_methods())
 def test_the_table_and_the_learner_agree_on_the_prior_of_stage_1(name):
-    learn = make_vit_learner() if name in ("adaptformer", "lora") else make()
+    learn = make(**model_of(name))
     learn.fit_stage1(1, 0.01, method=name)
     assert learn.assumed_prior == prior_of(name) and learn.stage1_method == name
     if METHODS["temperature"].fits(METHODS[name]):

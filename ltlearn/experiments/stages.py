@@ -363,6 +363,10 @@ def _load_or_train(
         finished = _save_finished(folder.run, name, learn, trajectory, learn.stages[n_before:])
         stage, choice = finished.stage, finished.describe_selection()
         folder.notify(f"  {stage['stage']} done in {stage['seconds']:.1f} s, kept: {choice}")
+        if (count := stage.get("trained_parameters")) is not None:
+            total = stage["parameters"]
+            percent = f"{100 * count / total:.2f} %"
+            folder.notify(f"  trained: {count:,} of {total:,} parameters ({percent})")
     if not folder.options.keep_all:
         checkpoint.clear()
     return finished

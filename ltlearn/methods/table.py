@@ -142,7 +142,7 @@ def _adapted(label: str, source: str, adapt: Callable[..., list], **options: flo
         return [*_callbacks("HeadStart")(scale=scale), *adapt(**{**options, **values})]
 
     return Method(
-        f"{label}, stage 1", "stage 1", f"{source}; {_LIFT}", _LIFT_FROM,
+        label, "stage 1", f"{source}; {_LIFT}", _LIFT_FROM,
         loss=_loss("LogitAdjustedLoss"), loss_options={"tau": 1.0}, callbacks=make,
         callback_options=given, head="cosine",
     )  # fmt: skip

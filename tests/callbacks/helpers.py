@@ -10,7 +10,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD, Adam, OptimWrapper
-from timm.models import build_model_with_cfg, get_pretrained_cfg, register_model
+from timm.models import VisionTransformer, build_model_with_cfg, get_pretrained_cfg, register_model
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -27,6 +27,16 @@ def resnet8_cifar(pretrained=False, **kwargs):
     kwargs = {"depth": 8, "feature_cfg": {"out_indices": (0, 1, 2)}, **kwargs}
     kwargs["pretrained_cfg"] = get_pretrained_cfg("resnet20_cifar")
     return build_model_with_cfg(CifarResNet, "resnet8_cifar", pretrained, **kwargs)
+
+
+@register_model
+def vit_two_blocks(pretrained=False, **kwargs):
+    """A vision transformer of 2 x 2 tokens, for images of 8 pixels."""
+    kwargs = {
+        "img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 24, "num_heads": 2, **kwargs,
+    }  # fmt: skip
+    kwargs["pretrained_cfg"] = get_pretrained_cfg("vit_tiny_patch16_224")
+    return build_model_with_cfg(VisionTransformer, "vit_two_blocks", pretrained, **kwargs)
 
 
 def make_images(counts=COUNTS, side=8, seed=0):
@@ -55,6 +65,11 @@ def make_lt_learner(dls=None, seed=0, arch="resnet8_cifar", **kwargs):
 VIT = {
     "arch": "vit_tiny_patch16_224", "patch_size": 4, "depth": 2, "embed_dim": 24, "num_heads": 2,
 }  # fmt: skip
+
+
+def model_of(method):
+    """Return arguments of `make_lt_learner` for a network that a method of stage 1 can train."""
+    return VIT if method in ("adaptformer", "lora") else {}
 
 
 def make_vit_learner(dls=None, seed=0, **kwargs):

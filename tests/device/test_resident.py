@@ -11,7 +11,7 @@ from torch import nn
 from ltlearn.callbacks import GLMC, CosineHead, DeferredReweighting, LastBlock, WeightAverage
 from ltlearn.losses import LDAMLoss
 from ltlearn.training.resident_graph import StepGraphs
-from tests.callbacks.helpers import Second, make_dls, make_lt_learner
+from tests.callbacks.helpers import Second, make_dls, make_lt_learner, model_of
 from tests.device.cases import EVENTS, STAGE1, count_steps, make_learner
 from tests.device.simcuda import SimCuda
 
@@ -46,11 +46,11 @@ def assert_close(one, two):
 @pytest.mark.parametrize("name", CAPTURED)
 def test_captured_steps_train_what_events_train(name):
     with SimCuda():
-        learn = make_learner({"counts": COUNTS}, "auto")
+        learn = make_learner({"counts": COUNTS}, "auto", **model_of(name))
         captured = train(learn, **STAGE1[name]())
         assert learn.loop_ran == ("resident" if name == "on_nan=skip" else "captured")
         figures = dict(learn.trajectory)
-    learn = make_lt_learner(make_dls(COUNTS))
+    learn = make_lt_learner(make_dls(COUNTS), **model_of(name))
     assert_close(train(learn, **STAGE1[name]()), captured)
     assert figures["loss"] == pytest.approx(learn.trajectory["loss"], rel=1e-5)
     assert figures["balanced"] == learn.trajectory["balanced"]

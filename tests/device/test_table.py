@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.callbacks.helpers import model_of
 from tests.device.cases import EVENTS, POST_HOC, STAGE1, STAGE2, count_steps, make_learner
 from tests.device.simcuda import SimCuda
 
@@ -27,7 +28,7 @@ def assert_waits_for_nothing(name, counts):
     [(name, "events") for name in STAGE1] + [(n, "resident") for n in STAGE1 if n not in EVENTS],
 )
 def test_stage_1(sim, name, loop):
-    learn = make_learner()
+    learn = make_learner(**model_of(name))
     learn.resident, learn.capture_steps = "never" if loop == "events" else "auto", False
     counts = count_steps(1, learn, STAGE1[name]())
     assert learn.loop_ran == loop

@@ -18,14 +18,23 @@ from fastai.callback.training import GradientAccumulation
 from PIL import Image
 from torch import nn
 
-from ltlearn import GLMC, SAMN, LTDataLoaders, LTLearner, SharpnessAware, WeightAverage
+from ltlearn import (
+    GLMC,
+    SAMN,
+    AdaptFormer,
+    LoRA,
+    LTDataLoaders,
+    LTLearner,
+    SharpnessAware,
+    WeightAverage,
+)
 from ltlearn.callbacks import BatchCutMix, BatchMixUp
 from ltlearn.data.samplers import SAMPLERS
 from ltlearn.losses import ClassBalancedLoss
 from ltlearn.models.backbone import LTModel
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.utils import ranks
-from tests.callbacks.helpers import Stop, make_dls, make_images
+from tests.callbacks.helpers import Stop, make_dls, make_images, make_vit_learner
 
 # 59 images in batches of 8: 8 steps per epoch, and 3 images in the last batch.
 COUNTS = [41, 13, 5]
@@ -108,6 +117,10 @@ def results(folder):
         found[f"sampler {sampler}"]["batches"] = torch.cat(batches.seen)
     for name, make in CALLBACKS.items():
         found[name] = train(make_learner(), cbs=make())
+    for kind in (AdaptFormer, LoRA):
+        dls = make_dls(COUNTS, bs=8, valid=make_images([20, 10, 5], 8, 1))
+        learn = make_vit_learner(dls, seed=int(os.environ.get("RANK", 0)))
+        found[kind.__name__] = train(learn, cbs=kind())
     found["weighted"] = train(make_learner(), loss=ClassBalancedLoss(beta=0.9), flip=True)
     found["smaller than the ranks"] = train(make_learner(make_dls([3, 2, 2], bs=1)), 2)
     files = folder / "images"

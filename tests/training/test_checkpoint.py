@@ -27,7 +27,7 @@ from ltlearn.methods import METHODS, stage1_methods
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.loop import oom_to_user_error, sgd
 from ltlearn.utils.run_folder import Run
-from tests.callbacks.helpers import make_dls, make_learner, make_lt_learner, make_vit_learner
+from tests.callbacks.helpers import make_dls, make_learner, make_lt_learner, model_of
 from tests.training.helpers import (
     EPOCHS,
     Kill,
@@ -99,9 +99,9 @@ def test_methods_of_stage_1_with_a_loss(name, tmp_path):
         learn.fit_stage1(EPOCHS, 0.05, method=name, cbs=cbs)
 
     # Rows that need a timm model as backbone have no dropout around it.
-    in_timm = {"adaptformer": make_vit_learner, "lora": make_vit_learner, "full": make_lt_learner,
-               "last_block": make_lt_learner}  # fmt: skip
-    make = partial(in_timm[name], make_dls([20, 6, 4])) if name in in_timm else learner
+    in_timm = name in ("adaptformer", "lora", "full", "last_block")
+    plain = partial(make_lt_learner, **model_of(name))
+    make = (lambda: plain(make_dls([20, 6, 4]))) if in_timm else learner
     # Deferred re-weighting begins at epoch 4 of 5, after the fit has gone on.
     check_resumed(train, tmp_path / "c", make)
     other = make()

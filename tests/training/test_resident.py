@@ -27,7 +27,7 @@ from ltlearn.data.loader import LTDataLoader
 from ltlearn.training.fit_callback import FitCallback
 from ltlearn.training.resident import ResidentLoop
 from ltlearn.training.resident_form import ResidentForm
-from tests.callbacks.helpers import Second, make_dls, make_lt_learner
+from tests.callbacks.helpers import Second, make_dls, make_lt_learner, model_of
 from tests.device.cases import EVENTS, STAGE1
 
 COUNTS = [20, 8, 3]  # batches of 8, 8, 8 and 7
@@ -74,8 +74,8 @@ def assert_same_figures(one, two):
 
 @pytest.mark.parametrize("name", STAGE1)
 def test_both_loops_train_the_same_weights(name):
-    events = train("never", STAGE1[name]())
-    resident = train("always", STAGE1[name]())
+    events = train("never", STAGE1[name](), **model_of(name))
+    resident = train("always", STAGE1[name](), **model_of(name))
     assert events.loop_ran == "events"
     assert resident.loop_ran == ("events" if name in EVENTS else "resident")
     assert_close(events.model.state_dict(), resident.model.state_dict())
