@@ -362,6 +362,23 @@ def test_every_recipe_has_a_page_with_its_values(staging):
             assert f"`{key}`" in page, (name, key)
 
 
+@pytest.mark.parametrize("page", ["recipes/index.qmd", "recipes/_recipes_table.md"])
+def test_figures_of_pretrained_weights_have_a_table_of_their_own(staging, page):
+    scratch, pretrained = read(staging, page).split("From pre-trained weights.")
+    for name, recipe in method_facts.recipes().items():
+        link = f"{name}.qmd)"
+        assert (link in scratch) + (link in pretrained) <= 1
+        assert link not in (scratch if recipe.model.pretrained else pretrained), name
+    assert "imagenet_lt_lift.qmd)" in pretrained and "](imagenet_lt.qmd)" not in pretrained
+
+
+def test_a_method_with_figures_of_both_kinds_has_two_tables(staging):
+    page = read(staging, "methods/ce.qmd")
+    scratch, pretrained = page.split("From pre-trained weights:")
+    assert "places_lt.qmd)" in pretrained.split("### Measured")[0]
+    assert "places_lt.qmd)" not in scratch.split("### Published")[1]
+
+
 def test_values_that_depend_on_others_are_shown(staging):
     page = read(staging, "recipes/cifar100_lt.qmd")
     assert "`data.imbalance_factor = 50`" in page

@@ -11,6 +11,7 @@ from ltlearn.experiments.sections import (
     Stage2Section,
 )
 from ltlearn.methods import METHODS
+from ltlearn.utils.statistics import check_statistics
 
 __all__ = ["settle_data", "settle_model", "settle_stage1", "settle_stage2"]
 
@@ -64,9 +65,6 @@ def _settle_statistics(data: DataSection) -> None:
     if data.mean is None or data.std is None:
         lost = "data.mean" if data.mean is None else "data.std"
         raise UserError(f"mean and std belong together; give {spell(lost)} as well.")
-    # The package of models imports torch, which takes seconds.
-    from ltlearn.models.origin import check_statistics
-
     check_statistics(data.mean, data.std)
 
 

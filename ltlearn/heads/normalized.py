@@ -3,6 +3,8 @@
 Torch alone.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,7 @@ class NormalizedFeatureHead(nn.Module):
         torch.Size([8, 10])
     """
 
+    inner: Any  # a head has attributes that a plain module lacks
     length: Tensor
 
     def __init__(self, inner: nn.Module, length: float):

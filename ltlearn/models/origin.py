@@ -1,7 +1,6 @@
 """What a file of weights, or timm, states about a model: its normalisation and its classes."""
 
 import json
-import math
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,10 @@ from typing import Any
 
 from ltlearn.defaults import IMAGENET_STATS
 from ltlearn.errors import UserError, spell
+from ltlearn.utils.statistics import is_triple
 from ltlearn.utils.text import short_repr
 
-__all__ = ["Origin", "check_statistics", "class_names", "find_origin", "match_outputs"]
+__all__ = ["Origin", "class_names", "find_origin", "match_outputs"]
 
 # Where training programs keep what they know of the data.
 _SECTIONS = (
@@ -53,25 +53,6 @@ class Origin:
     classes_from: str = ""
     crop: float | None = None
     interpolation: str = ""
-
-
-def check_statistics(mean: Any, std: Any) -> None:
-    """Raise a `UserError` unless mean and standard deviation have three usable numbers each.
-
-    Args:
-        mean: Mean per channel for pixels in [0, 1].
-        std: Standard deviation per channel for pixels in [0, 1].
-    """
-    for name, values in (("mean", mean), ("std", std)):
-        values = values.tolist() if hasattr(values, "tolist") else values
-        low = 0 if name == "mean" else 1e-6
-        good = _is_triple(values) and all(low <= v <= 1 for v in values)
-        if not good:
-            raise UserError(
-                f"{name} must be three numbers from 0 to 1{'' if name == 'mean' else ', above 0'}, "
-                f"one per channel, for pixels from 0 to 1; got {short_repr(values)}. Values for "
-                "pixels from 0 to 255 are divided by 255."
-            )
 
 
 def find_origin(
@@ -183,23 +164,13 @@ def _with_statement(origin: Origin, part: Mapping[str, Any], source: str) -> Ori
     return origin
 
 
-def _is_triple(values: Any) -> bool:
-    return (
-        isinstance(values, Sequence)
-        and not isinstance(values, str)
-        and len(values) == 3
-        and all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
-        and all(math.isfinite(v) for v in values)
-    )
-
-
 def _triple(values: Any) -> tuple[float, ...] | None:
     if isinstance(values, str):  # safetensors' metadata, or an option of a command line
         try:
             values = json.loads(values)
         except (ValueError, RecursionError):
             return None
-    return tuple(map(float, values)) if _is_triple(values) else None
+    return tuple(map(float, values)) if is_triple(values) else None
 
 
 def class_names(value: Any) -> tuple[str, ...] | None:

@@ -51,6 +51,10 @@ def test_recipes_lists_dataset_method_and_figure():
     figures = ", ".join(f"{r['method']} {r['accuracy']['all']:.1f}" for r in result["rows"])
     line = next(line for line in done.stdout.splitlines() if line.startswith("digits_lt"))
     assert f"\tnone\t{figures} (clean)\t" in line
+    # Accuracies of pre-trained and of random weights do not compare.
+    scratch, pretrained = done.stdout.split("Trained from pre-trained weights")
+    assert "\nimagenet_lt\t" in scratch and "_lift\t" not in scratch
+    assert "\nimagenet_lt_lift\t" in pretrained and "adaptformer 77 (clean)" in pretrained
 
 
 def test_a_run_leaves_the_folder_that_is_promised(finished):

@@ -10,11 +10,11 @@ import torch
 
 from ltlearn import UserError
 from ltlearn.models.origin import (
-    check_statistics,
     class_names,
     find_origin,
     match_outputs,
 )
+from ltlearn.utils.statistics import check_statistics
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 CONFIG = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "hf_hub_id": "timm/x", "crop_pct": 0.95}
