@@ -11,6 +11,7 @@ from ltlearn.data.counts import find_class_counts
 from ltlearn.errors import UserError
 from ltlearn.heads.gradient import SAMNGradient
 from ltlearn.heads.samn import SAMNLinear
+from ltlearn.heads.stacked import StackedHeads
 from ltlearn.training.fit_callback import FitCallback
 
 __all__ = ["SAMN"]
@@ -112,8 +113,10 @@ class SAMN(FitCallback):
         """Return what a training without events calls after each step.
 
         Args:
-            form: The `LinearGradient` of the head that is trained; None for other heads.
+            form: The `LinearGradient` or the `StackedHeads` of what is trained; None for others.
         """
+        if isinstance(form, StackedHeads):
+            return None  # its training projects all heads at once
         return form.project_ if isinstance(form, SAMNGradient) else self.after_step
 
     def end(self) -> None:
