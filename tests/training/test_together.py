@@ -49,19 +49,20 @@ def assert_equal(member, alone, tolerance=1e-5):
     assert together["loss"][1:] == pytest.approx(expected["loss"][1:], rel=1e-4)
     assert len(member.stages) == len(alone.stages)
     for one, other in zip(member.stages, alone.stages, strict=True):
-        assert {**one, "seconds": 0} == pytest.approx({**other, "seconds": 0})
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
 def test_every_method_and_seed_ends_as_it_does_alone(learn, groups):
+    # 24 steps; a second seed of some methods has 16.
     requests = {
-        (name, seed): {"method": name, "seed": seed, "epochs": 4 - seed, "bs": 8, "view_seed": 0}
-        for name in STAGE2
-        for seed in (0, 1)
+        (name, seed): {"method": name, "seed": seed, "epochs": 3 - seed, "bs": 8, "view_seed": 0}
+        for names, seed in ((STAGE2, 0), (["lws", "max_norm", "samn"], 1))
+        for name in names
     }
     found = retrain_together(learn, requests)
     assert found.keys() == requests.keys()
     # Those of one epoch less take part as long as they train.
-    assert groups == [2 * len(STAGE2)] * 3 + [len(STAGE2)]
+    assert groups == [len(STAGE2) + 3] * 2 + [len(STAGE2)]
     assert learn.stages == [] and type(learn.model.head) is torch.nn.Linear
     for name, request in requests.items():
         learn.retrain_classifier(**request)
@@ -158,6 +159,6 @@ def test_an_interruption_ends_all_fits(learn, monkeypatch, event):
     with pytest.raises(KeyboardInterrupt):
         retrain_together(learn, {seed: {**usual, "seed": seed} for seed in (0, 1)})
     assert learn.model.head is head and learn.stages == []
-    names = {type(cb).__name__ for fit in fits for cb in fit.cbs}
-    assert names == {type(cb).__name__ for cb in HeadLearner(learn.dls, learn.model).cbs}
+    own = [type(cb).__name__ for cb in learn.cbs]
+    assert all([type(cb).__name__ for cb in fit.cbs] == own for fit in fits)
     assert learn.retrain_classifier(1, method="samn", bs=8).epoch == [0, 1]
