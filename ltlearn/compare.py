@@ -267,7 +267,7 @@ class _Study:
                 else:
                     requests[self._label(method, seed)] = method, seed
         if requests:
-            notify(f"{len(requests)} trainings together")
+            notify(f"{len(requests)} trainings, together where possible")
         restart()
         of_label = {label: self._request(*key) for label, key in requests.items()}
         for label, trained in retrain_together(self.learn, of_label).items():

@@ -70,12 +70,14 @@ class Stack:
 
     def write_back(self) -> None:
         """Copy the values into the tensors that the stack was made of."""
-        for m, (weight, *vectors) in enumerate(self._members):
-            if weight is not None:
-                weight.copy_(self.weight[m])
-            for row, vector in enumerate(vectors):
-                if vector is not None:
-                    vector.copy_(self.vectors[row, m])
+        pairs = [
+            (part, self.weight[m] if row == 0 else self.vectors[row - 1, m])
+            for m, parts in enumerate(self._members)
+            for row, part in enumerate(parts)
+            if part is not None
+        ]
+        # On a device, one kernel copies them all.
+        torch._foreach_copy_(*zip(*pairs, strict=True))
 
 
 class StackedHeads(Stack):
