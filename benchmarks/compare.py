@@ -81,7 +81,10 @@ def work(args) -> None:
     torch.set_num_threads(1)
     learn, answers = make_learner(args), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # other output must not mix with the answers
-    print(json.dumps(list(METHODS)), file=answers, flush=True)
+    # The methods that begin from plain training.
+    kinds = {name: m.kind for name, m in METHODS.items() if not getattr(m, "after", None)}
+    kinds = {name: kind for name, kind in kinds.items() if kind != "stage 1" or name == "ce"}
+    print(json.dumps(kinds), file=answers, flush=True)
     for line in sys.stdin:
         names = json.loads(line)
         began = time.perf_counter(), time.process_time()
@@ -137,8 +140,6 @@ def difference(row: dict, other: dict) -> list[float]:
 
 
 def measure(args) -> dict:
-    from ltlearn.methods import METHODS
-
     passed = [
         f"--{name}={getattr(args, name)}"
         for name in ("classes", "width", "images", "valid", "test", "seeds")
@@ -147,11 +148,10 @@ def measure(args) -> dict:
     if args.together:
         sides = [(ROOT, [*passed, f"--batched={how}"]) for how in ("always", "never")]
     versions = [Version(*side) for side in sides]
-    # The methods that both versions have and that begin from plain training.
-    names = [m for m in versions[0].methods if all(m in v.methods for v in versions)]
-    names = [m for m in names if m not in ("mixup", "cutmix", "glmc", "glmc_samn")]
+    kinds = versions[0].methods
+    names = [m for m in kinds if all(m in v.methods for v in versions)]
     if args.together:
-        names = [m for m in names if METHODS[m].kind != "post hoc"]
+        names = [m for m in names if kinds[m] != "post hoc"]
     for version in versions:
         version.run(["ce", "crt", "samn"])  # warm up
     results = [[] for _ in versions]
