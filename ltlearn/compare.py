@@ -92,7 +92,7 @@ def compare(
         notify: Called with a line of text at each method.
         batched: Whether methods and seeds that train on the same features take their steps
             together: "auto" on CUDA alone, "always", or "never". The classifiers are equal up to
-            rounding.
+            rounding. An interruption loses the methods that are trained together.
 
     Raises:
         UserError: If a method or a prior is unknown, or a name of your own method is taken.

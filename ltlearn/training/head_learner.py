@@ -31,8 +31,8 @@ class HeadLearner(QuietLearner):
     classifier. A training without events in a step draws the same batches, and its weights are
     equal up to rounding; the events of epoch and fit are sent as usual. It is taken if each
     callback of the user handles no event of a step, or `after_step` alone and declares by the class
-    attribute `uses_weights_alone` that this reads and writes nothing but weights. On a device the
-    features lie there, and no step waits.
+    attribute `uses_weights_alone` that this reads and writes nothing but weights. On a device, no
+    step waits; there the optimiser must be `sgd()`, and the head one that `StackedHeads` takes.
     """
 
     def all_batches(self):

@@ -135,10 +135,11 @@ class StackedEpoch:
     def _report(self, first: int, losses: Tensor, images: Sequence[int]) -> None:
         """Give each fit its losses, (S, M); this waits for the device."""
         for fit, own in zip(self._fits, losses.t().tolist(), strict=True):
-            for fit.iter, loss in enumerate(own, first):
-                for cb in fit.cbs:
-                    if isinstance(cb, FiniteLoss):
-                        cb.check(loss)
+            checks = [cb for cb in fit.cbs if isinstance(cb, FiniteLoss)]
+            for step, loss in enumerate(own, first):
+                fit.iter = step  # for the message
+                for cb in checks:
+                    cb.check(loss)
             fit.report_steps(own, list(images))
 
 

@@ -33,6 +33,7 @@ class _Alone(Exception):
 
     Args:
         index: The fit.
+        reason: What they need.
     """
 
     def __init__(self, index: int, reason: str):
@@ -58,11 +59,12 @@ def retrain_together(
         A copy of the learner for each training, with the new classifier and its records. A
         training that has no partner, or that fails, is missing: it has to be trained alone.
     """
+    alone: dict[str, list] = {}
     groups: dict[tuple, list] = {}
     for name, request in requests.items():
         plan, reason = _plan(learn, request)
-        if plan is None or reason:
-            _log_alone([name], reason)
+        if plan is None:
+            alone.setdefault(reason, []).append(name)
         else:
             key = (plan.batch_size, plan.views, plan.view_seed)
             groups.setdefault(key, []).append((name, plan))
@@ -73,12 +75,14 @@ def retrain_together(
     found: dict[Any, Learner] = {}
     for group in groups.values():
         for first in range(0, len(group), most):
-            found |= _train_group(learn, dict(group[first : first + most]))
+            found |= _train_group(learn, dict(group[first : first + most]), alone)
+    for reason, names in alone.items():
+        _log.info("trained alone: %s (%s)", ", ".join(map(str, names)), reason)
     return found
 
 
 def _plan(learn: Learner, request: Mapping[str, Any]) -> tuple[Stage2Plan | None, str]:
-    """Return the plan of a training, and why it must be trained alone."""
+    """Return the plan of a training; None and a reason if it must be trained alone."""
     call = inspect.signature(learn.retrain_classifier).bind(**request)
     call.apply_defaults()
     given = dict(call.arguments)
@@ -111,13 +115,10 @@ def _is_ours(cb) -> bool:
     return type(cb).__module__.startswith("ltlearn.")
 
 
-def _log_alone(names: Sequence, reason: str) -> None:
-    listed = ", ".join(map(str, names))
-    _log.info("%s: trained without the others (%s)", listed, reason)
-
-
-def _train_group(learn: Learner, plans: Mapping[Any, Stage2Plan]) -> dict[Any, Learner]:
-    """Train a group; leave out what must be trained alone."""
+def _train_group(
+    learn: Learner, plans: Mapping[Any, Stage2Plan], alone: dict[str, list]
+) -> dict[Any, Learner]:
+    """Train a group; add what must be trained alone to `alone`, by the reason."""
     # The first one shows the progress of the group.
     left = dict(sorted(plans.items(), key=lambda item: -item[1].epochs))
     while len(left) > 1:
@@ -127,11 +128,12 @@ def _train_group(learn: Learner, plans: Mapping[Any, Stage2Plan]) -> dict[Any, L
             return dict(zip(left, members, strict=True))
         except _Alone as e:
             name = list(left)[e.index]
-            _log_alone([name], str(e))
+            alone.setdefault(str(e), []).append(name)
             del left[name]
         except UserError as e:
-            _log_alone(list(left), str(e))
-            break
+            alone.setdefault(f"together: {e}", []).extend(left)
+            return {}
+    alone.setdefault("no other has its batch size and its features", []).extend(left)
     return {}
 
 

@@ -2,12 +2,14 @@
 
 import logging
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from fastai.callback.core import Callback
 
-from ltlearn.methods import METHODS
+from ltlearn import SAMN
+from ltlearn.methods import METHODS, registered_method
 from ltlearn.training.head_learner import HeadLearner
 from ltlearn.training.stacked import StackedEpoch
 from ltlearn.training.together import retrain_together
@@ -90,7 +92,8 @@ def test_options(learn, groups, options):
         assert_equal(found[name], learn)
 
 
-def test_trainings_of_another_batch_size_form_a_group_of_their_own(learn, groups):
+def test_trainings_of_another_batch_size_form_a_group_of_their_own(learn, groups, caplog):
+    caplog.set_level(logging.INFO, "ltlearn")
     requests = {
         (bs, seed): {"method": "crt", "epochs": 1, "bs": bs, "seed": seed}
         for bs in (8, 16)
@@ -101,6 +104,7 @@ def test_trainings_of_another_batch_size_form_a_group_of_their_own(learn, groups
     requests = {name: {**request, "view_seed": 0} for name, request in requests.items()}
     found = retrain_together(learn, requests)
     assert groups == [2, 2] and (32, 0) not in found and len(found) == 4
+    assert "alone: (32, 0) (no other" in caplog.text
 
 
 class Listen(Callback):
@@ -125,8 +129,18 @@ def test_what_is_trained_alone(learn, groups, options, reason, caplog):
     requests = {"a": usual, "b": {**usual, **options}, "c": {**usual, "seed": 1}}
     assert retrain_together(learn, requests).keys() == {"a", "c"}
     assert groups == [2]
-    assert [r for r in caplog.messages if r.startswith("b: trained without the others")]
-    assert any(re.search(reason, message) for message in caplog.messages)
+    assert any(re.search(rf"alone: b \(.*{reason}", message) for message in caplog.messages)
+
+
+def test_a_head_that_no_stack_takes_is_trained_alone(learn, groups, caplog):
+    caplog.set_level(logging.INFO, "ltlearn")
+    usual = {"method": "samn", "epochs": 1, "bs": 8}
+    row = replace(METHODS["samn"], label="own", callbacks=lambda: [SAMN(project="forward")])
+    with registered_method("forward", row):
+        requests = {"a": usual, "b": {**usual, "method": "forward"}, "c": usual}
+        assert retrain_together(learn, requests).keys() == {"a", "c"}
+    assert groups == [2]
+    assert "trained alone: b (a SAMNLinear" in caplog.text
 
 
 def test_a_learner_with_a_callback_trains_all_alone(learn, groups):
