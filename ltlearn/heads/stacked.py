@@ -6,6 +6,7 @@ than to run. Stacked heads start each of them once for all heads.
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,12 +73,13 @@ class Stack:
         """Copy the values into the tensors that the stack was made of."""
         pairs = [
             (part, self.weight[m] if row == 0 else self.vectors[row - 1, m])
-            for m, parts in enumerate(self._members)
-            for row, part in enumerate(parts)
+            for m, member in enumerate(self._members)
+            for row, part in enumerate(member)
             if part is not None
         ]
         # On a device, one kernel copies them all.
-        torch._foreach_copy_(*zip(*pairs, strict=True))
+        parts, values = zip(*pairs, strict=True)
+        torch._foreach_copy_(parts, values)
 
 
 class StackedHeads(Stack):
@@ -94,7 +96,7 @@ class StackedHeads(Stack):
         torch.Size([2, 8, 3])
     """
 
-    def __init__(self, heads: Sequence[nn.Module]):
+    def __init__(self, heads: Sequence[Any]):
         super().__init__([parts_of(head) for head in heads], heads[0].weight)
         kinds = [kind_of(head) for head in heads]
         ends = list(accumulate(kinds.count(kind) for kind in range(len(_KINDS))))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,15 +124,19 @@ def _grouped(losses: Sequence[Callable], device: torch.device) -> list[tuple[Cal
     ]
 
 
-def _key(loss: Callable, m: int) -> object:
-    if type(loss) not in _MEAN_OVER_IMAGES or loss.reduction != "mean":
+def _takes_several(loss: Any) -> bool:
+    return type(loss) in _MEAN_OVER_IMAGES and loss.reduction == "mean"
+
+
+def _key(loss: Any, m: int) -> object:
+    if not _takes_several(loss):
         return m
     weights = None if loss.weights is None else tuple(loss.weights.tolist())
     return type(loss), repr(loss), weights
 
 
-def _of_several(loss: Callable) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    if type(loss) not in _MEAN_OVER_IMAGES or loss.reduction != "mean":
+def _of_several(loss: Any) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    if not _takes_several(loss):
         alone = loss_and_gradient(loss)
 
         def of_one(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
