@@ -1,7 +1,8 @@
 """Time `compare_classifiers` over all methods, in this version and in another one.
 
-    python benchmarks/compare.py [--against /path/to/other/checkout] [--rounds 3] [--json]
-        [--classes 100] [--width 64] [--images 10847] [--valid 1000] [--test 10000] [--seeds 1]
+    python benchmarks/compare.py [--against /path/to/other/checkout | --together] [--rounds 3]
+        [--json] [--classes 100] [--width 64] [--images 10847] [--valid 1000] [--test 10000]
+        [--seeds 1]
 
 The data are random, with a long tail of imbalance 100. The features are cached before the clock
 starts, so a time covers stage 2, evaluation and intervals. Each version runs in a process of its
@@ -9,6 +10,9 @@ own. Both stay alive, use one thread and take turns, so that the machine is equa
 ratio is the median over the turns, once for seconds on the clock and once for processor seconds,
 which other processes hardly change. The row of a method has the seconds of both versions, and the
 largest differences of accuracies and of norms (relative).
+
+With `--together`, this version runs twice: methods and seeds together, and each training alone. The
+ratio is then the seconds alone divided by the seconds together. Post-hoc methods are left out.
 """
 
 import argparse
@@ -77,11 +81,15 @@ def work(args) -> None:
     torch.set_num_threads(1)
     learn, answers = make_learner(args), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # other output must not mix with the answers
-    print(json.dumps(list(METHODS)), file=answers, flush=True)
+    # The methods that begin from plain training.
+    kinds = {name: m.kind for name, m in METHODS.items() if not getattr(m, "after", None)}
+    kinds = {name: kind for name, kind in kinds.items() if kind != "stage 1" or name == "ce"}
+    print(json.dumps(kinds), file=answers, flush=True)
     for line in sys.stdin:
         names = json.loads(line)
         began = time.perf_counter(), time.process_time()
-        comparison = learn.compare_classifiers(names, args.seeds)
+        options = {"batched": args.batched} if args.batched else {}
+        comparison = learn.compare_classifiers(names, args.seeds, **options)
         comparison.differences()
         ended = time.perf_counter(), time.process_time()
         seconds, of_processor = np.subtract(ended, began).tolist()
@@ -136,11 +144,14 @@ def measure(args) -> dict:
         f"--{name}={getattr(args, name)}"
         for name in ("classes", "width", "images", "valid", "test", "seeds")
     ]
-    folders = [ROOT] + ([args.against.resolve()] if args.against else [])
-    versions = [Version(folder, passed) for folder in folders]
-    # The methods that both versions have and that begin from plain training.
-    names = [m for m in versions[0].methods if all(m in v.methods for v in versions)]
-    names = [m for m in names if m not in ("mixup", "cutmix", "glmc", "glmc_samn")]
+    sides = [(ROOT, passed)] + ([(args.against.resolve(), passed)] if args.against else [])
+    if args.together:
+        sides = [(ROOT, [*passed, f"--batched={how}"]) for how in ("always", "never")]
+    versions = [Version(*side) for side in sides]
+    kinds = versions[0].methods
+    names = [m for m in kinds if all(m in v.methods for v in versions)]
+    if args.together:
+        names = [m for m in names if kinds[m] != "post hoc"]
     for version in versions:
         version.run(["ce", "crt", "samn"])  # warm up
     results = [[] for _ in versions]
@@ -154,12 +165,12 @@ def measure(args) -> dict:
     for clock in ("seconds", "processor"):
         times = [[r[clock] for r in of] for of in results]
         report[clock] = [round(statistics.median(of), 2) for of in times]
-        if args.against:
+        if len(versions) > 1:
             ratios = [b / a for a, b in zip(*times, strict=True)]
             report[f"{clock}_times_as_fast"] = round(statistics.median(ratios), 2)
     last = [of[-1] for of in results]
     report["by_method"] = {k: [round(v["seconds"], 2)] for k, v in last[0]["rows"].items()}
-    if args.against:
+    if len(versions) > 1:
         for name, values in report["by_method"].items():
             other = last[1]["rows"][name]
             values += [round(other["seconds"], 2), *difference(last[0]["rows"][name], other)]
@@ -169,6 +180,8 @@ def measure(args) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, help="a checkout of another version")
+    parser.add_argument("--together", action="store_true", help="against each training alone")
+    parser.add_argument("--batched", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--width", type=int, default=64, help="D of the features")

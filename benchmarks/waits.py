@@ -81,6 +81,31 @@ def count(names: list[str] | None = None) -> Iterator[dict]:
                 "copies without a wait": counts.copies.total(),
                 "where": sorted(f"{why}: {where}" for why, where in counts.waits),
             }
+    yield from count_comparison(names)
+
+
+def count_comparison(names: list[str] | None) -> Iterator[dict]:
+    """Yield the counts of the methods of a comparison: each training alone, and all together."""
+    from tests.device.cases import TOGETHER, count_steps, count_together, make_learner
+    from tests.device.simcuda import SimCuda
+
+    if names and "comparison" not in names:
+        return
+    seeds = 3
+    with SimCuda():
+        alone = [count_steps(2, make_learner(), {"method": name}) for name in TOGETHER]
+        all_together = count_together(make_learner(), TOGETHER, seeds)
+    for loop, every, times in (("events", alone, seeds), ("together", [all_together], 1)):
+        yield {
+            "stage": 2,
+            "name": f"{len(TOGETHER)} methods, {seeds} seeds",
+            "loop": loop,
+            "waits": times * sum(c.waits.total() for c in every),
+            "of them for the batch": times * sum(c.for_batch for c in every),
+            "launches": times * sum(c.launches.total() for c in every),
+            "copies without a wait": times * sum(c.copies.total() for c in every),
+            "where": [],
+        }
 
 
 def table(commits: dict[str, list[dict]]) -> str:

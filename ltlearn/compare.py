@@ -7,8 +7,7 @@ chosen on the validation images. The test set is read when all choices are made.
 import copy
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +23,7 @@ from ltlearn.metrics.accuracy import mean_class_accuracy
 from ltlearn.metrics.priors import correct_for_prior, prior_report, prior_vector
 from ltlearn.metrics.report import shot_report
 from ltlearn.models.weights_file import check_sizes
-from ltlearn.names import PRIORS, SELECTS
+from ltlearn.names import BATCHED, PRIORS, SELECTS
 from ltlearn.training.checkpoint import describe_options
 from ltlearn.training.features import weights_fingerprint
 from ltlearn.training.kept import ClassifierRecord, KeptName
@@ -35,14 +34,15 @@ from ltlearn.training.start import (
     ComparedClassifiers,
     KeptClassifier,
     changed_tensors,
-    put_stage1_back,
-    stage1_of,
+    copied_tensors,
+    restored_stage1,
 )
+from ltlearn.training.together import retrain_together
 from ltlearn.utils.older_runs import with_todays_keys
 from ltlearn.utils.progress import brief_progress
 from ltlearn.utils.run_folder import Run
 
-__all__ = ["check_request", "compare", "restored_stage1"]
+__all__ = ["check_request", "compare"]
 
 _log = logging.getLogger("ltlearn")
 
@@ -65,6 +65,7 @@ def compare(
     run: Run | None = None,
     earlier: Mapping[str, Collection[int]] | None = None,
     notify: Callable[[str], None] = lambda text: None,
+    batched: str = "auto",
 ) -> Comparison:
     """Retrain or correct the classifier of a finished stage 1 by each method, then test them all.
 
@@ -89,6 +90,9 @@ def compare(
         run: Folder that keeps trained classifiers, so that a later call trains new methods only.
         earlier: Seeds by method of an earlier comparison. Those that `run` keeps are tested, too.
         notify: Called with a line of text at each method.
+        batched: Whether methods and seeds that train on the same features take their steps
+            together: "auto" on CUDA alone, "always", or "never". The classifiers are equal up to
+            rounding. An interruption loses the methods that are trained together.
 
     Raises:
         UserError: If a method or a prior is unknown, or a name of your own method is taken.
@@ -100,6 +104,7 @@ def compare(
     with offered(methods, learn.stage1_method) as candidates:
         names = [candidate.name for candidate in candidates]
         check_whole("first_seed", first_seed, 0)
+        check_choice("batched", batched, BATCHED)
         _, priors = check_request(names, seeds, priors, select, learn.stage1_method)
         if select == "best":
             select = default_select(learn.dls)
@@ -111,6 +116,7 @@ def compare(
             first_seed=first_seed,
             arguments=arguments or {},
             run=run,
+            together=batched == "always" or (batched == "auto" and learn.dls.device.type == "cuda"),
         )
         with restored_stage1(learn) as restart:
             study.begin()
@@ -132,43 +138,6 @@ def compare(
         study.compared.best = comparison.best
         learn.compared = study.compared
         return comparison
-
-
-@contextmanager
-def restored_stage1(learn) -> Iterator[Callable[[], None]]:
-    """Put the classifier of stage 1 into the learner, and restore the learner at the end.
-
-    The block gets a function that puts stage 1 back, for the start of each method.
-
-    Args:
-        learn: An `LTLearner` after stage 1.
-    """
-    found_head, records = learn.model.head, (learn.trajectory, list(learn.stages))
-    kept, compared = stage1_of(learn), learn.compared
-    result, state = kept.result, learn.model.backbone.state_dict()
-    found = {name: state[name].detach().clone() for name in kept.backbone}
-    put_stage1_back(learn)
-    # A head of the user's may be of a kind that the model cannot make from a state dict.
-    head, weights = copy.deepcopy(learn.model.head), dict(_copied(learn.model))
-
-    def restart() -> None:
-        learn.model.head, learn.opt = copy.deepcopy(head), None
-        learn.model.load_state_dict(weights)
-        learn.trajectory, learn.stages = kept.trajectory, list(kept.stages)
-        learn.stage1_state, kept.result = kept, kept.fingerprint
-
-    try:
-        yield restart
-    finally:
-        restart()
-        learn.model.head = found_head
-        learn.model.backbone.load_state_dict(found, strict=False)
-        learn.trajectory, learn.stages = records
-        learn.compared, kept.result = compared, result
-
-
-def _copied(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    return ((k, v.detach().clone()) for k, v in module.state_dict().items())
 
 
 def check_request(
@@ -248,6 +217,7 @@ class _Study:
     first_seed: int
     arguments: Mapping[str, Mapping[str, Any]]
     run: Run | None
+    together: bool = False
     fingerprint: str = field(init=False)
     backbone: dict[str, torch.Tensor] = field(init=False)
     stages: list = field(init=False)
@@ -257,7 +227,7 @@ class _Study:
         """Note the stage 1 that the learner has now, from which all methods begin."""
         learn = self.learn
         self.fingerprint = weights_fingerprint(learn.model)
-        self.backbone = dict(_copied(learn.model.backbone))
+        self.backbone = dict(copied_tensors(learn.model.backbone))
         self.stages = list(learn.stages)
         before = learn.compared
         runs = dict(before.runs) if before and before.stage1 == self.fingerprint else {}
@@ -267,16 +237,54 @@ class _Study:
         self, candidates: Sequence[Candidate], seeds: range, restart: Callable, notify: Callable
     ) -> list[_Trained]:
         """Take or make the classifier of each method and seed."""
+        wanted = [(c, seed) for c in candidates for seed in (seeds if c.draws else seeds[:1])]
+        ready = self._train_together(wanted, restart, notify) if self.together else {}
         made = []
-        for candidate in candidates:
-            for seed in seeds if candidate.draws else seeds[:1]:
-                label = label_of(candidate.name, self.compared.stage1_name)
-                notify(f"{label}, seed {seed}")
-                restart()
-                # A function has no description that would show whether it has changed.
-                make = self._load_or_train if candidate.call is None else self._call
-                made.append(make(candidate, seed, restart))
+        for candidate, seed in wanted:
+            if (candidate.name, seed) in ready:
+                made.append(ready[candidate.name, seed])
+                continue
+            notify(self._label(candidate.name, seed))
+            restart()
+            # A function has no description that would show whether it has changed.
+            make = self._load_or_train if candidate.call is None else self._call
+            made.append(make(candidate, seed, restart))
         return made
+
+    def _label(self, method: str, seed: int) -> str:
+        return f"{label_of(method, self.compared.stage1_name)}, seed {seed}"
+
+    def _train_together(
+        self, wanted: Sequence[tuple[Candidate, int]], restart: Callable, notify: Callable
+    ) -> dict[tuple[str, int], _Trained]:
+        """Take the classifiers that the run keeps, and train those of stage 2 together."""
+        ready, requests = {}, {}
+        for method, seed in [(c.name, seed) for c, seed in wanted if c.call is None]:
+            if METHODS[method].kind == "stage 2":
+                restart()
+                if (kept := self._load(method, seed)) is not None:
+                    ready[method, seed] = kept
+                else:
+                    requests[self._label(method, seed)] = method, seed
+        if requests:
+            notify(f"{len(requests)} trainings, together where possible")
+        restart()
+        of_label = {label: self._request(*key) for label, key in requests.items()}
+        for label, trained in retrain_together(self.learn, of_label).items():
+            restart()
+            self.learn.model.head = trained.model.head
+            stages = [dict(record) for record in trained.stages[len(self.stages) :]]
+            seconds = sum(stage["seconds"] for stage in stages)
+            one = self._as_trained(*requests[label], stages, trained.trajectory, seconds)
+            ready[requests[label]] = one
+            self._keep(one)
+        return ready
+
+    def _request(self, method: str, seed: int) -> dict[str, Any]:
+        """Return the arguments of `retrain_classifier` for a method."""
+        # All methods share one draw of augmented views: features are extracted once.
+        own = {"method": method, "seed": seed, "view_seed": self.first_seed}
+        return {**own, **self.options, **self.arguments.get(method, {})}
 
     def load_earlier(
         self, earlier: Mapping[str, Collection[int]], made: Sequence[_Trained], restart: Callable
@@ -364,10 +372,7 @@ class _Study:
         learn, row, views = self.learn, METHODS[method], self.options["views"]
         trajectory = None
         if row.kind == "stage 2":
-            # All methods share one draw of augmented views: features are extracted once.
-            trajectory = learn.retrain_classifier(
-                method=method, seed=seed, view_seed=self.first_seed, **{**self.options, **own}
-            )
+            trajectory = learn.retrain_classifier(**{**self._request(method, seed), **own})
         elif row.kind == "post hoc":
             learn.correct_classifier(method, views=max(1, views), seed=self.first_seed)
         stages = [dict(record) for record in learn.stages[len(self.stages) :]]

@@ -1,6 +1,7 @@
 """The values that options may have. Each list stands here once. Imports nothing."""
 
 __all__ = [
+    "BATCHED",
     "BN_MODES",
     "DEFAULT_STAGE1",
     "DEFAULT_STAGE2",
@@ -51,6 +52,8 @@ TRANSFORM_NAMES = (
 )
 SCHEDULES = ("cosine", "constant", "multistep", "lagged_cosine")
 STAGE2_SCHEDULES = ("cosine", "constant")
+# Whether trainings of a comparison take their steps together.
+BATCHED = ("auto", "always", "never")
 SELECTS = ("best", "last")
 BN_MODES = ("frozen", "train", "last_block")
 # The classifier that stage 2 begins from: the one of stage 1, or the last result.

@@ -2,6 +2,7 @@ import copy
 import json
 import logging
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -621,3 +622,36 @@ def test_a_row_assumes_the_prior_that_its_training_left():
     for outcome in found.outcomes:
         figure = outcome.priors["uniform"]
         assert figure.corrected == pytest.approx(figure.accuracy)
+
+
+def test_methods_trained_together_have_the_outcomes_of_those_alone(trained, found, tmp_path):
+    run, lines = Run(tmp_path / "run"), []
+    batched = compare(
+        trained, SOME, 2, priors="uniform", run=run, notify=lines.append, batched="always"
+    )
+    assert lines[0].startswith("5 trainings") and "cRT, seed 0" not in lines
+    for one, other in zip(batched.outcomes, found.outcomes, strict=True):
+        assert (one.method, one.seed, one.selected) == (other.method, other.seed, other.selected)
+        np.testing.assert_allclose(one.norms, other.norms, rtol=1e-5)
+        assert one.validation == other.validation
+        assert np.array_equal(one.correct, other.correct)
+        for ours, alone in zip(one.stages, other.stages, strict=True):
+            assert {**ours, "seconds": 0} == {**alone, "seconds": 0}
+    # They are kept, so a second comparison trains nothing, together or not.
+    for how in ("always", "never"):
+        again = compare(trained, SOME, 2, run=run, batched=how)
+        assert [o.seconds for o in again.outcomes] == [o.seconds for o in batched.outcomes]
+
+
+def test_methods_train_together_on_a_device_alone(trained, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        sys.modules["ltlearn.compare"], "retrain_together", lambda *args: asked.append(args) or {}
+    )
+    for batched in ("auto", "never"):
+        compare(trained, ["crt"], batched=batched)
+        assert not asked
+    compare(trained, ["crt"], batched="always")
+    assert asked
+    with pytest.raises(UserError, match="batched.*'sometimes'"):
+        compare(trained, ["crt"], batched="sometimes")

@@ -91,6 +91,14 @@ class MaxNorm(FitCallback):
         if self.when == "step":
             self._clip()
 
+    def after_step_of(self, form):
+        """Return what a training without events calls after each step; None for nothing.
+
+        Args:
+            form: The form of the head that is trained.
+        """
+        return self.after_step if self.when == "step" else None
+
     def after_train(self):
         """Clip the norms."""
         self._clip()

@@ -13,6 +13,7 @@ from ltlearn.heads.cosine import CosineLinear
 from ltlearn.heads.gradient import NormalizedGradient, SAMNGradient
 from ltlearn.heads.normalized import NormalizedFeatureHead, normalized_head_of
 from ltlearn.heads.samn import SAMNLinear
+from ltlearn.heads.stacked import StackedHeads
 from ltlearn.models.backbone import find_head
 from ltlearn.training.fit_callback import FitCallback
 
@@ -128,9 +129,11 @@ class SAMN(FitCallback):
         """Return what a training without events calls after each step.
 
         Args:
-            form: The `LinearGradient` of the head that is trained; None for other heads.
+            form: The `LinearGradient` or the `StackedHeads` of what is trained; None for others.
         """
         form = form.inner if isinstance(form, NormalizedGradient) else form
+        if isinstance(form, StackedHeads):
+            return None  # its training projects all heads at once
         return form.project_ if isinstance(form, SAMNGradient) else self.after_step
 
     def end(self) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltlearn.compare import check_request, restored_stage1
+from ltlearn.compare import check_request
 from ltlearn.errors import UserError, log_once
 from ltlearn.experiments.manifest import finished_seeds, recorded_recipe
 from ltlearn.experiments.own_data import fitting_methods
@@ -17,6 +17,7 @@ from ltlearn.names import PART_LABELS
 from ltlearn.plots.sensitivity import plot_sensitivity
 from ltlearn.training.records import Record
 from ltlearn.training.selection import default_select, tested_part
+from ltlearn.training.start import restored_stage1
 from ltlearn.utils.html import html_paragraph, html_table
 from ltlearn.utils.progress import brief_progress
 from ltlearn.utils.run_folder import Run, waits_for_run

@@ -1,6 +1,7 @@
 """A loss and its gradient with respect to the logits, in closed form where there is one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ltlearn.losses.label_aware_smoothing import LabelAwareSmoothingLoss
 from ltlearn.losses.ldam import LDAMLoss
 from ltlearn.losses.logit_adjusted import LogitAdjustedLoss
 
-__all__ = ["LossAndGradient", "loss_and_gradient"]
+__all__ = ["LossAndGradient", "has_closed_form", "loss_and_gradient"]
 
 LossAndGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _COUNTED = (
@@ -43,17 +44,26 @@ def loss_and_gradient(loss_func: Callable) -> LossAndGradient:
         >>> gradient
         tensor([[-0.5000,  0.5000]])
     """
-    if isinstance(loss_func, CrossEntropy) and _is_plain(loss_func):
+    if _is_plain(loss_func):
         plain = loss_func
         return lambda logits, target: _cross_entropy(logits, target, None, plain.weight, "weights")
-    if isinstance(loss_func, CountedLoss) and _is_averaged_cross_entropy(loss_func):
+    if _is_averaged_cross_entropy(loss_func):
         return _with_first_call_checked(loss_func, _of_counted(loss_func))
-    if type(loss_func) is SoftmaxFocalLoss and loss_func.reduction == "mean":
+    if _is_focal(loss_func):
         focal = loss_func
         return _with_first_call_checked(
             focal, lambda z, y: _focal(z, y, focal.weights, focal.gamma)
         )
     return lambda logits, target: _by_autograd(loss_func, logits, target)
+
+
+def has_closed_form(loss_func: Callable) -> bool:
+    """Return whether a loss and its gradient have a closed form; see `loss_and_gradient`.
+
+    Args:
+        loss_func: Takes (logits, targets) to a scalar.
+    """
+    return any(of(loss_func) for of in (_is_plain, _is_averaged_cross_entropy, _is_focal))
 
 
 def _of_counted(loss_func: CountedLoss) -> LossAndGradient:
@@ -76,11 +86,15 @@ def _shifted(loss_func: CountedLoss, logits: Tensor, target: Tensor) -> Tensor:
     return logits if prior is None else logits + prior
 
 
-def _is_averaged_cross_entropy(loss_func: CountedLoss) -> bool:
+def _is_focal(loss_func: Any) -> bool:
+    return type(loss_func) is SoftmaxFocalLoss and loss_func.reduction == "mean"
+
+
+def _is_averaged_cross_entropy(loss_func: Any) -> bool:
     return type(loss_func) in _COUNTED and loss_func.reduction == "mean"
 
 
-def _is_plain(loss_func: CrossEntropy) -> bool:
+def _is_plain(loss_func: Any) -> bool:
     own = type(loss_func) is CrossEntropy
     return own and loss_func.reduction == "mean" and loss_func.label_smoothing == 0
 

@@ -48,10 +48,10 @@ class FitCallback(Callback):
         """Undo what `begin` did; `self.learn` may be gone."""
 
     def after_step_of(self, form):
-        """Return what a training without events calls after each step.
+        """Return what a training without events calls after each step; None for nothing.
 
         Args:
-            form: The `LinearGradient` of the head that is trained; None for other heads.
+            form: The `LinearGradient` or the `StackedHeads` of what is trained; None for others.
         """
         return self.after_step
 

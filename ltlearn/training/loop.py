@@ -1,7 +1,7 @@
 """The training loop: fastai's, but quiet, faster and safe to interrupt."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -385,6 +385,12 @@ class QuietLearner(Learner):
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         """Train as fastai's `Learner.fit` does, and close the callbacks however the fit ends."""
+        with self._prepared(cbs) as listed:
+            super().fit(n_epoch, lr, wd, listed, reset_opt, start_epoch)
+
+    @contextmanager
+    def _prepared(self, cbs) -> Iterator[list[Callback]]:
+        """Yield the callbacks of the fit inside the block, and close them at its end."""
         cbs = listed_callbacks(cbs)
         everyone = [*self.cbs, *cbs]
         draws = any(isinstance(cb, ShowGraphCallback) for cb in everyone)
@@ -401,7 +407,7 @@ class QuietLearner(Learner):
         try:
             train = self.dls.train
             with oom_to_user_error(getattr(train, "bs", 1)), _tuned_convolutions(train):
-                super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+                yield cbs
         finally:
             self.metrics, self.logger = metrics, logger
             for cb in [*self.cbs, *cbs]:

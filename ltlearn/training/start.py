@@ -7,7 +7,7 @@ another. Stage 1 is the last state that anything but a stage 2 produced: `fit_st
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,8 +29,10 @@ __all__ = [
     "KeptClassifier",
     "Stage1State",
     "changed_tensors",
+    "copied_tensors",
     "correct_from",
     "put_stage1_back",
+    "restored_stage1",
     "retrain_from",
     "stage1_of",
     "use_classifier",
@@ -183,6 +185,48 @@ def changed_tensors(learn: Learner, before: Mapping[str, Tensor]) -> dict[str, T
     """
     state = learn.model.backbone.state_dict()
     return {k: v.detach().clone() for k, v in state.items() if not v.equal(before[k])}
+
+
+@contextmanager
+def restored_stage1(learn) -> Iterator[Callable[[], None]]:
+    """Put the classifier of stage 1 into the learner, and restore the learner at the end.
+
+    The block gets a function that puts stage 1 back, for the start of each method.
+
+    Args:
+        learn: An `LTLearner` after stage 1.
+    """
+    found_head, records = learn.model.head, (learn.trajectory, list(learn.stages))
+    kept, compared = stage1_of(learn), learn.compared
+    result, state = kept.result, learn.model.backbone.state_dict()
+    found = {name: state[name].detach().clone() for name in kept.backbone}
+    put_stage1_back(learn)
+    # A head of the user's may be of a kind that the model cannot make from a state dict.
+    head, weights = copy.deepcopy(learn.model.head), dict(copied_tensors(learn.model))
+
+    def restart() -> None:
+        learn.model.head, learn.opt = copy.deepcopy(head), None
+        learn.model.load_state_dict(weights)
+        learn.trajectory, learn.stages = kept.trajectory, list(kept.stages)
+        learn.stage1_state, kept.result = kept, kept.fingerprint
+
+    try:
+        yield restart
+    finally:
+        restart()
+        learn.model.head = found_head
+        learn.model.backbone.load_state_dict(found, strict=False)
+        learn.trajectory, learn.stages = records
+        learn.compared, kept.result = compared, result
+
+
+def copied_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and copies of the tensors of a module's state dict.
+
+    Args:
+        module: The module.
+    """
+    return ((k, v.detach().clone()) for k, v in module.state_dict().items())
 
 
 @contextmanager

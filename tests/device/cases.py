@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation, GradientClip
@@ -21,11 +22,23 @@ from ltlearn.callbacks import (
 )
 from ltlearn.losses import BalancedSoftmaxLoss, ClassBalancedLoss, LDAMLoss
 from ltlearn.methods import METHODS
+from ltlearn.training import together
 from ltlearn.training.loop import listed_callbacks
+from ltlearn.training.stacked import StackedEpoch
 from tests.callbacks.helpers import make_dls, make_lt_learner
 from tests.device.simcuda import STATE
 
-__all__ = ["EVENTS", "POST_HOC", "STAGE1", "STAGE2", "Counts", "count_steps", "make_learner"]
+__all__ = [
+    "EVENTS",
+    "POST_HOC",
+    "STAGE1",
+    "STAGE2",
+    "TOGETHER",
+    "Counts",
+    "count_steps",
+    "count_together",
+    "make_learner",
+]
 
 Make = Callable[[], dict]
 
@@ -77,6 +90,13 @@ STAGE2: dict[str, Make] = {
     "Adam": lambda: {"opt_func": Adam},
 }  # fmt: skip
 
+# Methods whose trainings of a comparison take their steps together.
+TOGETHER = [
+    name
+    for name, m in METHODS.items()
+    if m.kind == "stage 2" and m.after is None and m.values.get("epochs") != 0
+]
+
 POST_HOC = [name for name, m in METHODS.items() if m.kind == "post hoc"]
 
 
@@ -98,6 +118,16 @@ class Counts:
     waits: Counter = field(default_factory=Counter)
     launches: Counter = field(default_factory=Counter)
     copies: Counter = field(default_factory=Counter)
+
+    def read(self, steps: int) -> None:
+        """Read the counters of the device after some steps."""
+        self.steps = steps
+        for found, counter in (
+            (self.waits, STATE.syncs),
+            (self.launches, STATE.launches),
+            (self.copies, STATE.async_h2d),
+        ):
+            found.update({key: n // steps for key, n in counter.items() if n >= steps})
 
     @property
     def for_batch(self) -> int:
@@ -136,13 +166,7 @@ class _End(_Begin):
 
     def after_train(self):
         if self.learn.epoch == self.learn.n_epoch - 1:
-            steps = self.counts.steps = len(self.learn.dls.train)
-            for found, counter in (
-                (self.counts.waits, STATE.syncs),
-                (self.counts.launches, STATE.launches),
-                (self.counts.copies, STATE.async_h2d),
-            ):
-                found.update({key: n // steps for key, n in counter.items() if n >= steps})
+            self.counts.read(len(self.learn.dls.train))
 
 
 def make_learner(dls_options: dict | None = None, resident: str = "never", **kwargs):
@@ -167,4 +191,30 @@ def count_steps(stage: int, learn, options: dict, epochs: int = 2) -> Counts:
     given = dict(options) if stage == 1 else {"bs": 8, **options}
     cbs = listed_callbacks(given.pop("cbs", None))
     fit(epochs, given.pop("lr", 0.01), cbs=[*cbs, _Begin(counts), _End(counts)], **given)
+    return counts
+
+
+def count_together(learn, names: list[str], seeds: int = 1) -> Counts:
+    """Train methods and seeds together for an epoch, and count a step of all of them.
+
+    Args:
+        learn: The learner, on the pretended device.
+        names: Names of methods.
+        seeds: Trainings of each method.
+    """
+    counts = Counts()
+
+    class Counted(StackedEpoch):
+        def run(self):
+            STATE.reset()
+            super().run()
+            counts.read(7)
+
+    requests = {
+        (name, seed): {"method": name, "seed": seed, "view_seed": 0, "epochs": 1, "bs": 8}
+        for name in names
+        for seed in range(seeds)
+    }
+    with patch.object(together, "StackedEpoch", Counted):
+        assert len(together.retrain_together(learn, requests)) == len(requests)
     return counts

@@ -13,6 +13,7 @@ from fastai.callback.core import Callback
 
 from ltlearn import GLMC, SAMN, Checkpoint
 from ltlearn.experiments.predictor import Predictor
+from ltlearn.training.together import retrain_together
 from tests.callbacks.helpers import make_dls, make_lt_learner
 from tests.device.simcuda import SimCuda
 
@@ -92,6 +93,20 @@ def test_stage_1_equals_that_of_the_cpu(kind, name):
 @pytest.mark.parametrize("method", ["crt", "samn", "mislas", "ldam_drw"])
 def test_stage_2_equals_that_of_the_cpu(kind, method):
     assert_equals_the_cpu(kind, lambda learn: learn.retrain_classifier(2, bs=8, method=method))
+
+
+def test_trainings_together_equal_those_alone(device):
+    learn = learner_on()
+    requests = {
+        (name, seed): {"method": name, "seed": seed, "view_seed": 0, "epochs": 2, "bs": 8}
+        for name in ("crt", "samn", "ldam_drw")
+        for seed in (0, 1)
+    }
+    found = retrain_together(learn, requests)
+    assert found.keys() == requests.keys()
+    for name in [("crt", 1), ("samn", 0), ("ldam_drw", 1)]:
+        learn.retrain_classifier(**requests[name])
+        assert_near(on_cpu(learn), on_cpu(found[name]), 1e-5 if device == "pretended" else 1e-3)
 
 
 @both

@@ -2,8 +2,18 @@
 
 import pytest
 
+from ltlearn import UserError
+from ltlearn.training.head_learner import HeadLearner
 from tests.callbacks.helpers import model_of
-from tests.device.cases import EVENTS, POST_HOC, STAGE1, STAGE2, count_steps, make_learner
+from tests.device.cases import (
+    EVENTS,
+    POST_HOC,
+    STAGE1,
+    STAGE2,
+    count_steps,
+    count_together,
+    make_learner,
+)
 from tests.device.simcuda import SimCuda
 
 # These read the loss of each step on the host, as documented.
@@ -43,6 +53,35 @@ def test_stage_2(sim, name):
     counts = count_steps(2, learn, options)
     assert_waits_for_nothing(name, counts)
     assert learn.predict_logits("test")[0].isfinite().all()
+
+
+def test_the_launches_of_trainings_together_do_not_grow_with_the_seeds(sim):
+    names = ["lws", "ldam_drw", "max_norm", "samn"]
+    once, twice = (count_together(make_learner(), names, seeds) for seeds in (1, 2))
+    for counts in (once, twice):
+        assert_waits_for_nothing("together", counts)
+    # Further seeds start no kernel. Each of the four alone starts 29 to 64.
+    assert twice.launches == once.launches
+    assert once.launches.total() < 150
+
+
+def test_a_head_alone_sends_no_events_of_a_step(sim, monkeypatch):
+    sent = []
+    send = HeadLearner.__call__
+    monkeypatch.setattr(HeadLearner, "__call__", lambda *args: (sent.append(args[1]), send(*args)))
+    make_learner().retrain_classifier(1, method="samn", bs=8)
+    assert "after_train" in sent and "after_step" not in sent
+
+
+def test_a_loss_that_is_not_finite_is_reported_with_its_step(sim):
+    calls = []
+
+    def third(logits, target):
+        calls.append(1)
+        return logits.sum() * (float("nan") if len(calls) == 3 else 0.0)
+
+    with pytest.raises(UserError, match="epoch 1 of stage 2: the loss of step 3 with"):
+        make_learner().retrain_classifier(epochs=1, bs=8, loss=third)
 
 
 @pytest.mark.parametrize("name", POST_HOC)
