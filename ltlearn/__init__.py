@@ -20,6 +20,7 @@ _LAZY = {
     "LearnableWeightScaling": "ltlearn.callbacks",
     "DeferredReweighting": "ltlearn.callbacks",
     "CosineHead": "ltlearn.callbacks",
+    "Experts": "ltlearn.callbacks",
     "GLMC": "ltlearn.callbacks",
     "BatchMixUp": "ltlearn.callbacks",
     "BatchCutMix": "ltlearn.callbacks",

@@ -6,6 +6,7 @@ from ltlearn.callbacks import BatchCutMix as BatchCutMix
 from ltlearn.callbacks import BatchMixUp as BatchMixUp
 from ltlearn.callbacks import CosineHead as CosineHead
 from ltlearn.callbacks import DeferredReweighting as DeferredReweighting
+from ltlearn.callbacks import Experts as Experts
 from ltlearn.callbacks import LastBlock as LastBlock
 from ltlearn.callbacks import LearnableWeightScaling as LearnableWeightScaling
 from ltlearn.callbacks import MaxNorm as MaxNorm

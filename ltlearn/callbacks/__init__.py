@@ -2,6 +2,7 @@
 
 from ltlearn.callbacks.cosine import CosineHead
 from ltlearn.callbacks.drw import DeferredReweighting
+from ltlearn.callbacks.experts import Experts
 from ltlearn.callbacks.glmc import GLMC
 from ltlearn.callbacks.last_block import LastBlock
 from ltlearn.callbacks.lws import LearnableWeightScaling
@@ -18,6 +19,7 @@ __all__ = [
     "BatchMixUp",
     "CosineHead",
     "DeferredReweighting",
+    "Experts",
     "LastBlock",
     "LearnableWeightScaling",
     "MaxNorm",

@@ -21,7 +21,7 @@ KINDS = ("stage 1", "stage 2", "post hoc")
 # "stage 1" is the prior of the stage 1 that a method comes after.
 ASSUMED_PRIORS = ("train", "uniform", "stage 1")
 # "any" accepts every classifier. A function of the user's has it.
-HEADS = ("linear", "cosine", "any")
+HEADS = ("linear", "cosine", "experts", "any")
 _VALUES = ("epochs", "lr", "wd", "bs")
 
 
@@ -90,8 +90,9 @@ class Method:
         strength: Post hoc only. Name of the strength in reports.
         uses_features_only: Post hoc only. Whether `apply` ignores the trained classifier and needs
             the features of the training images.
-        head: The classifier that the method trains, and goes on with: "linear", "cosine" or "any".
-            A linear classifier can become a cosine classifier, but not the reverse.
+        head: The classifier that the method trains, and goes on with: "linear", "cosine",
+            "experts" or "any". A linear classifier can become a cosine classifier, but not the
+            reverse. A later stage with "experts" goes only with a stage 1 that trains experts.
 
     Raises:
         UserError: If a field has a value that is not allowed, or has no meaning for the kind.
@@ -203,6 +204,8 @@ class Method:
         Args:
             stage1: The method of stage 1.
         """
+        if self.head == "experts":
+            return stage1.head == "experts"
         kinds = ("any", stage1.head)
         return not self.needs_trained_head or stage1.head == "linear" or self.head in kinds
 

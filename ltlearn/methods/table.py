@@ -26,6 +26,9 @@ _LDAM = "Cao et al., NeurIPS 2019, arXiv:1906.07413"
 _CB = "Cui et al., CVPR 2019, arXiv:1901.05555"
 _FOCAL = "Lin et al., ICCV 2017, arXiv:1708.02002"
 _GUO = "Guo et al., ICML 2017, arXiv:1706.04599"
+_BALPOE = "Sanchez Aimar et al., CVPR 2023, arXiv:2206.05260"
+_SADE = "Zhang et al., NeurIPS 2022, arXiv:2107.09249"
+_RIDE = "Wang et al., ICLR 2021, arXiv:2010.01809"
 _LOS = "Sun et al., ICLR 2025, arXiv:2403.00250"
 
 
@@ -119,6 +122,17 @@ def _ldam_callbacks(**options) -> list:
     ]
 
 
+def _balpoe_callbacks(alpha: float = 0.3, scale: float = 30.0) -> list:
+    return [*_callbacks("Experts")(scale=scale), *_callbacks("BatchMixUp")(alpha=alpha)]
+
+
+def _expert(number: int, prior: str) -> Method:
+    return _post_hoc(
+        f"expert {number}", _RIDE, "nothing to set", prior=prior, head="experts",
+        apply=_posthoc("apply_expert", expert=number),
+    )  # fmt: skip
+
+
 BUILT_IN: dict[str, Method] = {
     "ce": Method("CE", "stage 1", "cross-entropy, the classifier of stage 1", prior="train"),
     "mixup": _stage1("MixUp", _MIXUP, "BatchMixUp", "train", alpha=0.2),
@@ -152,6 +166,22 @@ BUILT_IN: dict[str, Method] = {
         "focal", _FOCAL, "softmax form, gamma 1: LDAM's code", "SoftmaxFocalLoss",
         loss_options={"gamma": 1.0}, prior="train",
     ),
+    "balpoe": Method(
+        "BalPoE", "stage 1", _BALPOE,
+        "tau 1, scale 30: the authors' code, CIFAR-LT; MixUp .3: the same, ImageNet-LT",
+        loss=_loss("BalPoELoss"), loss_options={"tau": 1.0},
+        callbacks=_balpoe_callbacks, callback_options={"alpha": 0.3, "scale": 30.0},
+        head="experts",
+    ),
+    "sade": Method(
+        "SADE", "stage 1", _SADE, "tau 2, scale 30: the authors' code",
+        loss=_loss("SADELoss"), loss_options={"tau": 2.0},
+        callbacks=_callbacks("Experts"), callback_options={"scale": 30.0}, head="experts",
+    ),
+    # The experts of a stage 1, one by one: cross-entropy, equally frequent classes, rare classes.
+    "expert_1": _expert(1, prior="train"),
+    "expert_2": _expert(2, prior="uniform"),
+    "expert_3": _expert(3, prior="uniform"),
     "crt": _stage2(
         "cRT", _CRT, _KANG_FROM.format(10),
         sampler="class_balanced", reset=True, values={"epochs": 10, **_KANG},

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError
 from ltlearn.heads.registry import head_from_state, is_head, is_trainable
+from ltlearn.models.experts import fit_experts_to_state
 
 __all__ = ["HEAD_NAMES", "LTModel", "evaluating", "find_head", "set_head"]
 
@@ -18,7 +19,7 @@ class LTModel(nn.Module):
     """A backbone that gives pooled features, and a classifier head.
 
     The model also loads a state dict with another kind of head from `ltlearn.heads`; it then
-    replaces its head.
+    replaces its head. It takes over the experts of a state dict, too (`ExpertBackbone`).
 
     Args:
         backbone: Maps images to (N, D) features.
@@ -36,6 +37,7 @@ class LTModel(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
+        self.register_load_state_dict_pre_hook(fit_experts_to_state)
         self.register_load_state_dict_pre_hook(_fit_head_to_state)
 
     def forward(self, x: Tensor) -> Tensor:

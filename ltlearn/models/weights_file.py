@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ltlearn.errors import UserError, spell
 from ltlearn.models.backbone import LTModel
+from ltlearn.models.experts import plain_key
 from ltlearn.utils.stored_weights import check_stored_weights, read_shapes
 from ltlearn.utils.system_errors import unreadable
 
@@ -139,7 +140,9 @@ def check_sizes(path: Path, model: LTModel) -> None:
     shapes, own = read_shapes(path), model.state_dict()
     of_head = {key: shape for key, shape in shapes.items() if key.startswith("head.")}
     allowed = max(_MAX_FREE_HEAD, 4 * sum(v.numel() for v in model.head.state_dict().values()))
-    fits = all(key in own and own[key].shape == shapes[key] for key in shapes.keys() - of_head)
+    # Of a model without experts, each expert has the shapes.
+    plain = {key: own.get(key, own.get(plain_key(key))) for key in shapes.keys() - of_head}
+    fits = all(v is not None and v.shape == shapes[key] for key, v in plain.items())
     if not fits or sum(map(math.prod, of_head.values())) > allowed:
         raise UserError(f"{path} holds the weights of another model.")
 

@@ -34,8 +34,9 @@ def run_posthoc(learn: Learner, plan: PosthocPlan) -> CorrectionRecord:
         UserError: If the classifier cannot be corrected.
     """
     began, row = time.perf_counter(), METHODS[plan.method]
+    as_it_is = row.uses_features_only or row.head == "experts"
     data = PosthocData(
-        head=learn.model.head if row.uses_features_only else as_linear(learn.model.head),
+        head=learn.model.head if as_it_is else as_linear(learn.model.head),
         class_counts=learn.dls.class_counts,
         prior=prior_vector(learn.assumed_prior, learn.dls.class_counts),
     )
