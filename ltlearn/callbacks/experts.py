@@ -120,7 +120,8 @@ class Experts(FitCallback):
 
     def end(self) -> None:
         """Let the head return the mean in any mode."""
-        self._head.separate = False
+        if self._head is not None:
+            self._head.separate = False
         self._head = None
 
 

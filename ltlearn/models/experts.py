@@ -2,11 +2,9 @@
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from os.path import commonprefix
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError
@@ -92,38 +90,39 @@ class ExpertBackbone(nn.Module):
 def last_stages(backbone: nn.Module, count: int) -> list[str]:
     """Return the names of the last stages of a timm model, in the order of the forward pass.
 
-    A stage is one of timm's coarse layer groups that is one module: a stage of a ResNet, ConvNeXt,
-    EfficientNet or Swin, a block of a ViT. The first group is never returned, so that the experts
-    share something.
+    A stage is a module that timm numbers in its coarse layer groups: a stage of a ResNet, ConvNeXt,
+    EfficientNet or Swin, a block of a ViT.
 
     Args:
         backbone: A timm model.
         count: The most stages to return, at least 1.
 
     Raises:
-        UserError: If timm does not group the layers of this model, or no group is a stage.
+        UserError: If timm does not number the layers of this model.
     """
-    name = type(backbone).__name__
-    if not hasattr(backbone, "group_matcher"):
+    matcher = backbone.group_matcher(coarse=True) if hasattr(backbone, "group_matcher") else None
+    patterns = list(_patterns(matcher)) if isinstance(matcher, Mapping) else []
+    sizes: dict[tuple[int, ...], dict[str, int]] = {}
+    for key, p in backbone.named_parameters():
+        match = next(filter(None, (re.match(pattern, key) for pattern in patterns)), None)
+        # A pattern without a number is that of the first layers, or of a norm behind the last.
+        if match and match.groups() and all(map(str.isdigit, map(str, match.groups()))):
+            name = key[: match.end()] + re.match(r"[^.]*", key[match.end() :])[0]
+            of_number = sizes.setdefault(tuple(map(int, match.groups())), {})
+            of_number[name] = of_number.get(name, 0) + p.numel()
+    if not sizes:
         raise UserError(
-            f"{name} has no layer groups of timm, so the stages that each expert needs for itself "
-            "are unknown; take another timm model."
+            f"timm does not number the stages of {type(backbone).__name__}, so those that each "
+            "expert needs for itself are unknown; take another timm model."
         )
-    groups = group_parameters(backbone, backbone.group_matcher(coarse=True))
-    parameters, found = dict(backbone.named_parameters()), []
-    for number in sorted(groups, reverse=True)[:-1]:
-        common = commonprefix([key.split(".")[:-1] for key in groups[number]])
-        # A norm behind the last stage may be a group of its own.
-        if common and any(parameters[key].ndim > 1 for key in groups[number]):
-            found.insert(0, ".".join(common))
-        if len(found) == count:
-            break
-    if not found:
-        raise UserError(
-            f"no layer group of {name} is a stage that each expert could have for itself; take "
-            "another timm model."
-        )
-    return found
+    # A DenseNet also numbers its transitions: they are shared.
+    return [max(sizes[number], key=sizes[number].get) for number in sorted(sizes)[-count:]]
+
+
+def _patterns(matcher: Mapping) -> Iterator[str]:
+    for group in matcher.values():
+        for one in group if isinstance(group, list | tuple) else [group]:
+            yield one[0] if isinstance(one, list | tuple) else one
 
 
 def plain_key(key: str) -> str:

@@ -77,7 +77,7 @@ STAGE2: dict[str, Make] = {
     "Adam": lambda: {"opt_func": Adam},
 }  # fmt: skip
 
-POST_HOC = [name for name, m in METHODS.items() if m.kind == "post hoc"]
+POST_HOC = [n for n, m in METHODS.items() if m.kind == "post hoc" and m.head != "experts"]
 
 
 @dataclass
