@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltlearn.data.items import is_one_image
+from ltlearn.data.loader import LTDataLoader
 from ltlearn.errors import UserError, check_number, check_whole
 from ltlearn.heads.experts import ExpertHead
 from ltlearn.training.evaluate import run_model
@@ -34,8 +35,8 @@ class ExpertsMixin:
         keeps them: predictions, reports and exports use them.
 
         Args:
-            images: A folder, or what `LTDataLoaders.test_dl` takes: paths, PIL images, arrays, a
-                loader. None weights all experts alike again.
+            images: A folder; several paths, PIL images or (H, W, 3) uint8 arrays; or a loader, such
+                as `dls.test`. None weights all experts alike again.
             epochs: Passes over the images, at least 1.
             lr: Learning rate, > 0.
             seed: Seed of the augmentation and of the order.
@@ -66,8 +67,8 @@ class ExpertsMixin:
         if images is None:
             head.set_weights(None)
         else:
-            views = [_features(self, images, 2 * seed + view) for view in range(2)]
-            head.set_weights(agreement_weights(head, *views, epochs, lr, seed))
+            first, second = (_features(self, images, 2 * seed + view) for view in range(2))
+            head.set_weights(agreement_weights(head, first, second, epochs, lr, seed))
         weights = head.expert_weights.float().cpu().clone()
         _log.info("weights of the experts: %s", ", ".join(f"{w:.3f}" for w in weights.tolist()))
         return weights
@@ -80,7 +81,9 @@ def _features(learn: Learner, images, seed: int) -> Tensor:
         if len(found) < 2:
             raise UserError(f"the folder {images} has {len(found)} images; give at least two.")
         images = found
-    elif is_one_image(images) and not hasattr(images, "dataset"):
+    elif isinstance(images, LTDataLoader):
+        images = images.items
+    elif is_one_image(images):
         raise UserError("the experts are weighted for several images, got one; give at least two.")
     dataset = learn.dls.train.dataset
     loader = learn.dls.test_dl(images, augment=dataset, seed=seed)

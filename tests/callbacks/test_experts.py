@@ -235,6 +235,8 @@ def test_weights_for_images_without_labels(tmp_path):
     assert weights.sum() == pytest.approx(1) and not torch.equal(weights, torch.full((3,), 1 / 3))
     torch.testing.assert_close(learn.model.head.expert_weights, weights)
     before = logits_of(learn)
+    of_test = learn.weigh_experts(learn.dls.test, epochs=1)
+    assert of_test.sum() == pytest.approx(1) and not torch.equal(of_test, weights)
     assert torch.equal(learn.weigh_experts(list(images), seed=1), weights)
     assert torch.allclose(learn.weigh_experts(tmp_path, seed=1), weights, atol=1e-6)
     assert torch.equal(learn.weigh_experts(None), torch.full((3,), 1 / 3))
