@@ -21,6 +21,7 @@ _LAZY = {
     "DeferredReweighting": "ltlearn.callbacks",
     "CosineHead": "ltlearn.callbacks",
     "HeadStart": "ltlearn.callbacks",
+    "Experts": "ltlearn.callbacks",
     "GLMC": "ltlearn.callbacks",
     "BatchMixUp": "ltlearn.callbacks",
     "BatchCutMix": "ltlearn.callbacks",

@@ -8,6 +8,7 @@ from ltlearn.callbacks import BatchMixUp as BatchMixUp
 from ltlearn.callbacks import BitFit as BitFit
 from ltlearn.callbacks import CosineHead as CosineHead
 from ltlearn.callbacks import DeferredReweighting as DeferredReweighting
+from ltlearn.callbacks import Experts as Experts
 from ltlearn.callbacks import HeadStart as HeadStart
 from ltlearn.callbacks import LastBlock as LastBlock
 from ltlearn.callbacks import LayerDecay as LayerDecay

@@ -3,6 +3,7 @@
 from ltlearn.callbacks.adapters import AdaptFormer, BitFit, LoRA
 from ltlearn.callbacks.cosine import CosineHead
 from ltlearn.callbacks.drw import DeferredReweighting
+from ltlearn.callbacks.experts import Experts
 from ltlearn.callbacks.glmc import GLMC
 from ltlearn.callbacks.head_start import HeadStart
 from ltlearn.callbacks.last_block import LastBlock
@@ -24,6 +25,7 @@ __all__ = [
     "CosineHead",
     "DeferredReweighting",
     "HeadStart",
+    "Experts",
     "LastBlock",
     "LayerDecay",
     "LearnableWeightScaling",

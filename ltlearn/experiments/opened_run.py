@@ -1,5 +1,6 @@
 """Open the model of a run: find the weights of a method, and load them once they are checked."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from ltlearn.exporting.source import Preprocessing
 from ltlearn.exporting.torchscript_file import is_torchscript
 from ltlearn.methods import METHODS
 from ltlearn.models.backbone import LTModel, fit_adapters_to_shapes
+from ltlearn.models.experts import fit_experts_to_state
 from ltlearn.models.pretrained import check_arch_source, create_lt_model
 from ltlearn.models.weights_file import check_sizes
 from ltlearn.training.kept import KEPT_FOLDER, KeptName
@@ -149,7 +151,9 @@ def _load_model(facts: ModelFacts, weights: Path) -> LTModel:
     # Before anything takes memory, the network is made without memory and compared with the file.
     shapes = read_shapes(weights)
     with torch.device("meta"):
-        _check_shapes(_make_model(facts), shapes, weights, facts)
+        empty = _make_model(facts)
+        fit_experts_to_state(empty, shapes)
+        _check_shapes(empty, shapes, weights, facts)
     # Only now, because the size of the file is now known to be right.
     check_stored_weights(weights)
     state = Run(weights.parent).load_tensors(weights.name)
@@ -193,9 +197,9 @@ def _check_shapes(
         if not key.startswith("head.") and own.get(key) != shapes.get(key):
             raise _foreign_error(weights, facts)
     check_sizes(weights, model)
-    head = (len(facts.classes), model.head.in_features)
+    heads = ((len(facts.classes), model.head.in_features), tuple(model.head.weight.shape))
     # Kinds of heads from outside may have other tensors.
-    if head[0] * head[1] > _MAX_FREE_HEAD and head not in shapes.values():
+    if math.prod(heads[0]) > _MAX_FREE_HEAD and not set(heads) & set(shapes.values()):
         raise _foreign_error(weights, facts)
 
 

@@ -412,13 +412,13 @@ def _load_finished(run: Run, name: str, learn: LTLearner) -> FinishedStage | Non
                 f"{record} was made with {key} {finished[key]}, now it is {now}; use the same "
                 f"data and {spell('precision')}, or another folder for a new run."
             )
-    head, before = learn.model.head, _copy_weights(learn)
+    parts, before = (learn.model.backbone, learn.model.head), _copy_weights(learn)
     learn.opt = None
     try:
         learn.model.load_state_dict(state)
     except RuntimeError:
         _log.warning("%s holds the weights of another model. This stage is trained again.", weights)
-        learn.model.head = head
+        learn.model.backbone, learn.model.head = parts
         learn.model.load_state_dict(before)
         return None
     return finished

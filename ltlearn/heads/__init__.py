@@ -1,6 +1,7 @@
 """Classifier heads. They need torch alone."""
 
 from ltlearn.heads.cosine import CosineLinear
+from ltlearn.heads.experts import ExpertHead
 from ltlearn.heads.foldable import Foldable
 from ltlearn.heads.nearest_mean import NearestClassMean
 from ltlearn.heads.normalized import NormalizedFeatureHead
@@ -17,6 +18,7 @@ from ltlearn.heads.scaled import ScaledLinear
 
 __all__ = [
     "CosineLinear",
+    "ExpertHead",
     "Foldable",
     "NearestClassMean",
     "NormalizedFeatureHead",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError
 from ltlearn.heads.cosine import CosineLinear
+from ltlearn.heads.experts import ExpertHead
 from ltlearn.heads.nearest_mean import NearestClassMean
 from ltlearn.heads.normalized import NormalizedFeatureHead, over_normalized_features
 from ltlearn.heads.samn import SAMNLinear
@@ -52,6 +53,11 @@ def _cosine(state: Mapping[str, Tensor]) -> nn.Module:
     return CosineLinear(*_width_and_classes(state))
 
 
+def _experts(state: Mapping[str, Tensor]) -> nn.Module:
+    experts, classes, width = state["weight"].shape
+    return ExpertHead(experts * width, classes, experts)
+
+
 def _nearest_mean(state: Mapping[str, Tensor]) -> nn.Module:
     return NearestClassMean(*_width_and_classes(state, "means"))
 
@@ -90,6 +96,8 @@ class HeadKind(NamedTuple):
 _KINDS = [
     HeadKind(SAMNLinear, _is_samn, _samn),
     HeadKind(ScaledLinear, lambda keys: "scales" in keys, _scaled),
+    # Before the cosine head, which has a scale, too.
+    HeadKind(ExpertHead, lambda keys: "expert_weights" in keys, _experts),
     HeadKind(CosineLinear, lambda keys: "cosine_scale" in keys, _cosine),
     HeadKind(NearestClassMean, lambda keys: "means" in keys, _nearest_mean),
     HeadKind(

@@ -8,12 +8,14 @@ from ltlearn.losses.class_balanced import (
 )
 from ltlearn.losses.counted import CountedLoss
 from ltlearn.losses.cross_entropy import CrossEntropy
+from ltlearn.losses.experts import BalPoELoss, SADELoss
 from ltlearn.losses.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from ltlearn.losses.label_aware_smoothing import LabelAwareSmoothingLoss
 from ltlearn.losses.ldam import LDAMLoss
 from ltlearn.losses.logit_adjusted import LogitAdjustedLoss
 
 __all__ = [
+    "BalPoELoss",
     "BalancedSoftmaxLoss",
     "ClassBalancedBCELoss",
     "ClassBalancedLoss",
@@ -22,6 +24,7 @@ __all__ = [
     "LDAMLoss",
     "LabelAwareSmoothingLoss",
     "LogitAdjustedLoss",
+    "SADELoss",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
     "effective_number_weights",

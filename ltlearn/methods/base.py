@@ -21,7 +21,7 @@ KINDS = ("stage 1", "stage 2", "post hoc")
 # "stage 1" is the prior of the stage 1 that a method comes after.
 ASSUMED_PRIORS = ("train", "uniform", "stage 1")
 # "any" accepts every classifier. A function of the user's has it.
-HEADS = ("linear", "cosine", "any")
+HEADS = ("linear", "cosine", "experts", "any")
 _VALUES = ("epochs", "lr", "wd", "bs")
 
 
@@ -92,8 +92,9 @@ class Method:
             the features of the training images.
         uses_validation: Post hoc only. Whether `apply` gets the features of the validation images,
             unless there are too few.
-        head: The classifier that the method trains, and goes on with: "linear", "cosine" or "any".
-            A cosine classifier goes on as a linear one over features of one length.
+        head: The classifier that the method trains, and goes on with: "linear", "cosine",
+            "experts" or "any". A cosine classifier goes on as a linear one over features of one
+            length. A later stage with "experts" goes only with a stage 1 that trains experts.
 
     Raises:
         UserError: If a field has a value that is not allowed, or has no meaning for the kind.
@@ -206,6 +207,8 @@ class Method:
         Args:
             stage1: The method of stage 1.
         """
+        if self.head == "experts":
+            return stage1.head == "experts"
         is_known = stage1.head in ("linear", "cosine")
         return not self.needs_trained_head or is_known or self.head == "any"
 

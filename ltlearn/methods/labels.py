@@ -35,6 +35,8 @@ def label_of(
         return GIVEN_MODEL if stage1 is None else row.label
     if stage1 == DEFAULT_STAGE1 or row.after is not None:
         return row.label
+    if row.head == "experts" and stage1 is not None:  # a part of stage 1
+        return f"{METHODS[stage1].label}, {row.label}"
     own = row.label.removeprefix(f"{METHODS[DEFAULT_STAGE1].label} + ")
     return own if stage1 is None else f"{METHODS[stage1].label} + {own}"
 

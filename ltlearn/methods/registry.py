@@ -279,8 +279,8 @@ def find_methods(names, stage1: str | None = None) -> list[str]:
             )
         others = [other for other in find_methods(None, stage1) if other != stage1]
         raise UserError(
-            f"the method {name} needs a {METHODS[name].head} classifier, and {label} leaves a "
-            f"{METHODS[stage1].head} one; choose from {', '.join(others)}."
+            f"the method {name} needs {_classifier(name)}, and {label} leaves "
+            f"{_classifier(stage1)}; choose from {', '.join(others)}."
         )
     return names
 
@@ -294,6 +294,11 @@ def prior_of(name: str, stage1: str = DEFAULT_STAGE1) -> str:
     """
     prior = find_method(name).prior
     return METHODS[stage1].prior if prior == "stage 1" else prior
+
+
+def _classifier(name: str) -> str:
+    head = METHODS[name].head
+    return "a classifier of several experts" if head == "experts" else f"a {head} classifier"
 
 
 def _goes_with(name: str, stage1: str) -> bool:

@@ -32,6 +32,9 @@ _ADAPTFORMER = "Chen et al., NeurIPS 2022, arXiv:2205.13535"
 _LORA = "Hu et al., ICLR 2022, arXiv:2106.09685"
 _BITFIT = "Ben Zaken et al., ACL 2022, arXiv:2106.10199"
 _LAYER_DECAY = "Bao et al., ICLR 2022, arXiv:2106.08254"
+_BALPOE = "Sanchez Aimar et al., CVPR 2023, arXiv:2206.05260"
+_SADE = "Zhang et al., NeurIPS 2022, arXiv:2107.09249"
+_RIDE = "Wang et al., ICLR 2021, arXiv:2010.01809"
 _LOS = "Sun et al., ICLR 2025, arXiv:2403.00250"
 
 
@@ -160,6 +163,17 @@ def _by_rule(callback: str, name: str) -> Callable[..., list]:
     return make
 
 
+def _balpoe_callbacks(alpha: float = 0.3, scale: float = 30.0) -> list:
+    return [*_callbacks("Experts")(scale=scale), *_callbacks("BatchMixUp")(alpha=alpha)]
+
+
+def _expert(number: int, prior: str) -> Method:
+    return _post_hoc(
+        f"expert {number}", _RIDE, "nothing to set", prior=prior, head="experts",
+        apply=_posthoc("apply_expert", expert=number),
+    )  # fmt: skip
+
+
 BUILT_IN: dict[str, Method] = {
     "ce": Method("CE", "stage 1", "cross-entropy, the classifier of stage 1", prior="train"),
     "mixup": _stage1("MixUp", _MIXUP, "BatchMixUp", "train", alpha=0.2),
@@ -200,6 +214,22 @@ BUILT_IN: dict[str, Method] = {
     "bitfit": _adapted("BitFit", _BITFIT, _callbacks("BitFit")),
     "full": _adapted("full fine-tuning", _LAYER_DECAY, _callbacks("LayerDecay"), layer_decay=0.75),
     "last_block": _adapted("last block", _CRT, _callbacks("LastBlock")),
+    "balpoe": Method(
+        "BalPoE", "stage 1", _BALPOE,
+        "tau 1, scale 30: the authors' code, CIFAR-LT; MixUp .3: the same, ImageNet-LT",
+        loss=_loss("BalPoELoss"), loss_options={"tau": 1.0},
+        callbacks=_balpoe_callbacks, callback_options={"alpha": 0.3, "scale": 30.0},
+        head="experts",
+    ),
+    "sade": Method(
+        "SADE", "stage 1", _SADE, "tau 2, scale 30: the authors' code",
+        loss=_loss("SADELoss"), loss_options={"tau": 2.0},
+        callbacks=_callbacks("Experts"), callback_options={"scale": 30.0}, head="experts",
+    ),
+    # The experts of a stage 1, one by one: cross-entropy, equally frequent classes, rare classes.
+    "expert_1": _expert(1, prior="train"),
+    "expert_2": _expert(2, prior="uniform"),
+    "expert_3": _expert(3, prior="uniform"),
     "crt": _stage2(
         "cRT", _CRT, _KANG_FROM.format(10),
         sampler="class_balanced", reset=True, values={"epochs": 10, **_KANG},

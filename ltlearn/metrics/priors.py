@@ -13,7 +13,7 @@ from ltlearn.metrics.calibration import calibration_error_of
 from ltlearn.metrics.rows import check_lengths, check_logits, read_labels, read_rows, unwrap
 from ltlearn.names import PRIORS
 from ltlearn.utils.text import name_classes
-from ltlearn.utils.vectors import check_vector
+from ltlearn.utils.vectors import check_vector, reversed_ranks
 
 __all__ = ["PRIORS", "prior_vector", "correct_for_prior", "PriorReport", "prior_report"]
 
@@ -55,8 +55,7 @@ def prior_vector(
         if prior == "uniform":
             return torch.full_like(counts, 1 / len(counts))
         if prior == "reversed":
-            most_frequent_first = torch.argsort(counts, descending=True, stable=True)
-            counts[most_frequent_first] = counts[most_frequent_first.flip(0)]
+            counts = reversed_ranks(counts)
         return counts / counts.sum()
     return _shares("prior", prior, len(counts), "class_counts")
 

@@ -11,6 +11,7 @@ from ltlearn.heads.scaled import ScaledLinear
 
 _LAZY = {
     "CifarResNet": "cifar_resnet",
+    "ExpertBackbone": "experts",
     "LTModel": "backbone",
     "create_lt_model": "pretrained",
     "find_head": "backbone",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError
 from ltlearn.heads.registry import head_from_state, is_head, is_trainable
+from ltlearn.models.experts import fit_experts_to_state
 
 __all__ = [
     "HEAD_NAMES",
@@ -25,8 +26,9 @@ HEAD_NAMES = ("head", "head_dist", "fc", "classifier", "last_linear", "pre_logit
 class LTModel(nn.Module):
     """A backbone that gives pooled features, and a classifier head.
 
-    The model also loads a state dict with another kind of head from `ltlearn.heads`, or with other
-    adapters (`AdaptFormer`, `LoRA`); it then replaces its head, or adds and removes adapters.
+    The model also loads a state dict with another kind of head from `ltlearn.heads`, with other
+    adapters (`AdaptFormer`, `LoRA`) or with experts (`ExpertBackbone`); it then replaces its head,
+    or adds and removes adapters and experts.
 
     Args:
         backbone: Maps images to (N, D) features.
@@ -44,6 +46,7 @@ class LTModel(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
+        self.register_load_state_dict_pre_hook(fit_experts_to_state)
         self.register_load_state_dict_pre_hook(_fit_head_to_state)
         self.register_load_state_dict_pre_hook(_fit_adapters_to_state)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ltlearn.errors import UserError, spell
 from ltlearn.models.backbone import LTModel, is_adapter_tensor
+from ltlearn.models.experts import plain_key
 from ltlearn.utils.stored_weights import check_stored_weights, read_shapes
 from ltlearn.utils.system_errors import unreadable
 
@@ -141,8 +142,10 @@ def check_sizes(path: Path, model: LTModel) -> None:
     allowed = max(_MAX_FREE_HEAD, 4 * sum(v.numel() for v in model.head.state_dict().values()))
     # The model has these only once they are loaded.
     new = {k: v for k, v in shapes.items() if k not in own and is_adapter_tensor(k)}
+    # Of a model without experts, each expert has the shapes.
     rest = shapes.keys() - of_head.keys() - new.keys()
-    fits = all(key in own and own[key].shape == shapes[key] for key in rest)
+    plain = {key: own.get(key, own.get(plain_key(key))) for key in rest}
+    fits = all(v is not None and v.shape == shapes[key] for key, v in plain.items())
     fits &= sum(map(math.prod, new.values())) <= sum(v.numel() for v in own.values())
     if not fits or sum(map(math.prod, of_head.values())) > allowed:
         raise UserError(f"{path} holds the weights of another model.")

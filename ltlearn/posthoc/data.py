@@ -15,7 +15,8 @@ class PosthocData:
     """The classifier and the data that a post-hoc method chooses a strength from, or corrects with.
 
     Args:
-        head: The trained classifier, as one linear layer unless the method uses features only.
+        head: The trained classifier, as one linear layer unless the method uses features only or
+            is for a classifier of several experts.
         class_counts: Training images per class.
         prior: Class shares that the logits of `head` assume; their sum is 1.
         features: Features of the validation images to choose on, or of the training images for a

@@ -1,9 +1,13 @@
 """The two steps of the built-in post-hoc methods: choose a strength, and apply it."""
 
+import copy
+
 import numpy as np
 import torch
 from torch import nn
 
+from ltlearn.errors import UserError
+from ltlearn.heads.experts import ExpertHead
 from ltlearn.heads.nearest_mean import NearestClassMean
 from ltlearn.posthoc import (
     logit_adjustment,
@@ -16,6 +20,7 @@ from ltlearn.posthoc.choose import TauChoice
 from ltlearn.posthoc.data import PosthocData
 
 __all__ = [
+    "apply_expert",
     "apply_logit_adjustment",
     "apply_nearest_mean",
     "apply_prior_matching",
@@ -60,6 +65,20 @@ def choose_temperature(data: PosthocData) -> TauChoice:
 def apply_temperature(data: PosthocData, value: float) -> nn.Linear:
     """Divide the logits by the temperature."""
     return temperature.scale_temperature(data.linear, value)
+
+
+def apply_expert(data: PosthocData, _: None, expert: int) -> ExpertHead:
+    """Take one expert alone, by its number from 1."""
+    head = data.head
+    if not isinstance(head, ExpertHead) or head.experts < expert:
+        found = f"{head.experts}" if isinstance(head, ExpertHead) else f"a {type(head).__name__}"
+        raise UserError(
+            f"expert_{expert} needs a classifier of {max(expert, 2)} or more experts, got {found}; "
+            "train stage 1 with balpoe or sade."
+        )
+    head = copy.deepcopy(head)
+    head.set_weights([float(e == expert - 1) for e in range(head.experts)])
+    return head
 
 
 def apply_nearest_mean(data: PosthocData, _: None) -> NearestClassMean:

@@ -36,6 +36,9 @@ class FitCallback(Callback):
     # Whether `after_step` reads and writes the weights alone. Steps without events (stage 2 on
     # cached features, the resident loop) then call it, and nothing else.
     uses_weights_alone = False
+    # Whether `install` changes the modules of the model. `fit_stage1` calls it before it makes the
+    # optimiser, and before the backbone is compiled.
+    changes_model = False
     # Why a training step with this callback cannot run twice on one batch; empty if it can.
     runs_once = ""
 

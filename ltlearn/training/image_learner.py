@@ -17,6 +17,7 @@ from ltlearn.data.items import is_one_image, list_items
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.errors import UserError, check_choice, check_number, check_whole
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
+from ltlearn.training.experts import ExpertsMixin
 from ltlearn.training.plan import name_of
 from ltlearn.training.precision import DTYPES
 from ltlearn.training.prediction import predict_images
@@ -32,7 +33,7 @@ RESIDENT = ("auto", "always", "never")
 _REASON = 200  # characters of an error of torch in a message
 
 
-class ImageLearner(RankedLearner):
+class ImageLearner(ExpertsMixin, RankedLearner):
     """A quiet Learner of images: autocast, prediction, and files of weights.
 
     A subclass sets `precision`, and has `assumed_prior` and loaders of class `LTDataLoaders`.

@@ -38,7 +38,7 @@ def run_posthoc(learn: Learner, plan: PosthocPlan) -> CorrectionRecord:
     """
     began, row = time.perf_counter(), METHODS[plan.method]
     head, around = learn.model.head, None
-    if not row.uses_features_only:
+    if not (row.uses_features_only or row.head == "experts"):
         head = as_linear_over_features(head)
         if isinstance(head, NormalizedFeatureHead):
             head, around = head.inner, head

@@ -34,6 +34,10 @@ def run_stage1(learn: Learner, plan: StagePlan) -> None:
         UserError: If training diverges.
     """
     fold_unowned_head(learn, plan.callbacks)
+    for cb in plan.callbacks:
+        # Read from the class: an instance passes unknown attributes on to the learner.
+        if getattr(type(cb), "changes_model", False):
+            cb.install(learn)
     learn.model.requires_grad_(True)
     learn.opt = None
     with temporary_settings(learn, plan):

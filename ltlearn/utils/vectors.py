@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ltlearn.errors import UserError
 
-__all__ = ["check_vector", "exact_counts"]
+__all__ = ["check_vector", "exact_counts", "reversed_ranks"]
 
 
 def check_vector(
@@ -57,3 +57,18 @@ def exact_counts(counts: Tensor) -> Tensor:
     """
     is_whole = bool((counts == counts.round()).all()) and counts.max() < 2**53
     return counts.long() if is_whole else counts.float()
+
+
+def reversed_ranks(counts: Tensor) -> Tensor:
+    """Give the rarest class the largest count, and so on; equal counts rank in label order.
+
+    Args:
+        counts: One number per class.
+
+    Shape:
+        counts is (C,). The result is a new tensor, (C,), with the same values in another order.
+    """
+    most_frequent_first = torch.argsort(counts, descending=True, stable=True)
+    result = counts.clone()
+    result[most_frequent_first] = counts[most_frequent_first.flip(0)]
+    return result

@@ -97,7 +97,7 @@ TOGETHER = [
     if m.kind == "stage 2" and m.after is None and m.values.get("epochs") != 0
 ]
 
-POST_HOC = [name for name, m in METHODS.items() if m.kind == "post hoc"]
+POST_HOC = [n for n, m in METHODS.items() if m.kind == "post hoc" and m.head != "experts"]
 
 
 @dataclass

@@ -16,6 +16,7 @@ import ltlearn.losses
 from ltlearn.errors import UserError
 from ltlearn.losses import (
     BalancedSoftmaxLoss,
+    BalPoELoss,
     ClassBalancedBCELoss,
     ClassBalancedLoss,
     CountedLoss,
@@ -23,6 +24,7 @@ from ltlearn.losses import (
     LabelAwareSmoothingLoss,
     LDAMLoss,
     LogitAdjustedLoss,
+    SADELoss,
     SigmoidFocalLoss,
     SoftmaxFocalLoss,
 )
@@ -30,12 +32,14 @@ from tests.losses.helpers import COUNTS, REDUCTIONS, make_batch
 
 COUNTED = {
     "balanced_softmax": BalancedSoftmaxLoss,
+    "balpoe": BalPoELoss,
     "class_balanced": ClassBalancedLoss,
     "class_balanced_images": partial(ClassBalancedLoss, divide_by="images"),
     "class_balanced_bce": ClassBalancedBCELoss,
     "las": LabelAwareSmoothingLoss,
     "ldam": LDAMLoss,
     "logit_adjusted": LogitAdjustedLoss,
+    "sade": SADELoss,
     "sigmoid_focal_cb": partial(SigmoidFocalLoss, beta=0.9),
     "softmax_focal_cb": partial(SoftmaxFocalLoss, beta=0.9),
 }
@@ -47,7 +51,8 @@ UNCOUNTED = {
 ALL = {**COUNTED, **UNCOUNTED}
 # Equal counts of these make no difference to cross-entropy.
 AS_CROSS_ENTROPY = (
-    "balanced_softmax", "class_balanced", "class_balanced_images", "las", "logit_adjusted",
+    "balanced_softmax", "balpoe", "class_balanced", "class_balanced_images", "las",
+    "logit_adjusted", "sade",
 )  # fmt: skip
 
 counted = pytest.mark.parametrize("make", COUNTED.values(), ids=COUNTED)

@@ -33,10 +33,17 @@ class Kill(FitCallback):
             raise Killed("here")
 
 
+class WithDropout(nn.Sequential):
+    """A CIFAR ResNet and dropout, with the layer groups that timm asks for."""
+
+    def group_matcher(self, coarse=False):
+        return {"stem": r"^0\.(conv1|bn1)", "blocks": r"^0\.layer(\d+)"}
+
+
 def learner(precision="fp32", **kwargs):
     learn = make_lt_learner(make_dls([20, 6, 4]), precision=precision, **kwargs)
     # Where draws matter in each step.
-    learn.model.backbone = nn.Sequential(learn.model.backbone, nn.Dropout(0.3))
+    learn.model.backbone = WithDropout(learn.model.backbone, nn.Dropout(0.3))
     return learn
 
 

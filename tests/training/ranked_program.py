@@ -51,6 +51,9 @@ CALLBACKS = {
 }
 
 
+EXPERTS = ("balpoe", "sade")
+
+
 class Batches(Callback):
     """Record the images of all ranks, and their classes."""
 
@@ -65,13 +68,20 @@ class Batches(Callback):
             self.seen += [sums, self.learn.yb[0].double()]
 
 
+class Staged(nn.Sequential):
+    """A network whose layer groups are known, as timm's."""
+
+    def group_matcher(self, coarse=False):
+        return {"stem": r"^0", "blocks": r"^(\d+)"}
+
+
 def make_learner(dls=None, norm=False):
     """Return a learner of a tiny network, without batch normalisation unless `norm`."""
     # The first rank's weights count.
     torch.manual_seed(int(os.environ.get("RANK", 0)))
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
     layers[1:1] = [nn.BatchNorm2d(8)] if norm else []
-    backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    backbone = Staged(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     # 35 validation images.
     dls = dls or make_dls(COUNTS, bs=8, valid=make_images([20, 10, 5], 8, 1))
     return LTLearner(dls, LTModel(backbone, nn.Linear(8, len(COUNTS))), precision="fp32")
@@ -121,6 +131,8 @@ def results(folder):
         dls = make_dls(COUNTS, bs=8, valid=make_images([20, 10, 5], 8, 1))
         learn = make_vit_learner(dls, seed=int(os.environ.get("RANK", 0)))
         found[kind.__name__] = train(learn, cbs=kind())
+    for name in EXPERTS:
+        found[name] = train(make_learner(), method=name)
     found["weighted"] = train(make_learner(), loss=ClassBalancedLoss(beta=0.9), flip=True)
     found["smaller than the ranks"] = train(make_learner(make_dls([3, 2, 2], bs=1)), 2)
     files = folder / "images"

@@ -21,7 +21,7 @@ LAUNCH = (
     "--local-addr=127.0.0.1",
 )  # fmt: skip
 SAME_AS_ONE = [
-    *(f"sampler {name}" for name in SAMPLERS), *program.CALLBACKS, "weighted",
+    *(f"sampler {name}" for name in SAMPLERS), *program.CALLBACKS, *program.EXPERTS, "weighted",
     "AdaptFormer", "LoRA", "smaller than the ranks", "files 0", "files 1", "files glmc", "features",
     "stage 2, 1 views", "stage 2, 0 views", "test", "resumed by one", "resumed by two",
 ]  # fmt: skip
