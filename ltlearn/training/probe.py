@@ -21,7 +21,7 @@ from ltlearn.training.plan import ProbePlan
 from ltlearn.training.progress import EpochProgress
 from ltlearn.training.schedule import EpochSchedule, LoaderEpoch
 from ltlearn.training.stage import record_stage, set_checkpoint_facts
-from ltlearn.training.stage2 import train_on_features
+from ltlearn.training.stage2 import on_features
 
 __all__ = ["ScaledFeatures", "Scaling", "run_probe"]
 
@@ -132,16 +132,16 @@ def run_probe(learn: Learner, plan: ProbePlan) -> None:
     options: dict[str, Any] = {"stage": "stage 1", "start": False}
     options["norms"] = lambda model: head_norms(scaling.unscaled(model.head))
     try:
-        trajectory = train_on_features(learn, plan, callbacks, parts, **options)
-        learn.model.head = scaling.unscaled(learn.model.head)
+        with on_features(learn, plan, callbacks, parts, **options) as (fitted, trajectory, cbs):
+            fitted.fit(plan.epochs, plan.lr, plan.weight_decay, cbs, reset_opt=True)
     except UserError:
         # A head that diverged, or was not trained at all, is of no use.
         learn.model.head, learn.opt = before, None
         raise
-    except BaseException:
+    finally:
         # The learner gets the trained head also after an interruption.
-        learn.model.head = scaling.unscaled(learn.model.head)
-        raise
+        if learn.model.head is not before:
+            learn.model.head = scaling.unscaled(learn.model.head)
     on = f"features, {plan.views} view{'s' if plan.views > 1 else ''}"
     record_stage(
         learn, plan, trajectory, callbacks, began,

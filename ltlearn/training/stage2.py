@@ -2,8 +2,8 @@
 
 import copy
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from fastai.callback.core import Callback
@@ -41,7 +41,7 @@ from ltlearn.training.temporary import (
 )
 from ltlearn.utils import ranks
 
-__all__ = ["run_stage2", "train_on_features"]
+__all__ = ["on_features", "run_stage2", "stage2_of"]
 
 
 def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
@@ -54,6 +54,23 @@ def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
     Raises:
         UserError: If training diverges; the head is then the one before.
     """
+    with stage2_of(learn, plan) as (fitted, callbacks):
+        fitted.fit(plan.epochs, plan.lr, plan.weight_decay, callbacks, reset_opt=True)
+
+
+@contextmanager
+def stage2_of(learn: Learner, plan: Stage2Plan) -> Iterator[tuple[Learner, list[Callback]]]:
+    """Prepare stage 2; the block fits; then record the stage in the learner.
+
+    The block gets the learner to fit, and the callbacks of that fit.
+
+    Args:
+        learn: An `LTLearner`.
+        plan: The plan of stage 2.
+
+    Raises:
+        UserError: If the block raises it; the head is then the one before.
+    """
     began = time.perf_counter()
     head, weights = learn.model.head, copy.deepcopy(learn.model.head.state_dict())
     if plan.reset:
@@ -63,13 +80,10 @@ def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
     callbacks = [EpochSchedule(plan.schedule)] if plan.schedule != "constant" else []
     callbacks += [LoaderEpoch(), EpochProgress("stage 2"), FiniteLoss(plan.on_nan, stage="stage 2")]
     callbacks += plan.callbacks
+    prepared = on_features if plan.views else _on_images
     try:
-        if plan.views:
-            train = learn.features("train", plan.views, plan.view_seed)
-            parts = train, learn.features("valid")
-            trajectory = train_on_features(learn, plan, callbacks, parts)
-        else:
-            trajectory = _train_on_images(learn, plan, callbacks)
+        with prepared(learn, plan, callbacks) as (fitted, trajectory, all_callbacks):
+            yield fitted, all_callbacks
     except UserError:
         # A head that diverged, or was not trained at all, is of no use.
         head.load_state_dict(weights)
@@ -87,25 +101,27 @@ def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
         learn.trajectory = trajectory.record
 
 
-def train_on_features(
+@contextmanager
+def on_features(
     learn: Learner,
     plan: Stage2Plan,
     callbacks: Sequence[Callback],
-    parts: tuple[Features, Features],
+    parts: tuple[Features, Features] | None = None,
     **options: Any,
-) -> Trajectory:
-    """Train the head of a learner on cached features; the learner keeps the trained head.
+) -> Iterator[tuple[Learner, Trajectory, list[Callback]]]:
+    """Prepare a fit of the head on cached features; the block fits; the learner keeps the head.
+
+    The block gets the learner to fit, the trajectory, and all callbacks of that fit.
 
     Args:
         learn: An `LTLearner`.
         plan: The plan of the training.
-        callbacks: All callbacks but the trajectory.
-        parts: The features of the training and of the validation images.
+        callbacks: The callbacks beside the trajectory and those of the learner.
+        parts: Features of the training and of the validation images. None: those of the plan.
         **options: Options of `make_trajectory`.
-
-    Raises:
-        UserError: If training diverges.
     """
+    if parts is None:
+        parts = learn.features("train", plan.views, plan.view_seed), learn.features("valid")
     over_features = _head_learner(learn, plan, *parts)
 
     def predict():
@@ -121,9 +137,7 @@ def train_on_features(
         ):
             callbacks = [trajectory, *callbacks, *lasting]
             with without_predictions(callbacks):
-                over_features.fit(
-                    plan.epochs, plan.lr, plan.weight_decay, callbacks, reset_opt=True
-                )
+                yield over_features, trajectory, callbacks
         keep_chosen_weights(learn, over_features, trajectory)
         if ranks.world() > 1:
             # Each rank trains the same head; devices may differ in rounding.
@@ -133,17 +147,17 @@ def train_on_features(
         # The learner gets the trained head also after an interruption.
         learn.model.head = over_features.model.head
         learn.opt = None
-    return trajectory
 
 
-def _train_on_images(learn: Learner, plan: Stage2Plan, callbacks: Sequence[Callback]) -> Trajectory:
+@contextmanager
+def _on_images(
+    learn: Learner, plan: Stage2Plan, callbacks: Sequence[Callback]
+) -> Iterator[tuple[Learner, Trajectory, list[Callback]]]:
     trajectory = make_trajectory(learn, plan.select, "stage 2", flip=plan.flip)
     own = [trajectory, FlipAverage()] if plan.flip else [trajectory]
     with temporary_settings(learn, plan), frozen_backbone(learn.model.backbone, plan.bn):
-        callbacks = [*own, *callbacks]
-        learn.fit(plan.epochs, plan.lr, plan.weight_decay, callbacks, reset_opt=True)
+        yield learn, trajectory, [*own, *callbacks]
         keep_chosen_weights(learn, learn, trajectory)
-    return trajectory
 
 
 def _head_learner(
