@@ -32,7 +32,7 @@ from ltlearn.cli.options import (
     VALID,
 )
 from ltlearn.errors import UserError, check_choice, spell, spell_call
-from ltlearn.names import FEW_RULES
+from ltlearn.names import DEFAULT_STAGE1, FEW_RULES
 
 if TYPE_CHECKING:
     from ltlearn.data.options import ReadOptions
@@ -222,6 +222,7 @@ def advised_command(advice: "Advice", source: Path, reading: "ReadOptions") -> s
         **reading.given(),
         arch=advice.arch,
         size=advice.size,
+        stage1=None if advice.stage1 == DEFAULT_STAGE1 else advice.stage1,
         epochs=advice.epochs,
         method=advice.method,
         batch_size=advice.batch_size,

@@ -36,7 +36,7 @@ from ltlearn.cli.options import (
     WORKERS,
 )
 from ltlearn.errors import UserError, spell
-from ltlearn.names import DEFAULT_STAGE1, DEFAULT_STAGE2, DEFAULT_WITH_RESET
+from ltlearn.names import DEFAULT_STAGE1, DEFAULT_STAGE2, DEFAULT_WITH_RESET, PROBE
 
 __all__ = []
 
@@ -53,7 +53,8 @@ def train(
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Epochs of stage 1. By default, 30 from pre-trained weights, 90 from random ones."
+            help="Epochs of stage 1. By default, 30 from pre-trained weights, 90 from random ones, "
+            "and 20 on features for --stage1 probe."
         ),
     ] = None,
     method: METHOD = DEFAULT_STAGE2,
@@ -61,7 +62,8 @@ def train(
         str | None,
         typer.Option(
             help="How to train the backbone: a stage-1 method of `ltlearn methods`; "
-            f"{DEFAULT_STAGE1} by default."
+            f"{DEFAULT_STAGE1} by default. {PROBE} leaves it as it is, and trains a classifier on "
+            "its features, in minutes."
         ),
     ] = None,
     size: SIZE = None,
@@ -170,7 +172,12 @@ def retrain(
         ),
     ] = None,
     reset: Annotated[
-        bool, typer.Option("--reset", help="Replace the model's classifier by a new one.")
+        bool,
+        typer.Option(
+            "--reset",
+            help="Replace the model's classifier by a new one. A method that needs a trained one "
+            "then begins from a linear probe.",
+        ),
     ] = False,
     classes: Annotated[
         str | None,

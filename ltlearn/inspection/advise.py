@@ -1,13 +1,15 @@
 """Advise how to train on an inspected dataset."""
 
+from dataclasses import replace
+
 from ltlearn.data.datasets import look_at
 from ltlearn.data.images import ImageSet
 from ltlearn.data.splits import carve_validation
 from ltlearn.defaults import BATCH_SIZE, SMALL_SIDE, Defaults, choose_defaults
 from ltlearn.inspection.result import Advice, Inspection
 from ltlearn.inspection.text import TEXT_WIDTH
-from ltlearn.methods import DEFAULT_STAGE1
-from ltlearn.names import MIN_VALID_IMAGES
+from ltlearn.methods import DEFAULT_STAGE1, METHODS
+from ltlearn.names import MIN_VALID_IMAGES, PROBE
 
 __all__ = ["advise"]
 
@@ -16,6 +18,7 @@ _SMALL_BATCHES = (32, 16)
 _BALANCED = 2.0  # imbalance factor below which no method corrects the classifier
 _MANY_CLASSES = 100
 _VALID_PCT = 0.2  # default of `LTDataLoaders.from_folder`
+_LONG = 2.0  # hours of training on a CPU from which a linear probe comes first
 
 
 def advise(inspection: Inspection, train: ImageSet, source: str | None) -> Advice:
@@ -35,7 +38,21 @@ def advise(inspection: Inspection, train: ImageSet, source: str | None) -> Advic
     batch = next((b for b in batches if n_train >= _MIN_STEPS * b), batches[-1])
     method, reason = _choose_method(inspection, n_valid)
     skip_bad = bool(inspection.unreadable)
-    code = _write_code(defaults, batch, method, skip_bad, source)
+    stage1, why = DEFAULT_STAGE1, ""
+    cores = _cores_without_gpu()
+    hours = defaults.training_hours(n_train, cores) if cores else 0.0
+    if hours >= _LONG:
+        stage1 = PROBE
+        why = (
+            f"training {defaults.arch} would take about {_duration(hours)} on the {cores} "
+            f"{'core' if cores == 1 else 'cores'} of this machine, which has no GPU."
+        )
+        # Only large networks have pre-trained weights, and small images are enlarged for them.
+        defaults = replace(
+            choose_defaults(None, pretrained=True), size=max(defaults.size, SMALL_SIDE),
+            epochs=METHODS[PROBE].values["epochs"],
+        )  # fmt: skip
+    code = _write_code(defaults, batch, stage1, method, skip_bad, source)
     return Advice(
         size=defaults.size,
         arch=defaults.arch,
@@ -46,7 +63,22 @@ def advise(inspection: Inspection, train: ImageSet, source: str | None) -> Advic
         reason=reason,
         skip_bad=skip_bad,
         code=code,
+        stage1=stage1,
+        stage1_reason=why,
     )
+
+
+def _cores_without_gpu() -> int:
+    """Return the number of cores that torch uses; 0 if this machine has a GPU."""
+    import torch  # not before the images have been read
+
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return 0
+    return torch.get_num_threads()
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.0f} hours" if hours < 36 else f"{hours / 24:.0f} days"
 
 
 def _side_of(train: ImageSet) -> int | None:
@@ -77,7 +109,7 @@ def _choose_method(inspection: Inspection, n_valid: int) -> tuple[str, str]:
 
 
 def _write_code(
-    defaults: Defaults, batch: int, method: str, skip_bad: bool, source: str | None
+    defaults: Defaults, batch: int, stage1: str, method: str, skip_bad: bool, source: str | None
 ) -> str:
     """Return the Python code that trains as advised."""
     options = [f"size={defaults.size}"] + ([f"bs={batch}"] if batch != BATCH_SIZE else [])
@@ -94,7 +126,9 @@ def _write_code(
         "",
         first,
         f'learn = lt_learner(dls, "{defaults.arch}"{weights})',
-        f"learn.fit_stage1({defaults.epochs})",
+        f'learn.fit_stage1(method="{stage1}")'
+        if stage1 != DEFAULT_STAGE1
+        else f"learn.fit_stage1({defaults.epochs})",
     ]
     code += [f'learn.retrain_classifier(method="{method}")'] if method != DEFAULT_STAGE1 else []
     code += ["print(learn.shot_report())"]

@@ -24,7 +24,7 @@ from ltlearn.inspection.text import (
     size_text,
 )
 from ltlearn.metrics.shots import shot_thresholds_text
-from ltlearn.names import PART_LABELS
+from ltlearn.names import PART_LABELS, PROBE
 from ltlearn.utils.atomic import replaced_file
 from ltlearn.utils.html import html_code, html_details, html_table
 from ltlearn.utils.system_errors import reason_of
@@ -313,9 +313,15 @@ def _advice_text(inspection: "Inspection") -> str:
     if advice is None:
         return ""
     start = "from pre-trained weights" if advice.pretrained else "from random weights"
+    then = f"batches of {advice.batch_size}; then {advice.method}: {advice.reason}"
+    if advice.stage1 == PROBE:
+        return (
+            f"{advice.size} pixels, {advice.arch} {start}, a linear probe on its features in "
+            f"minutes: {advice.stage1_reason}\n{advice.epochs} epochs on features with {then}"
+        )
     return (
         f"{advice.size} pixels, {advice.arch} {start}, {advice.epochs} epochs of stage 1 with "
-        f"batches of {advice.batch_size}; then {advice.method}: {advice.reason}"
+        f"{then}"
     )
 
 

@@ -10,6 +10,7 @@ from ltlearn.data.class_names import find_similar_names
 from ltlearn.data.counts import count_classes, imbalance_factor_of
 from ltlearn.inspection import rendering
 from ltlearn.metrics.shots import shot_groups
+from ltlearn.names import DEFAULT_STAGE1
 from ltlearn.utils.text import clean
 
 __all__ = ["Advice", "CopyGroup", "Duplicates", "Inspection", "Sizes", "UnreadableImage"]
@@ -106,6 +107,8 @@ class Advice:
         reason: Why this method, in one sentence.
         skip_bad: Whether unreadable images must be left out.
         code: Python code that trains as advised.
+        stage1: How to train stage 1, a name of `ltlearn.methods.METHODS`.
+        stage1_reason: Why, in one sentence, unless it is the default method.
     """
 
     size: int
@@ -117,6 +120,8 @@ class Advice:
     reason: str
     skip_bad: bool
     code: str
+    stage1: str = DEFAULT_STAGE1
+    stage1_reason: str = ""
 
 
 @dataclass(repr=False)

@@ -24,6 +24,7 @@ from ltlearn.training.collectives import gather_rows
 from ltlearn.training.feature_rows import Features
 from ltlearn.utils import ranks
 from ltlearn.utils.locks import locked
+from ltlearn.utils.marks import tensor_mark
 from ltlearn.utils.progress import ProgressLine
 from ltlearn.utils.system_errors import reason_of
 
@@ -34,22 +35,34 @@ DTYPES = ("float16", "float32")
 _FLUSH_BATCHES = 50
 _CHUNK_BYTES = 1 << 24
 _ARRAY, _NOTE = "features.npy", "key.json"
+# The fingerprint of each model that is alive, with the marks of its tensors.
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, str]] = weakref.WeakKeyDictionary()
 
 
 def weights_fingerprint(model: nn.Module, names: Collection[str] | None = None) -> str:
     """Return 16 hexadecimal digits that identify the weights and buffers of a model.
 
+    Each stage asks several times, so the result is kept until a tensor changes.
+
     Args:
         model: The model.
         names: The tensors that count. None: all.
     """
+    state = model.state_dict()
+    chosen = None if names is None else frozenset(names)
+    marks = chosen, tuple((name, *tensor_mark(value)) for name, value in state.items())
+    known = _KNOWN.get(model)
+    if known is not None and known[0] == marks:
+        return known[1]
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in state.items():
         if names is not None and name not in names:
             continue
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    fingerprint = digest.hexdigest()[:16]
+    _KNOWN[model] = marks, fingerprint
+    return fingerprint
 
 
 class FeatureBank:

@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -14,6 +15,7 @@ from ltlearn.errors import UserError
 from ltlearn.heads.registry import kind_of
 from ltlearn.training.collectives import copy_from_first
 from ltlearn.training.evaluate import run_model
+from ltlearn.training.feature_rows import Features
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.head_learner import HeadLearner
 from ltlearn.training.history import FlipAverage, Trajectory, chosen_classes
@@ -40,7 +42,7 @@ from ltlearn.training.temporary import (
 )
 from ltlearn.utils import ranks
 
-__all__ = ["run_stage2", "stage2_of"]
+__all__ = ["on_features", "run_stage2", "stage2_of"]
 
 
 def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
@@ -79,7 +81,7 @@ def stage2_of(learn: Learner, plan: Stage2Plan) -> Iterator[tuple[Learner, list[
     callbacks = [EpochSchedule(plan.schedule)] if plan.schedule != "constant" else []
     callbacks += [LoaderEpoch(), EpochProgress("stage 2"), FiniteLoss(plan.on_nan, stage="stage 2")]
     callbacks += plan.callbacks
-    prepared = _on_features if plan.views else _on_images
+    prepared = on_features if plan.views else _on_images
     try:
         with prepared(learn, plan, callbacks) as (fitted, trajectory, all_callbacks):
             yield fitted, all_callbacks
@@ -101,16 +103,34 @@ def stage2_of(learn: Learner, plan: Stage2Plan) -> Iterator[tuple[Learner, list[
 
 
 @contextmanager
-def _on_features(
-    learn: Learner, plan: Stage2Plan, callbacks: Sequence[Callback]
+def on_features(
+    learn: Learner,
+    plan: Stage2Plan,
+    callbacks: Sequence[Callback],
+    parts: tuple[Features, Features] | None = None,
+    **options: Any,
 ) -> Iterator[tuple[Learner, Trajectory, list[Callback]]]:
-    over_features = _head_learner(learn, plan)
+    """Prepare a fit of the head on cached features; the block fits; the learner keeps the head.
+
+    The block gets the learner to fit, the trajectory, and all callbacks of that fit.
+
+    Args:
+        learn: An `LTLearner`.
+        plan: The plan of the training.
+        callbacks: The callbacks beside the trajectory and those of the learner.
+        parts: Features of the training and of the validation images. None: those of the plan.
+        **options: Options of `make_trajectory`.
+    """
+    if parts is None:
+        parts = learn.features("train", plan.views, plan.view_seed), learn.features("valid")
+    over_features = _head_learner(learn, plan, *parts)
 
     def predict():
         valid = over_features.dls.valid
         return run_model(over_features.model, valid, nullcontext, read=chosen_classes)
 
-    trajectory = make_trajectory(learn, plan.select, "stage 2", predict=predict)
+    options = {"stage": "stage 2", "predict": predict, **options}
+    trajectory = make_trajectory(learn, plan.select, **options)
     try:
         with (
             lent_callbacks(learn) as lasting,
@@ -141,17 +161,19 @@ def _on_images(
         keep_chosen_weights(learn, learn, trajectory)
 
 
-def _head_learner(learn: Learner, plan: Stage2Plan) -> Learner:
+def _head_learner(
+    learn: Learner, plan: Stage2Plan, features: Features, valid_features: Features
+) -> Learner:
     """Make a learner of the head alone, over cached features."""
     train = LTDataLoader(
-        learn.features("train", plan.views, plan.view_seed),
+        features,
         plan.batch_size,
         training=True,
         sampler=plan.sampler,
         augment=plan.views > 1,
         seed=plan.seed,
     )
-    valid = LTDataLoader(learn.features("valid"), FEATURE_BATCH)
+    valid = LTDataLoader(valid_features, FEATURE_BATCH)
     dls = DataLoaders(train, valid, device=learn.dls.device)
     dls.class_counts, dls.vocab, dls.c = learn.dls.class_counts, learn.dls.vocab, learn.dls.c
     dls.split = learn.dls.split

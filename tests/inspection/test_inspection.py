@@ -2,18 +2,26 @@ import io
 import json
 import os
 import random
+import re
 import shlex
 import stat
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import ltlearn.inspection.advise as advising
+from ltlearn.cli.data import advised_command
 from ltlearn.data.images import ImageSet, read_image
 from ltlearn.data.loaders import LTDataLoaders
+from ltlearn.data.options import ReadOptions
 from ltlearn.defaults import choose_defaults
 from ltlearn.errors import UserError
 from ltlearn.inspection import Sizes, inspect_images, inspect_path
+from ltlearn.inspection.result import Inspection
 from ltlearn.methods import METHODS
 from tests.helpers import ltlearn
 
@@ -538,3 +546,39 @@ def test_mistakes_on_the_command_line(folder, tmp_path):
     ):
         done = ltlearn("inspect", *words)
         assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpu", "threads", "stage1"), [(False, 2, "probe"), (True, 2, "ce"), (False, 500, "ce")]
+)
+def test_a_probe_comes_first_where_training_takes_hours(monkeypatch, gpu, threads, stage1):
+    """It once advised two days of ResNet-50 on a CPU, without a word about it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    counts = [20_000, 4_000]
+    train = ImageSet(np.repeat([0, 1], counts), paths=[Path("x.png")] * sum(counts))
+    monkeypatch.setattr(advising, "look_at", lambda train: SimpleNamespace(side=None))
+    advice = advising.advise(Inspection("mine", ["a", "b"], {"train": counts}), train, "f('x'")
+    assert (advice.stage1, advice.arch, advice.pretrained) == (stage1, "resnet50", True)
+    command = advised_command(advice, Path("mine"), ReadOptions())
+    text = Inspection("mine", ["a", "b"], {"train": counts}, advice=advice).to_text(command)
+    if stage1 == "ce":
+        assert "fit_stage1(30)" in advice.code and advice.stage1_reason == ""
+        assert "stage1='" not in command and "probe" not in text
+        return
+    assert re.search(r"resnet50 would take about \d days on the 2 cores", advice.stage1_reason)
+    assert 'fit_stage1(method="probe")' in advice.code and "stage1='probe'" in command
+    assert "linear probe" in text and "2 cores" in text
+
+
+def test_small_images_get_a_network_with_weights_for_a_probe(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    images = np.broadcast_to(np.zeros((1, 32, 32, 3), np.uint8), (60_000, 32, 32, 3))
+    train = ImageSet(np.arange(60_000) % 2, images=images)
+    counts = {"train": [30_000, 30_000]}
+    advice = advising.advise(Inspection("mine", ["a", "b"], counts), train, None)
+    assert (advice.stage1, advice.arch, advice.size) == ("probe", "resnet50", 96)
+    assert "resnet32_cifar would take" in advice.stage1_reason and 'resnet50")' in advice.code
