@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import ltlearn.models.cifar_resnet  # noqa: F401  (registers the CIFAR ResNets)
 from ltlearn.errors import UserError, spell
 from ltlearn.models.backbone import HEAD_NAMES, LTModel, evaluating
+from ltlearn.models.efficientnet_names import rename_efficientnet
 from ltlearn.models.kept_head import head_from_tensors, linear_classifier
 from ltlearn.models.origin import Origin, find_origin
 from ltlearn.models.weights_file import (
@@ -371,7 +372,7 @@ def _converted(
 ) -> dict[str, Tensor]:
     """Return the tensors of a file with the names and shapes of timm's model."""
     try:
-        return dict(_filter_of(model)(dict(state), model))
+        return dict(_filter_of(model)(rename_efficientnet(dict(state), model), model))
     except Exception as e:  # timm's filters expect the layout of published files
         raise _fit_error(path, arch, kwargs, _first_line(e)) from e
 

