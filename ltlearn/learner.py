@@ -23,10 +23,11 @@ from ltlearn.training.given import check_given, make_model
 from ltlearn.training.history import head_norms
 from ltlearn.training.image_learner import ImageLearner, check_fastai_options
 from ltlearn.training.loop import LossScaling, listed_callbacks, sgd
-from ltlearn.training.plan import resolve_stage1
+from ltlearn.training.plan import ProbePlan, resolve_stage1
 from ltlearn.training.precision import resolve_precision
 from ltlearn.training.prediction import extract_features, predict_part
 from ltlearn.training.prior import assumed_prior, stage1_method
+from ltlearn.training.probe import run_probe
 from ltlearn.training.records import CorrectionRecord, PosthocRecord, StageRecord, TrajectoryRecord
 from ltlearn.training.selection import selects_on, tested_part
 from ltlearn.training.stage1 import run_stage1
@@ -120,10 +121,10 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
 
     def fit_stage1(
         self,
-        epochs: int,
+        epochs: int | None = None,
         lr: float | slice | list[float] | None = None,
         *,
-        wd: float = 5e-4,
+        wd: float | None = None,
         sampler="instance",
         loss=None,
         schedule: str = "cosine",
@@ -139,15 +140,20 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
         resume: bool | str | Path = False,
         cbs=None,
         method: str | None = None,
-        options: Mapping[str, float] | None = None,
+        options: Mapping[str, float | str] | None = None,
+        views: int | None = None,
+        view_seed: int | None = None,
     ) -> TrajectoryRecord:
         """Train backbone and head together: the representation.
 
+        With method="probe" the backbone stays as it is, and a new head is trained on its features.
+
         Args:
-            epochs: Passes over the training images, at least 0.
+            epochs: Passes over the training images, at least 0. None: the method's, if it has one.
             lr: Learning rate, > 0. A slice or a pair sets (backbone, head) separately. None: 0.1
                 per 256 images in a batch (0.01 if pre-trained), capped at batch size 1024.
-            wd: Weight decay of every parameter, at least 0; SGD adds wd * w to the gradient.
+            wd: Weight decay of every parameter, at least 0; SGD adds wd * w to the gradient. None:
+                the method's, or 5e-4.
             sampler: Name of a sampler, or a torch sampler.
             loss: Takes (logits, targets) to a scalar. None: the method's, or cross-entropy.
             schedule: "cosine" (to zero, once an epoch), "constant", "multistep", or
@@ -172,6 +178,9 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             method: A method of stage 1, by its name in `ltlearn.methods.METHODS`. Its loss and
                 callbacks are used. None: those given.
             options: Options of the method by name, such as {"alpha": 0.4}.
+            views: For a method that trains the head alone: augmented passes to cache features of.
+                None: 1, as `retrain_classifier` and `compare_classifiers` have it.
+            view_seed: Seed of the augmentation of these passes. None: 0, as theirs.
 
         Returns:
             The trajectory: one list per figure, with one entry per epoch.
@@ -182,16 +191,11 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
         Example:
             >>> learn.fit_stage1(90, 0.1, method="mixup", options={"alpha": 0.4})
         """
-        given = {
-            "epochs": epochs, "lr": lr, "wd": wd, "sampler": sampler, "loss": loss,
-            "schedule": schedule, "warmup_epochs": warmup_epochs, "milestones": milestones,
-            "decay": decay, "opt_func": opt_func, "select": select, "flip": flip, "cbs": cbs,
-            "on_nan": on_nan, "compile": compile, "sync_bn": sync_bn, "resume": resume,
-            "method": method, "options": options,
-        }  # fmt: skip
+        given = {name: value for name, value in locals().items() if name != "self"}
         is_pretrained = bool(getattr(self, "pretrained", False))
         folder = self.path / self.model_dir / "stage1"
-        run_stage1(self, resolve_stage1(given, self.dls, is_pretrained, folder))
+        plan = resolve_stage1(given, self.dls, is_pretrained, folder)
+        run_probe(self, plan) if isinstance(plan, ProbePlan) else run_stage1(self, plan)
         return self.trajectory
 
     def retrain_classifier(
@@ -239,7 +243,8 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             sampler: Name of a sampler, or a torch sampler. None: the method's, or "instance".
             loss: Takes (logits, targets) to a scalar. None: the method's, or the learner's
                 (cross-entropy). A loss of ltlearn without class counts gets those of the data.
-            reset: Whether to begin with a new head. None: the method's, or False.
+            reset: Whether to begin with a new head; a method that needs a trained one then begins
+                from a linear probe. None: the method's, or False.
             views: Augmented passes to cache features of; each drawn image gets one of its views at
                 random. 0 caches nothing and runs the frozen backbone over the images in each
                 epoch. None: 1, or 0 if `bn` or `flip` needs the images.
@@ -274,12 +279,7 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
         Example:
             >>> learn.retrain_classifier(5, method="crt")
         """
-        given = {
-            "epochs": epochs, "lr": lr, "method": method, "options": options, "wd": wd, "bs": bs,
-            "sampler": sampler, "loss": loss, "reset": reset, "views": views, "bn": bn,
-            "schedule": schedule, "opt_func": opt_func, "select": select, "flip": flip,
-            "seed": seed, "view_seed": view_seed, "on_nan": on_nan, "cbs": cbs,
-        }  # fmt: skip
+        given = {name: v for name, v in locals().items() if name not in ("self", "start")}
         retrain_from(self, given, start)
         return self.trajectory
 

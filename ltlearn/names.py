@@ -60,6 +60,10 @@ EXPORT_KINDS = ("timm", "onnx", "torchscript", "hub")
 PRIORS = ("uniform", "train", "reversed")
 # The part of the backbone that stage 1 trains: all, its last block, or a new last block.
 TRAINABLE_PARTS = ("all", "last_block", "new_last_block")
+# What a method of stage 1 trains: backbone and classifier, or the classifier alone.
+TRAINED_PARTS = ("all", "head")
+# The weights that a linear probe begins with.
+PROBE_STARTS = ("none", "class_means", "logistic")
 # Fewer validation images than this, or than one per class, are too few to choose on.
 MIN_VALID_IMAGES = 30
 
@@ -78,6 +82,8 @@ RESERVED_OPTIONS = {
 DEFAULT_STAGE1 = "ce"
 DEFAULT_STAGE2 = "samn"
 DEFAULT_WITH_RESET = "crt"  # SAMN needs a trained classifier
+# The stage 1 that trains the classifier alone. A method that needs a trained one begins with it.
+PROBE = "probe"
 
 
 def tested_images(protocol: str) -> str:

@@ -1,5 +1,6 @@
 """Recipes for a user's dataset. Options that are not given are derived from the images."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,20 @@ from ltlearn.errors import UserError, mute_log, spell, spell_call
 from ltlearn.experiments.read_recipe import apply_override, check_recipe, look_up, put
 from ltlearn.experiments.recipe import COMMAND_LINE, Recipe
 from ltlearn.experiments.sections import READING
-from ltlearn.methods import DEFAULT_STAGE1, LARGEST_SCALED_BATCH, METHODS, find_methods, usual_rate
+from ltlearn.methods import (
+    DEFAULT_STAGE1,
+    LARGEST_SCALED_BATCH,
+    METHODS,
+    Method,
+    find_methods,
+    head_rate,
+    usual_rate,
+)
+from ltlearn.names import PROBE
 
 __all__ = ["fitting_methods", "own_recipe", "read_classes", "read_statistics"]
 
+_log = logging.getLogger("ltlearn")
 # The values of SAMN's code.
 _VALUES = {
     "stage1.weight_decay": (5e-4, "code: SAMN"),
@@ -61,6 +72,13 @@ class _Draft:
             self.raw["provenance"][key] = source
         return self.get(key)
 
+    @property
+    def probe(self) -> Method | None:
+        """Return the method of stage 1 if it trains the classifier alone; None otherwise."""
+        name = self.get("stage1.method")
+        row = METHODS.get(name) if isinstance(name, str) else None
+        return row if row is not None and row.trains == "head" else None
+
 
 def own_recipe(
     source: str | Path,
@@ -97,12 +115,14 @@ def own_recipe(
     _choose_size(draft, source, skip_bad)
     arch = _choose_arch(draft)
     _choose_weights(draft, arch, checkpoint, reset)
+    if checkpoint is not None and reset:
+        _choose_probe(draft, methods)
     _choose_stage1(draft, trained=checkpoint is not None)
     for key, (value, why) in _VALUES.items():
         draft.choose(key, value, why)
     first = draft.choose("stage1.method", DEFAULT_STAGE1, "own: the plainest")
     # A new, untrained classifier is not listed as a result of stage 1.
-    is_untrained = checkpoint is not None and reset
+    is_untrained = checkpoint is not None and reset and draft.probe is None
     raw = draft.raw
     raw["methods"] = list(dict.fromkeys([*([] if is_untrained else [first]), *methods]))
     name = re.sub(r"-*[^A-Za-z0-9_.-]+-*", "-", source.name if source.is_dir() else source.stem)
@@ -190,6 +210,40 @@ def _choose_weights(draft: _Draft, arch: Any, checkpoint: str | Path | None, res
         )
 
 
+def _choose_probe(draft: _Draft, methods: Sequence[str]) -> None:
+    """Let stage 1 train a classifier on frozen features if a method needs one to begin with."""
+    needing = [name for name in methods if name in METHODS and METHODS[name].needs_trained_head]
+    if not needing or draft.get("stage1.method") is not None:
+        return
+    draft.choose("stage1.method", PROBE, "own: these methods need a trained classifier")
+    _log.info(
+        "%s needs a trained classifier, and %s leaves none: stage 1 trains one on the features of "
+        "the frozen backbone (method %s)",
+        needing[0], spell("reset", True), PROBE,
+    )  # fmt: skip
+
+
+def _choose_probe_values(draft: _Draft, row: Method) -> None:
+    """Choose epochs, batch size, learning rate and weight decay of a stage 1 on features.
+
+    Raises:
+        UserError: If the backbone has random weights, and the user did not ask for that.
+    """
+    is_asked = draft.raw["provenance"].get("model.pretrained") == COMMAND_LINE
+    if not draft.get("model.pretrained") and not is_asked:
+        raise UserError(
+            f"stage1.method = {draft.get('stage1.method')!r} leaves the backbone as it is, and "
+            f"there are no pre-trained weights of {draft.get('model.arch')}; give another "
+            f"{spell('model.arch')}, such as resnet50, or weights ({spell('weights', 'FILE')})."
+        )
+    source = f"own: as the method {draft.get('stage1.method')} has it"
+    draft.choose("stage1.epochs", row.values["epochs"], source)
+    draft.choose("stage1.weight_decay", row.values["wd"], source)
+    batch = draft.choose("stage1.batch_size", BATCH_SIZE, "own")
+    if isinstance(batch, int):  # validation reports another type
+        draft.choose("stage1.lr", head_rate(row.values["lr"], batch), source)
+
+
 def _choose_stage1(draft: _Draft, trained: bool) -> None:
     """Choose epochs, batch size and learning rate of stage 1.
 
@@ -198,6 +252,10 @@ def _choose_stage1(draft: _Draft, trained: bool) -> None:
     """
     pretrained = bool(draft.get("model.pretrained"))
     start = "pre-trained weights" if pretrained else "random weights"
+    probe = draft.probe
+    if probe is not None:
+        _choose_probe_values(draft, probe)
+        return
     if trained:
         if draft.get("stage1.epochs"):
             train = spell_call("own_recipe", source="DIR", pretrained="FILE")
@@ -300,6 +358,7 @@ def fitting_methods(
         if name not in fitting:
             raise UserError(
                 f"{name} needs a trained classifier, and {spell('reset', True)} leaves none; "
-                f"choose from {', '.join(fitting)}."
+                f"choose from {', '.join(fitting)}, or make a run that begins with a linear probe: "
+                f"{spell('stage1.method', PROBE)}."
             )
     return names

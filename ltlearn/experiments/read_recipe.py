@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ltlearn.errors import UserError, spell
+from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.experiments.recipe import COMMAND_LINE, Recipe
 from ltlearn.experiments.sections import SECTIONS, Expected, MethodSection, Variant
 from ltlearn.methods import METHODS, find_method, find_methods, stage1_methods
@@ -215,6 +215,8 @@ def _check_stage1_options(recipe: Recipe, where: str) -> None:
     options, owners = METHODS[stage1.method].options, _stage1_options()
     for key, value in stage1.options().items():
         if key in options:
+            if key in METHODS[stage1.method].choices:
+                check_choice(f"{where}: stage1.{key}", value, METHODS[stage1.method].choices[key])
             converted = _convert_option(f"{where}: stage1.{key}", value, options[key])
             stage1.set_option(key, converted)
         elif key in owners:

@@ -115,10 +115,35 @@ def settle_stage1(stage1: Stage1Section, paper: bool) -> None:
     for key, default in METHODS[stage1.method].options.items():
         if key not in stage1.options():
             stage1.set_option(key, default)
+    if METHODS[stage1.method].trains == "head":
+        _check_probe(stage1, paper)
     _settle_schedule(stage1)
     if stage1.sharpness_rho is not None and stage1.accumulate > 1:
         raise UserError("stage1.sharpness_rho excludes stage1.accumulate; leave one out.")
     stage1.select = stage1.select or ("best" if paper else "last")
+
+
+def _check_probe(stage1: Stage1Section, paper: bool) -> None:
+    """Refuse values that contradict a stage 1 that trains the classifier alone on features."""
+    name = f"stage1.method = {stage1.method!r}"
+    if paper:
+        raise UserError(
+            f"{name} trains on cached features, which is impossible because the paper protocol "
+            f"averages over mirrored images; give {spell('protocol', 'clean')}."
+        )
+    if stage1.trains != "all":
+        raise UserError(
+            f"{name} leaves the backbone as it is, but stage1.trains is {stage1.trains!r}; leave "
+            "one out."
+        )
+    if not stage1.epochs:
+        raise UserError(
+            f"{name} begins with a classifier without any training, so stage1.epochs must be at "
+            "least 1, got 0."
+        )
+    for key, plain in (("warmup_epochs", 0), ("sync_bn", False)):
+        if getattr(stage1, key) != plain:
+            raise UserError(f"stage1.{key} has no meaning for {name}; leave it out.")
 
 
 def _settle_schedule(stage1: Stage1Section) -> None:

@@ -251,6 +251,13 @@ def _run_stage1(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> Finish
     is_plain = stage1.method == DEFAULT_STAGE1
     method = "" if is_plain else f" with {METHODS[stage1.method].label}"
     title = f"stage 1, {epochs_text(stage1.epochs)} of {recipe.model.arch}{method}"
+    if METHODS[stage1.method].trains == "head":
+        # Stage 2 reads the same features.
+        train.keywords.update(views=recipe.stage2.views or 1, view_seed=folder.seed)
+        title = (
+            f"stage 1, {METHODS[stage1.method].label}, {epochs_text(stage1.epochs)} on features of "
+            f"{recipe.model.arch}"
+        )
     if recipe.keeps_given_model:
         title = f"stage 1 is {recipe.model.pretrained} as given"
     name = stage_name(folder.seed, "stage1")

@@ -3,7 +3,7 @@
 from ltlearn.methods.base import KINDS, Method, Sweep
 from ltlearn.methods.candidates import Candidate, as_registered, offered
 from ltlearn.methods.labels import GIVEN_MODEL, label_of, labels_of
-from ltlearn.methods.learning_rate import LARGEST_SCALED_BATCH, usual_rate
+from ltlearn.methods.learning_rate import LARGEST_SCALED_BATCH, head_rate, usual_rate
 from ltlearn.methods.registry import (
     DEFAULT_STAGE1,
     METHODS,
@@ -32,6 +32,7 @@ __all__ = [
     "as_registered",
     "find_method",
     "find_methods",
+    "head_rate",
     "is_built_in",
     "label_of",
     "labels_of",

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ltlearn.errors import UserError, check_choice, check_number
-from ltlearn.names import RESERVED_OPTIONS, SAMPLER_NAMES
+from ltlearn.names import RESERVED_OPTIONS, SAMPLER_NAMES, TRAINED_PARTS
 
 if TYPE_CHECKING:  # these imports need torch; the table of methods does not
     from torch import nn
@@ -74,7 +74,8 @@ class Method:
         callbacks: Makes the callbacks from the callback options, new ones at each call.
         reset: Whether stage 2 begins with a new classifier.
         values: Overrides for `retrain_classifier`: epochs, lr, wd, bs. Defaults (SAMN's): 20
-            epochs, batch size 64, learning rate 5e-4 with a cosine schedule, no weight decay.
+            epochs, batch size 64, learning rate 5e-4 with a cosine schedule, no weight decay. A
+            stage 1 that trains the head alone has epochs, wd, and lr for batches of 64.
         post: Name of a post-hoc method that follows stage 2.
         sweep: The method's own hyper-parameter and its published range.
         prior: The class prior that the logits assume: "train" (the training frequencies),
@@ -92,6 +93,9 @@ class Method:
             the features of the training images.
         head: The classifier that the method trains, and goes on with: "linear", "cosine" or "any".
             A linear classifier can become a cosine classifier, but not the reverse.
+        trains: Stage 1 only. "all" trains backbone and classifier on images. "head" leaves the
+            backbone as it is, and trains a new linear classifier on its features.
+        choices: Options that are words, with the words allowed, the default first.
 
     Raises:
         UserError: If a field has a value that is not allowed, or has no meaning for the kind.
@@ -121,10 +125,12 @@ class Method:
     strength: str = "tau"
     uses_features_only: bool = False
     head: str = "linear"
+    trains: str = "all"
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
         # Read-only copies: a row must not change with the dictionaries it was made from.
-        for name in ("values", "loss_options", "callback_options"):
+        for name in ("values", "loss_options", "callback_options", "choices"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         for name in ("label", "source"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
@@ -132,14 +138,16 @@ class Method:
         check_choice("kind", self.kind, KINDS)
         check_choice("prior", self.prior, ASSUMED_PRIORS)
         check_choice("head", self.head, HEADS)
+        check_choice("trains", self.trains, TRAINED_PARTS)
         check_choice("sampler", self.sampler, SAMPLER_NAMES)
         for name in self.values:
             check_choice("each of values", name, _VALUES)
         for name, value in self.options.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", str(name)):
                 raise UserError(f"the name of an option must be an identifier, got {name!r}.")
-            check_number(name, value)
-            self._check_option(name)
+            if name not in self.choices:
+                check_number(name, value)
+                self._check_option(name)
         self._check_kind()
 
     def _check_option(self, name: str) -> None:
@@ -164,9 +172,18 @@ class Method:
         trained = ("loss", "reset", "values", "loss_options", "callback_options", "post", "sweep")
         unused = {
             "stage 1": ("reset", "values", "post", "sweep", "after", "apply", "choose"),
-            "stage 2": ("apply", "choose", "uses_features_only"),
-            "post hoc": trained,
+            "stage 2": ("apply", "choose", "uses_features_only", "choices"),
+            "post hoc": (*trained, "choices"),
         }[self.kind]
+        if self.trains == "head":
+            if self.kind != "stage 1":
+                raise UserError(f"trains has no meaning for a method of the kind {self.kind!r}.")
+            missing = [name for name in ("epochs", "lr", "wd") if name not in self.values]
+            if missing:
+                raise UserError(f"a method that trains the head alone needs values: {missing[0]}.")
+            unused = tuple(name for name in unused if name != "values")
+        elif self.choices:
+            raise UserError("choices has no meaning for a method that trains the backbone.")
         for name in unused:
             if getattr(self, name):
                 raise UserError(f"{name} has no meaning for a method of the kind {self.kind!r}.")
@@ -184,8 +201,9 @@ class Method:
 
     @property
     def options(self) -> Mapping[str, float]:
-        """Return the options of loss and callbacks with their defaults."""
-        return MappingProxyType({**self.loss_options, **self.callback_options})
+        """Return the options of loss and callbacks, and the choices, with their defaults."""
+        words = {name: allowed[0] for name, allowed in self.choices.items()}
+        return MappingProxyType({**self.loss_options, **self.callback_options, **words})
 
     @property
     def draws(self) -> bool:
@@ -213,7 +231,7 @@ class Method:
             **options: Options with another value than their default.
 
         Raises:
-            UserError: If the method has no such option.
+            UserError: If the method has no such option, or the option is not that word.
 
         Example:
             >>> METHODS["crt"].arguments()["sampler"]
@@ -223,6 +241,8 @@ class Method:
             if name not in self.options:
                 names = ", ".join(self.options) or "none"
                 raise UserError(f"{self.label} has no option {name!r}; its options: {names}.")
+            if name in self.choices:
+                check_choice(name, options[name], self.choices[name])
         loss_options = {k: options.get(k, v) for k, v in self.loss_options.items()}
         callback_options = {k: options.get(k, v) for k, v in self.callback_options.items()}
         return {

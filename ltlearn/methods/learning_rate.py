@@ -1,6 +1,8 @@
 """The default learning rate of stage 1."""
 
-__all__ = ["LARGEST_SCALED_BATCH", "usual_rate"]
+from ltlearn.defaults import BATCH_SIZE
+
+__all__ = ["LARGEST_SCALED_BATCH", "head_rate", "usual_rate"]
 
 # The learning rate grows up to this batch size. If it grew further, training would diverge.
 LARGEST_SCALED_BATCH = 1024
@@ -19,5 +21,22 @@ def usual_rate(batch: int, pretrained: bool) -> float:
         >>> usual_rate(128, pretrained=False)
         0.05
     """
-    scaled = min(max(batch, 1), LARGEST_SCALED_BATCH)
-    return float(f"{0.1 * scaled / 256 * (0.1 if pretrained else 1):.6g}")
+    return _scaled(0.1 / 256 * (0.1 if pretrained else 1), batch)
+
+
+def head_rate(rate: float, batch: int) -> float:
+    """Return the learning rate of a stage 1 that trains the head alone.
+
+    Args:
+        rate: Learning rate of the method, for batches of 64.
+        batch: Batch size.
+
+    Example:
+        >>> head_rate(4.0, 128)
+        8.0
+    """
+    return _scaled(rate / BATCH_SIZE, batch)
+
+
+def _scaled(rate: float, batch: int) -> float:
+    return float(f"{rate * min(max(batch, 1), LARGEST_SCALED_BATCH):.6g}")

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from ltlearn.methods.base import Method, Sweep
+from ltlearn.names import PROBE_STARTS
 
 __all__ = ["BUILT_IN"]
 
@@ -121,6 +122,13 @@ def _ldam_callbacks(**options) -> list:
 
 BUILT_IN: dict[str, Method] = {
     "ce": Method("CE", "stage 1", "cross-entropy, the classifier of stage 1", prior="train"),
+    "probe": Method(
+        "linear probe", "stage 1", "cross-entropy of a linear classifier on frozen features",
+        "own: 20 epochs, learning rate 4 at batch size 64 on features that are scaled to mean 0 "
+        "and a mean squared length of 1, weight decay 3e-6",
+        prior="train", trains="head", choices={"start": PROBE_STARTS},
+        values={"epochs": 20, "lr": 4.0, "wd": 3e-6},
+    ),
     "mixup": _stage1("MixUp", _MIXUP, "BatchMixUp", "train", alpha=0.2),
     "cutmix": _stage1("CutMix", _CUTMIX, "BatchCutMix", "train", alpha=1.0),
     "glmc": _stage1(

@@ -99,6 +99,7 @@ class Trajectory(Callback):
         predict: Returns (logits, targets) of the validation loader, or (classes, targets) with the
             result of `chosen_classes`; for the evaluation before the first step.
         stage: Name of the training in messages.
+        norms: Returns the weight norm of each class, (C,), for the model that is trained.
 
     Raises:
         UserError: In a fit, if the logits are not finite.
@@ -116,9 +117,11 @@ class Trajectory(Callback):
         start=True,
         predict=None,
         stage="training",
+        norms=head_norms,
     ):
         self.shot_counts, self.few, self.start, self.predict = shot_counts, few, start, predict
         self.select, self.select_on, self.stage = select, select_on, stage
+        self.norms = norms
         self.record = TrajectoryRecord(select_on=select_on, select=select)
         self.best_state: dict[str, Tensor] | None = None
         self._best = -1.0
@@ -259,7 +262,7 @@ class Trajectory(Callback):
         report = shot_report(chosen, targets, self.shot_counts, few=self.few)
         row = {"epoch": epoch, "loss": loss, "seconds": time.perf_counter() - self._began}
         row |= {k: getattr(report, k) for k in FIGURES}
-        row["norms"] = head_norms(self.learn.model).tolist()
+        row["norms"] = self.norms(self.learn.model).tolist()
         for key, value in row.items():
             self.record[key].append(value)
         if self.select == "last" or report.balanced > self._best:

@@ -10,8 +10,16 @@ import numpy as np
 from fastai.callback.core import Callback
 
 from ltlearn.errors import UserError, check_choice, check_number, check_whole, spell
-from ltlearn.methods import METHODS, Method, find_method, is_built_in, usual_rate
-from ltlearn.names import BN_MODES, ON_NAN, SCHEDULES, SELECTS, STAGE2_SCHEDULES
+from ltlearn.methods import METHODS, Method, find_method, head_rate, is_built_in, usual_rate
+from ltlearn.names import (
+    BN_MODES,
+    ON_NAN,
+    PROBE,
+    PROBE_STARTS,
+    SCHEDULES,
+    SELECTS,
+    STAGE2_SCHEDULES,
+)
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.loop import listed_callbacks
 from ltlearn.training.schedule import EpochSchedule
@@ -20,13 +28,16 @@ from ltlearn.training.sync_norm import SyncBatchNorm
 
 __all__ = [
     "PosthocPlan",
+    "ProbePlan",
     "Stage2Plan",
     "StagePlan",
     "name_of",
+    "probe_plan",
     "resolve_stage1",
     "resolve_stage2",
 ]
 
+_STAGE1_WD = 5e-4
 # Stage 2 without a method has SAMN's values.
 _STAGE2 = {
     "epochs": 20, "lr": 5e-4, "wd": 0.0, "bs": 64, "sampler": "instance", "loss": None,
@@ -202,6 +213,27 @@ class Stage2Plan(_Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbePlan(Stage2Plan):
+    """The plan of a stage 1 that trains a new classifier on cached features.
+
+    Args:
+        start: The weights that the classifier begins with: "none", "class_means" or "logistic".
+    """
+
+    start: str = "none"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_whole("epochs", self.epochs, 1)
+        check_whole("views", self.views, 1)
+        check_choice("start", self.start, PROBE_STARTS)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the values that a checkpoint of this stage must agree with."""
+        return {**super().facts(), "stage": "stage 1", "start": self.start}
+
+
+@dataclass(frozen=True, kw_only=True)
 class PosthocPlan:
     """The plan of a post-hoc correction.
 
@@ -229,7 +261,9 @@ class PosthocPlan:
         check_whole("seed", self.seed, 0)
 
 
-def resolve_stage1(given: Mapping[str, Any], dls, pretrained: bool, folder: Path) -> StagePlan:
+def resolve_stage1(
+    given: Mapping[str, Any], dls, pretrained: bool, folder: Path
+) -> StagePlan | ProbePlan:
     """Resolve the plan of stage 1 from the arguments given, the method's row and the defaults.
 
     Args:
@@ -238,30 +272,95 @@ def resolve_stage1(given: Mapping[str, Any], dls, pretrained: bool, folder: Path
         pretrained: Whether the weights are pre-trained.
         folder: Default folder of checkpoints.
 
+    Returns:
+        The plan; a `ProbePlan` for a method that trains the head alone.
+
     Raises:
-        UserError: If an argument is outside its range.
+        UserError: If an argument is outside its range, or has no meaning for the method.
     """
     given = dict(given)
     callbacks, loss = listed_callbacks(given.pop("cbs")), given.pop("loss")
     method = given.pop("method")
     options = _check_options(given.pop("options"), method)
-    if method is not None:
-        row = find_method(method)
+    row = None if method is None else find_method(method)
+    if row is not None:
         if row.kind != "stage 1":
             raise UserError(f"{method} is no method of stage 1; use retrain_classifier.")
         from_row = row.arguments(**options)
         loss = from_row["loss"] if loss is None else loss
         callbacks = [*from_row["cbs"], *callbacks]
-    sync_bn, resume = given.pop("sync_bn"), given.pop("resume")
-    if sync_bn:
-        callbacks.append(SyncBatchNorm())
+    resume = given.pop("resume")
     if resume:
         callbacks.append(Checkpoint(folder if resume is True else Path(resume), resume=True))
+    wd = given.pop("wd")
+    shared = {
+        "batch_size": dls.train.bs, "seed": dls.train.seed, "loss": loss, "method": method,
+        "options": options,
+    }  # fmt: skip
+    if row is not None and row.trains == "head":
+        values = _probe_arguments(given, method, row, dls.train.bs)
+        wd = row.values["wd"] if wd is None else wd
+        start = options.get("start", row.options.get("start", "none"))
+        return ProbePlan(
+            weight_decay=wd, callbacks=tuple(callbacks), start=start, reset=True,
+            **values, **shared,
+        )  # fmt: skip
+    for name in ("views", "view_seed"):
+        if given.pop(name) is not None:
+            raise UserError(
+                f"{name} is for a stage 1 that trains the head alone, such as method='probe', but "
+                f"method is {method!r}; leave it out."
+            )
+    if given.pop("sync_bn"):
+        callbacks.insert(len(callbacks) - bool(resume), SyncBatchNorm())
     if given["lr"] is None:
         given["lr"] = usual_rate(dls.train.bs, pretrained)
-    return StagePlan(
-        weight_decay=given.pop("wd"), batch_size=dls.train.bs, seed=dls.train.seed, loss=loss,
-        callbacks=tuple(callbacks), method=method, options=options, **given,
+    wd = _STAGE1_WD if wd is None else wd
+    return StagePlan(weight_decay=wd, callbacks=tuple(callbacks), **given, **shared)
+
+
+# Arguments of `fit_stage1` that concern the backbone, with the values that change nothing.
+_FOR_BACKBONE = {
+    "warmup_epochs": 0, "milestones": None, "decay": 0.1, "flip": False, "compile": False,
+    "sync_bn": False,
+}  # fmt: skip
+
+
+def _probe_arguments(
+    given: Mapping[str, Any], method: str, row: Method, batch: int
+) -> dict[str, Any]:
+    """Return the arguments of a stage 1 that trains the head alone; None gets the row's value."""
+    given = dict(given)
+    for name, plain in _FOR_BACKBONE.items():
+        if given.pop(name) != plain:
+            raise UserError(
+                f"{name} has no meaning for {method}, which trains the head on cached features; "
+                "leave it out."
+            )
+    if given["epochs"] is None:
+        given["epochs"] = row.values["epochs"]
+    if given["lr"] is None:
+        given["lr"] = head_rate(row.values["lr"], batch)
+    # `retrain_classifier` and `compare` have these defaults, so that they read the same features.
+    given["views"] = 1 if given["views"] is None else given["views"]
+    given["view_seed"] = 0 if given["view_seed"] is None else given["view_seed"]
+    return given
+
+
+def probe_plan(dls, seed: int, views: int, view_seed: int) -> ProbePlan:
+    """Return the plan of a linear probe with the values of its row.
+
+    Args:
+        dls: The data.
+        seed: Seed of the order.
+        views: Augmented passes to cache features of, at least 1.
+        view_seed: Seed of the augmentation.
+    """
+    values = METHODS[PROBE].values
+    return ProbePlan(
+        epochs=values["epochs"], lr=head_rate(values["lr"], dls.train.bs),
+        weight_decay=values["wd"], batch_size=dls.train.bs, seed=seed, views=views,
+        view_seed=view_seed, reset=True, method=PROBE,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.learner import Learner
-from torch import nn
+from torch import Tensor, nn
 
 from ltlearn.errors import UserError, spell
 from ltlearn.heads.registry import is_head, is_trainable
@@ -17,7 +17,7 @@ from ltlearn.training.checkpoint import Checkpoint, describe_options
 from ltlearn.training.evaluate import run_model
 from ltlearn.training.features import weights_fingerprint
 from ltlearn.training.finite import FiniteLoss
-from ltlearn.training.history import Trajectory, chosen_classes
+from ltlearn.training.history import Trajectory, chosen_classes, head_norms
 from ltlearn.training.logs import EpochLog
 from ltlearn.training.plan import Stage2Plan, StagePlan, name_of
 from ltlearn.training.prior import leaves_prior
@@ -115,6 +115,7 @@ def make_trajectory(
     start: bool = True,
     flip: bool = False,
     predict: Callable | None = None,
+    norms: Callable[[nn.Module], Tensor] = head_norms,
 ) -> Trajectory:
     """Make the callback that evaluates each epoch.
 
@@ -125,6 +126,7 @@ def make_trajectory(
         start: Whether to evaluate before the first step.
         flip: Whether that evaluation averages over mirror images.
         predict: Returns (logits, targets) of the validation loader. None: the model does.
+        norms: Returns the weight norm of each class for the model that is trained.
     """
 
     def predict_here():
@@ -133,7 +135,7 @@ def make_trajectory(
 
     return Trajectory(
         learn.dls.shot_counts, learn.few, select, selects_on(learn.dls),
-        start=start, predict=predict or predict_here, stage=stage,
+        start=start, predict=predict or predict_here, stage=stage, norms=norms,
     )  # fmt: skip
 
 

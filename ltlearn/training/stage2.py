@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -13,6 +14,7 @@ from ltlearn.data.loader import LTDataLoader
 from ltlearn.errors import UserError
 from ltlearn.training.collectives import copy_from_first
 from ltlearn.training.evaluate import run_model
+from ltlearn.training.feature_rows import Features
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.head_learner import HeadLearner
 from ltlearn.training.history import FlipAverage, Trajectory, chosen_classes
@@ -39,7 +41,7 @@ from ltlearn.training.temporary import (
 )
 from ltlearn.utils import ranks
 
-__all__ = ["run_stage2"]
+__all__ = ["run_stage2", "train_on_features"]
 
 
 def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
@@ -63,7 +65,9 @@ def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
     callbacks += plan.callbacks
     try:
         if plan.views:
-            trajectory = _train_on_features(learn, plan, callbacks)
+            train = learn.features("train", plan.views, plan.view_seed)
+            parts = train, learn.features("valid")
+            trajectory = train_on_features(learn, plan, callbacks, parts)
         else:
             trajectory = _train_on_images(learn, plan, callbacks)
     except UserError:
@@ -83,16 +87,33 @@ def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
         learn.trajectory = trajectory.record
 
 
-def _train_on_features(
-    learn: Learner, plan: Stage2Plan, callbacks: Sequence[Callback]
+def train_on_features(
+    learn: Learner,
+    plan: Stage2Plan,
+    callbacks: Sequence[Callback],
+    parts: tuple[Features, Features],
+    **options: Any,
 ) -> Trajectory:
-    over_features = _head_learner(learn, plan)
+    """Train the head of a learner on cached features; the learner keeps the trained head.
+
+    Args:
+        learn: An `LTLearner`.
+        plan: The plan of the training.
+        callbacks: All callbacks but the trajectory.
+        parts: The features of the training and of the validation images.
+        **options: Options of `make_trajectory`.
+
+    Raises:
+        UserError: If training diverges.
+    """
+    over_features = _head_learner(learn, plan, *parts)
 
     def predict():
         valid = over_features.dls.valid
         return run_model(over_features.model, valid, nullcontext, read=chosen_classes)
 
-    trajectory = make_trajectory(learn, plan.select, "stage 2", predict=predict)
+    options = {"stage": "stage 2", "predict": predict, **options}
+    trajectory = make_trajectory(learn, plan.select, **options)
     try:
         with (
             lent_callbacks(learn) as lasting,
@@ -125,17 +146,19 @@ def _train_on_images(learn: Learner, plan: Stage2Plan, callbacks: Sequence[Callb
     return trajectory
 
 
-def _head_learner(learn: Learner, plan: Stage2Plan) -> Learner:
+def _head_learner(
+    learn: Learner, plan: Stage2Plan, features: Features, valid_features: Features
+) -> Learner:
     """Make a learner of the head alone, over cached features."""
     train = LTDataLoader(
-        learn.features("train", plan.views, plan.view_seed),
+        features,
         plan.batch_size,
         training=True,
         sampler=plan.sampler,
         augment=plan.views > 1,
         seed=plan.seed,
     )
-    valid = LTDataLoader(learn.features("valid"), FEATURE_BATCH)
+    valid = LTDataLoader(valid_features, FEATURE_BATCH)
     dls = DataLoaders(train, valid, device=learn.dls.device)
     dls.class_counts, dls.vocab, dls.c = learn.dls.class_counts, learn.dls.vocab, learn.dls.c
     dls.split = learn.dls.split

@@ -15,12 +15,13 @@ from typing import Any
 from fastai.learner import Learner
 from torch import Tensor, nn
 
-from ltlearn.errors import UserError, check_choice, spell_call
+from ltlearn.errors import UserError, check_choice, spell, spell_call
 from ltlearn.methods import METHODS, as_registered
 from ltlearn.names import STARTS
 from ltlearn.training.features import weights_fingerprint
-from ltlearn.training.plan import PosthocPlan, Stage2Plan, resolve_stage2
+from ltlearn.training.plan import PosthocPlan, Stage2Plan, probe_plan, resolve_stage2
 from ltlearn.training.posthoc import run_posthoc
+from ltlearn.training.probe import run_probe
 from ltlearn.training.records import CorrectionRecord, TrajectoryRecord, as_stage_record
 from ltlearn.training.stage2 import run_stage2
 
@@ -233,13 +234,30 @@ def retrain_from(learn: Learner, given: Mapping[str, Any], start: str) -> None:
         UserError: If an argument is outside its range, or training diverges.
     """
     with as_registered(given["method"]) as method:
-        plan = resolve_stage2({**given, "method": method}, learn.dls)
-        if isinstance(plan, Stage2Plan):
-            with _begun(learn, start, plan.bn != "frozen"):
+        given = {**given, "method": method}
+        # A new classifier is of no use to a method that begins with a trained one.
+        needs_probe = (
+            given["reset"] is True and method in METHODS and METHODS[method].needs_trained_head
+        )
+        plan = resolve_stage2({**given, "reset": None} if needs_probe else given, learn.dls)
+        changes_statistics = isinstance(plan, Stage2Plan) and plan.bn != "frozen"
+        with _begun(learn, start, changes_statistics):
+            if needs_probe:
+                _run_probe_before(learn, plan)
+            if isinstance(plan, Stage2Plan):
                 run_stage2(learn, plan)
-        else:
-            with _begun(learn, start):
+            else:
                 run_posthoc(learn, plan)
+
+
+def _run_probe_before(learn: Learner, plan: Stage2Plan | PosthocPlan) -> None:
+    """Train a linear probe, on the features that the plan reads."""
+    _log.info(
+        "%s begins with a trained classifier, and %s leaves none: it begins from a linear probe",
+        plan.method, spell("reset", True),
+    )  # fmt: skip
+    view_seed = plan.view_seed if isinstance(plan, Stage2Plan) else plan.seed
+    run_probe(learn, probe_plan(learn.dls, plan.seed, max(plan.views, 1), view_seed))
 
 
 def correct_from(learn: Learner, method: Any, start: str, **values: Any) -> CorrectionRecord:

@@ -30,7 +30,7 @@ NOTATION = (
     "$z_c = w_c \\cdot x + b_c$ its logit and $p$ the softmax of the logits."
 )
 _GROUP_TEXTS = {
-    "stage 1": "They train backbone and classifier.",
+    "stage 1": "They train backbone and classifier; a linear probe, the classifier alone.",
     "sampler": "They retrain the classifier on the frozen backbone, with another sampler.",
     "loss": "They retrain the classifier on the frozen backbone, with another loss.",
     "head": "They retrain the classifier on the frozen backbone, with the monotone norms of SAMN.",
@@ -193,7 +193,8 @@ def python_code(name: str) -> str:
     ]  # fmt: skip
     named = f'method="{name}"'
     if row.kind == "stage 1":
-        lines[-1] = _call("learn.fit_stage1", "90", named, *_options_argument(row))
+        epochs = [] if row.trains == "head" else ["90"]
+        lines[-1] = _call("learn.fit_stage1", *epochs, named, *_options_argument(row))
     elif row.kind == "stage 2":
         lines.append(_call("learn.retrain_classifier", named, *_options_argument(row)))
     else:

@@ -258,9 +258,10 @@ def test_every_option_of_a_method_may_stand_in_a_recipe():
         for key, default in row.options.items():
             first = name if row.kind == "stage 1" else row.after or "ce"
             section = "stage1" if row.kind == "stage 1" else f"method.{name}"
-            overrides = [f"stage1.method={first}", f"methods=['{name}']", f"{section}.{key}=1"]
-            recipe = load_recipe("digits_lt", overrides)
-            assert recipe.value(f"{section}.{key}") == 1
+            value = row.choices[key][-1] if key in row.choices else 1
+            given = [f"stage1.method={first}", f"methods=['{name}']", f"{section}.{key}={value}"]
+            recipe = load_recipe("digits_lt", given)
+            assert recipe.value(f"{section}.{key}") == value
             assert type(recipe.value(f"{section}.{key}")) is type(default)
 
 

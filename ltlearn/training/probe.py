@@ -1,0 +1,214 @@
+"""A stage 1 that leaves the backbone as it is, and trains a linear classifier on its features."""
+
+import time
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.learner import Learner
+from torch import Tensor, nn
+
+from ltlearn.errors import UserError
+from ltlearn.posthoc.choose import iterate_blocks
+from ltlearn.posthoc.linear import new_linear, warn_without_images
+from ltlearn.posthoc.temperature import fit_temperature
+from ltlearn.training.feature_rows import Features
+from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.history import head_norms
+from ltlearn.training.plan import ProbePlan
+from ltlearn.training.progress import EpochProgress
+from ltlearn.training.schedule import EpochSchedule, LoaderEpoch
+from ltlearn.training.stage import record_stage, set_checkpoint_facts
+from ltlearn.training.stage2 import train_on_features
+
+__all__ = ["ScaledFeatures", "Scaling", "run_probe"]
+
+# Images that the logistic regression is fitted to, so that it takes seconds: it is a start alone.
+_MAX_PER_CLASS, _MAX_IMAGES = 100, 20_000
+_LOGISTIC_ITERATIONS = 50
+_LOGISTIC_C = 10.0
+_ROWS = 4096  # features that are read at once
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Shift and factor that give features mean 0 and a mean squared length of 1.
+
+    Features of different backbones differ a hundredfold in length, and many are far from 0. After
+    the scaling, one learning rate and one weight decay fit all of them.
+
+    Args:
+        mean: Mean of the features, (D,), float32.
+        factor: Factor of the features after the shift.
+    """
+
+    mean: Tensor
+    factor: float
+
+    @classmethod
+    def of(cls, features: Features) -> "Scaling":
+        """Return the scaling of the training images' features.
+
+        Args:
+            features: The features.
+        """
+        total, square = torch.zeros(2, features.views[0].shape[1], dtype=torch.float64)
+        for view in features.views:
+            for _, block in iterate_blocks(view):
+                total += block.sum(0)
+                square += block.square().sum(0)
+        n = len(features) * len(features.views)
+        mean = total / n
+        length = float((square / n - mean.square()).clamp(min=0).sum().sqrt())
+        return cls(mean.float(), 1 / length if length else 1.0)
+
+    def apply(self, features: Features) -> "ScaledFeatures":
+        """Return features that are scaled as they are read.
+
+        Args:
+            features: The features.
+        """
+        return ScaledFeatures(features.views, features.targets, self)
+
+    def unscaled(self, head: nn.Linear) -> nn.Linear:
+        """Return the layer that gives the same logits on features without scaling.
+
+        Args:
+            head: A layer over scaled features.
+        """
+        weight = head.weight.detach().double() * self.factor
+        shift = weight @ self.mean.double().to(weight.device)
+        return new_linear(head, weight, head.bias.detach().double() - shift)
+
+
+@dataclass
+class ScaledFeatures(Features):
+    """Cached features that are scaled as they are read, so that no copy is kept."""
+
+    scaling: Scaling
+
+    def get_batch(self, index: list[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return scaled features (B, D), float32, and targets (B,)."""
+        x, y = super().get_batch(index, seed)
+        return self._scaled(x), y
+
+    def take(self, index: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return scaled features (B, D), float32, and targets (B,), for what `draw` returned."""
+        x, y = super().take(index, drawn)
+        return self._scaled(x), y
+
+    def make_copy(self, device: torch.device) -> "Features | None":
+        """Return a copy whose features are on a CUDA device; None if they do not fit."""
+        result = super().make_copy(device)
+        if result is not None:
+            result.scaling = replace(self.scaling, mean=self.scaling.mean.to(device))
+        return result
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x.sub_(self.scaling.mean).mul_(self.scaling.factor)
+
+
+def run_probe(learn: Learner, plan: ProbePlan) -> None:
+    """Train a new linear classifier on cached features; record the stage in the learner.
+
+    Args:
+        learn: An `LTLearner`.
+        plan: The plan of the stage.
+
+    Raises:
+        UserError: If training diverges; the head is then the one before.
+    """
+    began, before = time.perf_counter(), learn.model.head
+    train = learn.features("train", plan.views, plan.view_seed)
+    scaling = Scaling.of(train)
+    parts = scaling.apply(train), scaling.apply(learn.features("valid"))
+    learn.model.head, learn.opt = _first_head(learn, plan, parts[0]), None
+    set_checkpoint_facts(learn, plan)
+    callbacks = [EpochSchedule(plan.schedule)] if plan.schedule != "constant" else []
+    callbacks += [LoaderEpoch(), EpochProgress("stage 1"), FiniteLoss(plan.on_nan, stage="stage 1")]
+    callbacks += plan.callbacks
+    options: dict[str, Any] = {"stage": "stage 1", "start": False}
+    options["norms"] = lambda model: head_norms(scaling.unscaled(model.head))
+    try:
+        trajectory = train_on_features(learn, plan, callbacks, parts, **options)
+        learn.model.head = scaling.unscaled(learn.model.head)
+    except UserError:
+        # A head that diverged, or was not trained at all, is of no use.
+        learn.model.head, learn.opt = before, None
+        raise
+    except BaseException:
+        # The learner gets the trained head also after an interruption.
+        learn.model.head = scaling.unscaled(learn.model.head)
+        raise
+    on = f"features, {plan.views} view{'s' if plan.views > 1 else ''}"
+    record_stage(
+        learn, plan, trajectory, callbacks, began,
+        stage="stage 1", trained="head", bn="frozen", on=on, head="new",
+    )  # fmt: skip
+
+
+def _first_head(learn: Learner, plan: ProbePlan, features: ScaledFeatures) -> nn.Linear:
+    """Return the classifier over scaled features that the training begins with."""
+    width, n_classes = features.views[0].shape[1], learn.dls.c
+    like = nn.utils.skip_init(nn.Linear, width, n_classes, device=learn.dls.device)
+    weight, bias = torch.zeros(n_classes, width), torch.zeros(n_classes)
+    if plan.start == "class_means":
+        weight, bias = _class_means(features, n_classes, plan.seed)
+    elif plan.start == "logistic":
+        weight, bias = _logistic_regression(features, n_classes, plan.seed)
+    return new_linear(like, weight, bias)
+
+
+def _class_means(features: ScaledFeatures, n_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the classifier by the nearest class mean, with likely logits.
+
+    Logits are half the negative squared distances, up to a term that all classes share, over a
+    temperature that makes the training images as likely as possible.
+    """
+    targets, width = features.targets, features.views[0].shape[1]
+    counts = torch.bincount(targets, minlength=n_classes)
+    warn_without_images(counts, "the probe begins without a mean of it")
+    sums = torch.zeros(n_classes, width)
+    for index in torch.arange(len(targets)).split(_ROWS):
+        x, y = features.get_batch(index.numpy())
+        sums.index_add_(0, y, x)
+    weight = sums / counts.clamp(min=1)[:, None]
+    bias = -0.5 * weight.square().sum(1)
+    bias[counts == 0] = bias.min()
+    # As many images as the logits of one block: a temperature needs no more.
+    index = np.random.RandomState(seed).permutation(len(targets))[:_ROWS]
+    x, y = features.get_batch(np.sort(index))
+    temperature = fit_temperature(torch.addmm(bias, x, weight.T), y)
+    return weight / temperature, bias / temperature
+
+
+def _logistic_regression(
+    features: ScaledFeatures, n_classes: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a logistic regression on equally many images of each class."""
+    # scikit-learn takes a second to import.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    targets = features.targets.numpy()
+    most = max(1, min(_MAX_PER_CLASS, _MAX_IMAGES // n_classes))
+    order = np.random.RandomState(seed).permutation(len(targets))
+    chosen = np.concatenate([order[targets[order] == c][:most] for c in range(n_classes)])
+    x, y = features.get_batch(np.sort(chosen))
+    model = LogisticRegression(
+        C=_LOGISTIC_C, class_weight="balanced", max_iter=_LOGISTIC_ITERATIONS
+    )
+    with warnings.catch_warnings():
+        # The training goes on from wherever it stops.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x.numpy(), y.numpy())
+    found, shift = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+    if len(model.classes_) == 2:  # scikit-learn has one row for both classes
+        found, shift = torch.cat([-found, found]) / 2, torch.cat([-shift, shift]) / 2
+    weight = torch.zeros(n_classes, found.shape[1])
+    bias = torch.full((n_classes,), float(shift.min()))
+    present = torch.from_numpy(model.classes_)
+    weight[present], bias[present] = found.float(), shift.float()
+    return weight, bias
