@@ -16,6 +16,7 @@ import ltlearn.models.cifar_resnet  # noqa: F401  (registers the CIFAR ResNets)
 from ltlearn.errors import UserError, spell
 from ltlearn.models.backbone import HEAD_NAMES, LTModel, evaluating
 from ltlearn.models.efficientnet_names import rename_efficientnet
+from ltlearn.models.hub import check_hub, config_error, download_error, first_line
 from ltlearn.models.kept_head import head_from_tensors, linear_classifier
 from ltlearn.models.origin import Origin, find_origin
 from ltlearn.models.weights_file import (
@@ -121,7 +122,7 @@ def load_lt_model(
         _log.warning("%s has no pre-trained weights; it starts from random weights", arch)
         pretrained = False
     if pretrained or config is None:
-        _check_hub(arch, config, needs_weights=bool(pretrained))
+        check_hub(arch, config, needs_weights=bool(pretrained))
     backbone = _create(arch, pretrained, kwargs)
     origin = find_origin(None, {}, arch, backbone.pretrained_cfg) if pretrained else Origin()
     return LoadedModel(LTModel(backbone, nn.Linear(_width_of(backbone), num_classes)), origin)
@@ -146,7 +147,7 @@ def check_weights(arch: str, needed: bool = True) -> bool:
     config = _find_config(arch)
     if config is not None and not (needed and config.has_weights):
         return False
-    _check_hub(arch, config, needs_weights=needed)
+    check_hub(arch, config, needs_weights=needed)
     return needed
 
 
@@ -202,12 +203,12 @@ def _create(arch: str, pretrained: bool, kwargs: dict) -> nn.Module:
             raise _size_error(arch, kwargs["img_size"], e) from e
         if isinstance(e, TypeError) and kwargs:
             raise UserError(
-                f"timm's {arch} does not take {', '.join(kwargs)} ({_first_line(e)})."
+                f"timm's {arch} does not take {', '.join(kwargs)} ({first_line(e)})."
             ) from e
         if pretrained:
-            raise _download_error(arch, _first_line(e)) from e
+            raise download_error(arch, first_line(e)) from e
         if ":" in arch:
-            raise _config_error(arch, _first_line(e)) from e
+            raise config_error(arch, first_line(e)) from e
         raise
     _check_odd_size(backbone, arch, kwargs)
     # An export states how the backbone was made.
@@ -244,13 +245,9 @@ def _sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
 def _size_error(arch: str, img_size: int | tuple[int, int], e: Exception) -> UserError:
     height, width = _sides(img_size)
     return UserError(
-        f"{arch} does not take images of {height} x {width} pixels ({_first_line(e)}); choose "
+        f"{arch} does not take images of {height} x {width} pixels ({first_line(e)}); choose "
         "another image size, or a convolutional model."
     )
-
-
-def _first_line(e: Exception) -> str:
-    return next(iter(str(e).splitlines()), type(e).__name__)
 
 
 # ------------------------------------------------------------------ weights from a file
@@ -262,7 +259,7 @@ def _load_file(
     """Create a model with the weights of a file."""
     content = read_weights_file(path)
     if _find_config(arch) is None:
-        _check_hub(arch, None, needs_weights=False)
+        check_hub(arch, None, needs_weights=False)
     backbone = _create(arch, False, kwargs)
     found = find_weights(content, path, backbone.state_dict(), options.get("weights_key"))
     _load(backbone, arch, path, found.inside, kwargs)
@@ -374,7 +371,7 @@ def _converted(
     try:
         return dict(_filter_of(model)(rename_efficientnet(dict(state), model), model))
     except Exception as e:  # timm's filters expect the layout of published files
-        raise _fit_error(path, arch, kwargs, _first_line(e)) from e
+        raise _fit_error(path, arch, kwargs, first_line(e)) from e
 
 
 def _filter_of(backbone: nn.Module) -> Callable[[dict, nn.Module], dict]:
@@ -429,57 +426,3 @@ def _fit_error(path: Path, arch: str, kwargs: dict, problem: str) -> UserError:
     if "width" in kwargs or arch.split(".")[0].endswith("_cifar"):
         remedy += f", and its width ({spell('model.width', 64)} for example)"
     return UserError(f"the weights in {path} do not fit {arch} ({problem.rstrip('.')}); {remedy}.")
-
-
-# ------------------------------------------------------------------ weights from the hub
-
-
-def _check_hub(arch: str, config, needs_weights: bool = True) -> None:
-    """Raise an error before a long wait if the files are neither cached nor within reach."""
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    scheme, _, name = arch.partition(":")
-    hub_id = name if scheme in ("hf-hub", "hf_hub") else getattr(config, "hf_hub_id", None)
-    if not hub_id:
-        return
-    repo, _, revision = hub_id.partition("@")
-    files = ["model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors"]
-    own_file = getattr(config, "hf_hub_filename", None)
-    if own_file:
-        files = [own_file, str(Path(own_file).with_suffix(".safetensors")), *files]
-    files = files if needs_weights else ["config.json"]
-    for file in files:
-        if isinstance(
-            huggingface_hub.try_to_load_from_cache(repo, file, revision=revision or None), str
-        ):
-            return
-    error = _download_error if needs_weights else _config_error
-    if constants.HF_HUB_OFFLINE:
-        which = "they are" if needs_weights else "it is"
-        raise error(arch, f"HF_HUB_OFFLINE is set and {which} not in the cache")
-    try:
-        huggingface_hub.HfApi().model_info(
-            repo, revision=revision or None, timeout=constants.HF_HUB_ETAG_TIMEOUT
-        )
-    except Exception as e:  # errors of the HTTP library, which differs between versions of the hub
-        raise error(arch, _first_line(e)) from e
-
-
-def _download_error(arch: str, problem: str) -> UserError:
-    return UserError(
-        f"the pre-trained weights of {arch} cannot be downloaded ({problem.rstrip('.')}); use "
-        f"{spell('pretrained', False)} to start from random weights, or "
-        f"{spell('pretrained', 'FILE')} to load a file."
-    )
-
-
-def _config_error(arch: str, problem: str) -> UserError:
-    name = arch.rpartition("/")[2].partition("@")[0].partition(".")[0]
-    hint = "another name that timm knows"
-    if timm.is_model(name):
-        hint = f"{spell('arch', name)}, which needs no network"
-    return UserError(
-        f"the configuration of {arch} (config.json), which names the layers, cannot be read "
-        f"({problem.rstrip('.')}); give {hint}."
-    )

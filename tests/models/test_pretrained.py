@@ -1,5 +1,6 @@
 import copy
 import json
+from threading import Event
 
 import huggingface_hub
 import pytest
@@ -90,7 +91,7 @@ def test_an_argument_that_the_model_does_not_take():
 @pytest.mark.parametrize("arch", ["resnet18", "resnet18.a1_in1k", "hf-hub:timm/resnet18.a1_in1k"])
 def test_an_unreachable_hub_is_reported_before_the_download(monkeypatch, tmp_path, arch):
     def model_info(*args, timeout, **kwargs):
-        assert timeout == constants.HF_HUB_ETAG_TIMEOUT
+        assert timeout <= 5
         raise OSError("Name or service not known\nand a long story")
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -103,6 +104,21 @@ def test_an_unreachable_hub_is_reported_before_the_download(monkeypatch, tmp_pat
         message = str(caught.value)
         assert f"{arch} cannot be downloaded (Name or service not known); " in message
         assert "pretrained=False" in message and "pretrained='FILE'" in message
+
+
+def test_a_hub_that_does_not_answer_is_reported_within_seconds(monkeypatch, tmp_path):
+    """A dead name server once made the user wait for a minute."""
+    over = Event()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: over.wait(60))
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.05")
+    try:
+        with pytest.raises(UserError, match=rf"no answer within 0.05 s.*FILE.*{tmp_path}.*OFFLINE"):
+            create_lt_model("resnet18", 3)
+        assert not over.is_set()
+    finally:
+        over.set()
 
 
 @pytest.mark.parametrize("pretrained", [False, "file"])
