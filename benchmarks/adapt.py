@@ -1,6 +1,7 @@
 """Adapt a small transformer to other classes, and go on after a kill: that it works, no accuracy.
 
-    python benchmarks/adapt.py CIFAR [--method adaptformer] [--first 3] [--epochs 4] [--json]
+    python benchmarks/adapt.py CIFAR [--method adaptformer] [--images 500] [--first 3] [--epochs 4]
+        [--json]
 
 CIFAR is a folder that `LTDataLoaders.from_dataset` reads both sets of. A transformer of four blocks
 is trained on CIFAR-10-LT from random weights, for the epochs of `--first`: the trunk. The method
@@ -43,7 +44,9 @@ def make_learner(args, name: str, weights):
     from ltlearn import LTDataLoaders, lt_learner
 
     torch.manual_seed(0)
-    return lt_learner(LTDataLoaders.from_dataset(name, args.data), ARCH, weights, **SMALL)
+    n_max = args.images * (10 if name == "cifar10_lt" else 1)
+    dls = LTDataLoaders.from_dataset(name, args.data, n_max=n_max)
+    return lt_learner(dls, ARCH, weights, **SMALL)
 
 
 def adapt(args, trunk: Path, **options):
@@ -74,7 +77,7 @@ def measure(args, folder: Path) -> dict:
     report[args.method] = [round(100 * v, 1) for v in whole.trajectory["balanced"]]
     report["loss"] = [round(v, 3) for v in whole.trajectory["loss"]]
     try:
-        adapt(args, trunk, cbs=EndAt(args.epochs - 1, 20), resume=folder / "checkpoint")
+        adapt(args, trunk, cbs=EndAt(args.epochs - 1, 2), resume=folder / "checkpoint")
     except End:
         pass
     resumed = adapt(args, trunk, resume=folder / "checkpoint")
@@ -87,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--method", default="adaptformer")
+    parser.add_argument("--images", type=int, default=500, help="of the largest class of 100")
     parser.add_argument("--first", type=int, default=3, help="epochs of the trunk")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=0.02)
