@@ -20,6 +20,7 @@ from ltlearn.models.backbone import (
     evaluating,
     fit_adapters_to_shapes,
 )
+from ltlearn.models.efficientnet_names import rename_efficientnet
 from ltlearn.models.hub import check_hub, config_error, download_error, first_line
 from ltlearn.models.kept_head import head_from_tensors, linear_classifier
 from ltlearn.models.origin import Origin, find_origin
@@ -374,7 +375,7 @@ def _converted(
 ) -> dict[str, Tensor]:
     """Return the tensors of a file with the names and shapes of timm's model."""
     try:
-        return dict(_filter_of(model)(dict(state), model))
+        return dict(_filter_of(model)(rename_efficientnet(dict(state), model), model))
     except Exception as e:  # timm's filters expect the layout of published files
         raise _fit_error(path, arch, kwargs, first_line(e)) from e
 

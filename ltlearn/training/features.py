@@ -124,8 +124,8 @@ class FeatureBank:
         files = getattr(dl.dataset, "files_name", None)
         data = f"{data} {files}" if files else data
         arrays = []
+        augment = views > 0 and not _is_plain(dl.dataset)
         for view in range(max(views, 1)):
-            augment = views > 0
             key = {
                 "weights": weights,
                 # Networks with equal weights can differ in layers without any, such as pooling.
@@ -470,6 +470,14 @@ def _transform_name(dataset) -> str:
         augment = getattr(dataset, "augment", None)
         return f"{transform}, pad {getattr(augment, 'pad', None)}, in memory"
     return f"{transform.name}, pad {transform.pad}"
+
+
+def _is_plain(dataset) -> bool:
+    """Return whether training transforms images as evaluation does, so that all views are equal."""
+    transform = getattr(dataset, "transform", "")
+    name = transform if isinstance(transform, str) else transform.name
+    # A transform of the user's for a batch may draw at random.
+    return name == "none" and not getattr(dataset, "tfms_name", "")
 
 
 def _normalize_name(dl) -> str:

@@ -134,6 +134,16 @@ def test_views_differ_and_repeat(dl):
     assert not np.array_equal(a, b)
 
 
+def test_a_training_without_augmentation_has_one_pass():
+    plain = make_dls(transform="none").train
+    backbone, bank = Counting(), FeatureBank()
+    first, second = bank.features(backbone, plain, "d", views=2, seed=3).views
+    bank.features(backbone, plain, "d", views=1, seed=4)
+    (evaluated,) = bank.features(backbone, plain, "d").views
+    assert backbone.calls == len(plain)
+    assert np.array_equal(first, second) and np.array_equal(first, evaluated)
+
+
 # ------------------------------------------------ interruptions
 
 
