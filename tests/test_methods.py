@@ -110,7 +110,7 @@ def test_unknown_methods():
         make().retrain_classifier(method="crtt")
     assert find_methods("crt, ce,crt") == ["crt", "ce"]
     assert find_methods(None) == list(METHODS)
-    with pytest.raises(UserError, match="ce, mixup"):
+    with pytest.raises(UserError, match="ce, probe, mixup"):
         find_methods(" , ")
 
 
