@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from ltlearn import UserError
 from ltlearn.experiments.predictor import Predictor
 from ltlearn.models.adapters import ADAPTFORMER
-from tests.callbacks.helpers import COUNTS, make_images, make_vit_learner
+from tests.callbacks.helpers import make_vit_learner
 from tests.helpers import ltlearn
 from tests.training.ranked_program import make_folder
 
@@ -19,7 +19,6 @@ WORDS = [
     "train", "images", "--arch", "vit_two_blocks", "--size", "8", "--no-pretrained", "--epochs",
     "2", "--device", "cpu", "--set", "stage2.epochs=1", "--out", "run",
 ]  # fmt: skip
-IMAGES = list(make_images(COUNTS)[0][::8])
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +40,9 @@ def test_a_run_predicts_compares_and_resumes(folder):
     manifest = json.loads((folder / "run/manifest.json").read_text())
     assert '"grad_checkpointing": true' in json.dumps(manifest)
     first, crt = (Predictor(folder / "run", method) for method in ("adaptformer", "crt"))
+    images = sorted(map(str, (folder / "images").rglob("*.png")))[::8]
     for predictor in (first, crt):
-        assert len(list(predictor.predict(IMAGES))) == len(IMAGES)
+        assert len(list(predictor.predict(images))) == len(images)
     done = ltlearn("compare", "run", "--methods", "los", "--device", "cpu", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert Predictor(folder / "run", "los").method == "los"
