@@ -128,3 +128,13 @@ def test_what_is_refused(caplog):
         make_learner().fit(1, 0.1, cbs=HeadStart())
     caplog.set_level(logging.WARNING)
     assert not [r for r in caplog.records if "shadow" in r.message]
+
+
+def test_a_callback_that_is_given_replaces_the_methods_own():
+    learn = make_lt_learner(make_dls([6, 3], side=32), arch="test_vit")
+    given = HeadStart("logistic", 16)
+    learn.fit_stage1(1, 0.01, method="bitfit", cbs=given)
+    assert learn.stages[-1]["callbacks"].count("HeadStart") == 1
+    assert learn.model.head.cosine_scale == 16
+    learn.fit_stage1(0, method="bitfit", options={"scale": 12})
+    assert learn.stages[-1]["callbacks"].count("HeadStart") == 1

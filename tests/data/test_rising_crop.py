@@ -164,3 +164,20 @@ def test_what_is_refused(folder):
         learn.shot_report(crops=5)
     with pytest.raises(UserError, match="transform.*rising_crop.*in_memory=False"):
         LTDataLoaders.from_folder(folder, size=16, transform="rising_crop", in_memory=True)
+
+
+def test_small_images_of_a_benchmark_are_enlarged_one_by_one(tmp_path):
+    stats = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    small = LTDataLoaders.from_dataset("digits_lt", imbalance_factor=20, device="cpu")
+    dls = LTDataLoaders.from_dataset(
+        "digits_lt", imbalance_factor=20, size=112, transform="rising_crop", num_workers=0,
+        stats=stats, device="cpu",
+    )  # fmt: skip
+    assert dls.size == (112, 112) and dls.train.one_batch()[0].shape[-2:] == (112, 112)
+    assert dls.split.images == small.split.images, "the images are the same"
+    mean, std = dls.normalize.stats
+    assert (mean, std) == tuple(map(list, stats))
+    assert dls.train.dataset.transform.name == "rising_crop"
+    for options in ({"size": 50}, {"transform": "rising_crop"}, {"num_workers": 0}):
+        with pytest.raises(UserError, match=next(iter(options))):
+            LTDataLoaders.from_dataset("digits_lt", imbalance_factor=20, **options)
