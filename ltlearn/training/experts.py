@@ -32,7 +32,8 @@ class ExpertsMixin:
 
         Experts that are good at the classes of these images predict alike for two augmented views
         of one image. So weights are learnt that let the predictions of two views agree. The head
-        keeps them: predictions, reports and exports use them.
+        keeps them: predictions, reports and exports use them. An expert that is more confident than
+        the others also agrees more, so check the result where some images have labels.
 
         Args:
             images: A folder; several paths, PIL images or (H, W, 3) uint8 arrays; or a loader, such
