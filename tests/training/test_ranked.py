@@ -22,8 +22,8 @@ LAUNCH = (
 )  # fmt: skip
 SAME_AS_ONE = [
     *(f"sampler {name}" for name in SAMPLERS), *program.CALLBACKS, "weighted",
-    "smaller than the ranks", "files 0", "files 1", "files glmc", "features", "stage 2, 1 views",
-    "stage 2, 0 views", "test", "resumed by one", "resumed by two",
+    "smaller than the ranks", "files 0", "files 1", "files glmc", "features", "probe",
+    "stage 2, 1 views", "stage 2, 0 views", "test", "resumed by one", "resumed by two",
 ]  # fmt: skip
 
 
