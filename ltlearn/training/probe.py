@@ -14,6 +14,7 @@ from ltlearn.errors import UserError
 from ltlearn.posthoc.choose import iterate_blocks
 from ltlearn.posthoc.linear import new_linear, warn_without_images
 from ltlearn.posthoc.temperature import fit_temperature
+from ltlearn.training.collectives import copy_from_first
 from ltlearn.training.feature_rows import Features
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.history import head_norms
@@ -22,6 +23,7 @@ from ltlearn.training.progress import EpochProgress
 from ltlearn.training.schedule import EpochSchedule, LoaderEpoch
 from ltlearn.training.stage import record_stage, set_checkpoint_facts
 from ltlearn.training.stage2 import on_features
+from ltlearn.utils import ranks
 
 __all__ = ["ScaledFeatures", "Scaling", "run_probe"]
 
@@ -121,6 +123,10 @@ def run_probe(learn: Learner, plan: ProbePlan) -> None:
         UserError: If training diverges; the head is then the one before.
     """
     began, before = time.perf_counter(), learn.model.head
+    if ranks.world() > 1:
+        # As a fit of the whole model begins: each rank computes a part of the features.
+        ranks.start()
+        copy_from_first(learn.model.state_dict().values())
     train = learn.features("train", plan.views, plan.view_seed)
     scaling = Scaling.of(train)
     parts = scaling.apply(train), scaling.apply(learn.features("valid"))

@@ -623,8 +623,6 @@ def test_retrain_with_another_number_of_classes(photos, tmp_path):
     message = refused(*words, "--out", tmp_path / "a")
     assert "5 classes, but the data has 3" in message and "--reset" in message
     assert not (tmp_path / "a").exists()
-    message = refused(*words, "--reset", "--method", "samn")
-    assert message.startswith("ltlearn: samn") and "reset" in message and "crt" in message
     done = ltlearn(*words, "--reset", "--out", tmp_path / "b", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "cRT" in done.stdout and "as given" not in done.stdout

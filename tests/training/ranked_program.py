@@ -154,6 +154,9 @@ def results(folder):
 def retrained():
     """Return the results of features, and of stage 2 on them and on images."""
     found, learn = {}, make_learner()
+    learn.fit_stage1(3, method="probe")
+    found["probe"] = {"weights": weights_of(learn), "figures": figures_of(learn)}
+    learn = make_learner()
     learn.fit_stage1(1, 0.05)
     features = learn.features("train", views=2)
     found["features"] = {"views": torch.from_numpy(np.stack(features.views)).double()}

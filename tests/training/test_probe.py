@@ -13,6 +13,7 @@ from ltlearn.methods import METHODS, Method, registered_method
 from ltlearn.training.feature_rows import Features
 from ltlearn.training.probe import Scaling
 from tests.callbacks.helpers import COUNTS, make_dls, make_lt_learner
+from tests.device.simcuda import SimCuda
 from tests.training.helpers import Kill, Killed, check_resumed
 
 
@@ -150,6 +151,18 @@ def test_a_checkpoint_of_another_start_is_refused(tmp_path):
         make_lt_learner().fit_stage1(
             2, method="probe", options={"start": "class_means"}, resume=tmp_path / "c"
         )
+
+
+@pytest.mark.parametrize("start", ["none", "class_means", "logistic"])
+def test_a_device_trains_the_same_probe(start):
+    def trained(**kwargs):
+        learn = make_lt_learner(make_dls(**kwargs))
+        learn.fit_stage1(2, method="probe", options={"start": start})
+        return learn.model.head.weight.detach().cpu()
+
+    with SimCuda():
+        on_device = trained(device="cuda")
+    torch.testing.assert_close(on_device, trained(), rtol=1e-3, atol=1e-3)
 
 
 def test_what_a_probe_refuses():

@@ -23,6 +23,7 @@ LAUNCH = (
 SAME_AS_ONE = [
     *(f"sampler {name}" for name in SAMPLERS), *program.CALLBACKS, *program.EXPERTS, "weighted",
     "AdaptFormer", "LoRA", "smaller than the ranks", "files 0", "files 1", "files glmc", "features",
+    "probe",
     "stage 2, 1 views", "stage 2, 0 views", "test", "resumed by one", "resumed by two",
 ]  # fmt: skip
 
