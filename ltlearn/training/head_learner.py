@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from fastai.callback.core import Callback
 from torch import Tensor
@@ -42,7 +43,8 @@ class HeadLearner(QuietLearner):
             super().all_batches()
         else:
             self.n_iter = len(self.dl)
-            with torch.no_grad():
+            # NumPy would warn of norms that overflow; torch, in the loop with events, does not.
+            with torch.no_grad(), np.errstate(all="ignore"):
                 self._run_steps()
 
     def _needs_events(self) -> str:
