@@ -66,8 +66,8 @@ class LinearGradient:
 
     def __init__(self, head: nn.Module):
         self.head: Any = head
-        self.parameters = list(head.parameters())
-        self.updated: list[Tensor] = self.parameters  # the tensors that an update changes
+        self.parameters: list[Tensor] = list(head.parameters())
+        self.updated = self.parameters  # the tensors that an update changes
         # A module takes longer to look up an attribute.
         self.weight: Any = head.weight
         self.bias: Any = getattr(head, "bias", None)
@@ -227,10 +227,11 @@ class SAMNGradient(LinearGradient):
         self._shift, self._factor, along, _ = work.unbind()
         self._along_column = along.unsqueeze(1)
         self._shift_row, self._factor_row, self._along, self._square = work.numpy()
-        self._exp, self._s, scale = np.empty((3, raws * size), np.float32)
+        # The last two hold constants: NumPy takes longer to read a number than an array of it.
+        memory = np.empty((5, raws * size), np.float32)
+        self._exp, self._s, scale, self._eps, self._minus_one = memory
+        memory[3], memory[4] = EPS, -1
         self._scale, self._scale_of_weight, self._scale_of_bias = scale, scale[:size], scale[-size:]
-        # NumPy takes longer to read a number than to read an array of it.
-        self._eps, self._minus_one = np.full_like(scale, EPS), np.full_like(scale, -1)
 
     def momenta(self, momentum_of: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Return the momenta of `updated`; those of `parameters` get their values in `close`.

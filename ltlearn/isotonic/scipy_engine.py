@@ -151,7 +151,7 @@ class MonotoneRows:
         self._fit = np.empty(rows * size)
         self._rows = list(self._fit.reshape(rows, size))
         self._weights = np.empty(size)
-        self._blocks = np.full(size + 1, -1, dtype=np.intp)
+        self._blocks = np.empty(size + 1, dtype=np.intp)
 
     def __call__(self, values: np.ndarray) -> bool:
         """Project, in place.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import torch
 from fastai.callback.core import Callback
 from torch import Tensor
@@ -47,7 +48,8 @@ class HeadLearner(QuietLearner):
             StackedEpoch([self]).run()
         else:
             self.n_iter = len(self.dl)
-            with torch.no_grad():
+            # NumPy would warn of norms that overflow; torch, in the loop with events, does not.
+            with torch.no_grad(), np.errstate(all="ignore"):
                 self._run_steps()
 
     @contextmanager

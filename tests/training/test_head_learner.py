@@ -101,3 +101,9 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_step(monkeypatch):
         learn.retrain_classifier(epochs=1, bs=8, loss=third)
     for key, value in learn.model.head.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_numpy_does_not_warn_of_norms_that_overflow(monkeypatch):
+    _, silent = trained(monkeypatch, SAMN(), lr=1e30)
+    assert silent == 3
