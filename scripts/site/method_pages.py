@@ -229,15 +229,10 @@ def commands(name: str) -> list[str]:
     if row.kind == "stage 1":
         usual = DEFAULT_STAGE2 if METHODS[DEFAULT_STAGE2].fits(row) else DEFAULT_WITH_RESET
         stage2 = next((n for n, m in METHODS.items() if m.after == name), usual)
-<<<<<<< HEAD
         arch, usual_arch = method_facts()[name].arch, method_facts()[DEFAULT_STAGE1].arch
         arch = f"--arch {arch} " if arch != usual_arch else ""
         lines = [f"ltlearn train photos/ {arch}--stage1 {name} --method {stage2} --out RUN"]
-        return lines + [f"{lines[0]} --set stage1.{k}={v:g}" for k, v in _one_option(row)]
-=======
-        lines = [f"ltlearn train photos/ --stage1 {name} --method {stage2} --out RUN"]
         return lines + [f"{lines[0]} --set stage1.{k}={_option(v)}" for k, v in _one_option(row)]
->>>>>>> probe
     stage1 = f"--stage1 {row.after} " if row.after else ""
     lines = [f"ltlearn train photos/ {stage1}--method {name} --out RUN"]
     lines += [f"{lines[0]} --set method.{name}.{k}={v:g}" for k, v in _one_option(row)]
