@@ -26,7 +26,7 @@ ARCH = "tf_efficientnet_lite0"
 # The probe itself, and what is made from it.
 METHODS = (
     "probe", "logit_adjustment", "prior_matching", "crt", "balanced_softmax", "samn_start", "samn",
-    "samn_matched", "ncm",
+    "samn_from_stage1", "ncm",
 )  # fmt: skip
 
 

@@ -353,11 +353,10 @@ BUILT_IN: dict[str, Method] = {
         "SAMN, logit-adjusted loss", f"{_SAMN}; {_LA}", _AS_SAMN.format("loss with tau 1"),
         loss=_loss("LogitAdjustedLoss"), callbacks=_callbacks("SAMN"),
     ),
-    "samn_matched": _stage2(
-        "SAMN, matched", f"{_SAMN}; {_LA}; {_SAERENS}",
-        _AS_SAMN.format("starts at the norms of stage 1, loss with tau 1, then prior matching"),
+    "samn_from_stage1": _stage2(
+        "SAMN from stage 1", f"{_SAMN}; {_LA}",
+        _AS_SAMN.format("starts at the norms of stage 1, loss with tau 1"),
         loss=_loss("LogitAdjustedLoss"), callbacks=_callbacks("SAMN", SAMN={"start": "stage1"}),
-        post="prior_matching",
     ),
     "samn_class_balanced": _stage2(
         "SAMN, class-balanced", f"{_SAMN}; {_CRT}", _AS_SAMN.format("class-balanced sampler"),
