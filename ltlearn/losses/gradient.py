@@ -1,7 +1,7 @@
 """A loss and its gradient with respect to the logits, in closed form where there is one."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -86,15 +86,15 @@ def _shifted(loss_func: CountedLoss, logits: Tensor, target: Tensor) -> Tensor:
     return logits if prior is None else logits + prior
 
 
-def _is_focal(loss_func: Any) -> bool:
+def _is_focal(loss_func: Any) -> TypeGuard[SoftmaxFocalLoss]:
     return type(loss_func) is SoftmaxFocalLoss and loss_func.reduction == "mean"
 
 
-def _is_averaged_cross_entropy(loss_func: Any) -> bool:
+def _is_averaged_cross_entropy(loss_func: Any) -> TypeGuard[CountedLoss]:
     return type(loss_func) in _COUNTED and loss_func.reduction == "mean"
 
 
-def _is_plain(loss_func: Any) -> bool:
+def _is_plain(loss_func: Any) -> TypeGuard[CrossEntropy]:
     own = type(loss_func) is CrossEntropy
     return own and loss_func.reduction == "mean" and loss_func.label_smoothing == 0
 
