@@ -20,6 +20,7 @@ __all__ = [
     "PROTOCOLS",
     "RESERVED_OPTIONS",
     "SAMPLER_NAMES",
+    "SAMN_STARTS",
     "SCHEDULES",
     "SELECTS",
     "SHOTS",
@@ -67,6 +68,8 @@ PRIORS = ("uniform", "train", "reversed")
 TRAINABLE_PARTS = ("all", "last_block", "new_last_block")
 # How a cosine classifier on a pre-trained trunk begins; see `HeadStart`.
 HEAD_STARTS = ("class_means", "logistic", "text")
+# The norms that SAMN begins with; see `SAMNLinear.from_linear`.
+SAMN_STARTS = ("published", "stage1")
 # What a method of stage 1 trains: backbone and classifier, or the classifier alone.
 TRAINED_PARTS = ("all", "head")
 # The weights that a linear probe begins with.

@@ -13,9 +13,10 @@ from ltlearn.heads.linear import check_directions, check_linear, logits_dtype, w
 from ltlearn.isotonic import pava
 from ltlearn.isotonic.scipy_engine import project_
 from ltlearn.isotonic.traced import is_transformed
+from ltlearn.names import SAMN_STARTS
 from ltlearn.utils.vectors import check_vector, exact_counts
 
-__all__ = ["STARTS", "SAMNLinear"]
+__all__ = ["SAMNLinear"]
 
 # exp(1 / softplus(q)) overflows float32 for q < -4.5. Raw norms are kept above the value that gives
 # a norm of exp(10) = 22,026, which is finite in float16 too and thousands of times the largest norm
@@ -30,7 +31,6 @@ DIVERGED = (
 )
 _MIN_LENGTH = 1e-12  # a row of zeros has no direction; this keeps it zeros
 _PARTS = ("weight", "bias")
-STARTS = ("published", "stage1")
 _LEAST_RATIO = 1.01  # exp(s) is above 1
 _EQUAL = 1e-5  # a smaller relative difference of norms is rounding
 
@@ -154,7 +154,7 @@ class SAMNLinear(Foldable):
                 not finite.
         """
         check_linear(linear, cls.__name__)
-        check_choice("SAMNLinear: start", start, STARTS)
+        check_choice("SAMNLinear: start", start, SAMN_STARTS)
         counts = _read_vector("class_counts", class_counts)
         if len(counts) != linear.out_features:
             raise UserError(

@@ -17,14 +17,14 @@ from ltlearn.heads.samn import EPS, MIN_RAW, SAMNLinear
 from ltlearn.heads.scaled import ScaledLinear
 from ltlearn.isotonic import pava
 
-__all__ = ["Stack", "StackedHeads", "kind_of", "parts_of"]
+__all__ = ["Stack", "StackedHeads", "parts_of", "place_of"]
 
 _KINDS = (nn.Linear, ScaledLinear, CosineLinear, SAMNLinear)
 _VECTORS = 3
 _MIN_LENGTH = 1e-12  # a row of zeros has no direction; this keeps it zeros
 
 
-def kind_of(head: nn.Module) -> int | None:
+def place_of(head: nn.Module) -> int | None:
     """Return the place of a head's kind in a stack; None if a stack cannot hold the head.
 
     Args:
@@ -45,7 +45,7 @@ def parts_of(head: nn.Module) -> list[Tensor | None]:
     """Return the tensors of a head that a stack holds: the weight, then vectors of C numbers.
 
     Args:
-        head: A head of which `kind_of` is not None.
+        head: A head of which `place_of` is not None.
     """
     names = {ScaledLinear: ("scales",), SAMNLinear: ("raw_norm_weight", "raw_norm_bias")}
     own = [getattr(head, name) for name in names.get(type(head), ())]
@@ -90,7 +90,7 @@ class StackedHeads(Stack):
     The formulas are those of the heads and of `ltlearn.heads.gradient`. No call waits for a device.
 
     Args:
-        heads: The heads, ordered by `kind_of`. Each trains all of its parameters.
+        heads: The heads, ordered by `place_of`. Each trains all of its parameters.
 
     Example:
         >>> stacked = StackedHeads([nn.Linear(2, 3), nn.Linear(2, 3)])
@@ -100,7 +100,7 @@ class StackedHeads(Stack):
 
     def __init__(self, heads: Sequence[Any]):
         super().__init__([parts_of(head) for head in heads], heads[0].weight)
-        kinds = [kind_of(head) for head in heads]
+        kinds = [place_of(head) for head in heads]
         ends = list(accumulate(kinds.count(kind) for kind in range(len(_KINDS))))
         of_kind = [slice(*ends_of) for ends_of in zip([0, *ends], ends, strict=False)]
         _, self._scaled, self._cosine, self._samn = of_kind
