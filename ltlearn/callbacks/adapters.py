@@ -20,11 +20,11 @@ _OTHERS = "train it with BitFit, LastBlock or LayerDecay (methods bitfit, last_b
 
 
 class _PartOfTrunk(FitCallback):
-    """Freeze the trunk but for a part of it."""
+    """Freeze all of the trunk but a part."""
 
     # Before callbacks that install a head: a refusal then leaves the head as it was.
     order = 4
-    keeps_trunk = True  # so that a checkpoint leaves out what is frozen
+    keeps_trunk = True  # a checkpoint leaves out the frozen weights
     trained_parameters_: int | None = None
     _flags: Flags = []  # replaced, not changed
 

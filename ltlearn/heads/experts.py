@@ -13,7 +13,7 @@ __all__ = ["ExpertHead"]
 class ExpertHead(nn.Module):
     """Classifier whose logits are the weighted mean of several cosine classifiers, the experts.
 
-    The features are those of the experts one after the other, D / E for each. The logits of expert
+    Each expert has D / E of the features, one expert after the other. The logits of expert
     e are z_ec = scale * cos(w_ec, x_e). The weights of the mean are equal at first.
 
     With `separate`, the head returns the logits of each expert in training mode, (..., E, C), for a
@@ -63,7 +63,7 @@ class ExpertHead(nn.Module):
         self.separate = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, (..., C); with `separate` those of each expert in training mode."""
+        """Return the logits: (..., C), or (..., E, C) with `separate` in training mode."""
         logits = self.expert_logits(x)
         if self.separate and self.training:
             return logits

@@ -47,7 +47,7 @@ class SAMNLinear(Foldable):
     The direction of a class is then its cosine row. The published norms are meant for features of
     free length and would give logits of at most 4 on features of length 1, so the features get
     the length s / mean(exp(s_c)) of the start: the norm of a class is s exp(s_c) / mean(exp(s_c)),
-    and the mean norm is that of the cosine classifier. The bias is added as published.
+    and the mean norm stays as in the cosine classifier. The bias is added as published.
 
     Args:
         in_features: D, features per image.
@@ -146,8 +146,8 @@ class SAMNLinear(Foldable):
             project: "step" or "forward".
             start: The norms and shifts at the start. "published": fixed values between 2.14 and
                 4.23 by the frequency, whatever the data set. "stage1": the monotone norms that are
-                closest to those of `linear` (usually all equal to their mean), and equal shifts.
-                These norms can be of any size: `norm_scale` times exp(s_c).
+                closest to the norms of `linear` (usually all equal to their mean), and equal
+                shifts. These norms can be of any size: `norm_scale` times exp(s_c).
 
         Raises:
             UserError: If the lengths differ, an option is unknown, or a row of `linear` is zero or
@@ -186,7 +186,7 @@ class SAMNLinear(Foldable):
             # Rarest first, and the largest norm for the rarest.
             closest = pava(norms.double()[self.rank_to_class], increasing=False)
             closest = closest[self.class_to_rank]
-            # The mean of exp(s) is that of the published start, where the raw norms move well.
+            # exp(s) has the mean of the published start, where the raw norms move well.
             scale = closest.mean() / _scale(self.raw_norm_weight).mean()
             s = (closest / scale).clamp(min=_LEAST_RATIO).log()
             self.norm_scale = scale.to(self.weight)

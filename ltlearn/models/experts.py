@@ -44,8 +44,8 @@ class ExpertBackbone(nn.Module):
     pooling.
 
     Args:
-        trunk: Maps images to (N, D) features; a copy of it is made. At first all experts are equal
-            to it.
+        trunk: Maps images to (N, D) features; it is copied. At first all experts are
+            equal to it.
         stages: Names of its modules that each expert has for itself, in the order of the forward
             pass. Each is called once, with a batch in its first argument.
         experts: E, at least 1.
@@ -55,8 +55,8 @@ class ExpertBackbone(nn.Module):
         second, and so on.
 
     Source:
-        Wang et al., ICLR 2021, arXiv:2010.01809 (RIDE). Its authors, and those of SADE and BalPoE,
-        give each expert the last two stages of a ResNet.
+        Wang et al., ICLR 2021, arXiv:2010.01809 (RIDE). In its code, and in the code of SADE and
+        BalPoE, each expert has the last two stages of a ResNet.
 
     Example:
         >>> backbone = ExpertBackbone(timm.create_model("resnet18", num_classes=0), ["layer4"], 3)

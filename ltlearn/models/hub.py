@@ -71,7 +71,7 @@ def find_on_hub(repo: str, files: Sequence[str], revision: str | None = None) ->
         if isinstance(huggingface_hub.try_to_load_from_cache(repo, file, revision=revision), str):
             return
     if constants.HF_HUB_OFFLINE:
-        raise OSError("HF_HUB_OFFLINE is set, and the cache has no such file")
+        raise OSError("HF_HUB_OFFLINE is set and the cache has no such file")
     _ask_hub(repo, revision)
 
 

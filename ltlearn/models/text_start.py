@@ -81,7 +81,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_class_names(names: Sequence[str] | None, vocab: Sequence[str] | None) -> list[str]:
-    """Return the names that texts are made of: those given, or those of the data.
+    """Return the class names for the texts: the given ones, or the names of the data.
 
     WordNet ids become the words that ImageNet has for them. Underscores become spaces.
 

@@ -56,7 +56,7 @@ class FitCallback(Callback):
         """Return what a training without events calls after each step; None for nothing.
 
         Args:
-            form: The `LinearGradient` or the `StackedHeads` of what is trained; None for others.
+            form: The `LinearGradient` or the `StackedHeads` that trains; None for other heads.
         """
         return self.after_step
 

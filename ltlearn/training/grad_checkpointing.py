@@ -9,8 +9,8 @@ __all__ = ["GradCheckpointing"]
 class GradCheckpointing(FitCallback):
     """Compute activations again in the backward pass, instead of keeping them in memory.
 
-    A step takes about a third longer, and the memory for activations falls to that of one block and
-    the inputs of the others. The result is the same.
+    A step takes about a third longer. Of the activations, memory holds one block and the inputs of
+    the other blocks. The result is the same.
 
     Reads `learn.model.backbone`. Writes, for the length of a fit, timm's switch for checkpointing.
 
