@@ -24,7 +24,10 @@ import torch
 PARTS = ("train", "test")
 ARCH = "tf_efficientnet_lite0"
 # The probe itself, and what is made from it.
-METHODS = ("probe", "logit_adjustment", "crt", "balanced_softmax", "samn_start", "samn", "ncm")
+METHODS = (
+    "probe", "logit_adjustment", "prior_matching", "crt", "balanced_softmax", "samn_start", "samn",
+    "samn_matched", "ncm",
+)  # fmt: skip
 
 
 class Clock:

@@ -34,9 +34,7 @@ def place_of(head: nn.Module) -> int | None:
         return None
     if not all(p.requires_grad and p.dtype is torch.float32 for p in head.parameters()):
         return None
-    if type(head) is SAMNLinear and (
-        head.project != "step" or len(head.on) < 2 or head.norm_scale is not None
-    ):
+    if type(head) is SAMNLinear and (head.project != "step" or len(head.on) < 2):
         return None
     return _KINDS.index(type(head))
 
@@ -123,6 +121,9 @@ class StackedHeads(Stack):
             self._cosine_scale = torch.stack(scales).unsqueeze(1)
         if self._has_samn:
             samn = heads[self._samn]
+            one = torch.ones((), device=device)
+            scales = [one if head.norm_scale is None else head.norm_scale for head in samn]
+            self._norm_scale = torch.stack(scales).unsqueeze(1)
             both = (2, len(samn), self.weight.shape[1])
             self._by_rank = torch.stack([head.rank_to_class for head in samn]).expand(both)
             self._by_class = torch.stack([head.class_to_rank for head in samn]).expand(both)
@@ -155,6 +156,7 @@ class StackedHeads(Stack):
             self._s = F.softplus(self._q).add_(EPS).reciprocal_()
             self._scale = self._s.exp()
             torch.div(self._scale[0], self._length[n:], out=factor[self._samn])
+            factor[self._samn].mul_(self._norm_scale)
             shift[self._samn].add_(self._scale[1])
         layer = self.weight * factor.unsqueeze(2) if self._has_factor else self.weight
         logits = torch.baddbmm(shift.unsqueeze(1), x, layer.mT)
@@ -188,6 +190,7 @@ class StackedHeads(Stack):
                 # d scale / d q = -scale s^2 sigmoid(q)
                 n = len(along) - self._q.shape[1]
                 slope = (self._scale * self._s).mul_(self._s).mul_(self._q.sigmoid()).neg_()
+                slope[0].mul_(self._norm_scale)
                 torch.mul(slope[0], along[n:], out=of_vectors[1, self._samn])
                 torch.mul(slope[1], of_bias[self._samn], out=of_vectors[2, self._samn])
             part = self._of_length

@@ -48,16 +48,13 @@ def weights_fingerprint(model: nn.Module, names: Collection[str] | None = None) 
         model: The model.
         names: The tensors that count. None: all.
     """
-    state = model.state_dict()
-    chosen = None if names is None else frozenset(names)
-    marks = chosen, tuple((name, *tensor_mark(value)) for name, value in state.items())
+    state = {k: v for k, v in model.state_dict().items() if names is None or k in names}
+    marks = tuple((name, *tensor_mark(value)) for name, value in state.items())
     known = _KNOWN.get(model)
     if known is not None and known[0] == marks:
         return known[1]
     digest = hashlib.sha256()
     for name, value in state.items():
-        if names is not None and name not in names:
-            continue
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     fingerprint = digest.hexdigest()[:16]

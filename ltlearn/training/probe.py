@@ -1,7 +1,6 @@
 """A stage 1 that leaves the backbone as it is, and trains a linear classifier on its features."""
 
 import time
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,106 +9,27 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError
-from ltlearn.posthoc.choose import iterate_blocks
 from ltlearn.posthoc.class_rows import class_means, fit_logistic, some_of_each
 from ltlearn.posthoc.linear import new_linear, warn_without_images
 from ltlearn.posthoc.temperature import fit_temperature
 from ltlearn.training.collectives import copy_from_first
-from ltlearn.training.feature_rows import Features
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.history import head_norms
 from ltlearn.training.plan import ProbePlan
 from ltlearn.training.progress import EpochProgress
+from ltlearn.training.scaled_features import ScaledFeatures, Scaling
 from ltlearn.training.schedule import EpochSchedule, LoaderEpoch
 from ltlearn.training.stage import record_stage, set_checkpoint_facts
 from ltlearn.training.stage2 import on_features
 from ltlearn.utils import ranks
 
-__all__ = ["ScaledFeatures", "Scaling", "run_probe"]
+__all__ = ["run_probe"]
 
 # The most images of the logistic regression. As a start it may be rough, and must take seconds.
 _MAX_PER_CLASS, _MAX_IMAGES = 100, 20_000
 _LOGISTIC_ITERATIONS = 50
 _LOGISTIC_C = 10.0
 _ROWS = 4096  # images that decide the temperature of the class means
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Shift and factor that give features mean 0 and a mean squared length of 1.
-
-    Features of different backbones differ a hundredfold in length, and many are far from 0. After
-    the scaling, one learning rate and one weight decay fit all of them.
-
-    Args:
-        mean: Mean of the features, (D,), float32.
-        factor: Factor of the features after the shift.
-    """
-
-    mean: Tensor
-    factor: float
-
-    @classmethod
-    def of(cls, features: Features) -> "Scaling":
-        """Return the scaling of the training images' features.
-
-        Args:
-            features: The features.
-        """
-        total, square = torch.zeros(2, features.views[0].shape[1], dtype=torch.float64)
-        for view in features.views:
-            for _, block in iterate_blocks(view):
-                total += block.sum(0)
-                square += block.square().sum(0)
-        n = len(features) * len(features.views)
-        mean = total / n
-        length = float((square / n - mean.square()).clamp(min=0).sum().sqrt())
-        return cls(mean.float(), 1 / length if length else 1.0)
-
-    def apply(self, features: Features) -> "ScaledFeatures":
-        """Return features that are scaled as they are read.
-
-        Args:
-            features: The features.
-        """
-        return ScaledFeatures(features.views, features.targets, self)
-
-    def unscaled(self, head: nn.Linear) -> nn.Linear:
-        """Return the layer that gives the same logits on features without scaling.
-
-        Args:
-            head: A layer over scaled features.
-        """
-        weight = head.weight.detach().double() * self.factor
-        shift = weight @ self.mean.double().to(weight.device)
-        return new_linear(head, weight, head.bias.detach().double() - shift)
-
-
-@dataclass
-class ScaledFeatures(Features):
-    """Cached features that are scaled as they are read, so that no copy is kept."""
-
-    scaling: Scaling
-
-    def get_batch(self, index: list[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return scaled features (B, D), float32, and targets (B,)."""
-        x, y = super().get_batch(index, seed)
-        return self._scaled(x), y
-
-    def take(self, index: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Return scaled features (B, D), float32, and targets (B,), for what `draw` returned."""
-        x, y = super().take(index, drawn)
-        return self._scaled(x), y
-
-    def make_copy(self, device: torch.device) -> "Features | None":
-        """Return a copy whose features are on a CUDA device; None if they do not fit."""
-        result = super().make_copy(device)
-        if result is not None:
-            result.scaling = replace(self.scaling, mean=self.scaling.mean.to(device))
-        return result
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        return x.sub_(self.scaling.mean).mul_(self.scaling.factor)
 
 
 def run_probe(learn: Learner, plan: ProbePlan) -> None:
@@ -177,7 +97,7 @@ def _class_means(features: ScaledFeatures, n_classes: int, seed: int) -> tuple[T
     counts = torch.bincount(targets, minlength=n_classes)
     warn_without_images(counts, "the weights of the probe begin at zero there")
     means = class_means(features.views[0], targets, n_classes)
-    weight = ((means - scaling.mean) * scaling.factor).float()
+    weight = scaling.scale_(means).float()
     weight[counts == 0] = 0
     bias = -0.5 * weight.square().sum(1)
     bias[counts == 0] = bias.min()

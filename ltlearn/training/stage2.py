@@ -9,21 +9,24 @@ from typing import Any
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from torch import nn
 
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.errors import UserError
+from ltlearn.heads.feature_scale import for_longer_features
 from ltlearn.heads.registry import kind_of
 from ltlearn.training.collectives import copy_from_first
 from ltlearn.training.evaluate import run_model
 from ltlearn.training.feature_rows import Features
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.head_learner import HeadLearner
-from ltlearn.training.history import FlipAverage, Trajectory, chosen_classes
+from ltlearn.training.history import FlipAverage, Trajectory, chosen_classes, head_norms
 from ltlearn.training.loop import sgd
 from ltlearn.training.plan import PosthocPlan, Stage2Plan
 from ltlearn.training.posthoc import run_posthoc
 from ltlearn.training.prediction import FEATURE_BATCH, HeadModel
 from ltlearn.training.progress import EpochProgress
+from ltlearn.training.scaled_features import Scaling
 from ltlearn.training.schedule import EpochSchedule, LoaderEpoch
 from ltlearn.training.stage import (
     fold_unowned_head,
@@ -42,7 +45,10 @@ from ltlearn.training.temporary import (
 )
 from ltlearn.utils import ranks
 
-__all__ = ["on_features", "run_stage2", "stage2_of"]
+__all__ = ["SQUARED_LENGTH", "on_features", "run_stage2", "stage2_of"]
+
+# A ResNet-32 that was trained on CIFAR-100-LT has 93 around the mean of its features.
+SQUARED_LENGTH = 64.0
 
 
 def run_stage2(learn: Learner, plan: Stage2Plan) -> None:
@@ -112,6 +118,11 @@ def on_features(
 ) -> Iterator[tuple[Learner, Trajectory, list[Callback]]]:
     """Prepare a fit of the head on cached features; the block fits; the learner keeps the head.
 
+    After a probe the features are scaled to a mean squared length of 64 for the training. Published
+    learning rates, weight decays and norms were found on networks that had been trained on the
+    images, whose features have about this length. Those of other backbones can be a hundred times
+    as long, and a training with published values diverges on them or forgets where it began.
+
     The block gets the learner to fit, the trajectory, and all callbacks of that fit.
 
     Args:
@@ -121,15 +132,29 @@ def on_features(
         parts: Features of the training and of the validation images. None: as the plan has them.
         **options: Options of `make_trajectory`.
     """
+    head, length = learn.model.head, None
     if parts is None:
         parts = learn.features("train", plan.views, plan.view_seed), learn.features("valid")
-    over_features = _head_learner(learn, plan, *parts)
+        if _follows_probe(learn):
+            scaling = Scaling.to_length(parts[0], SQUARED_LENGTH)
+            # A new head gets its random weights for the scaled features.
+            factor = 1.0 if plan.reset else scaling.factor
+            scaled = for_longer_features(head, factor)
+            if scaled is not None:
+                head, length = scaled, scaling.factor
+                parts = scaling.apply(parts[0]), scaling.apply(parts[1])
+    over_features = _head_learner(learn, plan, head, *parts)
+
+    def unscaled(head: nn.Module) -> nn.Module:
+        back = None if length is None else for_longer_features(head, 1 / length)
+        return head if back is None else back
 
     def predict():
         valid = over_features.dls.valid
         return run_model(over_features.model, valid, nullcontext, read=chosen_classes)
 
-    options = {"stage": "stage 2", "predict": predict, **options}
+    norms = {} if length is None else {"norms": lambda model: head_norms(unscaled(model.head))}
+    options = {"stage": "stage 2", "predict": predict, **norms, **options}
     trajectory = make_trajectory(learn, plan.select, **options)
     try:
         with (
@@ -146,8 +171,14 @@ def on_features(
             trajectory.record = learn.trajectory = ranks.share(trajectory.record)
     finally:
         # The learner gets the trained head also after an interruption.
-        learn.model.head = over_features.model.head
+        learn.model.head = unscaled(over_features.model.head)
         learn.opt = None
+
+
+def _follows_probe(learn: Learner) -> bool:
+    """Return whether stage 1 trained the head alone."""
+    first = [record for record in learn.stages if record["stage"] == "stage 1"]
+    return bool(first) and first[-1]["trained"] == "head"
 
 
 @contextmanager
@@ -162,7 +193,7 @@ def _on_images(
 
 
 def _head_learner(
-    learn: Learner, plan: Stage2Plan, features: Features, valid_features: Features
+    learn: Learner, plan: Stage2Plan, head: nn.Module, features: Features, valid_features: Features
 ) -> Learner:
     """Make a learner of the head alone, over cached features."""
     train = LTDataLoader(
@@ -178,7 +209,7 @@ def _head_learner(
     dls.class_counts, dls.vocab, dls.c = learn.dls.class_counts, learn.dls.vocab, learn.dls.c
     dls.split = learn.dls.split
     over_features = HeadLearner(
-        dls, HeadModel(learn.model.head), plan.loss or learn.loss_func,
+        dls, HeadModel(head), plan.loss or learn.loss_func,
         opt_func=plan.opt_func or sgd(), path=learn.path, model_dir=learn.model_dir,
         splitter=lambda m: [list(m.parameters())], train_bn=False, wd_bn_bias=True,
         metrics=learn.metrics,

@@ -172,7 +172,7 @@ def _with_pages(names: list[PublicName]) -> list[PublicName]:
         page = public.name.strip("_")
         if same[public.name] > 1:
             page = f"{public.modules[0].removeprefix(f'{PACKAGE}.')}.{public.name}"
-        elif alike[public.name.casefold()] > 1 and public.name[0].isupper():
+        elif alike[public.name.casefold()] > 1 and _is_class(public.path):
             page = f"{public.name}-class"
         given.append(replace(public, page=page))
     return given

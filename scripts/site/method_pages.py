@@ -232,14 +232,25 @@ def commands(name: str) -> list[str]:
         arch, usual_arch = method_facts()[name].arch, method_facts()[DEFAULT_STAGE1].arch
         arch = f"--arch {arch} " if arch != usual_arch else ""
         lines = [f"ltlearn train photos/ {arch}--stage1 {name} --method {stage2} --out RUN"]
-        return lines + [f"{lines[0]} --set stage1.{k}={v:g}" for k, v in _one_option(row)]
+        return lines + [f"{lines[0]} --set stage1.{k}={_option(v)}" for k, v in _one_option(row)]
     stage1 = f"--stage1 {row.after} " if row.after else ""
     lines = [f"ltlearn train photos/ {stage1}--method {name} --out RUN"]
     lines += [f"{lines[0]} --set method.{name}.{k}={v:g}" for k, v in _one_option(row)]
     return [*lines, f"ltlearn compare RUN --methods {name}"]
 
 
-def _one_option(row: Method) -> list[tuple[str, float]]:
+def _option(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _value_cell(row: Method, key: str, value: float | str) -> str:
+    """Return the default of an option, with the other words that it may have."""
+    if key not in row.choices:
+        return _number(value)
+    return f"{value}; or {' or '.join(row.choices[key][1:])}"
+
+
+def _one_option(row: Method) -> list[tuple[str, float | str]]:
     return list(row.options.items())[-1:]
 
 
@@ -266,7 +277,10 @@ def _values(name: str, row: Method) -> list[str]:
         if given["epochs"]:
             rows.append(["sampler", code(row.sampler)])
         rows.append(["classifier at the start", "new" if row.reset else "the one of stage 1"])
-    rows += [[f"option {code(key)}", _number(value)] for key, value in row.options.items()]
+    if row.trains == "head":
+        rows += [[_VALUE_NAMES[key], _number(value)] for key, value in row.values.items()]
+    options = row.options.items()
+    rows += [[f"option {code(key)}", _value_cell(row, key, value)] for key, value in options]
     if row.choose is not None:
         rows.append(
             [

@@ -35,7 +35,7 @@ KINDS = {
     "linear": lambda: [linear(), linear(False)],
     "scaled": lambda: [scaled("scale"), scaled(factor=0.1), scaled(bias=False)],
     "cosine": lambda: [CosineLinear.from_linear(linear(), scale) for scale in (8, 16)],
-    "samn": lambda: [samn(), samn()],
+    "samn": lambda: [samn(), samn(start="stage1")],
 }
 GROUPS = {**KINDS, "all kinds": lambda: [head for make in KINDS.values() for head in make()]}
 GROUPS["scaled and samn"] = lambda: [*KINDS["scaled"](), *KINDS["samn"]()]

@@ -11,7 +11,7 @@ from torch import nn
 from ltlearn import Checkpoint, UserError
 from ltlearn.methods import METHODS, Method, registered_method
 from ltlearn.training.feature_rows import Features
-from ltlearn.training.probe import Scaling
+from ltlearn.training.scaled_features import Scaling
 from tests.callbacks.helpers import COUNTS, make_dls, make_lt_learner
 from tests.device.simcuda import SimCuda
 from tests.training.helpers import Kill, Killed, check_resumed
@@ -34,6 +34,17 @@ class Rescaled(nn.Module):
 
     def forward(self, x):
         return 100 * self.backbone(x) + 50
+
+
+class Longer(nn.Module):
+    """A backbone whose features are longer by a factor."""
+
+    def __init__(self, backbone, factor):
+        super().__init__()
+        self.backbone, self.factor = backbone, factor
+
+    def forward(self, x):
+        return self.factor * self.backbone(x)
 
 
 class CountPasses:
@@ -65,6 +76,30 @@ def test_the_backbone_stays_and_stage_2_reads_the_same_features():
     learn.compare_classifiers(["probe", "crt", "samn", "tau_norm", "ncm"])
     assert passes.images == n_train + n_valid + n_test
     assert learn.stage1_method == "probe"
+
+
+@pytest.mark.parametrize("method", ["crt", "samn", "samn_matched", "lws", "ldam_drw", "max_norm"])
+def test_stage_2_does_not_depend_on_the_length_of_the_features(method):
+    outcomes = []
+    for factor in (1.0, 100.0):
+        learn = make_lt_learner()
+        learn.model.backbone = Longer(learn.model.backbone, factor)
+        learn.fit_stage1(method="probe")
+        learn.retrain_classifier(4, method=method)
+        outcomes.append(learn.predict_logits()[0])
+        # The recorded norms are those of the head that the learner keeps.
+        kept = torch.tensor(learn.trajectory["norms"][-1])
+        assert torch.allclose(kept, learn.head_norms(), rtol=1e-4)
+    small, large = outcomes
+    assert small.std() > 0.05  # it has learnt something
+    assert torch.allclose(small, large, rtol=1e-2, atol=1e-2)
+
+
+def test_features_are_as_they_are_after_a_trained_backbone(monkeypatch):
+    learn = make_lt_learner()
+    learn.fit_stage1(1)
+    monkeypatch.setattr(Scaling, "to_length", None)  # a call would fail
+    learn.retrain_classifier(1, method="crt")
 
 
 def test_other_views_and_another_seed_of_the_augmentation():
