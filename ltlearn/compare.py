@@ -257,7 +257,7 @@ class _Study:
     def _train_together(
         self, wanted: Sequence[tuple[Candidate, int]], restart: Callable, notify: Callable
     ) -> dict[tuple[str, int], _Trained]:
-        """Take the classifiers that the run keeps, and train those of stage 2 together."""
+        """Take the classifiers that the run keeps, and train the others of stage 2 together."""
         ready, requests = {}, {}
         for method, seed in [(c.name, seed) for c, seed in wanted if c.call is None]:
             if METHODS[method].kind == "stage 2":

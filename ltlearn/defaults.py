@@ -46,10 +46,10 @@ class Defaults:
 
         Args:
             images: Number of training images.
-            cores: Cores of the CPU.
+            cores: Cores of the CPU, at least 1.
         """
         side, seconds = _CORE_SECONDS[self.small]
-        return images * self.epochs * seconds * (self.size / side) ** 2 / max(cores, 1) / 3600
+        return images * self.epochs * seconds * (self.size / side) ** 2 / cores / 3600
 
     @property
     def small(self) -> bool:

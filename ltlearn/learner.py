@@ -23,18 +23,16 @@ from ltlearn.training.given import check_given, make_model
 from ltlearn.training.history import head_norms
 from ltlearn.training.image_learner import ImageLearner, check_fastai_options
 from ltlearn.training.loop import LossScaling, listed_callbacks, sgd
-from ltlearn.training.plan import ProbePlan, resolve_stage1
 from ltlearn.training.precision import resolve_precision
 from ltlearn.training.prediction import extract_features, predict_part
 from ltlearn.training.prior import assumed_prior, stage1_method
-from ltlearn.training.probe import run_probe
 from ltlearn.training.records import CorrectionRecord, PosthocRecord, StageRecord, TrajectoryRecord
 from ltlearn.training.selection import selects_on, tested_part
-from ltlearn.training.stage1 import run_stage1
 from ltlearn.training.start import (
     ComparedClassifiers,
     Stage1State,
     correct_from,
+    fit_from,
     retrain_from,
     use_classifier,
 )
@@ -99,7 +97,8 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
         self.few, model = few, model.to(device)
         # Not `channels_last`: fastai's `load_learner` takes that for a callback of its own.
         self._channels_last = channels_last
-        model = model.to(memory_format=torch.channels_last) if channels_last else model
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)
         self.bank = FeatureBank(cache_path, "float32" if self.precision == "fp32" else "float16")
         kwargs = {
             "loss_func": CrossEntropy(),
@@ -180,7 +179,7 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             options: Options of the method by name, such as {"alpha": 0.4}.
             views: For a method that trains the head alone: augmented passes to cache features of.
                 None: 1, as `retrain_classifier` and `compare_classifiers` have it.
-            view_seed: Seed of the augmentation of these passes. None: 0, as theirs.
+            view_seed: Seed of the augmentation of these passes. None: 0, as they have it.
 
         Returns:
             The trajectory: one list per figure, with one entry per epoch.
@@ -192,10 +191,7 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             >>> learn.fit_stage1(90, 0.1, method="mixup", options={"alpha": 0.4})
         """
         given = {name: value for name, value in locals().items() if name != "self"}
-        is_pretrained = bool(getattr(self, "pretrained", False))
-        folder = self.path / self.model_dir / "stage1"
-        plan = resolve_stage1(given, self.dls, is_pretrained, folder)
-        run_probe(self, plan) if isinstance(plan, ProbePlan) else run_stage1(self, plan)
+        fit_from(self, given)
         return self.trajectory
 
     def retrain_classifier(
@@ -308,7 +304,8 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
             A record with `value`, `chosen_on`, and `curve`, a list of (value, figure).
 
         Raises:
-            UserError: If the method is not a post-hoc one, or the classifier cannot be corrected.
+            UserError: If the method is not a post-hoc one, or the classifier cannot be corrected
+                (a row of zeros, or a head that no linear layer equals).
 
         Example:
             >>> learn.correct_classifier("tau_norm")["value"]
@@ -324,6 +321,9 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
                 validation images, or "stage1" for the classifier of stage 1.
             seed: Seed of the classifier, for a method that was compared with several. None: the
                 first.
+
+        Returns:
+            The learner.
 
         Raises:
             UserError: If there is no such classifier, or it belongs to another stage 1.

@@ -9,6 +9,7 @@ __all__ = [
     "EXPORT_KINDS",
     "FIGURES",
     "FEW_RULES",
+    "FOR_BACKBONE",
     "HEAD_STARTS",
     "MIN_VALID_IMAGES",
     "ON_NAN",
@@ -20,6 +21,7 @@ __all__ = [
     "PROTOCOLS",
     "RESERVED_OPTIONS",
     "SAMPLER_NAMES",
+    "SAMN_STARTS",
     "SCHEDULES",
     "SELECTS",
     "SHOTS",
@@ -67,8 +69,16 @@ PRIORS = ("uniform", "train", "reversed")
 TRAINABLE_PARTS = ("all", "last_block", "new_last_block")
 # How a cosine classifier on a pre-trained trunk begins; see `HeadStart`.
 HEAD_STARTS = ("class_means", "logistic", "text")
+# The norms that SAMN begins with; see `SAMNLinear.from_linear`.
+SAMN_STARTS = ("published", "stage1")
 # What a method of stage 1 trains: backbone and classifier, or the classifier alone.
 TRAINED_PARTS = ("all", "head")
+# Arguments of stage 1 that concern the backbone, with the values that change nothing. They have no
+# meaning for a method that trains the classifier alone.
+FOR_BACKBONE = {
+    "warmup_epochs": 0, "milestones": None, "decay": 0.1, "flip": False, "compile": False,
+    "sync_bn": False, "grad_checkpointing": False,
+}  # fmt: skip
 # The weights that a linear probe begins with.
 PROBE_STARTS = ("none", "class_means", "logistic")
 # Fewer validation images than this, or than one per class, are too few to choose on.

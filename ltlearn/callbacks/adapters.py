@@ -6,10 +6,12 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from ltlearn.callbacks.install import add_parameters
 from ltlearn.errors import UserError, check_whole
 from ltlearn.models.adapters import ADAPTFORMER, LORA, AdapterKind
 from ltlearn.models.backbone import find_head, is_adapter_tensor
 from ltlearn.training.fit_callback import FitCallback
+from ltlearn.training.freezing import Flags, freeze, unfreeze
 
 __all__ = ["AdaptFormer", "BitFit", "LoRA"]
 
@@ -18,13 +20,13 @@ _OTHERS = "train it with BitFit, LastBlock or LayerDecay (methods bitfit, last_b
 
 
 class _PartOfTrunk(FitCallback):
-    """Freeze the trunk but for a part of it."""
+    """Freeze all of the trunk but a part."""
 
     # Before callbacks that install a head: a refusal then leaves the head as it was.
     order = 4
-    keeps_trunk = True  # so that a checkpoint leaves out what is frozen
+    keeps_trunk = True  # a checkpoint leaves out the frozen weights
     trained_parameters_: int | None = None
-    _flags: list[tuple[nn.Parameter, bool]] = []  # replaced, not changed
+    _flags: Flags = []  # replaced, not changed
 
     def begin(self) -> None:
         """Freeze all of the backbone but the part that trains."""
@@ -34,15 +36,7 @@ class _PartOfTrunk(FitCallback):
                 f"{type(self).__name__} needs a model with a backbone; make one with lt_learner."
             )
         self.install(self.learn)
-        self._flags = [(p, p.requires_grad) for p in model.backbone.parameters()]
-        trained = {id(p) for p in self._part(model.backbone)}
-        for p, _ in self._flags:
-            if id(p) in trained:
-                p.requires_grad_(True)
-                continue
-            p.requires_grad_(False)
-            # An optimiser applies weight decay and momentum to every parameter with a gradient.
-            p.grad = None
+        self._flags = freeze(model.backbone, but=self._part(model.backbone))
         self.trained_parameters_ = None
 
     def install(self, learn) -> None:
@@ -64,8 +58,7 @@ class _PartOfTrunk(FitCallback):
 
     def end(self) -> None:
         """Restore which parameters train."""
-        for p, flag in self._flags:
-            p.requires_grad_(flag)
+        unfreeze(self._flags)
         self._flags = []
 
     def _count(self) -> None:
@@ -127,25 +120,11 @@ class _Adapters(_PartOfTrunk):
                 if not kind.size(site):
                     before = list(site.parameters())
                     kind.add(site, size)
-                    new = _without(site.parameters(), before)
                     if learn.opt is not None:
-                        _add_beside(learn.opt, before, new)
+                        add_parameters(learn.opt, site.parameters(), beside=before)
 
     def _part(self, backbone: nn.Module) -> list[nn.Parameter]:
         return [p for n, p in backbone.named_parameters() if is_adapter_tensor(n)]
-
-
-def _without(parameters: Iterable[nn.Parameter], others: list[nn.Parameter]) -> list[nn.Parameter]:
-    known = {id(p) for p in others}
-    return [p for p in parameters if id(p) not in known]
-
-
-def _add_beside(opt, known: list[nn.Parameter], new: list[nn.Parameter]) -> None:
-    """Add new parameters to the group of an optimiser that has the known ones."""
-    ids, groups = {id(p) for p in known}, [list(group) for group in opt.param_lists]
-    group = next((g for g in groups if any(id(p) in ids for p in g)), groups[0])
-    group += new
-    opt.param_lists = groups
 
 
 class AdaptFormer(_Adapters):

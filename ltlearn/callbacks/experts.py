@@ -1,7 +1,5 @@
 """Several experts on a shared backbone, as a fastai callback."""
 
-from numbers import Integral
-
 import torch
 from torch import Tensor, nn
 
@@ -95,7 +93,8 @@ class Experts(FitCallback):
         backbone = ExpertBackbone(old, stages, self.experts).train(old.training)
         _check(backbone, old, getattr(learn.dls, "size", None))
         head = ExpertHead(self.experts * rows.shape[1], len(rows), self.experts, self.scale)
-        generator = torch.Generator().manual_seed(mix_seed(_seed_of(learn), _EXPERTS))
+        seed = mix_seed(getattr(learn.dls.train, "seed", 0), _EXPERTS)
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             head.weight.copy_(rows.expand_as(head.weight))
             for expert in range(1, self.experts) if is_new else ():
@@ -134,12 +133,6 @@ def _directions(head: nn.Module) -> Tensor:
     return linear.weight.detach()
 
 
-def _seed_of(learn) -> int:
-    seed = getattr(learn.dls.train, "seed", 0)
-    # A fastai loader passes on the attributes of its dataset, so `seed` may be anything.
-    return int(seed) if isinstance(seed, Integral) else 0
-
-
 def _is_untrained(learn) -> bool:
     """Return whether a model still has the random weights that it was made with."""
     if getattr(learn, "pretrained", True) or getattr(learn, "stages", ()):
@@ -149,7 +142,7 @@ def _is_untrained(learn) -> bool:
 
 
 def _shuffle(part: nn.Module, generator: torch.Generator) -> None:
-    """Shuffle each matrix of a part; vectors, such as those of norms, begin alike in all."""
+    """Shuffle each matrix of a part; vectors, as in norms, begin alike in all experts."""
     for p in part.parameters():
         if p.ndim > 1:
             order = torch.randperm(p.numel(), generator=generator).to(p.device)

@@ -30,7 +30,7 @@ from ltlearn.losses.glmc import (
 )
 from ltlearn.models.backbone import LTModel
 from ltlearn.models.halves import can_run_by_halves, running_by_halves
-from ltlearn.training.fit_callback import FitCallback, mixes_images
+from ltlearn.training.fit_callback import FitCallback, declared, mixes_images
 from ltlearn.training.resident_form import ResidentForm, ResidentStep
 from ltlearn.utils import ranks
 
@@ -422,8 +422,7 @@ def _check(learn) -> None:
             "take a learner with plain cross-entropy."
         )
     for cb in learn.cbs:
-        # Read from the class: an instance passes unknown attributes on to the learner.
-        if type(cb) is not GLMC and (mixes_images(cb) or getattr(type(cb), "weights_loss", False)):
+        if type(cb) is not GLMC and (mixes_images(cb) or declared(cb, "weights_loss")):
             raise UserError(
                 f"GLMC mixes images and re-weights classes by itself: leave {type(cb).__name__} "
                 "out."

@@ -40,7 +40,7 @@ class HeadStart(CosineHead):
       weights. timm has the projection as the classifier of the trunk, which the learner replaces;
       so text tower and projection are loaded together, by open_clip (extra "clip").
 
-    Features are those of the images without augmentation; they are computed once, and the feature
+    The features come from images without augmentation; they are computed once, and the feature
     bank keeps them. A class without training images keeps its random row. A fit that resumes from
     a checkpoint continues with its own classifier. The head stays after the fit. A fit of no epoch
     sets the rows, too: with "text", this is CLIP's own classifier.

@@ -1,7 +1,7 @@
-"""Install a head in place of a Learner's classifier; several callbacks do so."""
+"""Install a head in place of a Learner's classifier, and give its optimiser new parameters."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
@@ -10,7 +10,7 @@ from ltlearn.heads.normalized import over_normalized_features
 from ltlearn.heads.registry import as_linear, is_trainable
 from ltlearn.models.backbone import find_head, set_head
 
-__all__ = ["install_head", "exchange_parameters"]
+__all__ = ["add_parameters", "exchange_parameters", "install_head"]
 
 _log = logging.getLogger("ltlearn")
 
@@ -90,3 +90,17 @@ def exchange_parameters(opt, old: nn.Module, new: nn.Module) -> None:
     if hasattr(opt, "opt"):
         for p in old.parameters():
             opt.opt.state.pop(p, None)
+
+
+def add_parameters(opt, parameters: Iterable[nn.Parameter], beside: Iterable[nn.Parameter]) -> None:
+    """Add parameters to the group of an optimiser that has others already.
+
+    Args:
+        opt: An optimiser of fastai, or one of torch in fastai's `OptimWrapper`.
+        parameters: The parameters; those in `beside` are left out.
+        beside: Parameters that the optimiser may have. If it has none, the first group grows.
+    """
+    known, groups = {id(p) for p in beside}, [list(group) for group in opt.param_lists]
+    group = next((g for g in groups if any(id(p) in known for p in g)), groups[0])
+    group += [p for p in parameters if id(p) not in known]
+    opt.param_lists = groups

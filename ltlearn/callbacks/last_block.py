@@ -6,6 +6,7 @@ from torch import nn
 from ltlearn.errors import UserError, check_whole
 from ltlearn.models.last_block import last_block
 from ltlearn.training.fit_callback import FitCallback
+from ltlearn.training.freezing import Flags, freeze, unfreeze
 
 __all__ = ["LastBlock"]
 
@@ -45,7 +46,7 @@ class LastBlock(FitCallback):
             raise UserError(f"new must be True or False, got {new!r}.")
         check_whole("seed", seed, 0)
         self.new, self.seed = new, seed
-        self._flags: list[tuple[nn.Parameter, bool]] = []
+        self._flags: Flags = []
         self._block: list[nn.Module] = []
 
     def begin(self) -> None:
@@ -57,12 +58,8 @@ class LastBlock(FitCallback):
         if self.new:
             self._initialise(block)
         self._block = list(block.values())
-        training = {p for m in self._block for p in m.parameters(recurse=False)}
-        self._flags = [(p, p.requires_grad) for p in backbone.parameters()]
-        for p, _ in self._flags:
-            p.requires_grad_(p in training)
-            # An optimiser applies weight decay and momentum to every parameter with a gradient.
-            p.grad = None
+        trained = [p for m in self._block for p in m.parameters(recurse=False)]
+        self._flags = freeze(backbone, but=trained)
 
     def before_train(self):
         """Put the frozen layers in evaluation mode."""
@@ -72,8 +69,7 @@ class LastBlock(FitCallback):
 
     def end(self) -> None:
         """Restore which parameters train."""
-        for p, flag in self._flags:
-            p.requires_grad_(flag)
+        unfreeze(self._flags)
         self._flags, self._block = [], []
 
     def _initialise(self, block: dict[str, nn.Module]) -> None:

@@ -65,7 +65,7 @@ class LayerDecay(FitCallback):
         if self._learner is None:
             return
         split, lists = self._learner.opt, [[] for _ in self._before.param_lists]
-        # Other callbacks may have exchanged parameters, such as those of the head.
+        # Other callbacks may have exchanged parameters, for example when they replace the head.
         for index, group in zip(self._origin, split.param_lists, strict=True):
             lists[index] += group
         self._before.param_lists = lists

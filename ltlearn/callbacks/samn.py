@@ -129,7 +129,7 @@ class SAMN(FitCallback):
         """Return what a training without events calls after each step.
 
         Args:
-            form: The `LinearGradient` or the `StackedHeads` of what is trained; None for others.
+            form: The `LinearGradient` or the `StackedHeads` that trains; None for other heads.
         """
         form = form.inner if isinstance(form, NormalizedGradient) else form
         if isinstance(form, StackedHeads):

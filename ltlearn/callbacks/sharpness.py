@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError, check_number
 from ltlearn.training.finite import FiniteLoss
-from ltlearn.training.fit_callback import FitCallback
+from ltlearn.training.fit_callback import FitCallback, declared
 from ltlearn.training.resident_form import ResidentForm, ResidentStep
 
 __all__ = ["SharpnessAware"]
@@ -197,7 +197,7 @@ class _Draws:
 def _reason_to_run_once(cb: Callback) -> str:
     """Return why a step with this callback cannot run twice; empty if it can."""
     fastais = [reason for kind, reason in _RUNS_ONCE.items() if isinstance(cb, kind)]
-    return fastais[0] if fastais else getattr(type(cb), "runs_once", "")
+    return fastais[0] if fastais else declared(cb, "runs_once", "")
 
 
 def _listens(cb: Callback) -> bool:

@@ -109,7 +109,7 @@ class LTDataLoaders(RowLoaders):
                 only.
             item_tfms: As for `from_folder`.
             batch_tfms: As for `from_folder`.
-            stats: Mean and standard deviation per channel for pixels in [0, 1]; None takes those of
+            stats: Mean and standard deviation per channel for pixels in [0, 1]. None: the values of
                 the set.
 
         Raises:

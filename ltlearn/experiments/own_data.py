@@ -250,12 +250,11 @@ def _choose_stage1(draft: _Draft, trained: bool) -> None:
     Raises:
         UserError: If a trained model is to be trained further.
     """
-    pretrained = bool(draft.get("model.pretrained"))
-    start = "pre-trained weights" if pretrained else "random weights"
-    probe = draft.probe
-    if probe is not None:
+    if (probe := draft.probe) is not None:
         _choose_probe_values(draft, probe)
         return
+    pretrained = bool(draft.get("model.pretrained"))
+    start = "pre-trained weights" if pretrained else "random weights"
     if trained:
         if draft.get("stage1.epochs"):
             train = spell_call("own_recipe", source="DIR", pretrained="FILE")

@@ -11,6 +11,7 @@ from ltlearn.experiments.sections import (
     Stage2Section,
 )
 from ltlearn.methods import METHODS
+from ltlearn.names import FOR_BACKBONE
 from ltlearn.utils.statistics import check_statistics
 
 __all__ = ["settle_data", "settle_model", "settle_stage1", "settle_stage2"]
@@ -139,8 +140,9 @@ def _check_probe(stage1: Stage1Section, paper: bool) -> None:
             f"{name} begins with a classifier without any training, so stage1.epochs must be at "
             "least 1, got 0."
         )
-    for key, plain in (("warmup_epochs", 0), ("sync_bn", False)):
-        if getattr(stage1, key) != plain:
+    fields = Stage1Section.model_fields
+    for key in (*FOR_BACKBONE, "head_start"):
+        if key in fields and getattr(stage1, key) != fields[key].default:
             raise UserError(f"stage1.{key} has no meaning for {name}; leave it out.")
 
 

@@ -69,7 +69,7 @@ def fold_if_possible(head: nn.Module) -> nn.Module:
         head: The head.
     """
     try:
-        # The graph of a cosine classifier is as small as that of a layer over scaled features.
+        # A cosine classifier has as small a graph as a layer over scaled features.
         return head if isinstance(head, CosineLinear) else as_linear_over_features(head)
     except UserError:
         return head

@@ -8,6 +8,7 @@ from ltlearn.errors import UserError, check_number
 from ltlearn.heads.linear import (
     check_directions,
     check_linear,
+    in_full_precision,
     logits_dtype,
     unit_rows,
     without_rounding,
@@ -78,9 +79,9 @@ class CosineLinear(nn.Module):
         """Return the logits, (..., C)."""
         dtype = logits_dtype(x)
         # Scale the C weight rows rather than the N x C logits.
-        weight = unit_rows(_full(self.weight)) * self.cosine_scale
+        weight = unit_rows(in_full_precision(self.weight)) * self.cosine_scale
         # Round the unit vectors to the output dtype; the logits are then rounded only once.
-        return F.linear(unit_rows(_full(x)).to(dtype), weight.to(dtype))
+        return F.linear(unit_rows(in_full_precision(x)).to(dtype), weight.to(dtype))
 
     @torch.no_grad()
     def norms(self) -> Tensor:
@@ -105,7 +106,3 @@ class CosineLinear(nn.Module):
 
     def _apply(self, fn, recurse=True):
         return super()._apply(without_rounding(fn, self.cosine_scale), recurse)
-
-
-def _full(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltlearn.errors import UserError, check_number, check_whole
-from ltlearn.heads.linear import logits_dtype, unit_rows
+from ltlearn.heads.linear import in_full_precision, logits_dtype, unit_rows, without_rounding
 
 __all__ = ["ExpertHead"]
 
@@ -13,7 +13,7 @@ __all__ = ["ExpertHead"]
 class ExpertHead(nn.Module):
     """Classifier whose logits are the weighted mean of several cosine classifiers, the experts.
 
-    The features are those of the experts one after the other, D / E for each. The logits of expert
+    Each expert has D / E of the features, one expert after the other. The logits of expert
     e are z_ec = scale * cos(w_ec, x_e). The weights of the mean are equal at first.
 
     With `separate`, the head returns the logits of each expert in training mode, (..., E, C), for a
@@ -63,12 +63,12 @@ class ExpertHead(nn.Module):
         self.separate = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, (..., C); with `separate` those of each expert in training mode."""
+        """Return the logits: (..., C), or (..., E, C) with `separate` in training mode."""
         logits = self.expert_logits(x)
         if self.separate and self.training:
             return logits
         # The mean of rounded logits is rounded only once more.
-        return (_full(logits) * self.expert_weights[:, None]).sum(-2).to(logits.dtype)
+        return (in_full_precision(logits) * self.expert_weights[:, None]).sum(-2).to(logits.dtype)
 
     def expert_logits(self, x: Tensor) -> Tensor:
         """Return the logits of each expert.
@@ -80,9 +80,9 @@ class ExpertHead(nn.Module):
             x is (..., D); the result is (..., E, C).
         """
         dtype = logits_dtype(x)
-        features = unit_rows(_full(x).unflatten(-1, (self.experts, -1))).to(dtype)
+        features = unit_rows(in_full_precision(x).unflatten(-1, (self.experts, -1))).to(dtype)
         # Scale the C weight rows of each expert rather than its N x C logits.
-        weight = (unit_rows(_full(self.weight)) * self.cosine_scale).to(dtype)
+        weight = (unit_rows(in_full_precision(self.weight)) * self.cosine_scale).to(dtype)
         pairs = zip(features.unbind(-2), weight.unbind(0), strict=True)
         return torch.stack([F.linear(own, rows) for own, rows in pairs], -2)
 
@@ -133,16 +133,4 @@ class ExpertHead(nn.Module):
         )
 
     def _apply(self, fn, recurse=True):
-        # `.half()` and similar calls move scale and weights of the mean but must not round them.
-        kept = (self.cosine_scale, self.expert_weights)
-
-        def move(values: Tensor) -> Tensor:
-            moved = fn(values)
-            same = all(values is not one for one in kept) or moved.dtype == values.dtype
-            return moved if same else values.to(moved.device)
-
-        return super()._apply(move, recurse)
-
-
-def _full(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+        return super()._apply(without_rounding(fn, self.cosine_scale, self.expert_weights), recurse)

@@ -1,6 +1,7 @@
 """The same classifier for features of another length. Torch alone."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ def for_longer_features(head: nn.Module, factor: float) -> nn.Module | None:
     Returns:
         The copy. None for a head of another library, whose formula is unknown.
     """
-    new = copy.deepcopy(head)
+    new: Any = copy.deepcopy(head)
     if type(head) in (nn.Linear, ScaledLinear):
         new.weight.div_(factor)
     elif type(head) is SAMNLinear:

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from ltlearn.errors import UserError
 from ltlearn.utils.text import name_classes
 
-__all__ = ["check_directions", "check_linear", "logits_dtype", "unit_rows", "without_rounding"]
+__all__ = [
+    "check_directions",
+    "check_linear",
+    "in_full_precision",
+    "logits_dtype",
+    "unit_rows",
+    "without_rounding",
+]
 
 _MIN_LENGTH = 1e-12  # a shorter row has no direction
 
@@ -50,6 +57,15 @@ def logits_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def in_full_precision(values: Tensor) -> Tensor:
+    """Return values in float32, or in their own dtype if that is longer.
+
+    Args:
+        values: The values, any floating dtype.
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def unit_rows(rows: Tensor) -> Tensor:
     """Divide each row by its length; a row without a length becomes 0, and so does its gradient.
 
@@ -65,19 +81,19 @@ def unit_rows(rows: Tensor) -> Tensor:
     return (rows / lengths.masked_fill(has_none, 1)).masked_fill(has_none, 0)
 
 
-def without_rounding(fn: Callable[[Tensor], Tensor], exact: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the function of `nn.Module._apply` that moves a buffer but keeps its dtype.
+def without_rounding(fn: Callable[[Tensor], Tensor], *exact: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function of `nn.Module._apply` that moves some buffers but keeps their dtype.
 
-    `.half()` and similar calls would round it.
+    `.half()` and similar calls would round them.
 
     Args:
         fn: The function that `_apply` got.
-        exact: The buffer.
+        *exact: The buffers.
     """
 
     def move(values: Tensor) -> Tensor:
         moved = fn(values)
-        same = values is not exact or moved.dtype == values.dtype
+        same = all(values is not one for one in exact) or moved.dtype == values.dtype
         return moved if same else values.to(moved.device)
 
     return move

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError, check_number
 from ltlearn.heads.cosine import CosineLinear
-from ltlearn.heads.linear import unit_rows, without_rounding
+from ltlearn.heads.linear import in_full_precision, unit_rows, without_rounding
 
 __all__ = ["NormalizedFeatureHead", "normalized_head_of", "over_normalized_features"]
 
@@ -65,8 +65,7 @@ class NormalizedFeatureHead(nn.Module):
         Args:
             x: The features.
         """
-        full = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (unit_rows(full) * self.length).to(x.dtype)
+        return (unit_rows(in_full_precision(x)) * self.length).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (..., C)."""
@@ -114,7 +113,7 @@ def over_normalized_features(head: CosineLinear) -> NormalizedFeatureHead:
     Args:
         head: The cosine classifier; it is not changed.
     """
-    weight = unit_rows(head.weight.detach().to(torch.promote_types(head.weight.dtype, torch.float)))
+    weight = unit_rows(in_full_precision(head.weight.detach()))
     linear = nn.utils.skip_init(
         nn.Linear, head.in_features, head.out_features, bias=False, device=weight.device,
         dtype=weight.dtype,

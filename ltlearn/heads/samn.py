@@ -13,9 +13,10 @@ from ltlearn.heads.linear import check_directions, check_linear, logits_dtype, w
 from ltlearn.isotonic import pava
 from ltlearn.isotonic.scipy_engine import project_
 from ltlearn.isotonic.traced import is_transformed
+from ltlearn.names import SAMN_STARTS
 from ltlearn.utils.vectors import check_vector, exact_counts
 
-__all__ = ["STARTS", "SAMNLinear"]
+__all__ = ["SAMNLinear"]
 
 # exp(1 / softplus(q)) overflows float32 for q < -4.5. Raw norms are kept above the value that gives
 # a norm of exp(10) = 22,026, which is finite in float16 too and thousands of times the largest norm
@@ -30,7 +31,6 @@ DIVERGED = (
 )
 _MIN_LENGTH = 1e-12  # a row of zeros has no direction; this keeps it zeros
 _PARTS = ("weight", "bias")
-STARTS = ("published", "stage1")
 _LEAST_RATIO = 1.01  # exp(s) is above 1
 _EQUAL = 1e-5  # a smaller relative difference of norms is rounding
 
@@ -47,7 +47,7 @@ class SAMNLinear(Foldable):
     The direction of a class is then its cosine row. The published norms are meant for features of
     free length and would give logits of at most 4 on features of length 1, so the features get
     the length s / mean(exp(s_c)) of the start: the norm of a class is s exp(s_c) / mean(exp(s_c)),
-    and the mean norm is that of the cosine classifier. The bias is added as published.
+    and the mean norm stays as in the cosine classifier. The bias is added as published.
 
     Args:
         in_features: D, features per image.
@@ -146,15 +146,15 @@ class SAMNLinear(Foldable):
             project: "step" or "forward".
             start: The norms and shifts at the start. "published": fixed values between 2.14 and
                 4.23 by the frequency, whatever the data set. "stage1": the monotone norms that are
-                closest to those of `linear` (usually all equal to their mean), and equal shifts.
-                These norms can be of any size: `norm_scale` times exp(s_c).
+                closest to the norms of `linear` (usually all equal to their mean), and equal
+                shifts. These norms can be of any size: `norm_scale` times exp(s_c).
 
         Raises:
             UserError: If the lengths differ, an option is unknown, or a row of `linear` is zero or
                 not finite.
         """
         check_linear(linear, cls.__name__)
-        check_choice("SAMNLinear: start", start, STARTS)
+        check_choice("SAMNLinear: start", start, SAMN_STARTS)
         counts = _read_vector("class_counts", class_counts)
         if len(counts) != linear.out_features:
             raise UserError(
@@ -186,7 +186,7 @@ class SAMNLinear(Foldable):
             # Rarest first, and the largest norm for the rarest.
             closest = pava(norms.double()[self.rank_to_class], increasing=False)
             closest = closest[self.class_to_rank]
-            # The mean of exp(s) is that of the published start, where the raw norms move well.
+            # exp(s) has the mean of the published start, where the raw norms move well.
             scale = closest.mean() / _scale(self.raw_norm_weight).mean()
             s = (closest / scale).clamp(min=_LEAST_RATIO).log()
             self.norm_scale = scale.to(self.weight)

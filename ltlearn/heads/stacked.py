@@ -17,14 +17,14 @@ from ltlearn.heads.samn import EPS, MIN_RAW, SAMNLinear
 from ltlearn.heads.scaled import ScaledLinear
 from ltlearn.isotonic import pava
 
-__all__ = ["Stack", "StackedHeads", "kind_of", "parts_of"]
+__all__ = ["Stack", "StackedHeads", "parts_of", "place_of"]
 
 _KINDS = (nn.Linear, ScaledLinear, CosineLinear, SAMNLinear)
 _VECTORS = 3
 _MIN_LENGTH = 1e-12  # a row of zeros has no direction; this keeps it zeros
 
 
-def kind_of(head: nn.Module) -> int | None:
+def place_of(head: nn.Module) -> int | None:
     """Return the place of a head's kind in a stack; None if a stack cannot hold the head.
 
     Args:
@@ -34,9 +34,7 @@ def kind_of(head: nn.Module) -> int | None:
         return None
     if not all(p.requires_grad and p.dtype is torch.float32 for p in head.parameters()):
         return None
-    if type(head) is SAMNLinear and (
-        head.project != "step" or len(head.on) < 2 or head.norm_scale is not None
-    ):
+    if type(head) is SAMNLinear and (head.project != "step" or len(head.on) < 2):
         return None
     return _KINDS.index(type(head))
 
@@ -45,7 +43,7 @@ def parts_of(head: nn.Module) -> list[Tensor | None]:
     """Return the tensors of a head that a stack holds: the weight, then vectors of C numbers.
 
     Args:
-        head: A head of which `kind_of` is not None.
+        head: A head of which `place_of` is not None.
     """
     names = {ScaledLinear: ("scales",), SAMNLinear: ("raw_norm_weight", "raw_norm_bias")}
     own = [getattr(head, name) for name in names.get(type(head), ())]
@@ -90,7 +88,7 @@ class StackedHeads(Stack):
     The formulas are those of the heads and of `ltlearn.heads.gradient`. No call waits for a device.
 
     Args:
-        heads: The heads, ordered by `kind_of`. Each trains all of its parameters.
+        heads: The heads, ordered by `place_of`. Each trains all of its parameters.
 
     Example:
         >>> stacked = StackedHeads([nn.Linear(2, 3), nn.Linear(2, 3)])
@@ -100,7 +98,7 @@ class StackedHeads(Stack):
 
     def __init__(self, heads: Sequence[Any]):
         super().__init__([parts_of(head) for head in heads], heads[0].weight)
-        kinds = [kind_of(head) for head in heads]
+        kinds = [place_of(head) for head in heads]
         ends = list(accumulate(kinds.count(kind) for kind in range(len(_KINDS))))
         of_kind = [slice(*ends_of) for ends_of in zip([0, *ends], ends, strict=False)]
         _, self._scaled, self._cosine, self._samn = of_kind
@@ -123,6 +121,9 @@ class StackedHeads(Stack):
             self._cosine_scale = torch.stack(scales).unsqueeze(1)
         if self._has_samn:
             samn = heads[self._samn]
+            one = torch.ones((), device=device)
+            scales = [one if head.norm_scale is None else head.norm_scale for head in samn]
+            self._norm_scale = torch.stack(scales).unsqueeze(1)
             both = (2, len(samn), self.weight.shape[1])
             self._by_rank = torch.stack([head.rank_to_class for head in samn]).expand(both)
             self._by_class = torch.stack([head.class_to_rank for head in samn]).expand(both)
@@ -155,6 +156,7 @@ class StackedHeads(Stack):
             self._s = F.softplus(self._q).add_(EPS).reciprocal_()
             self._scale = self._s.exp()
             torch.div(self._scale[0], self._length[n:], out=factor[self._samn])
+            factor[self._samn].mul_(self._norm_scale)
             shift[self._samn].add_(self._scale[1])
         layer = self.weight * factor.unsqueeze(2) if self._has_factor else self.weight
         logits = torch.baddbmm(shift.unsqueeze(1), x, layer.mT)
@@ -188,6 +190,7 @@ class StackedHeads(Stack):
                 # d scale / d q = -scale s^2 sigmoid(q)
                 n = len(along) - self._q.shape[1]
                 slope = (self._scale * self._s).mul_(self._s).mul_(self._q.sigmoid()).neg_()
+                slope[0].mul_(self._norm_scale)
                 torch.mul(slope[0], along[n:], out=of_vectors[1, self._samn])
                 torch.mul(slope[1], of_bias[self._samn], out=of_vectors[2, self._samn])
             part = self._of_length

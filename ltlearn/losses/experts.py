@@ -28,7 +28,12 @@ class _ExpertsLoss(CountedLoss):
 
     adjustments: Tensor
 
-    def __init__(self, class_counts: Tensor | Sequence[float] | None, tau: float, reduction: str):
+    def __init__(
+        self,
+        class_counts: Tensor | Sequence[float] | None = None,
+        tau: float = 1.0,
+        reduction: str = "mean",
+    ):
         super().__init__(reduction)
         check_number("tau", tau, 0)
         self.tau = float(tau)
@@ -83,14 +88,6 @@ class BalPoELoss(_ExpertsLoss):
         >>> loss(torch.zeros(2, 3, 3), torch.tensor([0, 2]))
         tensor(2.7619)
     """
-
-    def __init__(
-        self,
-        class_counts: Tensor | Sequence[float] | None = None,
-        tau: float = 1.0,
-        reduction: str = "mean",
-    ):
-        super().__init__(class_counts, tau, reduction)
 
     def _derive(self, counts: Tensor) -> dict[str, Tensor]:
         log_prior = _log_shares(counts)

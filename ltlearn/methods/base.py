@@ -237,7 +237,7 @@ class Method:
             **options: Options with another value than their default.
 
         Raises:
-            UserError: If the method has no such option, or the option is not that word.
+            UserError: If the method has no such option, or a word is not an allowed one.
 
         Example:
             >>> METHODS["crt"].arguments()["sampler"]

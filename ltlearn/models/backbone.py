@@ -46,16 +46,22 @@ class LTModel(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
-        self.register_load_state_dict_pre_hook(fit_experts_to_state)
-        self.register_load_state_dict_pre_hook(_fit_head_to_state)
-        self.register_load_state_dict_pre_hook(_fit_adapters_to_state)
+        self.register_load_state_dict_pre_hook(_fit_to_state)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify a batch."""
         return self.head(self.backbone(x))
 
 
-def _fit_head_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:
+def _fit_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:
+    """Give the model the experts, the kind of head and the adapters of a state dict."""
+    fit_experts_to_state(module, state, prefix)
+    _fit_head_to_state(module, state, prefix)
+    shapes = {k: v.shape for k, v in state.items()}
+    fit_adapters_to_shapes(module.backbone, shapes, f"{prefix}backbone.")
+
+
+def _fit_head_to_state(module: LTModel, state: dict, prefix: str) -> None:
     """Replace the head if the state dict holds another kind of head."""
     start = f"{prefix}head."
     parts = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
@@ -71,12 +77,6 @@ def _fit_head_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:
     module.head = new.to(like.device, like.dtype).train(head.training)
 
 
-def _fit_adapters_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:
-    """Give the backbone the adapters that the state dict holds."""
-    shapes = {k: v.shape for k, v in state.items()}
-    fit_adapters_to_shapes(module.backbone, shapes, f"{prefix}backbone.")
-
-
 def is_adapter_tensor(name: str) -> bool:
     """Return whether a tensor of a backbone belongs to an adapter.
 
@@ -89,7 +89,7 @@ def is_adapter_tensor(name: str) -> bool:
 def fit_adapters_to_shapes(
     backbone: nn.Module, shapes: Mapping[str, Sequence[int]], prefix: str = ""
 ) -> None:
-    """Add and remove adapters until a backbone has those of a state dict.
+    """Add and remove adapters until a backbone has the same ones as a state dict.
 
     Args:
         backbone: The backbone; it is changed if it or the state dict has adapters.

@@ -1,4 +1,4 @@
-"""Names of tensors in the files of EfficientNet-PyTorch, translated to those of timm."""
+"""Translate the names of tensors in files of EfficientNet-PyTorch to timm's names."""
 
 import re
 

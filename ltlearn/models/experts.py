@@ -40,12 +40,12 @@ class _OwnStage(nn.Module):
 class ExpertBackbone(nn.Module):
     """A backbone whose last stages exist once for each expert.
 
-    Early layers are shared, and so is what stands behind the last stage, such as a norm or the
+    Early layers are shared, and so are the layers behind the last stage, such as a norm or the
     pooling.
 
     Args:
-        trunk: Maps images to (N, D) features; a copy of it is made. At first all experts are equal
-            to it.
+        trunk: Maps images to (N, D) features; it is copied. At first all experts are
+            equal to it.
         stages: Names of its modules that each expert has for itself, in the order of the forward
             pass. Each is called once, with a batch in its first argument.
         experts: E, at least 1.
@@ -55,8 +55,8 @@ class ExpertBackbone(nn.Module):
         second, and so on.
 
     Source:
-        Wang et al., ICLR 2021, arXiv:2010.01809 (RIDE). Its authors, and those of SADE and BalPoE,
-        give each expert the last two stages of a ResNet.
+        Wang et al., ICLR 2021, arXiv:2010.01809 (RIDE). In its code, and in the code of SADE and
+        BalPoE, each expert has the last two stages of a ResNet.
 
     Example:
         >>> backbone = ExpertBackbone(timm.create_model("resnet18", num_classes=0), ["layer4"], 3)
@@ -105,15 +105,15 @@ def last_stages(backbone: nn.Module, count: int) -> list[str]:
     sizes: dict[tuple[int, ...], dict[str, int]] = {}
     for key, p in backbone.named_parameters():
         match = next(filter(None, (re.match(pattern, key) for pattern in patterns)), None)
-        # A pattern without a number is that of the first layers, or of a norm behind the last.
+        # A pattern without a number matches the first layers, or a norm behind the last stage.
         if match and match.groups() and all(map(str.isdigit, map(str, match.groups()))):
             name = key[: match.end()] + re.match(r"[^.]*", key[match.end() :])[0]
             of_number = sizes.setdefault(tuple(map(int, match.groups())), {})
             of_number[name] = of_number.get(name, 0) + p.numel()
     if not sizes:
         raise UserError(
-            f"timm does not number the stages of {type(backbone).__name__}, so those that each "
-            "expert needs for itself are unknown; take another timm model."
+            f"timm does not number the stages of {type(backbone).__name__}, so it is "
+            "unknown which ones each expert needs for itself; take another timm model."
         )
     # A DenseNet also numbers its transitions: they are shared.
     return [max(sizes[number], key=sizes[number].get) for number in sorted(sizes)[-count:]]
@@ -129,7 +129,7 @@ def plain_key(key: str) -> str:
     """Return the name that a tensor of an expert has in a model without experts.
 
     Args:
-        key: A key of the state dict of an `LTModel`; others than those of experts stay.
+        key: A key of the state dict of an `LTModel`. It stays if it belongs to no expert.
     """
     start, _, rest = key.partition(".")
     if start != "backbone" or not rest.startswith("trunk."):
@@ -138,7 +138,7 @@ def plain_key(key: str) -> str:
     return f"{start}.{own['stage']}.{own['rest']}" if own else f"{start}.{rest[len('trunk.') :]}"
 
 
-def fit_experts_to_state(module: nn.Module, state: Mapping, prefix: str = "", *_) -> None:
+def fit_experts_to_state(module: nn.Module, state: Mapping, prefix: str = "") -> None:
     """Give a model the experts of a state dict, if it has none; the values are not loaded.
 
     Args:

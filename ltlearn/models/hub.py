@@ -1,6 +1,7 @@
-"""Check whether the Hugging Face hub is within reach, before timm waits for it."""
+"""Check whether the Hugging Face hub is within reach, before a library waits for it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -9,7 +10,7 @@ import timm
 
 from ltlearn.errors import UserError, spell
 
-__all__ = ["check_hub", "config_error", "download_error", "first_line"]
+__all__ = ["check_hub", "config_error", "download_error", "find_on_hub", "first_line"]
 
 _HUB_SECONDS = 4.0  # until the hub counts as out of reach; HF_HUB_ETAG_TIMEOUT replaces it
 
@@ -34,9 +35,6 @@ def check_hub(arch: str, config: Any, needs_weights: bool = True) -> None:
     Raises:
         UserError: If the files are neither in the cache nor within reach.
     """
-    import huggingface_hub
-    from huggingface_hub import constants
-
     scheme, _, name = arch.partition(":")
     hub_id = name if scheme in ("hf-hub", "hf_hub") else getattr(config, "hf_hub_id", None)
     if not hub_id:
@@ -47,19 +45,34 @@ def check_hub(arch: str, config: Any, needs_weights: bool = True) -> None:
     if own_file:
         files = [own_file, str(Path(own_file).with_suffix(".safetensors")), *files]
     files = files if needs_weights else ["config.json"]
-    for file in files:
-        if isinstance(
-            huggingface_hub.try_to_load_from_cache(repo, file, revision=revision or None), str
-        ):
-            return
-    error = download_error if needs_weights else config_error
-    if constants.HF_HUB_OFFLINE:
-        which = "they are" if needs_weights else "it is"
-        raise error(arch, f"HF_HUB_OFFLINE is set and {which} not in the cache")
     try:
-        _ask_hub(repo, revision or None)
+        find_on_hub(repo, files, revision or None)
     except Exception as e:  # errors of the HTTP library, which differs between versions of the hub
+        error = download_error if needs_weights else config_error
         raise error(arch, first_line(e)) from e
+
+
+def find_on_hub(repo: str, files: Sequence[str], revision: str | None = None) -> None:
+    """Raise an error unless a file of a repository is in the cache, or the hub answers soon.
+
+    Args:
+        repo: The repository.
+        files: The files; one of them is enough.
+        revision: The revision. None: the newest.
+
+    Raises:
+        OSError: If the hub must not be asked, or does not answer within seconds.
+        Exception: Another error of the HTTP library.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    for file in files:
+        if isinstance(huggingface_hub.try_to_load_from_cache(repo, file, revision=revision), str):
+            return
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set and the cache has no such file")
+    _ask_hub(repo, revision)
 
 
 def _ask_hub(repo: str, revision: str | None) -> None:

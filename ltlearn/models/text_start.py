@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError, spell
 from ltlearn.heads.linear import unit_rows
+from ltlearn.models.hub import find_on_hub, first_line
 from ltlearn.utils.extras import check_packages
 
 __all__ = [
@@ -27,8 +28,7 @@ __all__ = [
 
 TEMPLATES = ("a photo of a {}.",)
 _BATCH = 256  # texts that the tower reads at once
-_SECONDS = 4.0  # before a hub that does not answer counts as unreachable
-_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")
+_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _NUMBER = re.compile(r"[\s._+-]*\d[\s\d._+-]*")
 _WORDNET = re.compile(r"n\d{8}")
 _TOLERANCE = 1e-3  # between weights that one side holds in half precision
@@ -81,7 +81,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_class_names(names: Sequence[str] | None, vocab: Sequence[str] | None) -> list[str]:
-    """Return the names that texts are made of: those given, or those of the data.
+    """Return the class names for the texts: the given ones, or the names of the data.
 
     WordNet ids become the words that ImageNet has for them. Underscores become spaces.
 
@@ -146,12 +146,12 @@ def load_clip_text(backbone: nn.Module) -> ClipText:
     repo = config.get("hf_hub_id") or ""
     repo = f"timm/{_full_name(config)}" if repo == "timm/" else repo
     name, tag = _known_as(open_clip, repo, config)
-    _check_reachable(repo)
     try:
+        find_on_hub(repo, _FILES)
         model = open_clip.create_model(name, pretrained=tag).eval()
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as e:  # errors of the HTTP library, of safetensors and of open_clip
-        raise _fetch_error(repo, e) from e
+        raise _fetch_error(repo, first_line(e)) from e
     _check_same(backbone, model, repo)
     return ClipText(model, tokenizer)
 
@@ -172,35 +172,18 @@ def _known_as(open_clip, repo: str, config) -> tuple[str, str]:
     if not found:
         raise UserError(
             f"start='text' needs the trunk of a CLIP model that open_clip knows, and "
-            f"{_full_name(config) or type(config).__name__} is none; take "
+            f"{_full_name(config) or 'this trunk'} is none; take "
             f"{spell('arch', 'vit_base_patch16_clip_quickgelu_224.openai')}, or "
             "start='class_means'."
         )
     return min(found)[1:]
 
 
-def _check_reachable(repo: str) -> None:
-    """Raise an error before a long wait if the file is neither in the cache nor within reach."""
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    if any(
-        isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str) for file in _FILES[:2]
-    ):
-        return
-    if constants.HF_HUB_OFFLINE:
-        raise _fetch_error(repo, "HF_HUB_OFFLINE is set, and it is not in the cache")
-    try:
-        huggingface_hub.HfApi().model_info(repo, timeout=_SECONDS)
-    except Exception as e:  # errors of the HTTP library, which differs between versions of the hub
-        raise _fetch_error(repo, e) from e
-
-
-def _fetch_error(repo: str, problem: object) -> UserError:
-    reason = next(iter(str(problem).splitlines()), type(problem).__name__).rstrip(".")
+def _fetch_error(repo: str, problem: str) -> UserError:
     return UserError(
-        f"the text tower of {repo} cannot be fetched ({reason}); copy the folder of a machine that "
-        "has it and set HF_HOME to it, or take start='class_means', which needs no text."
+        f"the text tower of {repo} cannot be fetched ({problem.rstrip('.')}); copy the folder "
+        "of a machine that has it and set HF_HOME to it, or take start='class_means', which "
+        "needs no text."
     )
 
 

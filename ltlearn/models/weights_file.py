@@ -140,9 +140,9 @@ def check_sizes(path: Path, model: LTModel) -> None:
     shapes, own = read_shapes(path), model.state_dict()
     of_head = {key: shape for key, shape in shapes.items() if key.startswith("head.")}
     allowed = max(_MAX_FREE_HEAD, 4 * sum(v.numel() for v in model.head.state_dict().values()))
-    # The model has these only once they are loaded.
+    # The model gets adapters only when they are loaded.
     new = {k: v for k, v in shapes.items() if k not in own and is_adapter_tensor(k)}
-    # Of a model without experts, each expert has the shapes.
+    # Each expert has the shapes of a model without experts.
     rest = shapes.keys() - of_head.keys() - new.keys()
     plain = {key: own.get(key, own.get(plain_key(key))) for key in rest}
     fits = all(v is not None and v.shape == shapes[key] for key, v in plain.items())

@@ -1,18 +1,19 @@
-"""A direction for each class, computed from features: what a cosine classifier can begin with."""
+"""Rows of a classifier, one for each class, computed from features: the start of a training."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ltlearn.errors import check_number, check_whole
 from ltlearn.heads.linear import unit_rows
 from ltlearn.metrics.rows import check_finite
 from ltlearn.posthoc.choose import iterate_blocks, read_features
 
-__all__ = ["class_mean_rows", "logistic_rows"]
+__all__ = ["class_mean_rows", "class_means", "fit_logistic", "logistic_rows", "some_of_each"]
 
 _MAX_ITERATIONS = 200
 
@@ -43,11 +44,36 @@ def class_mean_rows(
     """
     check_whole("num_classes", num_classes, 1)
     features, targets = read_features(features, targets, "features", num_classes)
+    return unit_rows(class_means(features, targets, num_classes, unit_rows)).float()
+
+
+def class_means(
+    features: Tensor | np.ndarray,
+    targets: Tensor,
+    num_classes: int,
+    transform: Callable[[Tensor], Tensor] = lambda block: block,
+) -> Tensor:
+    """Return the mean of the transformed features of each class.
+
+    Args:
+        features: Features of the training images.
+        targets: Their classes.
+        num_classes: C, at least 1.
+        transform: Maps a block of features, (B, D) float64, to (B, D).
+
+    Shape:
+        features is (N, D), any floating dtype, also a memory-mapped array; targets (N,), int64.
+        The result is (C, D), float64; zeros for a class without images.
+
+    Raises:
+        UserError: If a feature is not finite.
+    """
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64)
     for start, block in iterate_blocks(features):
         check_finite(block, start, "features")
-        sums.index_add_(0, targets[start : start + len(block)], unit_rows(block))
-    return unit_rows(sums).float()
+        sums.index_add_(0, targets[start : start + len(block)], transform(block))
+    counts = torch.bincount(targets, minlength=num_classes)
+    return sums / counts.clamp(min=1)[:, None]
 
 
 def logistic_rows(
@@ -82,33 +108,62 @@ def logistic_rows(
     Source:
         Shi et al., ICML 2024, arXiv:2309.10019 (one of its initialisations of the classifier).
     """
-    from sklearn.linear_model import LogisticRegression
-
     check_whole("num_classes", num_classes, 2)
     check_whole("per_class", per_class, 1)
     check_number("scale", scale, 0, above=True)
     features, targets = read_features(features, targets, "features", num_classes)
-    chosen = _some_of_each(targets.numpy(), per_class, seed)
-    few, labels = features[chosen], targets[chosen].numpy()
-    x = torch.from_numpy(np.array(few, dtype=np.float32))
+    chosen = some_of_each(targets.numpy(), per_class, seed)
+    x = torch.from_numpy(np.array(features[chosen], dtype=np.float32))
     check_finite(x, 0, "features")
-    rows = torch.zeros(num_classes, x.shape[1])
-    present = np.unique(labels)
-    if len(present) == 1:  # a regression needs two classes
-        return class_mean_rows(features, targets, num_classes)
-    fit = LogisticRegression(
-        class_weight="balanced", fit_intercept=False, max_iter=_MAX_ITERATIONS, tol=1e-3
+    options = {"fit_intercept": False, "max_iter": _MAX_ITERATIONS, "tol": 1e-3}
+    return unit_rows(fit_logistic(unit_rows(x) * scale, targets[chosen], num_classes, **options)[0])
+
+
+def fit_logistic(
+    x: Tensor, targets: Tensor, num_classes: int, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a logistic regression in which each class counts alike.
+
+    A class without images gets zeros and the smallest bias.
+
+    Args:
+        x: Features, of at least two classes.
+        targets: Their classes.
+        num_classes: C.
+        **options: Options of scikit-learn's `LogisticRegression`.
+
+    Shape:
+        x is (N, D), float32; targets (N,), int64. The result is (C, D) and (C,), float32.
+    """
+    # scikit-learn takes a second to import.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(class_weight="balanced", **options)
+    with warnings.catch_warnings():
+        # A training goes on from wherever it stops.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x.numpy(), targets.numpy())
+    rows, shift = (
+        torch.as_tensor(values, dtype=torch.float32) for values in (model.coef_, model.intercept_)
     )
-    fit.fit((unit_rows(x) * scale).numpy(), labels)
-    weight = torch.from_numpy(np.asarray(fit.coef_, dtype=np.float32))
-    if len(present) == 2:  # one row, for the second class against the first
-        weight = torch.cat([-weight, weight])
-    rows[torch.from_numpy(present)] = F.normalize(weight, dim=1)
-    return rows
+    if len(model.classes_) == 2:  # scikit-learn has one row for both classes
+        rows, shift = torch.cat([-rows, rows]) / 2, torch.cat([-shift, shift]) / 2
+    weight = torch.zeros(num_classes, rows.shape[1])
+    bias = torch.full((num_classes,), float(shift.min()))
+    present = torch.from_numpy(model.classes_)
+    weight[present], bias[present] = rows, shift
+    return weight, bias
 
 
-def _some_of_each(targets: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Return the indices of up to `per_class` images of each class, drawn at random, ascending."""
+def some_of_each(targets: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Return the indices of some images of each class, drawn at random, ascending.
+
+    Args:
+        targets: The class of each image, (N,).
+        per_class: The most images of a class, at least 1.
+        seed: Seed of the choice.
+    """
     drawn = np.random.default_rng(seed).permutation(len(targets))
     order = drawn[np.argsort(targets[drawn], kind="stable")]
     ordered = targets[order]

@@ -10,6 +10,7 @@ from ltlearn.errors import check_whole
 from ltlearn.heads.nearest_mean import NearestClassMean
 from ltlearn.metrics.rows import check_finite
 from ltlearn.posthoc.choose import iterate_blocks, read_features
+from ltlearn.posthoc.class_rows import class_means
 from ltlearn.posthoc.linear import warn_without_images
 
 __all__ = ["nearest_class_mean"]
@@ -60,11 +61,8 @@ def nearest_class_mean(
         mu += block.sum(0)
     if centre:
         head.centre.copy_(mu / len(targets))
-    sums = torch.zeros(num_classes, width, dtype=torch.float64)
-    for start, block in iterate_blocks(features):
-        sums.index_add_(0, targets[start : start + len(block)], head.transform(block))
+    head.means.copy_(class_means(features, targets, num_classes, head.transform))
     counts = torch.bincount(targets, minlength=num_classes)
-    head.means.copy_(sums / counts.clamp(min=1)[:, None])
     head.has_images.copy_(counts > 0)
     warn_without_images(counts, "it is never predicted")
     return head

@@ -11,6 +11,8 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from torch import Tensor, nn
 
+from ltlearn.training.fit_callback import declared
+
 __all__ = [
     "frozen_names",
     "hyper_parameters",
@@ -56,7 +58,7 @@ def frozen_names(learn) -> frozenset[str]:
     Args:
         learn: The learner.
     """
-    if not any(getattr(type(cb), "keeps_trunk", False) for cb in learn.cbs):
+    if not any(declared(cb, "keeps_trunk") for cb in learn.cbs):
         return frozenset()
     return frozenset(n for n, p in learn.model.named_parameters() if not p.requires_grad)
 
@@ -71,7 +73,7 @@ def _without(value, names: frozenset[str]):
 
 
 def _with_frozen(value, frozen: Mapping[str, Tensor], others: set[str]):
-    """Complete the state dicts of the model in a state: the dictionaries with all other tensors."""
+    """Add the frozen tensors to each dictionary of a state that has all other tensors."""
     if isinstance(value, list):
         return [_with_frozen(v, frozen, others) for v in value]
     if not isinstance(value, dict) or not frozen:

@@ -1,9 +1,11 @@
 """The base of callbacks that set something up for the length of a fit."""
 
+from typing import Any
+
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 
-__all__ = ["FitCallback", "mixes_images"]
+__all__ = ["FitCallback", "declared", "mixes_images"]
 
 
 class FitCallback(Callback):
@@ -54,7 +56,7 @@ class FitCallback(Callback):
         """Return what a training without events calls after each step; None for nothing.
 
         Args:
-            form: The `LinearGradient` or the `StackedHeads` of what is trained; None for others.
+            form: The `LinearGradient` or the `StackedHeads` that trains; None for other heads.
         """
         return self.after_step
 
@@ -78,11 +80,23 @@ class FitCallback(Callback):
             self.end()
 
 
+def declared(cb: Callback, name: str, default: Any = False) -> Any:
+    """Return what the class of a callback declares by an attribute.
+
+    A callback passes attributes that it lacks on to its learner, so the class is asked.
+
+    Args:
+        cb: Any fastai callback.
+        name: The attribute.
+        default: The result for a class that lacks it.
+    """
+    return getattr(type(cb), name, default)
+
+
 def mixes_images(cb: Callback) -> bool:
     """Return whether a callback mixes the images of a batch, fastai's own included.
 
     Args:
         cb: Any fastai callback.
     """
-    # Read from the class: an instance passes unknown attributes on to the learner.
-    return isinstance(cb, MixHandler) or getattr(type(cb), "mixes_images", False)
+    return isinstance(cb, MixHandler) or declared(cb, "mixes_images")

@@ -9,10 +9,10 @@ __all__ = ["GradCheckpointing"]
 class GradCheckpointing(FitCallback):
     """Compute activations again in the backward pass, instead of keeping them in memory.
 
-    A step takes about a third longer, and the memory for activations falls to that of one block and
-    the inputs of the others. The result is the same.
+    A step takes about a third longer. Of the activations, memory holds one block and the inputs of
+    the other blocks. The result is the same.
 
-    Reads `learn.model.backbone`. Writes, for the length of a fit, timm's switch of it.
+    Reads `learn.model.backbone`. Writes, for the length of a fit, timm's switch for checkpointing.
 
     Raises:
         UserError: In a fit, if the backbone is no timm model with such a switch.
@@ -22,7 +22,7 @@ class GradCheckpointing(FitCallback):
         self._backbone = None
 
     def begin(self) -> None:
-        """Switch it on."""
+        """Switch checkpointing on."""
         backbone = getattr(self.learn.model, "backbone", None)
         try:
             backbone.set_grad_checkpointing(True)
@@ -34,7 +34,7 @@ class GradCheckpointing(FitCallback):
         self._backbone = backbone
 
     def end(self) -> None:
-        """Switch it off."""
+        """Switch checkpointing off."""
         if self._backbone is not None:
             self._backbone.set_grad_checkpointing(False)
             self._backbone = None

@@ -15,6 +15,7 @@ from ltlearn.heads.gradient import LinearGradient, closed_form_of
 from ltlearn.losses.gradient import loss_and_gradient
 from ltlearn.training.features import Features
 from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.fit_callback import declared
 from ltlearn.training.history import Trajectory
 from ltlearn.training.loop import QuietLearner, fused_update_of, momentum_of
 from ltlearn.training.resident_form import handled_events
@@ -120,7 +121,11 @@ class HeadLearner(QuietLearner):
         update = fused_update_of(self.opt)
         form = closed_form_of(self.model.head) if update is not None else None
         step = self._step_by_autograd if form is None else self._closed_step(form, update)
-        of_each = [cb.after_step_of(form) for cb in self.cbs if cb.run and _uses_weights_alone(cb)]
+        of_each = [
+            cb.after_step_of(form)
+            for cb in self.cbs
+            if cb.run and declared(cb, "uses_weights_alone")
+        ]
         after_step = [call for call in of_each if call is not None]
         checks = [cb.check for cb in self.cbs if isinstance(cb, FiniteLoss)]
 
@@ -188,9 +193,4 @@ def _is_silent(cb: Callback) -> bool:
     if is_replaced(cb) or type(cb) is Trajectory or not cb.run:
         return True
     handled = handled_events(cb)
-    return not handled or (handled == ["after_step"] and _uses_weights_alone(cb))
-
-
-def _uses_weights_alone(cb: Callback) -> bool:
-    # Read from the class: an instance passes unknown attributes on to the learner.
-    return getattr(type(cb), "uses_weights_alone", False)
+    return not handled or (handled == ["after_step"] and declared(cb, "uses_weights_alone"))

@@ -13,6 +13,7 @@ from ltlearn.errors import UserError, check_choice, check_number, check_whole, s
 from ltlearn.methods import METHODS, Method, find_method, head_rate, is_built_in, usual_rate
 from ltlearn.names import (
     BN_MODES,
+    FOR_BACKBONE,
     ON_NAN,
     PROBE,
     PROBE_STARTS,
@@ -324,19 +325,12 @@ def resolve_stage1(
     return StagePlan(weight_decay=wd, callbacks=tuple(callbacks), **given, **shared)
 
 
-# Arguments of `fit_stage1` that concern the backbone, with the values that change nothing.
-_FOR_BACKBONE = {
-    "warmup_epochs": 0, "milestones": None, "decay": 0.1, "flip": False, "compile": False,
-    "sync_bn": False, "grad_checkpointing": False,
-}  # fmt: skip
-
-
 def _probe_arguments(
     given: Mapping[str, Any], method: str, row: Method, batch: int
 ) -> dict[str, Any]:
     """Return the arguments of a stage 1 that trains the head alone; None gets the row's value."""
     given = dict(given)
-    for name, plain in _FOR_BACKBONE.items():
+    for name, plain in FOR_BACKBONE.items():
         if given.pop(name) != plain:
             raise UserError(
                 f"{name} has no meaning for {method}, which trains the head on cached features; "

@@ -7,6 +7,7 @@ from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
 from ltlearn.methods import DEFAULT_STAGE1, METHODS, stage1_methods
+from ltlearn.training.fit_callback import declared
 
 __all__ = ["assumed_prior", "leaves_prior", "stage1_method"]
 
@@ -34,9 +35,7 @@ def leaves_prior(
         return False
     by_default = type(loss) in _FOREIGN_LOSSES or row is not None
     return getattr(loss, "leaves_prior", by_default) and all(
-        # Read from the class: an instance passes unknown attributes on to the learner.
-        getattr(type(cb), "leaves_prior", True)
-        for cb in callbacks
+        declared(cb, "leaves_prior", True) for cb in callbacks
     )
 
 

@@ -1,7 +1,6 @@
 """A stage 1 that leaves the backbone as it is, and trains a linear classifier on its features."""
 
 import time
-import warnings
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError
+from ltlearn.posthoc.class_rows import class_means, fit_logistic, some_of_each
 from ltlearn.posthoc.linear import new_linear, warn_without_images
 from ltlearn.posthoc.temperature import fit_temperature
 from ltlearn.training.collectives import copy_from_first
@@ -25,11 +25,11 @@ from ltlearn.utils import ranks
 
 __all__ = ["run_probe"]
 
-# Images that the logistic regression is fitted to, so that it takes seconds: it is a start alone.
+# The most images of the logistic regression. As a start it may be rough, and must take seconds.
 _MAX_PER_CLASS, _MAX_IMAGES = 100, 20_000
 _LOGISTIC_ITERATIONS = 50
 _LOGISTIC_C = 10.0
-_ROWS = 4096  # features that are read at once
+_ROWS = 4096  # images that decide the temperature of the class means
 
 
 def run_probe(learn: Learner, plan: ProbePlan) -> None:
@@ -93,17 +93,14 @@ def _class_means(features: ScaledFeatures, n_classes: int, seed: int) -> tuple[T
     Logits are half the negative squared distances, up to a term that all classes share, over a
     temperature that makes the training images as likely as possible.
     """
-    targets, width = features.targets, features.views[0].shape[1]
+    targets, scaling = features.targets, features.scaling
     counts = torch.bincount(targets, minlength=n_classes)
-    warn_without_images(counts, "the probe begins without a mean of it")
-    sums = torch.zeros(n_classes, width)
-    for index in torch.arange(len(targets)).split(_ROWS):
-        x, y = features.get_batch(index.numpy())
-        sums.index_add_(0, y, x)
-    weight = sums / counts.clamp(min=1)[:, None]
+    warn_without_images(counts, "the weights of the probe begin at zero there")
+    means = class_means(features.views[0], targets, n_classes)
+    weight = scaling.scale_(means).float()
+    weight[counts == 0] = 0
     bias = -0.5 * weight.square().sum(1)
     bias[counts == 0] = bias.min()
-    # As many images as the logits of one block: a temperature needs no more.
     index = np.random.RandomState(seed).permutation(len(targets))[:_ROWS]
     x, y = features.get_batch(np.sort(index))
     temperature = fit_temperature(torch.addmm(bias, x, weight.T), y)
@@ -114,27 +111,6 @@ def _logistic_regression(
     features: ScaledFeatures, n_classes: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Return weight and bias of a logistic regression on equally many images of each class."""
-    # scikit-learn takes a second to import.
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    targets = features.targets.numpy()
     most = max(1, min(_MAX_PER_CLASS, _MAX_IMAGES // n_classes))
-    order = np.random.RandomState(seed).permutation(len(targets))
-    chosen = np.concatenate([order[targets[order] == c][:most] for c in range(n_classes)])
-    x, y = features.get_batch(np.sort(chosen))
-    model = LogisticRegression(
-        C=_LOGISTIC_C, class_weight="balanced", max_iter=_LOGISTIC_ITERATIONS
-    )
-    with warnings.catch_warnings():
-        # The training goes on from wherever it stops.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(x.numpy(), y.numpy())
-    found, shift = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
-    if len(model.classes_) == 2:  # scikit-learn has one row for both classes
-        found, shift = torch.cat([-found, found]) / 2, torch.cat([-shift, shift]) / 2
-    weight = torch.zeros(n_classes, found.shape[1])
-    bias = torch.full((n_classes,), float(shift.min()))
-    present = torch.from_numpy(model.classes_)
-    weight[present], bias[present] = found.float(), shift.float()
-    return weight, bias
+    x, y = features.get_batch(some_of_each(features.targets.numpy(), most, seed))
+    return fit_logistic(x, y, n_classes, C=_LOGISTIC_C, max_iter=_LOGISTIC_ITERATIONS)

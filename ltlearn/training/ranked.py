@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.training.collectives import average_gradients, copy_from_first, gather_rows
+from ltlearn.training.fit_callback import declared
 from ltlearn.training.loop import QuietLearner
 from ltlearn.utils import ranks
 
@@ -111,8 +112,7 @@ class RankedLearner(QuietLearner):
 
 def _mixes_rows(cb: Callback) -> bool:
     """Return whether a callback mixes an image with another one of the batch."""
-    # Read from the class: an instance passes unknown attributes on to the learner.
-    return isinstance(cb, MixHandler) or getattr(type(cb), "mixes_rows", False)
+    return isinstance(cb, MixHandler) or declared(cb, "mixes_rows")
 
 
 def _share_generators() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from fastai.callback.core import Callback
 from torch import Tensor
 
+from ltlearn.training.fit_callback import declared
+
 __all__ = ["ResidentForm", "ResidentStep", "form_of", "handled_events"]
 
 _STEP_EVENTS = (
@@ -181,8 +183,7 @@ def form_of(cb: Callback) -> ResidentForm | None:
     )
     if covered:
         return cb.resident_form()
-    # Read from the class: an instance passes unknown attributes on to the learner.
-    if handled == ["after_step"] and getattr(type(cb), "uses_weights_alone", False):
+    if handled == ["after_step"] and declared(cb, "uses_weights_alone"):
         return _AfterStep(cb.after_step)
     return None
 

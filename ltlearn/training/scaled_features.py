@@ -49,6 +49,16 @@ class Scaling:
         found = float(_moments(features)[1].sum())
         return cls(None, (squared / found) ** 0.5 if found else 1.0)
 
+    def scale_(self, rows: Tensor) -> Tensor:
+        """Scale features in place, and return them.
+
+        Args:
+            rows: The features, (N, D).
+        """
+        if self.mean is not None:
+            rows.sub_(self.mean)
+        return rows.mul_(self.factor)
+
     def apply(self, features: Features) -> "ScaledFeatures":
         """Return features that are scaled as they are read.
 
@@ -79,12 +89,12 @@ class ScaledFeatures(Features):
     def get_batch(self, index: list[int], seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return scaled features (B, D), float32, and targets (B,)."""
         x, y = super().get_batch(index, seed)
-        return self._scaled(x), y
+        return self.scaling.scale_(x), y
 
     def take(self, index: Tensor, drawn: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return scaled features (B, D), float32, and targets (B,), for what `draw` returned."""
         x, y = super().take(index, drawn)
-        return self._scaled(x), y
+        return self.scaling.scale_(x), y
 
     def make_copy(self, device: torch.device) -> "Features | None":
         """Return a copy whose features are on a CUDA device; None if they do not fit."""
@@ -92,11 +102,6 @@ class ScaledFeatures(Features):
         if result is not None and self.scaling.mean is not None:
             result.scaling = replace(self.scaling, mean=self.scaling.mean.to(device))
         return result
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        if self.scaling.mean is not None:
-            x.sub_(self.scaling.mean)
-        return x.mul_(self.scaling.factor)
 
 
 def _moments(features: Features) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ltlearn.data.device import asynchronous
-from ltlearn.heads.stacked import Stack, StackedHeads, kind_of, parts_of
+from ltlearn.heads.stacked import Stack, StackedHeads, parts_of, place_of
 from ltlearn.losses.stacked import StackedLoss
 from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.fit_callback import declared
 from ltlearn.training.loop import groups_of_sgd, momentum_of
 from ltlearn.training.steps import REPORTED
 
@@ -27,12 +28,11 @@ def reason_against_stack(fit) -> str:
     if not groups[0]["momentum"] or groups[0]["nesterov"] or groups[0]["dampening"]:
         return "the optimiser has no plain momentum"
     head = fit.model.head
-    if kind_of(head) is None:
+    if place_of(head) is None:
         return f"a {type(head).__name__} with these options has no stacked form"
     form = StackedHeads([head])
     for cb in fit.cbs:
-        # Read from the class: an instance passes unknown attributes on to the learner.
-        if cb.run and getattr(type(cb), "uses_weights_alone", False):
+        if cb.run and declared(cb, "uses_weights_alone"):
             if cb.after_step_of(form) is not None:
                 return f"{type(cb).__name__} acts after each step"
     return ""
@@ -44,7 +44,7 @@ def in_stack_order(fits: Sequence) -> list:
     Args:
         fits: `HeadLearner`s.
     """
-    return sorted(fits, key=lambda fit: kind_of(fit.model.head))
+    return sorted(fits, key=lambda fit: place_of(fit.model.head))
 
 
 class StackedEpoch:

@@ -19,6 +19,7 @@ from ltlearn.training.checkpoint import Checkpoint, describe_options
 from ltlearn.training.evaluate import run_model
 from ltlearn.training.features import weights_fingerprint
 from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.fit_callback import declared
 from ltlearn.training.history import Trajectory, chosen_classes, head_norms
 from ltlearn.training.logs import EpochLog
 from ltlearn.training.plan import Stage2Plan, StagePlan, name_of
@@ -59,8 +60,7 @@ def fold_unowned_head(learn: Learner, callbacks: Sequence[Callback]) -> None:
     kind = type(head)
     if isinstance(head, nn.Linear) or not is_head(head):
         return
-    # Read from the class: an instance passes unknown attributes on to the learner.
-    if any(getattr(type(cb), "head_type", None) is kind for cb in [*callbacks, *learn.cbs]):
+    if any(declared(cb, "head_type", None) is kind for cb in [*callbacks, *learn.cbs]):
         return
     try:
         linear = as_linear_over_features(whole)

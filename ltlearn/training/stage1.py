@@ -7,6 +7,7 @@ from fastai.learner import Learner
 
 from ltlearn.training.compiled import compiled
 from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.fit_callback import declared
 from ltlearn.training.history import FlipAverage
 from ltlearn.training.plan import StagePlan
 from ltlearn.training.progress import EpochProgress
@@ -35,8 +36,7 @@ def run_stage1(learn: Learner, plan: StagePlan) -> None:
     """
     fold_unowned_head(learn, plan.callbacks)
     for cb in plan.callbacks:
-        # Read from the class: an instance passes unknown attributes on to the learner.
-        if getattr(type(cb), "changes_model", False):
+        if declared(cb, "changes_model"):
             cb.install(learn)
     learn.model.requires_grad_(True)
     learn.opt = None
@@ -54,7 +54,7 @@ def run_stage1(learn: Learner, plan: StagePlan) -> None:
             callbacks = [*own, *plan.callbacks]
             learn.fit(plan.epochs, plan.lr, plan.weight_decay, callbacks, reset_opt=True)
         keep_chosen_weights(learn, learn, trajectory)
-        parts = [getattr(type(cb), "trained_part", None) for cb in plan.callbacks]
+        parts = [declared(cb, "trained_part", None) for cb in plan.callbacks]
         # Read from the class: an instance passes unknown attributes on to the learner.
         counted = [cb for cb in plan.callbacks if hasattr(type(cb), "trained_parameters_")]
         record_stage(

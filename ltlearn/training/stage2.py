@@ -128,8 +128,8 @@ def on_features(
     Args:
         learn: An `LTLearner`.
         plan: The plan of the training.
-        callbacks: The callbacks beside the trajectory and those of the learner.
-        parts: Features of the training and of the validation images. None: those of the plan.
+        callbacks: The callbacks beside the trajectory and the learner's own.
+        parts: Features of the training and of the validation images. None: as the plan has them.
         **options: Options of `make_trajectory`.
     """
     head, length = learn.model.head, None

@@ -19,10 +19,18 @@ from ltlearn.errors import UserError, check_choice, spell, spell_call
 from ltlearn.methods import METHODS, as_registered
 from ltlearn.names import STARTS
 from ltlearn.training.features import weights_fingerprint
-from ltlearn.training.plan import PosthocPlan, Stage2Plan, probe_plan, resolve_stage2
+from ltlearn.training.plan import (
+    PosthocPlan,
+    ProbePlan,
+    Stage2Plan,
+    probe_plan,
+    resolve_stage1,
+    resolve_stage2,
+)
 from ltlearn.training.posthoc import run_posthoc
 from ltlearn.training.probe import run_probe
 from ltlearn.training.records import CorrectionRecord, TrajectoryRecord, as_stage_record
+from ltlearn.training.stage1 import run_stage1
 from ltlearn.training.stage2 import run_stage2
 
 __all__ = [
@@ -32,6 +40,7 @@ __all__ = [
     "changed_tensors",
     "copied_tensors",
     "correct_from",
+    "fit_from",
     "put_stage1_back",
     "restored_stage1",
     "retrain_from",
@@ -264,6 +273,24 @@ def _begun(learn: Learner, start: str, changes_statistics: bool = False) -> Iter
         raise
     finally:
         kept.result = weights_fingerprint(learn.model)
+
+
+def fit_from(learn: Learner, given: Mapping[str, Any]) -> None:
+    """Train stage 1, on images or, with a method that trains the head alone, on features.
+
+    Args:
+        learn: An `LTLearner`.
+        given: The arguments of `fit_stage1` by name.
+
+    Raises:
+        UserError: If an argument is outside its range, or training diverges.
+    """
+    is_pretrained = bool(getattr(learn, "pretrained", False))
+    plan = resolve_stage1(given, learn.dls, is_pretrained, learn.path / learn.model_dir / "stage1")
+    if isinstance(plan, ProbePlan):
+        run_probe(learn, plan)
+    else:
+        run_stage1(learn, plan)
 
 
 def retrain_from(learn: Learner, given: Mapping[str, Any], start: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ltlearn.errors import spell
 from ltlearn.losses import CountedLoss
 from ltlearn.models.last_block import last_block
+from ltlearn.training.freezing import freeze, unfreeze
 from ltlearn.training.plan import Stage2Plan, StagePlan
 
 __all__ = [
@@ -130,12 +131,8 @@ def frozen_backbone(backbone: nn.Module, bn: str) -> Iterator[None]:
             module.training = mode
         return backbone
 
-    flags = [(p, p.requires_grad) for p in backbone.parameters()]
+    flags = freeze(backbone)
     try:
-        for p, _ in flags:
-            p.requires_grad_(False)
-            # An optimiser applies weight decay and momentum to any parameter with a gradient.
-            p.grad = None
         if bn != "train":
             backbone.eval()
             backbone.train = keep_mode
@@ -143,5 +140,4 @@ def frozen_backbone(backbone: nn.Module, bn: str) -> Iterator[None]:
     finally:
         if bn != "train":
             del backbone.train
-        for p, flag in flags:
-            p.requires_grad_(flag)
+        unfreeze(flags)

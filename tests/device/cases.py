@@ -73,8 +73,9 @@ STAGE1: dict[str, Make] = {
     "fastai's Adam": lambda: {"opt_func": Adam},
 }  # fmt: skip
 
-# Cases with fastai's own callbacks and optimisers, which need the events of a step.
-EVENTS = {"accumulated", "clipped", "fastai's Adam"}
+# Cases with fastai's own callbacks and optimisers, which need the events of a step, and the probe,
+# whose fit of the head alone is no loop of the image learner.
+EVENTS = {"accumulated", "clipped", "fastai's Adam", "probe"}
 
 # Arguments of `retrain_classifier`.
 STAGE2: dict[str, Make] = {

@@ -119,6 +119,8 @@ def test_recipes_with_a_probe_that_are_refused(photos, weights):
         ("stage1.epochs=0", "stage1.epochs .*1.* 0"),
         ("stage1.trains=last_block", "stage1.trains .*last_block"),
         ("stage1.warmup_epochs=1", "stage1.warmup_epochs .*probe"),
+        ("stage1.grad_checkpointing=true", "stage1.grad_checkpointing .*probe"),
+        ("stage1.head_start=class_means", "stage1.head_start .*probe"),
         ("protocol=paper", "'probe'.*protocol='clean'"),
     ):
         with pytest.raises(UserError, match=words):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ltlearn import CosineLinear, SAMNLinear, ScaledLinear
-from ltlearn.heads.stacked import Stack, StackedHeads, kind_of, parts_of
+from ltlearn.heads.stacked import Stack, StackedHeads, parts_of, place_of
 
 COUNTS = [90, 40, 40, 7, 2]
 
@@ -35,7 +35,7 @@ KINDS = {
     "linear": lambda: [linear(), linear(False)],
     "scaled": lambda: [scaled("scale"), scaled(factor=0.1), scaled(bias=False)],
     "cosine": lambda: [CosineLinear.from_linear(linear(), scale) for scale in (8, 16)],
-    "samn": lambda: [samn(), samn()],
+    "samn": lambda: [samn(), samn(start="stage1")],
 }
 GROUPS = {**KINDS, "all kinds": lambda: [head for make in KINDS.values() for head in make()]}
 GROUPS["scaled and samn"] = lambda: [*KINDS["scaled"](), *KINDS["samn"]()]
@@ -93,5 +93,5 @@ def test_heads_that_a_stack_cannot_hold():
     frozen = linear()
     frozen.bias.requires_grad_(False)
     refused = [samn(on=("weight",)), samn(project="forward"), linear().double(), frozen]
-    assert [kind_of(head) for head in [*refused, nn.Identity()]] == [None] * 5
-    assert [kind_of(make()[0]) for make in KINDS.values()] == [0, 1, 2, 3]
+    assert [place_of(head) for head in [*refused, nn.Identity()]] == [None] * 5
+    assert [place_of(make()[0]) for make in KINDS.values()] == [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""Stacked losses and their gradients are those of each loss alone."""
+"""Stacked losses and their gradients equal each loss alone."""
 
 import copy
 

@@ -158,7 +158,7 @@ def test_a_backbone_takes_and_loses_the_adapters_of_a_state():
     backbone.load_state_dict(other.state_dict())
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(backbone(x), other(x)) and has_branches(backbone)
-    fit_adapters(backbone, {})  # a part without the blocks says nothing about them
+    fit_adapters(backbone, {})  # a state without the blocks leaves them as they are
     assert has_branches(backbone)
     fit_adapters(backbone, plain)
     assert backbone.state_dict().keys() == plain.keys() and not has_branches(backbone)

@@ -50,11 +50,6 @@ def _works(x, y, seed):
     return True
 
 
-def test_a_single_class_has_its_mean():
-    x, y = clouds([5])
-    torch.testing.assert_close(logistic_rows(x, y, 2), class_mean_rows(x, y, 2))
-
-
 @pytest.mark.parametrize("function", [class_mean_rows, logistic_rows])
 def test_bad_input(function):
     x, y = clouds([5, 3])

@@ -42,7 +42,7 @@ class AdapterBranch(nn.Module):
             nn.init.zeros_(values)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what is added to the output of the block's MLP."""
+        """Return the term that a block adds to the output of its MLP."""
         return self.scale * self.up(self.down(self.norm(x)).relu())
 
 

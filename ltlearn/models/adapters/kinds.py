@@ -1,4 +1,4 @@
-"""The kinds of adapters, and how a backbone gets those of a state dict."""
+"""The kinds of adapters, and how a backbone gets the adapters of a state dict."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class AdapterKind:
         size: Returns the size of a site's adapter; 0 without one.
         add: Gives a site without an adapter a new one of a size.
         remove: Removes the adapter of a site.
-        keys: Tensors of an adapter below the name of the site, of which it has one.
-        axis: The axis of such a tensor that has the adapter's size.
+        keys: Names of tensors below the name of the site; an adapter has exactly one of them.
+        axis: The axis of this tensor whose length is the adapter's size.
         share: The size is 2 to the power of floor(log2(classes / (share * blocks))), at least 1.
         size_name: What the size is called.
     """
@@ -87,7 +87,7 @@ LORA = AdapterKind(
 
 
 def fit_adapters(backbone: nn.Module, shapes: Shapes) -> None:
-    """Add and remove adapters until a backbone has those of a state dict.
+    """Add and remove adapters until a backbone has the same ones as a state dict.
 
     A site whose own tensors the state dict lacks stays as it is. The values of the new adapters
     are to be loaded afterwards.

@@ -1,7 +1,7 @@
 """LoRA on the queries and values of timm's attention.
 
-`peft` would need transformers and accelerate, and knows no fused qkv layer of which one third stays
-as it is. So this is the shorter way.
+`peft` would need transformers and accelerate, and cannot leave the keys of a fused qkv layer as
+they are. So this is shorter.
 """
 
 import math
