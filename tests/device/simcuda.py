@@ -57,11 +57,13 @@ class Sim(torch.Tensor):
 
     @staticmethod
     def __new__(cls, values, requires_grad=False):
-        made = torch.Tensor._make_wrapper_subclass(
-            cls, values.size(), strides=values.stride(), storage_offset=values.storage_offset(),
-            dtype=values.dtype, layout=values.layout, device=values.device,
-            requires_grad=requires_grad,
-        )  # fmt: skip
+        # In inference mode a view of a normal tensor is normal, too.
+        with torch.inference_mode(values.is_inference()):
+            made = torch.Tensor._make_wrapper_subclass(
+                cls, values.size(), strides=values.stride(),
+                storage_offset=values.storage_offset(), dtype=values.dtype, layout=values.layout,
+                device=values.device, requires_grad=requires_grad,
+            )  # fmt: skip
         made.values_ = values
         return made
 
