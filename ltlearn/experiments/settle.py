@@ -142,6 +142,11 @@ def _check_probe(stage1: Stage1Section, paper: bool) -> None:
     for key, plain in (("warmup_epochs", 0), ("sync_bn", False)):
         if getattr(stage1, key) != plain:
             raise UserError(f"stage1.{key} has no meaning for {name}; leave it out.")
+    if stage1.grad_checkpointing:
+        raise UserError(
+            f"{spell('grad_checkpointing', True)} has no meaning for {name}, which trains the "
+            "classifier alone on features; leave it out."
+        )
 
 
 def _settle_schedule(stage1: Stage1Section) -> None:

@@ -9,7 +9,7 @@ import timm
 
 from ltlearn.errors import UserError, spell
 
-__all__ = ["check_hub", "config_error", "download_error", "first_line"]
+__all__ = ["ask_hub", "check_hub", "config_error", "download_error", "first_line"]
 
 _HUB_SECONDS = 4.0  # until the hub counts as out of reach; HF_HUB_ETAG_TIMEOUT replaces it
 
@@ -57,13 +57,21 @@ def check_hub(arch: str, config: Any, needs_weights: bool = True) -> None:
         which = "they are" if needs_weights else "it is"
         raise error(arch, f"HF_HUB_OFFLINE is set and {which} not in the cache")
     try:
-        _ask_hub(repo, revision or None)
+        ask_hub(repo, revision or None)
     except Exception as e:  # errors of the HTTP library, which differs between versions of the hub
         raise error(arch, first_line(e)) from e
 
 
-def _ask_hub(repo: str, revision: str | None) -> None:
-    """Ask the hub for a repository; raise an error if there is no answer within seconds."""
+def ask_hub(repo: str, revision: str | None = None) -> None:
+    """Ask the hub for a repository; raise an error if there is no answer within seconds.
+
+    Args:
+        repo: Its name, such as "timm/resnet50.a1_in1k".
+        revision: Its branch, tag or commit; None takes the main branch.
+
+    Raises:
+        TimeoutError: If the hub does not answer in time. Other errors come from the hub's library.
+    """
     import huggingface_hub
 
     seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", _HUB_SECONDS))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ltlearn.errors import UserError, spell
 from ltlearn.heads.linear import unit_rows
+from ltlearn.models.hub import ask_hub
 from ltlearn.utils.extras import check_packages
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
 
 TEMPLATES = ("a photo of a {}.",)
 _BATCH = 256  # texts that the tower reads at once
-_SECONDS = 4.0  # before a hub that does not answer counts as unreachable
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")
 _NUMBER = re.compile(r"[\s._+-]*\d[\s\d._+-]*")
 _WORDNET = re.compile(r"n\d{8}")
@@ -191,7 +191,7 @@ def _check_reachable(repo: str) -> None:
     if constants.HF_HUB_OFFLINE:
         raise _fetch_error(repo, "HF_HUB_OFFLINE is set, and it is not in the cache")
     try:
-        huggingface_hub.HfApi().model_info(repo, timeout=_SECONDS)
+        ask_hub(repo)
     except Exception as e:  # errors of the HTTP library, which differs between versions of the hub
         raise _fetch_error(repo, e) from e
 

@@ -135,7 +135,7 @@ def test_a_trunk_of_no_clip_model_is_refused(open_clip):
 def test_a_file_that_cannot_be_fetched(open_clip, monkeypatch):
     asked = {}
 
-    def no_network(self, repo, timeout):
+    def no_network(self, repo, revision, timeout):
         asked["timeout"] = timeout
         raise OSError("no route to host\nat all")
 
