@@ -8,7 +8,7 @@ from fastai.optimizer import Adam
 from ltlearn import SAMN, UserError
 from ltlearn.methods import METHODS
 from ltlearn.training.head_learner import HeadLearner
-from tests.callbacks.helpers import make_dls, make_lt_learner
+from tests.callbacks.helpers import COUNTS, make_dls, make_lt_learner
 
 STAGE2 = [
     name
@@ -86,6 +86,22 @@ def test_a_subclass_with_events_of_its_own_gets_them(monkeypatch):
     _, silent = trained(monkeypatch, watched)
     assert silent == 0
     assert watched.seen > 0
+
+
+def test_a_callback_of_fastai_can_declare_that_it_uses_weights_alone():
+    class Watched(Callback):
+        uses_weights_alone = True
+
+        def __init__(self):
+            self.seen = []
+
+        def after_step(self):
+            self.seen.append(self.learn.model.head.raw_norm_weight.tolist())
+
+    watched, learn = Watched(), make_lt_learner()
+    learn.retrain_classifier(epochs=1, lr=0.1, bs=8, cbs=[SAMN(), watched])
+    assert len(watched.seen) == sum(COUNTS) // 8 and watched.seen[0] != watched.seen[-1]
+    assert watched.seen[-1] == learn.model.head.raw_norm_weight.tolist()
 
 
 def test_a_loss_that_is_not_finite_is_reported_with_its_step(monkeypatch):
