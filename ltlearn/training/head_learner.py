@@ -150,7 +150,8 @@ class HeadLearner(QuietLearner):
         finally:
             if form is not None:
                 form.close()
-            self.report_steps(losses, images)
+            # A step that was interrupted before its loss counts for nothing.
+            self.report_steps(losses, images[: len(losses)])
 
     def _closed_step(self, form: LinearGradient, update: Callable) -> Callable:
         """Return a function that takes a step with gradients in closed form."""

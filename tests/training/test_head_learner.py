@@ -119,6 +119,23 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_step(monkeypatch):
         assert torch.equal(value, before[key])
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ArithmeticError])
+def test_an_interrupted_fit_leaves_vectors_with_memory_of_their_own(error):
+    def interrupted(logits, target):
+        values.append([p.detach().clone() for p in learn.model.head.parameters()])
+        if len(values) == 4:
+            raise error
+        return torch.nn.functional.cross_entropy(logits, target)
+
+    values, learn = [], make_lt_learner()
+    with pytest.raises(error):
+        learn.retrain_classifier(epochs=2, lr=0.1, bs=8, loss=interrupted, cbs=SAMN())
+    left = list(learn.model.head.parameters())
+    assert all(p.untyped_storage().nbytes() == 4 * p.numel() for p in left)
+    assert all(map(torch.equal, left, values[3]))
+    assert not any(map(torch.equal, values[2], values[3]))
+
+
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_numpy_does_not_warn_of_norms_that_overflow(monkeypatch):
     _, silent = trained(monkeypatch, SAMN(), lr=1e30)
