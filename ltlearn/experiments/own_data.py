@@ -26,9 +26,9 @@ from ltlearn.names import PROBE
 __all__ = ["fitting_methods", "own_recipe", "read_classes", "read_statistics"]
 
 _log = logging.getLogger("ltlearn")
-# The values of SAMN's code.
 # Methods of stage 1 that train a small part of a backbone, or all of it gently.
 _ADAPTING = ("adaptformer", "lora", "bitfit", "full", "last_block")
+# The values of SAMN's code.
 _VALUES = {
     "stage1.weight_decay": (5e-4, "code: SAMN"),
     "stage2.epochs": (20, "code: SAMN"),
