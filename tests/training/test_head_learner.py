@@ -122,14 +122,14 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_step(monkeypatch):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ArithmeticError])
 def test_an_interrupted_fit_leaves_vectors_with_memory_of_their_own(error):
     def interrupted(logits, target):
-        values.append([p.detach().clone() for p in learn.model.head.parameters()])
+        values.append([p.detach().clone() for p in samn.installed.parameters()])
         if len(values) == 4:
             raise error
         return torch.nn.functional.cross_entropy(logits, target)
 
-    values, learn = [], make_lt_learner()
+    values, samn, learn = [], SAMN(), make_lt_learner()
     with pytest.raises(error):
-        learn.retrain_classifier(epochs=2, lr=0.1, bs=8, loss=interrupted, cbs=SAMN())
+        learn.retrain_classifier(epochs=2, lr=0.1, bs=8, loss=interrupted, cbs=samn)
     left = list(learn.model.head.parameters())
     assert all(p.untyped_storage().nbytes() == 4 * p.numel() for p in left)
     assert all(map(torch.equal, left, values[3]))
