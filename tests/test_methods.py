@@ -31,6 +31,7 @@ from ltlearn.methods import (
     find_methods,
     prior_of,
     stage1_methods,
+    usual_stage2,
 )
 from ltlearn.names import PROBE
 from ltlearn.training.checkpoint import describe_options
@@ -91,6 +92,13 @@ def test_the_row_and_its_loss_and_callbacks_agree_on_the_prior(name):
 def test_the_default_methods_are_in_the_table():
     assert METHODS[DEFAULT_STAGE2].kind == METHODS[DEFAULT_WITH_RESET].kind == "stage 2"
     assert METHODS[DEFAULT_WITH_RESET].reset
+
+
+@pytest.mark.parametrize("stage1", stage1_methods())
+def test_the_usual_stage2_goes_with_each_stage1(stage1):
+    usual = usual_stage2(stage1)
+    assert find_methods(usual, stage1) == [usual]
+    assert (usual == DEFAULT_STAGE2) == (METHODS[stage1].head != "experts")
 
 
 def test_each_method_has_its_own_label():

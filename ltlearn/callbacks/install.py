@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from torch import nn
 
 from ltlearn.heads.cosine import CosineLinear
-from ltlearn.heads.normalized import over_normalized_features
+from ltlearn.heads.normalized import NormalizedFeatureHead, over_normalized_features
 from ltlearn.heads.registry import as_linear, is_trainable
 from ltlearn.models.backbone import find_head, set_head
 
@@ -24,8 +24,9 @@ def install_head(
     """Replace the learner's classifier by a head of one kind, unless it is one already.
 
     A head of another kind is folded into a plain linear layer first. A cosine classifier becomes a
-    linear layer over features of one length, and the new head replaces that layer. Frozen
-    parameters stay frozen, and the optimiser, if the learner has one, gets the new parameters.
+    linear layer over features of one length, and the new head replaces that layer; a new cosine
+    classifier replaces both. Frozen parameters stay frozen, and the optimiser, if the learner has
+    one, gets the new parameters.
 
     Args:
         learn: Any fastai Learner.
@@ -46,6 +47,11 @@ def install_head(
     whole = over_normalized_features(head) if isinstance(head, CosineLinear) else None
     linear = as_linear(head) if whole is None else whole.inner
     new = make(linear).requires_grad_(is_trainable(head))
+    around = name.rpartition(".")[0]
+    if kind is CosineLinear and isinstance(
+        learn.model.get_submodule(around), NormalizedFeatureHead
+    ):
+        name = around  # a cosine classifier normalises the features itself
     if whole is not None:
         whole.inner = new
     elif linear is not head:

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from ltlearn.names import FEW_RULES, ON_NAN, PRECISIONS, PRIORS, PROTOCOLS, SELECTS
+from ltlearn.names import (
+    DEFAULT_STAGE2,
+    DEFAULT_WITH_RESET,
+    FEW_RULES,
+    ON_NAN,
+    PRECISIONS,
+    PRIORS,
+    PROTOCOLS,
+    SELECTS,
+)
 
 __all__ = [
     "ALLOW_HUB",
@@ -122,9 +131,11 @@ SET = Annotated[
     ),
 ]
 METHOD = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="How to retrain the classifier: names of `ltlearn methods`, separated by commas."
+        help="How to retrain the classifier: names of `ltlearn methods`, separated by commas. By "
+        f"default, {DEFAULT_STAGE2}, or {DEFAULT_WITH_RESET} after experts (--stage1 balpoe or "
+        "sade), whose classifier no stage 2 keeps."
     ),
 ]
 ARCH = Annotated[str, typer.Option(help="Architecture of the model in timm.", show_default=False)]

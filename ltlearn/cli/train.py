@@ -57,7 +57,7 @@ def train(
             "and 20 on features for --stage1 probe."
         ),
     ] = None,
-    method: METHOD = DEFAULT_STAGE2,
+    method: METHOD = None,
     stage1: Annotated[
         str | None,
         typer.Option(
@@ -124,6 +124,7 @@ def train(
     """Train a model on your own images: stage 1, stage 2, report."""
     from ltlearn.cli.running import OwnRun, RunFlags, read_options, run_own_and_print
     from ltlearn.experiments.own_data import read_statistics
+    from ltlearn.methods import usual_stage2
     from ltlearn.utils.settings import load_settings
 
     flags = RunFlags(
@@ -144,6 +145,8 @@ def train(
         "model.weights_key": weights_key, "data.mean": read_statistics("mean", mean),
         "data.std": read_statistics("std", std),
     }  # fmt: skip
+    if method is None:
+        method = usual_stage2(stage1 or DEFAULT_STAGE1)
     reading = read_options(images, image_col, label_col, split_col, suffix, valid, test)
     run_own_and_print(OwnRun(data, method, values, reading, set_ or []), flags)
 

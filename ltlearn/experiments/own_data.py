@@ -26,6 +26,8 @@ from ltlearn.names import PROBE
 __all__ = ["fitting_methods", "own_recipe", "read_classes", "read_statistics"]
 
 _log = logging.getLogger("ltlearn")
+# Methods of stage 1 that train a small part of a backbone, or all of it gently.
+_ADAPTING = ("adaptformer", "lora", "bitfit", "full", "last_block")
 # The values of SAMN's code.
 _VALUES = {
     "stage1.weight_decay": (5e-4, "code: SAMN"),
@@ -229,19 +231,23 @@ def _choose_probe_values(draft: _Draft, row: Method) -> None:
     Raises:
         UserError: If the backbone has random weights, and the user did not ask for that.
     """
-    is_asked = draft.raw["provenance"].get("model.pretrained") == COMMAND_LINE
-    if not draft.get("model.pretrained") and not is_asked:
-        raise UserError(
-            f"stage1.method = {draft.get('stage1.method')!r} leaves the backbone as it is, and "
-            f"there are no pre-trained weights of {draft.get('model.arch')}; give another "
-            f"{spell('model.arch')}, such as resnet50, or weights ({spell('weights', 'FILE')})."
-        )
+    _check_pretrained(draft, "leaves the backbone as it is", "resnet50")
     source = f"own: as the method {draft.get('stage1.method')} has it"
     draft.choose("stage1.epochs", row.values["epochs"], source)
     draft.choose("stage1.weight_decay", row.values["wd"], source)
     batch = draft.choose("stage1.batch_size", BATCH_SIZE, "own")
     if isinstance(batch, int):  # validation reports another type
         draft.choose("stage1.lr", head_rate(row.values["lr"], batch), source)
+
+
+def _check_pretrained(draft: _Draft, use: str, arch: str) -> None:
+    is_asked = draft.raw["provenance"].get("model.pretrained") == COMMAND_LINE
+    if not draft.get("model.pretrained") and not is_asked:
+        raise UserError(
+            f"stage1.method = {draft.get('stage1.method')!r} {use}, and there are no pre-trained "
+            f"weights of {draft.get('model.arch')}; give another {spell('model.arch')}, such as "
+            f"{arch}, or weights ({spell('weights', 'FILE')})."
+        )
 
 
 def _choose_stage1(draft: _Draft, trained: bool) -> None:
@@ -255,6 +261,8 @@ def _choose_stage1(draft: _Draft, trained: bool) -> None:
         return
     pretrained = bool(draft.get("model.pretrained"))
     start = "pre-trained weights" if pretrained else "random weights"
+    if draft.get("stage1.method") in _ADAPTING and not trained:
+        _check_pretrained(draft, "adapts a pre-trained backbone", "vit_small_patch16_224")
     if trained:
         if draft.get("stage1.epochs"):
             train = spell_call("own_recipe", source="DIR", pretrained="FILE")

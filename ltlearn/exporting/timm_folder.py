@@ -178,8 +178,8 @@ def _whole_model(model: nn.Module, classes: int) -> nn.Module:
         linear = as_linear(head)
     except UserError:
         raise UserError(
-            f"timm's models end in a linear layer, and a {type(head).__name__} head cannot be "
-            f"folded into one; {others}."
+            f"timm's models end in a linear layer, and this head ({type(head).__name__}) cannot "
+            f"be folded into one; {others}."
         ) from None
     if has_branches(backbone):
         raise UserError(

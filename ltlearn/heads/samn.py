@@ -147,7 +147,8 @@ class SAMNLinear(Foldable):
             start: The norms and shifts at the start. "published": fixed values between 2.14 and
                 4.23 by the frequency, whatever the data set. "stage1": the monotone norms that are
                 closest to the norms of `linear` (usually all equal to their mean), and equal
-                shifts. These norms can be of any size: `norm_scale` times exp(s_c).
+                shifts. These norms can be of any size: `norm_scale` times exp(s_c). As exp(s_c) is
+                above 1, none begins below 1.01 * `norm_scale`, between .24 and .48 of their mean.
 
         Raises:
             UserError: If the lengths differ, an option is unknown, or a row of `linear` is zero or

@@ -15,6 +15,7 @@ from ltlearn.methods.registry import (
     registered_method,
     stage1_methods,
     unregister_method,
+    usual_stage2,
 )
 from ltlearn.names import DEFAULT_STAGE2, DEFAULT_WITH_RESET
 
@@ -43,4 +44,5 @@ __all__ = [
     "stage1_methods",
     "unregister_method",
     "usual_rate",
+    "usual_stage2",
 ]

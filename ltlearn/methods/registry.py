@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from ltlearn.errors import UserError
 from ltlearn.methods.base import Method
 from ltlearn.methods.table import BUILT_IN
-from ltlearn.names import DEFAULT_STAGE1
+from ltlearn.names import DEFAULT_STAGE1, DEFAULT_STAGE2, DEFAULT_WITH_RESET
 
 __all__ = [
     "DEFAULT_STAGE1",
@@ -243,6 +243,19 @@ def find_method(name: str) -> Method:
 def stage1_methods() -> tuple[str, ...]:
     """Return the names of the methods of stage 1."""
     return tuple(name for name, method in METHODS.items() if method.kind == "stage 1")
+
+
+def usual_stage2(stage1: str) -> str:
+    """Return the method that follows a stage 1 if the user names none.
+
+    Args:
+        stage1: The method of stage 1, by name.
+
+    Raises:
+        UserError: If the name is unknown.
+    """
+    fits = METHODS[DEFAULT_STAGE2].fits(find_method(stage1))
+    return DEFAULT_STAGE2 if fits else DEFAULT_WITH_RESET
 
 
 def find_methods(names, stage1: str | None = None) -> list[str]:

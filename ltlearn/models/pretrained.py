@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import ltlearn.models.cifar_resnet  # noqa: F401  (registers the CIFAR ResNets)
-from ltlearn.errors import UserError, spell
+from ltlearn.errors import UserError, spell, spell_call
 from ltlearn.models.backbone import (
     HEAD_NAMES,
     LTModel,
@@ -348,6 +348,14 @@ def _load(
     is_whole: bool = False,
 ) -> None:
     """Load the weights of a file, which must hold exactly those that the model needs."""
+    if any(".experts." in k for k in state) and not any(
+        ".experts." in k for k in model.state_dict()
+    ):
+        raise UserError(
+            f"the weights in {path} are of several experts on shared layers, so they do not fit "
+            f"{arch}; compare classifiers of experts in the run that trained them "
+            f"({spell_call('compare_run', run='RUN')})."
+        )
     state = _converted(model, arch, path, state, kwargs)
     fit_adapters_to_shapes(model, {k: v.shape for k, v in state.items()})
     own = model.state_dict()

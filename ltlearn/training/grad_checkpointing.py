@@ -26,7 +26,7 @@ class GradCheckpointing(FitCallback):
         backbone = getattr(self.learn.model, "backbone", None)
         try:
             backbone.set_grad_checkpointing(True)
-        except (AttributeError, AssertionError, RuntimeError):  # as timm's models refuse it
+        except (AttributeError, AssertionError, RuntimeError, ValueError):  # as models refuse it
             raise UserError(
                 f"{spell('grad_checkpointing', True)} is not possible with "
                 f"{type(backbone).__name__}; leave it out, or give a smaller batch size."

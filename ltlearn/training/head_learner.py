@@ -20,7 +20,13 @@ from ltlearn.training.history import Trajectory
 from ltlearn.training.loop import QuietLearner, fused_update_of, momentum_of
 from ltlearn.training.resident_form import handled_events
 from ltlearn.training.stacked import StackedEpoch, reason_against_stack
-from ltlearn.training.steps import REPORTED, count_steps, is_replaced, record_losses
+from ltlearn.training.steps import (
+    REPORTED,
+    after_step_of,
+    count_steps,
+    is_replaced,
+    record_losses,
+)
 
 __all__ = ["HeadLearner"]
 
@@ -121,11 +127,8 @@ class HeadLearner(QuietLearner):
         update = fused_update_of(self.opt)
         form = closed_form_of(self.model.head) if update is not None else None
         step = self._step_by_autograd if form is None else self._closed_step(form, update)
-        of_each = [
-            cb.after_step_of(form)
-            for cb in self.cbs
-            if cb.run and declared(cb, "uses_weights_alone")
-        ]
+        readers = [cb for cb in self.cbs if cb.run and declared(cb, "uses_weights_alone")]
+        of_each = [after_step_of(cb, form) for cb in readers]
         after_step = [call for call in of_each if call is not None]
         checks = [cb.check for cb in self.cbs if isinstance(cb, FiniteLoss)]
 
@@ -148,7 +151,8 @@ class HeadLearner(QuietLearner):
         finally:
             if form is not None:
                 form.close()
-            self.report_steps(losses, images)
+            # A step that was interrupted before its loss counts for nothing.
+            self.report_steps(losses, images[: len(losses)])
 
     def _closed_step(self, form: LinearGradient, update: Callable) -> Callable:
         """Return a function that takes a step with gradients in closed form."""

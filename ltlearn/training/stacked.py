@@ -11,7 +11,7 @@ from ltlearn.losses.stacked import StackedLoss
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.fit_callback import declared
 from ltlearn.training.loop import groups_of_sgd, momentum_of
-from ltlearn.training.steps import REPORTED
+from ltlearn.training.steps import REPORTED, after_step_of
 
 __all__ = ["StackedEpoch", "in_stack_order", "reason_against_stack"]
 
@@ -33,7 +33,7 @@ def reason_against_stack(fit) -> str:
     form = StackedHeads([head])
     for cb in fit.cbs:
         if cb.run and declared(cb, "uses_weights_alone"):
-            if cb.after_step_of(form) is not None:
+            if after_step_of(cb, form) is not None:
                 return f"{type(cb).__name__} acts after each step"
     return ""
 

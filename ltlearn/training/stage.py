@@ -66,7 +66,7 @@ def fold_unowned_head(learn: Learner, callbacks: Sequence[Callback]) -> None:
         linear = as_linear_over_features(whole)
     except UserError:
         raise UserError(
-            f"the head is a {kind.__name__}, which cannot be folded into a linear layer: pass "
+            f"the head ({kind.__name__}) cannot be folded into a linear layer: pass "
             f"{_callback_of(kind)} in cbs to train it, begin with a new head "
             f"({spell('reset', True)}), or put the classifier of stage 1 back: use('stage1')."
         ) from None

@@ -1,17 +1,29 @@
 """Training steps without events: which callbacks allow them, and how the steps are counted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.learner import CastToTensor, Recorder
 
 from ltlearn.training.progress import EpochProgress
 
-__all__ = ["REPORTED", "count_steps", "is_replaced", "record_losses"]
+__all__ = ["REPORTED", "after_step_of", "count_steps", "is_replaced", "record_losses"]
 
 REPORTED = 64  # steps that are counted at once
 # A loop without events does what these do in a step, so a subclass of them needs the events.
 _REPLACED = (TrainEvalCallback, CastToTensor, EpochProgress)
+
+
+def after_step_of(cb: Callback, form) -> Callable[[], object] | None:
+    """Return what a loop without events calls after each step for a callback; None for nothing.
+
+    Args:
+        cb: A callback with `uses_weights_alone`. Only a `FitCallback` can answer by the form.
+        form: The `LinearGradient` or the `StackedHeads` of what is trained; None for others.
+    """
+    # Read from the class: an instance passes unknown attributes on to the learner.
+    own = getattr(type(cb), "after_step_of", None)
+    return cb.after_step if own is None else own(cb, form)
 
 
 def is_replaced(cb: Callback) -> bool:

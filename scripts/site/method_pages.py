@@ -7,11 +7,10 @@ from pathlib import Path
 from ltlearn.experiments.measured import MeasuredResult
 from ltlearn.methods import (
     DEFAULT_STAGE1,
-    DEFAULT_STAGE2,
-    DEFAULT_WITH_RESET,
     METHODS,
     Method,
     find_method,
+    usual_stage2,
 )
 from scripts.site.api_pages import Links
 from scripts.site.markup import code, escape, fence, inline, page, percent, table, write_page
@@ -227,8 +226,7 @@ def commands(name: str) -> list[str]:
     """
     row = find_method(name)
     if row.kind == "stage 1":
-        usual = DEFAULT_STAGE2 if METHODS[DEFAULT_STAGE2].fits(row) else DEFAULT_WITH_RESET
-        stage2 = next((n for n, m in METHODS.items() if m.after == name), usual)
+        stage2 = next((n for n, m in METHODS.items() if m.after == name), usual_stage2(name))
         arch, usual_arch = method_facts()[name].arch, method_facts()[DEFAULT_STAGE1].arch
         arch = f"--arch {arch} " if arch != usual_arch else ""
         lines = [f"ltlearn train photos/ {arch}--stage1 {name} --method {stage2} --out RUN"]

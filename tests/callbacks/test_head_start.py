@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from ltlearn import Checkpoint, CosineHead, CosineLinear, HeadStart, UserError, WeightAverage
+from ltlearn import (
+    SAMN,
+    Checkpoint,
+    CosineHead,
+    CosineLinear,
+    HeadStart,
+    UserError,
+    WeightAverage,
+)
+from ltlearn.heads.normalized import NormalizedFeatureHead
 from ltlearn.models.text_start import ClipText
 from tests.callbacks.helpers import COUNTS, make_dls, make_learner, make_lt_learner
 from tests.models.clip import TinyClip, tokenize
@@ -45,6 +54,19 @@ def test_an_existing_cosine_head_keeps_its_scale_and_gets_the_rows():
     learn.fit_stage1(0, cbs=[HeadStart(scale=16), CosineHead(16)])
     assert learn.model.head.cosine_scale == 16
     torch.testing.assert_close(learn.model.head.weight.detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_over_normalised_features_becomes_a_cosine_classifier_again():
+    learn = make_lt_learner()
+    learn.fit_stage1(0, cbs=HeadStart())
+    learn.retrain_classifier(epochs=1, cbs=SAMN())
+    assert type(learn.model.head) is NormalizedFeatureHead
+    learn.fit_stage1(0, cbs=CosineHead(16))
+    assert type(learn.model.head) is CosineLinear and learn.model.head.cosine_scale == 16
+    learn.retrain_classifier(epochs=1, cbs=SAMN())
+    learn.fit_stage1(0, cbs=HeadStart())
+    assert type(learn.model.head) is CosineLinear
+    torch.testing.assert_close(learn.model.head.weight.detach(), means_of(learn))
 
 
 def test_an_average_of_weights_begins_with_the_rows():

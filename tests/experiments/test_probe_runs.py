@@ -127,3 +127,19 @@ def test_recipes_with_a_probe_that_are_refused(photos, weights):
             own_recipe(photos, ["crt"], given, [override])
     with pytest.raises(UserError, match="stage1.start is an option of probe"):
         load_recipe("digits_lt", ["stage1.start=none"])
+
+
+def test_options_for_the_backbone_are_refused_before_a_run_begins(photos, weights):
+    given = {**OPTIONS, "model.pretrained": str(weights), "stage1.method": "probe"}
+    with pytest.raises(UserError, match="grad_checkpointing=True.*probe.*leave it out"):
+        own_recipe(photos, ["samn"], {**given, "stage1.grad_checkpointing": True}).settled()
+
+
+@pytest.mark.parametrize("method", ["bitfit", "lora"])
+def test_an_adapted_backbone_needs_weights_unless_random_ones_are_asked_for(photos, method):
+    given = {"stage1.method": method, "model.arch": "resnet20_cifar", "data.size": 32}
+    with pytest.raises(UserError, match=f"{method}.*resnet20_cifar.*arch.*weights='FILE'"):
+        own_recipe(photos, ["samn"], given)
+    assert (
+        own_recipe(photos, ["samn"], {**given, "model.pretrained": False}).model.pretrained is False
+    )

@@ -8,6 +8,7 @@ from ltlearn import UserError
 from ltlearn.heads import ExpertHead
 from ltlearn.models.backbone import LTModel
 from ltlearn.models.experts import ExpertBackbone, fit_experts_to_state, last_stages, plain_key
+from ltlearn.models.pretrained import create_lt_model
 from tests.models.helpers import SMALL
 
 STAGES = {
@@ -122,3 +123,11 @@ def test_models_without_stages():
 
     with pytest.raises(UserError, match="number the stages of Flat"):
         last_stages(Flat(nn.Linear(3, 4)), 1)
+
+
+def test_a_file_of_experts_is_no_backbone(tmp_path):
+    trunk = make_trunk()
+    model = LTModel(ExpertBackbone(trunk, last_stages(trunk, 1), 3), nn.Linear(48, 5))
+    torch.save(model.state_dict(), tmp_path / "experts.pth")
+    with pytest.raises(UserError, match=r"experts\.pth.*several experts.*compare_run"):
+        create_lt_model("resnet20_cifar", 5, tmp_path / "experts.pth", width=4)

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -26,4 +27,7 @@ def test_a_model_without_the_switch_gets_one_sentence():
     learn = make_lt_learner()
     learn.model.backbone = nn.Sequential(learn.model.backbone)
     with pytest.raises(UserError, match="grad_checkpointing=True.*Sequential"):
+        learn.fit_stage1(1, 0.05, grad_checkpointing=True)
+    learn.model.backbone = timm.create_model("resnet20_cifar", num_classes=0, width=4)
+    with pytest.raises(UserError, match="grad_checkpointing=True.*CifarResNet"):
         learn.fit_stage1(1, 0.05, grad_checkpointing=True)

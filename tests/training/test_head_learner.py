@@ -8,7 +8,7 @@ from fastai.optimizer import Adam
 from ltlearn import SAMN, UserError
 from ltlearn.methods import METHODS
 from ltlearn.training.head_learner import HeadLearner
-from tests.callbacks.helpers import make_dls, make_lt_learner
+from tests.callbacks.helpers import COUNTS, make_dls, make_lt_learner
 
 STAGE2 = [
     name
@@ -88,6 +88,22 @@ def test_a_subclass_with_events_of_its_own_gets_them(monkeypatch):
     assert watched.seen > 0
 
 
+def test_a_callback_of_fastai_can_declare_that_it_uses_weights_alone():
+    class Watched(Callback):
+        uses_weights_alone = True
+
+        def __init__(self):
+            self.seen = []
+
+        def after_step(self):
+            self.seen.append(self.learn.model.head.raw_norm_weight.tolist())
+
+    watched, learn = Watched(), make_lt_learner()
+    learn.retrain_classifier(epochs=1, lr=0.1, bs=8, cbs=[SAMN(), watched])
+    assert len(watched.seen) == sum(COUNTS) // 8 and watched.seen[0] != watched.seen[-1]
+    assert watched.seen[-1] == learn.model.head.raw_norm_weight.tolist()
+
+
 def test_a_loss_that_is_not_finite_is_reported_with_its_step(monkeypatch):
     calls = []
 
@@ -101,6 +117,23 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_step(monkeypatch):
         learn.retrain_classifier(epochs=1, bs=8, loss=third)
     for key, value in learn.model.head.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ArithmeticError])
+def test_an_interrupted_fit_leaves_vectors_with_memory_of_their_own(error):
+    def interrupted(logits, target):
+        values.append([p.detach().clone() for p in samn.installed.parameters()])
+        if len(values) == 4:
+            raise error
+        return torch.nn.functional.cross_entropy(logits, target)
+
+    values, samn, learn = [], SAMN(), make_lt_learner()
+    with pytest.raises(error):
+        learn.retrain_classifier(epochs=2, lr=0.1, bs=8, loss=interrupted, cbs=samn)
+    left = list(learn.model.head.parameters())
+    assert all(p.untyped_storage().nbytes() == 4 * p.numel() for p in left)
+    assert all(map(torch.equal, left, values[3]))
+    assert not any(map(torch.equal, values[2], values[3]))
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -78,7 +78,9 @@ def test_the_backbone_stays_and_stage_2_reads_the_same_features():
     assert learn.stage1_method == "probe"
 
 
-@pytest.mark.parametrize("method", ["crt", "samn", "samn_from_stage1", "lws", "ldam_drw", "max_norm"])
+@pytest.mark.parametrize(
+    "method", ["crt", "samn", "samn_from_stage1", "lws", "ldam_drw", "max_norm"]
+)
 def test_stage_2_does_not_depend_on_the_length_of_the_features(method):
     outcomes = []
     for factor in (1.0, 100.0):
