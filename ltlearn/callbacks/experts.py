@@ -48,7 +48,7 @@ class Experts(FitCallback):
 
     Source:
         Wang et al., ICLR 2021, arXiv:2010.01809 (RIDE); two stages and scale 30 as in the code of
-        SADE and BalPoE for ResNets.
+        BalPoE for CIFAR.
 
     Example:
         >>> learn.fit_stage1(200, loss=BalPoELoss(), cbs=[Experts(), BatchMixUp(0.4)])

@@ -55,8 +55,8 @@ class ExpertBackbone(nn.Module):
         second, and so on.
 
     Source:
-        Wang et al., ICLR 2021, arXiv:2010.01809 (RIDE). In its code, and in the code of SADE and
-        BalPoE, each expert has the last two stages of a ResNet.
+        Wang et al., ICLR 2021, arXiv:2010.01809 (RIDE). In the code of BalPoE for CIFAR each expert
+        has the last two stages of the ResNet.
 
     Example:
         >>> backbone = ExpertBackbone(timm.create_model("resnet18", num_classes=0), ["layer4"], 3)
