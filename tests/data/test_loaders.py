@@ -449,7 +449,10 @@ def test_cifar_is_the_same_from_folders_and_from_pickles(tmp_path, write_cifar_p
         ({"size": 32}, r"size.* 8 for digits_lt, or above 96, got 32"),
         ({"size": 0}, r"size.*at least 1, got 0"),
         ({"name": "cifar10_lt", "size": 64}, r"size.* 32 for cifar10_lt, or above 96, got 64"),
-        ({"name": "tiny_imagenet_lt", "size": 48}, r"size.*64 or 32.*tiny_imagenet_lt, or above 96, got 48"),
+        (
+            {"name": "tiny_imagenet_lt", "size": 48},
+            r"size.*64 or 32.*tiny_imagenet_lt, or above 96, got 48",
+        ),
         ({"test_per_class": 0}, r"test_per_class.*at least 1, got 0"),
         ({"test_per_class": 51}, r"class 0 has 50 images.* 51"),
         ({"max_classes": 3}, r"max_classes.*digits_lt"),
