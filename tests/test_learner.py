@@ -346,7 +346,7 @@ def test_options_out_of_range(kwargs, message):
         ({"lr": [0.1]}, r"lr must be .* got \[0.1\]"),
         ({"lr": slice(0.1, math.inf)}, "lr must be .* got slice"),
         ({"lr": slice(None)}, "lr must be .* got slice"),
-        ({"wd": None}, "wd must be .* got None"),
+        ({"wd": -1}, "wd must be .* got -1"),
         ({"warmup_epochs": 0.5, "schedule": "constant"}, "warmup_epochs must be .* got 0.5"),
         ({"epochs": "1"}, "epochs must be .* got '1'"),
         ({"loss": 3}, "loss must be .* got 3"),

@@ -124,7 +124,7 @@ def train(
     """Train a model on your own images: stage 1, stage 2, report."""
     from ltlearn.cli.running import OwnRun, RunFlags, read_options, run_own_and_print
     from ltlearn.experiments.own_data import read_statistics
-    from ltlearn.methods import usual_stage2
+    from ltlearn.methods import stage1_methods, usual_stage2
     from ltlearn.utils.settings import load_settings
 
     flags = RunFlags(
@@ -146,7 +146,9 @@ def train(
         "data.std": read_statistics("std", std),
     }  # fmt: skip
     if method is None:
-        method = usual_stage2(stage1 or DEFAULT_STAGE1)
+        # An unknown stage 1 is refused with the recipe, which names the option.
+        known = stage1 in stage1_methods()
+        method = usual_stage2(stage1) if known else DEFAULT_STAGE2
     reading = read_options(images, image_col, label_col, split_col, suffix, valid, test)
     run_own_and_print(OwnRun(data, method, values, reading, set_ or []), flags)
 

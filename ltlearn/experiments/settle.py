@@ -144,11 +144,6 @@ def _check_probe(stage1: Stage1Section, paper: bool) -> None:
     for key in (*FOR_BACKBONE, "head_start"):
         if key in fields and getattr(stage1, key) != fields[key].default:
             raise UserError(f"stage1.{key} has no meaning for {name}; leave it out.")
-    if stage1.grad_checkpointing:
-        raise UserError(
-            f"{spell('grad_checkpointing', True)} has no meaning for {name}, which trains the "
-            "classifier alone on features; leave it out."
-        )
 
 
 def _settle_schedule(stage1: Stage1Section) -> None:

@@ -303,6 +303,11 @@ def _name(done: int) -> str:
     return f"epoch-{done:05d}"
 
 
+# Options that runs of earlier versions lack, with the value that changes nothing: it is left out,
+# so that such runs resume.
+_LATER = (("SAMN", "start", "published"),)
+
+
 def describe_options(obj) -> str:
     """Describe a callback or loss by its class and, if it is one of ltlearn's, by its options.
 
@@ -321,6 +326,7 @@ def describe_options(obj) -> str:
         and not key.endswith("_")
         and key not in ("learn", "run", "training", "installed")
         and isinstance(value, str | int | float | tuple | None)
+        and (name, key, value) not in _LATER
     ]
     return f"{name}({', '.join(shown)})"
 
