@@ -133,6 +133,7 @@ _LIFT_FROM = (
     "logit-adjusted loss with tau 1, cosine classifier of scale 25 that begins with the class "
     "means: LIFT's paper, which prefers the class names as the start"
 )
+_BY_RULE = ". 0 for {} takes LIFT's rule by the number of classes"
 
 
 def _adapted(label: str, source: str, adapt: Callable[..., list], **options: float) -> Method:
@@ -145,8 +146,9 @@ def _adapted(label: str, source: str, adapt: Callable[..., list], **options: flo
     def make(scale=given["scale"], **values) -> list:
         return [*_callbacks("HeadStart")(scale=scale), *adapt(**{**options, **values})]
 
+    rule = "".join(_BY_RULE.format(name) for name, value in options.items() if value == 0)
     return Method(
-        label, "stage 1", f"{source}; {_LIFT}", _LIFT_FROM,
+        label, "stage 1", f"{source}; {_LIFT}", f"{_LIFT_FROM}{rule}",
         loss=_loss("LogitAdjustedLoss"), loss_options={"tau": 1.0}, callbacks=make,
         callback_options=given, head="cosine",
     )  # fmt: skip
