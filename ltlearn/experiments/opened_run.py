@@ -14,8 +14,7 @@ from ltlearn.experiments.model_facts import MODEL_FILE, ModelFacts, read_model_f
 from ltlearn.exporting.source import Preprocessing
 from ltlearn.exporting.torchscript_file import is_torchscript
 from ltlearn.methods import METHODS
-from ltlearn.models.backbone import LTModel, fit_adapters_to_shapes
-from ltlearn.models.experts import fit_experts_to_state
+from ltlearn.models.backbone import LTModel, fit_to_shapes
 from ltlearn.models.pretrained import check_arch_source, create_lt_model
 from ltlearn.models.weights_file import check_sizes
 from ltlearn.training.kept import KEPT_FOLDER, KeptName
@@ -152,7 +151,7 @@ def _load_model(facts: ModelFacts, weights: Path) -> LTModel:
     shapes = read_shapes(weights)
     with torch.device("meta"):
         empty = _make_model(facts)
-        fit_experts_to_state(empty, shapes)
+        fit_to_shapes(empty, shapes)
         _check_shapes(empty, shapes, weights, facts)
     # Only now, because the size of the file is now known to be right.
     check_stored_weights(weights)
@@ -191,7 +190,6 @@ def _check_shapes(
     model: LTModel, shapes: Mapping[str, tuple[int, ...]], weights: Path, facts: ModelFacts
 ) -> None:
     """Raise a `UserError` unless the header of a file has the shapes of a model."""
-    fit_adapters_to_shapes(model.backbone, shapes, "backbone.")
     own = {f"backbone.{k}": tuple(v.shape) for k, v in model.backbone.state_dict().items()}
     for key in own.keys() | shapes.keys():
         if not key.startswith("head.") and own.get(key) != shapes.get(key):

@@ -26,8 +26,6 @@ from ltlearn.names import PROBE
 __all__ = ["fitting_methods", "own_recipe", "read_classes", "read_statistics"]
 
 _log = logging.getLogger("ltlearn")
-# Methods of stage 1 that train a small part of a backbone, or all of it gently.
-_ADAPTING = ("adaptformer", "lora", "bitfit", "full", "last_block")
 # The values of SAMN's code.
 _VALUES = {
     "stage1.weight_decay": (5e-4, "code: SAMN"),
@@ -75,11 +73,15 @@ class _Draft:
         return self.get(key)
 
     @property
+    def stage1(self) -> Method | None:
+        """Return the method of stage 1; None if it is not chosen yet, or unknown."""
+        name = self.get("stage1.method")
+        return METHODS.get(name) if isinstance(name, str) else None
+
+    @property
     def probe(self) -> Method | None:
         """Return the method of stage 1 if it trains the classifier alone; None otherwise."""
-        name = self.get("stage1.method")
-        row = METHODS.get(name) if isinstance(name, str) else None
-        return row if row is not None and row.trains == "head" else None
+        return self.stage1 if self.stage1 is not None and self.stage1.trains == "head" else None
 
 
 def own_recipe(
@@ -226,12 +228,7 @@ def _choose_probe(draft: _Draft, methods: Sequence[str]) -> None:
 
 
 def _choose_probe_values(draft: _Draft, row: Method) -> None:
-    """Choose epochs, batch size, learning rate and weight decay of a stage 1 on features.
-
-    Raises:
-        UserError: If the backbone has random weights, and the user did not ask for that.
-    """
-    _check_pretrained(draft, "leaves the backbone as it is", "resnet50")
+    """Choose epochs, batch size, learning rate and weight decay of a stage 1 on features."""
     source = f"own: as the method {draft.get('stage1.method')} has it"
     draft.choose("stage1.epochs", row.values["epochs"], source)
     draft.choose("stage1.weight_decay", row.values["wd"], source)
@@ -240,7 +237,11 @@ def _choose_probe_values(draft: _Draft, row: Method) -> None:
         draft.choose("stage1.lr", head_rate(row.values["lr"], batch), source)
 
 
-def _check_pretrained(draft: _Draft, use: str, arch: str) -> None:
+def _check_pretrained(draft: _Draft, row: Method) -> None:
+    """Raise an error if the backbone has random weights, and the user did not ask for that."""
+    use, arch = "adapts a pre-trained backbone", "vit_small_patch16_224"
+    if row.trains == "head":
+        use, arch = "leaves the backbone as it is", "resnet50"
     is_asked = draft.raw["provenance"].get("model.pretrained") == COMMAND_LINE
     if not draft.get("model.pretrained") and not is_asked:
         raise UserError(
@@ -254,15 +255,16 @@ def _choose_stage1(draft: _Draft, trained: bool) -> None:
     """Choose epochs, batch size and learning rate of stage 1.
 
     Raises:
-        UserError: If a trained model is to be trained further.
+        UserError: If a trained model is to be trained further, or the method needs pre-trained
+            weights, there are none, and the user did not ask for random ones.
     """
+    if not trained and draft.stage1 is not None and draft.stage1.pretrained:
+        _check_pretrained(draft, draft.stage1)
     if (probe := draft.probe) is not None:
         _choose_probe_values(draft, probe)
         return
     pretrained = bool(draft.get("model.pretrained"))
     start = "pre-trained weights" if pretrained else "random weights"
-    if draft.get("stage1.method") in _ADAPTING and not trained:
-        _check_pretrained(draft, "adapts a pre-trained backbone", "vit_small_patch16_224")
     if trained:
         if draft.get("stage1.epochs"):
             train = spell_call("own_recipe", source="DIR", pretrained="FILE")

@@ -227,7 +227,7 @@ class SAMNGradient(LinearGradient):
         self._shift, self._factor, along, _ = work.unbind()
         self._along_column = along.unsqueeze(1)
         self._shift_row, self._factor_row, self._along, self._square = work.numpy()
-        # The last two hold constants: NumPy takes longer to read a number than an array of it.
+        # The last two rows hold constants: NumPy is slower with a Python number than with an array.
         memory = np.empty((5, raws * size), np.float32)
         self._exp, self._s, scale, self._eps, self._minus_one = memory
         memory[3], memory[4] = EPS, -1

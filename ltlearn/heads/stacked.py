@@ -110,7 +110,6 @@ class StackedHeads(Stack):
             part.stop > part.start for part in of_kind[1:]
         )
         self._factor = torch.ones_like(self.vectors[0])
-        self._bias_factor = torch.ones_like(self._factor)
         device = self.weight.device
         slowed = [getattr(head, "head_lr_factor", 1.0) for head in heads]
         self._slow = None

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ltlearn.errors import UserError, check_number
-from ltlearn.losses.counted import CountedLoss
+from ltlearn.errors import UserError
+from ltlearn.losses.logit_adjusted import LogitAdjustedLoss
 from ltlearn.utils.vectors import reversed_ranks
 
 __all__ = ["BalPoELoss", "SADELoss"]
@@ -14,7 +14,7 @@ __all__ = ["BalPoELoss", "SADELoss"]
 _FLOOR = 1e-12  # a class without images has a finite logarithm
 
 
-class _ExpertsLoss(CountedLoss):
+class _ExpertsLoss(LogitAdjustedLoss):
     """The common part: cross-entropy of each expert on its adjusted logits."""
 
     # The callback `Experts` lets the head return the logits of each expert for such a loss.
@@ -22,22 +22,10 @@ class _ExpertsLoss(CountedLoss):
     _without_images = "its logit nearly leaves the softmax of most experts"
     # One row per class, as the base checks it, and one column per expert.
     _derived = ("adjustments",)
-    _shown = ("tau",)
     _experts = 3
     _takes_mean = True
 
     adjustments: Tensor
-
-    def __init__(
-        self,
-        class_counts: Tensor | Sequence[float] | None = None,
-        tau: float = 1.0,
-        reduction: str = "mean",
-    ):
-        super().__init__(reduction)
-        check_number("tau", tau, 0)
-        self.tau = float(tau)
-        self.set_class_counts(class_counts)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of the experts, or of the mean of their logits."""

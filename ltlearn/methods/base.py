@@ -98,6 +98,7 @@ class Method:
             length. A later stage with "experts" goes only with a stage 1 that trains experts.
         trains: Stage 1 only. "all" trains backbone and classifier on images. "head" leaves the
             backbone as it is, and trains a new linear classifier on its features.
+        pretrained: Stage 1 only. Whether the method is for a backbone with pre-trained weights.
         choices: Options that are words, with the words allowed, the default first.
 
     Raises:
@@ -130,6 +131,7 @@ class Method:
     uses_validation: bool = False
     head: str = "linear"
     trains: str = "all"
+    pretrained: bool = False
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -174,10 +176,11 @@ class Method:
         if self.kind == "post hoc" and self.apply is None:
             raise UserError("a post-hoc method needs apply, which makes the corrected classifier.")
         trained = ("loss", "reset", "values", "loss_options", "callback_options", "post", "sweep")
+        of_stage1 = ("pretrained", "choices")
         unused = {
             "stage 1": ("reset", "values", "post", "sweep", "after", "apply", "choose"),
-            "stage 2": ("apply", "choose", "uses_features_only", "uses_validation", "choices"),
-            "post hoc": (*trained, "choices"),
+            "stage 2": ("apply", "choose", "uses_features_only", "uses_validation", *of_stage1),
+            "post hoc": (*trained, *of_stage1),
         }[self.kind]
         if self.trains == "head":
             if self.kind != "stage 1":

@@ -137,7 +137,7 @@ _BY_RULE = ". 0 for {} takes LIFT's rule by the number of classes"
 
 
 def _adapted(label: str, source: str, adapt: Callable[..., list], **options: float) -> Method:
-    """Return a row that trains a pre-trained trunk, or a part of it, as LIFT does.
+    """Return the row of a method that adapts a pre-trained trunk as LIFT does, all of it or a part.
 
     `adapt` makes the callbacks that decide what trains, from the options.
     """
@@ -150,7 +150,7 @@ def _adapted(label: str, source: str, adapt: Callable[..., list], **options: flo
     return Method(
         label, "stage 1", f"{source}; {_LIFT}", f"{_LIFT_FROM}{rule}",
         loss=_loss("LogitAdjustedLoss"), loss_options={"tau": 1.0}, callbacks=make,
-        callback_options=given, head="cosine",
+        callback_options=given, head="cosine", pretrained=True,
     )  # fmt: skip
 
 
@@ -183,7 +183,7 @@ BUILT_IN: dict[str, Method] = {
         "linear probe", "stage 1", "cross-entropy of a linear classifier on frozen features",
         "own: 20 epochs, learning rate 4 at batch size 64 on features that are scaled to mean 0 "
         "and a mean squared length of 1, weight decay 3e-6",
-        prior="train", trains="head", choices={"start": PROBE_STARTS},
+        prior="train", trains="head", pretrained=True, choices={"start": PROBE_STARTS},
         values={"epochs": 20, "lr": 4.0, "wd": 3e-6},
     ),
     "mixup": _stage1("MixUp", _MIXUP, "BatchMixUp", "train", alpha=0.2),

@@ -15,6 +15,7 @@ __all__ = [
     "evaluating",
     "find_head",
     "fit_adapters_to_shapes",
+    "fit_to_shapes",
     "is_adapter_tensor",
     "set_head",
 ]
@@ -55,10 +56,20 @@ class LTModel(nn.Module):
 
 def _fit_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:
     """Give the model the experts, the kind of head and the adapters of a state dict."""
-    fit_experts_to_state(module, state, prefix)
+    fit_to_shapes(module, {k: v.shape for k, v in state.items()}, prefix)
     _fit_head_to_state(module, state, prefix)
-    shapes = {k: v.shape for k, v in state.items()}
-    fit_adapters_to_shapes(module.backbone, shapes, f"{prefix}backbone.")
+
+
+def fit_to_shapes(model: LTModel, shapes: Mapping[str, Sequence[int]], prefix: str = "") -> None:
+    """Give a model the experts and the adapters of a state dict; the values are not loaded.
+
+    Args:
+        model: The model; it is changed if it or the state dict has some.
+        shapes: The shapes of the tensors in the state dict, by name.
+        prefix: What the names of the model's tensors begin with there.
+    """
+    fit_experts_to_state(model, shapes, prefix)
+    fit_adapters_to_shapes(model.backbone, shapes, f"{prefix}backbone.")
 
 
 def _fit_head_to_state(module: LTModel, state: dict, prefix: str) -> None:

@@ -200,6 +200,13 @@ class Stage2Plan(_Plan):
                 f"{spell('views', 0)}."
             )
 
+    @property
+    def on(self) -> str:
+        """Return what the head trains on, as records name it."""
+        if not self.views:
+            return "images"
+        return f"features, {self.views} view{'s' if self.views > 1 else ''}"
+
     def _schedules(self) -> tuple[str, ...]:
         return STAGE2_SCHEDULES
 

@@ -13,14 +13,11 @@ from ltlearn.posthoc.class_rows import class_means, fit_logistic, some_of_each
 from ltlearn.posthoc.linear import new_linear, warn_without_images
 from ltlearn.posthoc.temperature import fit_temperature
 from ltlearn.training.collectives import copy_from_first
-from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.history import head_norms
 from ltlearn.training.plan import ProbePlan
-from ltlearn.training.progress import EpochProgress
 from ltlearn.training.scaled_features import ScaledFeatures, Scaling
-from ltlearn.training.schedule import EpochSchedule, LoaderEpoch
 from ltlearn.training.stage import record_stage, set_checkpoint_facts
-from ltlearn.training.stage2 import on_features
+from ltlearn.training.stage2 import callbacks_of, on_features
 from ltlearn.utils import ranks
 
 __all__ = ["run_probe"]
@@ -52,9 +49,7 @@ def run_probe(learn: Learner, plan: ProbePlan) -> None:
     parts = scaling.apply(train), scaling.apply(learn.features("valid"))
     learn.model.head, learn.opt = _first_head(learn, plan, parts[0]), None
     set_checkpoint_facts(learn, plan)
-    callbacks = [EpochSchedule(plan.schedule)] if plan.schedule != "constant" else []
-    callbacks += [LoaderEpoch(), EpochProgress("stage 1"), FiniteLoss(plan.on_nan, stage="stage 1")]
-    callbacks += plan.callbacks
+    callbacks = callbacks_of(plan, "stage 1")
     options: dict[str, Any] = {"stage": "stage 1", "start": False}
     options["norms"] = lambda model: head_norms(scaling.unscaled(model.head))
     try:
@@ -68,10 +63,9 @@ def run_probe(learn: Learner, plan: ProbePlan) -> None:
         # The learner gets the trained head also after an interruption.
         if learn.model.head is not before:
             learn.model.head = scaling.unscaled(learn.model.head)
-    on = f"features, {plan.views} view{'s' if plan.views > 1 else ''}"
     record_stage(
         learn, plan, trajectory, callbacks, began,
-        stage="stage 1", trained="head", bn="frozen", on=on, head="new",
+        stage="stage 1", trained="head", bn="frozen", on=plan.on, head="new",
     )  # fmt: skip
 
 

@@ -73,11 +73,10 @@ class Scaling:
         Args:
             head: A layer over scaled features.
         """
-        weight = head.weight.detach().double() * self.factor
-        if self.mean is None:
-            return new_linear(head, weight, head.bias)
-        shift = weight @ self.mean.double().to(weight.device)
-        return new_linear(head, weight, head.bias.detach().double() - shift)
+        weight, bias = head.weight.detach().double() * self.factor, head.bias.detach().double()
+        if self.mean is not None:
+            bias = bias - weight @ self.mean.double().to(weight.device)
+        return new_linear(head, weight, bias)
 
 
 @dataclass

@@ -13,12 +13,14 @@ from torch import nn
 
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.errors import UserError
-from ltlearn.heads.feature_scale import for_longer_features
+from ltlearn.heads.feature_scale import SCALABLE, for_longer_features
 from ltlearn.heads.registry import kind_of
+from ltlearn.posthoc.linear import as_linear_layer
 from ltlearn.training.collectives import copy_from_first
 from ltlearn.training.evaluate import run_model
 from ltlearn.training.feature_rows import Features
 from ltlearn.training.finite import FiniteLoss
+from ltlearn.training.fit_callback import declared
 from ltlearn.training.head_learner import HeadLearner
 from ltlearn.training.history import FlipAverage, Trajectory, chosen_classes, head_norms
 from ltlearn.training.loop import sgd
@@ -45,7 +47,7 @@ from ltlearn.training.temporary import (
 )
 from ltlearn.utils import ranks
 
-__all__ = ["SQUARED_LENGTH", "on_features", "run_stage2", "stage2_of"]
+__all__ = ["SQUARED_LENGTH", "callbacks_of", "on_features", "run_stage2", "stage2_of"]
 
 # A ResNet-32 that was trained on CIFAR-100-LT has 93 around the mean of its features.
 SQUARED_LENGTH = 64.0
@@ -84,9 +86,7 @@ def stage2_of(learn: Learner, plan: Stage2Plan) -> Iterator[tuple[Learner, list[
         reset_head(learn, plan.seed)
     fold_unowned_head(learn, plan.callbacks)
     set_checkpoint_facts(learn, plan)
-    callbacks = [EpochSchedule(plan.schedule)] if plan.schedule != "constant" else []
-    callbacks += [LoaderEpoch(), EpochProgress("stage 2"), FiniteLoss(plan.on_nan, stage="stage 2")]
-    callbacks += plan.callbacks
+    callbacks = callbacks_of(plan, "stage 2")
     prepared = on_features if plan.views else _on_images
     try:
         with prepared(learn, plan, callbacks) as (fitted, trajectory, all_callbacks):
@@ -96,16 +96,27 @@ def stage2_of(learn: Learner, plan: Stage2Plan) -> Iterator[tuple[Learner, list[
         head.load_state_dict(weights)
         learn.model.head, learn.opt = head, None
         raise
-    on = f"features, {plan.views} view{'s' if plan.views > 1 else ''}" if plan.views else "images"
     record_stage(
         learn, plan, trajectory, callbacks, began,
-        stage="stage 2", trained=kind_of(learn.model.head), bn=plan.bn, on=on,
+        stage="stage 2", trained=kind_of(learn.model.head), bn=plan.bn, on=plan.on,
         head="new" if plan.reset else "kept",
         loop=None if plan.views else learn.loop_without_events(),
     )  # fmt: skip
     if plan.post is not None:
         run_posthoc(learn, PosthocPlan(method=plan.post, seed=plan.view_seed))
         learn.trajectory = trajectory.record
+
+
+def callbacks_of(plan: Stage2Plan, stage: str) -> list[Callback]:
+    """Return the callbacks of a fit of the head, without the trajectory.
+
+    Args:
+        plan: The plan of the training.
+        stage: Name of the stage in progress and messages.
+    """
+    schedule = [EpochSchedule(plan.schedule)] if plan.schedule != "constant" else []
+    own = [LoaderEpoch(), EpochProgress(stage), FiniteLoss(plan.on_nan, stage=stage)]
+    return [*schedule, *own, *plan.callbacks]
 
 
 @contextmanager
@@ -121,7 +132,8 @@ def on_features(
     After a probe the features are scaled to a mean squared length of 64 for the training. Published
     learning rates, weight decays and norms were found on networks that had been trained on the
     images, whose features have about this length. Those of other backbones can be a hundred times
-    as long, and a training with published values diverges on them or forgets where it began.
+    as long, and a training with published values diverges on them or forgets where it began. For a
+    head of another library, whose formula is unknown, the features stay as they are.
 
     The block gets the learner to fit, the trajectory, and all callbacks of that fit.
 
@@ -135,19 +147,20 @@ def on_features(
     head, length = learn.model.head, None
     if parts is None:
         parts = learn.features("train", plan.views, plan.view_seed), learn.features("valid")
-        if _follows_probe(learn):
+        if _follows_probe(learn) and _types_of_head(learn, callbacks) <= SCALABLE:
             scaling = Scaling.to_length(parts[0], SQUARED_LENGTH)
+            length = scaling.factor
             # A new head gets its random weights for the scaled features.
-            factor = 1.0 if plan.reset else scaling.factor
-            scaled = for_longer_features(head, factor)
-            if scaled is not None:
-                head, length = scaled, scaling.factor
-                parts = scaling.apply(parts[0]), scaling.apply(parts[1])
+            head = head if plan.reset else for_longer_features(head, length)
+            parts = scaling.apply(parts[0]), scaling.apply(parts[1])
     over_features = _head_learner(learn, plan, head, *parts)
 
     def unscaled(head: nn.Module) -> nn.Module:
-        back = None if length is None else for_longer_features(head, 1 / length)
-        return head if back is None else back
+        if length is None:
+            return head
+        # A callback may install another head without declaring its type.
+        known = head if type(head) in SCALABLE else as_linear_layer(head)
+        return for_longer_features(known, 1 / length)
 
     def predict():
         valid = over_features.dls.valid
@@ -173,6 +186,12 @@ def on_features(
         # The learner gets the trained head also after an interruption.
         learn.model.head = unscaled(over_features.model.head)
         learn.opt = None
+
+
+def _types_of_head(learn: Learner, callbacks: Sequence[Callback]) -> set[type]:
+    """Return the type of the head, and the types that callbacks replace it by."""
+    declared_types = (declared(cb, "head_type", None) for cb in [*callbacks, *learn.cbs])
+    return {type(learn.model.head), *filter(None, declared_types)}
 
 
 def _follows_probe(learn: Learner) -> bool:

@@ -19,7 +19,7 @@ def after_step_of(cb: Callback, form) -> Callable[[], object] | None:
 
     Args:
         cb: A callback with `uses_weights_alone`. Only a `FitCallback` can answer by the form.
-        form: The `LinearGradient` or the `StackedHeads` of what is trained; None for others.
+        form: The `LinearGradient` or the `StackedHeads` that trains; None for other heads.
     """
     # Read from the class: an instance passes unknown attributes on to the learner.
     own = getattr(type(cb), "after_step_of", None)

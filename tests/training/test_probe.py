@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback
 from torch import nn
 
 from ltlearn import Checkpoint, UserError
@@ -95,6 +96,49 @@ def test_stage_2_does_not_depend_on_the_length_of_the_features(method):
     small, large = outcomes
     assert small.std() > 0.05  # it has learnt something
     assert torch.allclose(small, large, rtol=1e-2, atol=1e-2)
+
+
+class OwnHead(nn.Linear):
+    """A head of a user's: logits are twice those of a linear layer."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+    def fold(self):
+        linear = nn.Linear(self.in_features, self.out_features)
+        linear.load_state_dict({k: 2 * v for k, v in self.state_dict().items()})
+        return linear
+
+
+class TakesOwnHead(Callback):
+    def before_fit(self):
+        before = self.learn.model.head
+        self.learn.model.head = OwnHead(before.in_features, before.out_features)
+        self.learn.model.head.load_state_dict(before.state_dict())
+        self.learn.create_opt()
+
+
+class DeclaresOwnHead(TakesOwnHead):
+    head_type = OwnHead
+
+
+@pytest.mark.parametrize(("kind", "left"), [(TakesOwnHead, nn.Linear), (DeclaresOwnHead, OwnHead)])
+def test_a_head_of_the_users_keeps_what_it_has_learnt(kind, left):
+    outcomes = []
+    for factor in (1.0, 100.0):
+        learn = make_lt_learner()
+        learn.model.backbone = Longer(learn.model.backbone, factor)
+        learn.fit_stage1(method="probe")
+        trajectory = learn.retrain_classifier(2, lr=1e-6, cbs=kind())
+        assert type(learn.model.head) is left
+        logits, targets = learn.predict_logits()
+        # The learner predicts as the head did when the fit measured it last.
+        right = (logits.argmax(1) == targets).float()
+        balanced = torch.stack([right[targets == c].mean() for c in targets.unique()]).mean()
+        assert trajectory["balanced"][-1] == pytest.approx(float(balanced))
+        outcomes.append(logits)
+    # A head of an unknown type reads the features as they are, so their length matters.
+    assert torch.allclose(*outcomes, rtol=1e-2, atol=1e-2) == (left is nn.Linear)
 
 
 def test_features_are_as_they_are_after_a_trained_backbone(monkeypatch):
