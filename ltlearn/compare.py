@@ -131,7 +131,7 @@ def compare(
             outcomes,
             np.asarray(getattr(learn.dls, part).dataset.targets),
             learn.dls.shot_counts.tolist(),
-            _facts(learn),
+            _facts(learn, flip),
             _remark(learn, bn, select),
             {one.method: METHODS[one.method] for one in made},
         )
@@ -168,7 +168,7 @@ def check_request(
     return find_methods(methods, stage1), priors
 
 
-def _facts(learn) -> ComparisonFacts:
+def _facts(learn, flip: bool) -> ComparisonFacts:
     split = learn.dls.split
     factor = split.imbalance_factor
     protocol = "paper" if split.valid_from == "test set" else "clean"
@@ -181,6 +181,7 @@ def _facts(learn) -> ComparisonFacts:
         few=learn.few,
         classes=learn.dls.vocab,
         stage1=learn.stage1_method,
+        averages_flips=flip,
     )
 
 

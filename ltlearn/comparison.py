@@ -100,6 +100,7 @@ class ComparisonFacts(Record):
         few: The rule for few-shot classes.
         classes: The names of the classes.
         stage1: The method of stage 1; None if the model was trained elsewhere.
+        averages_flips: Whether the logits of each image and its mirror image were averaged.
     """
 
     protocol: str
@@ -110,6 +111,7 @@ class ComparisonFacts(Record):
     few: str
     classes: list[str]
     stage1: str | None = DEFAULT_STAGE1
+    averages_flips: bool = True
 
 
 @dataclass
@@ -284,6 +286,7 @@ class Comparison:
             note=" ".join(part for part in (note, self.note) if part),
             valid_from=about.valid_from,
             stage1_seeds=sorted({o.stage1_seed for o in self.outcomes}),
+            averages_flips=about.averages_flips,
         )
 
     def _ordered(self) -> list[str]:

@@ -79,7 +79,7 @@ def make_loaders(recipe: Recipe, seed: int, options: RunOptions) -> LTDataLoader
         options: Where the images are, and how they are read.
     """
     arguments = recipe.data.model_dump(
-        exclude={"dataset", "source", "few", "mean", "std"}, exclude_none=True
+        exclude={"dataset", "source", "few", "mean", "std", "flip_average"}, exclude_none=True
     )
     if recipe.data.mean is not None:
         arguments["stats"] = (recipe.data.mean, recipe.data.std)

@@ -76,7 +76,7 @@ def compare_run(
     )
     options = {"views": recipe.settled().stage2.views or 1, "select": select}
     if recipe.protocol == "paper":
-        options = {"views": 0, "bn": "train", "flip": True, "select": "best"}
+        options = {"views": 0, "bn": "train", "flip": recipe.averages_flips, "select": "best"}
     before = EarlierTable.read(run)
     earlier = {} if before is None else before.runs
     priors = list(dict.fromkeys([*(before.priors if before is not None else ()), *priors]))

@@ -224,7 +224,8 @@ def result_notes(recorded: RecordedTable) -> list[Text | Folded]:
     lines = [*results.get("warnings", ()), results.get("note", "")]
     lines = [as_sentence(line.rstrip(".")) for line in lines if line]
     protocol, text = results["protocol"], results["protocol_text"]
-    lines.append(describe_protocol(protocol, text, recorded.is_carved))
+    flips = results.get("averages_flips", True)  # runs of early versions always averaged
+    lines.append(describe_protocol(protocol, text, recorded.is_carved, flips))
     return [*(Text(line, is_note=True) for line in lines), _tested_table(results)]
 
 

@@ -26,7 +26,9 @@ __all__ = ["COMMAND_LINE", "Recipe"]
 COMMAND_LINE = "command line"  # the source of a value that the user gives
 _SMOKE = "smoke run"
 # The values that the protocol decides where a recipe leaves them open.
-_BY_PROTOCOL = ("stage1.select", "stage2.select", "stage2.views", "stage2.bn")
+_BY_PROTOCOL = (
+    "data.flip_average", "stage1.select", "stage2.select", "stage2.views", "stage2.bn",
+)  # fmt: skip
 # Values of a method, and what `retrain_classifier` calls them.
 _ARGUMENTS = {"epochs": "epochs", "lr": "lr", "weight_decay": "wd", "batch_size": "bs"}
 
@@ -74,6 +76,12 @@ class Recipe(RecipeSection):
             and isinstance(self.model.pretrained, str)
             and not self.model.keep_head
         )
+
+    @property
+    def averages_flips(self) -> bool:
+        """Return whether the logits of each image and its mirror image are averaged."""
+        given = self.data.flip_average
+        return self.protocol == "paper" if given is None else given
 
     @property
     def is_pretrained(self) -> bool:
@@ -155,7 +163,7 @@ class Recipe(RecipeSection):
         recipe = self.model_copy(deep=True)
         paper = recipe.protocol == "paper"
         by_protocol = [key for key in _BY_PROTOCOL if recipe.value(key) is None]
-        settle_data(recipe.data)
+        settle_data(recipe.data, paper)
         settle_model(recipe.model)
         settle_stage1(recipe.stage1, paper)
         if paper and "last" in (recipe.stage1.select, recipe.stage2.select):

@@ -58,6 +58,7 @@ def make_table(recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult]
         split.dataset,
         note=" ".join(note for note in notes if note),
         valid_from=split.valid_from,
+        averages_flips=recipe.averages_flips,
     )
 
 

@@ -86,6 +86,8 @@ class DataSection(RecipeSection):
     transform: Literal[TRANSFORM_NAMES] | None = None
     max_classes: int | None = Field(None, ge=2, le=_MAX_IMAGES)  # for published lists; None: all
     bits: int | None = Field(None, ge=8, le=16)  # of 16-bit images in "own"; None: found out
+    # Evaluate on the mean logits of each image and its mirror image. None: the paper protocol does.
+    flip_average: bool | None = None
 
     @field_validator("dataset")
     @classmethod

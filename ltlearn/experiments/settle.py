@@ -22,16 +22,18 @@ _CUT = {"imbalance_factor": 100, "profile": "exponential", "split": "first_n"}
 _PARTS = ("n_max", "test_per_class", "max_classes")
 
 
-def settle_data(data: DataSection) -> None:
-    """Fill in how a set is cut.
+def settle_data(data: DataSection, paper: bool) -> None:
+    """Fill in how a set is cut, and whether the logits of mirror images are averaged.
 
     Args:
         data: The section; it is changed.
+        paper: Whether the protocol is "paper".
 
     Raises:
-        UserError: If a key does not apply to the dataset.
+        UserError: If a key does not apply to the dataset or the protocol.
     """
     _settle_statistics(data)
+    _settle_flips(data, paper)
     if data.dataset == "own":
         if data.source is None:
             raise UserError(
@@ -67,6 +69,15 @@ def _settle_statistics(data: DataSection) -> None:
         lost = "data.mean" if data.mean is None else "data.std"
         raise UserError(f"mean and std belong together; give {spell(lost)} as well.")
     check_statistics(data.mean, data.std)
+
+
+def _settle_flips(data: DataSection, paper: bool) -> None:
+    if data.flip_average and not paper:
+        raise UserError(
+            "data.flip_average applies to the paper protocol only; leave it out, or give "
+            f"{spell('protocol', 'paper')}."
+        )
+    data.flip_average = paper and data.flip_average is not False
 
 
 def _refuse(data: DataSection, key: str, what: str) -> None:

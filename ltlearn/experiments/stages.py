@@ -219,7 +219,7 @@ def run_seed(recipe: Recipe, folder: StageFolder, learn: LTLearner) -> SeedResul
     for name, state in weights.items():
         learn.model.load_state_dict(state)
         part = tested_part(learn.dls)
-        logits, result.targets = learn.predict_logits(part, flip=recipe.protocol == "paper")
+        logits, result.targets = learn.predict_logits(part, flip=recipe.averages_flips)
         result.reports[name] = shot_report(
             logits, result.targets, learn.dls.shot_counts, classes=learn.dls.vocab,
             few=recipe.data.few,
@@ -280,7 +280,7 @@ def stage1_arguments(recipe: Recipe) -> dict[str, Any]:
         "schedule": stage1.schedule,
         "warmup_epochs": stage1.warmup_epochs,
         "select": stage1.select,
-        "flip": recipe.protocol == "paper",
+        "flip": recipe.averages_flips,
     }
     if stage1.sync_bn:
         arguments["sync_bn"] = True
@@ -336,7 +336,7 @@ def _run_method(recipe: Recipe, folder: StageFolder, learn: LTLearner, name: str
         opt_func=sgd(stage2.momentum),
         # None selects an epoch only where the validation images are enough for that.
         select=stage2.select if recipe.is_given("stage2.select") else None,
-        flip=recipe.protocol == "paper",
+        flip=recipe.averages_flips,
         seed=folder.seed,
         on_nan=folder.options.on_nan,
     )

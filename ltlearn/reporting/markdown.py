@@ -87,29 +87,34 @@ def render_report_md(
 
 def protocol_paragraph(table: ResultTable) -> str:
     """Describe the protocol of a table."""
-    return describe_protocol(table.protocol, table.protocol_text, table.is_carved)
+    return describe_protocol(
+        table.protocol, table.protocol_text, table.is_carved, table.averages_flips
+    )
 
 
-def describe_protocol(protocol: str, text: str, is_carved: bool) -> str:
+def describe_protocol(protocol: str, text: str, is_carved: bool, averages_flips: bool) -> str:
     """Describe a protocol in a paragraph.
 
     Args:
         protocol: "clean", "paper" or "untested".
         text: Its short description, from `ResultTable.protocol_text`.
         is_carved: Whether the validation images were taken from the training images.
+        averages_flips: Whether the paper protocol averaged the logits of mirror images.
     """
     origin = "The validation images are those of the dataset."
     if is_carved:
         origin = "The validation images were taken from the training images before stage 1."
+    flips = ", and the logits of each image and its mirror image were averaged"
+    flips = flips if averages_flips else ""
     choices = {
         "clean": (
             f"{origin} All choices, also the epoch, were made on them by class-balanced accuracy. "
             "The test set was read once, at the end."
         ),
         "paper": (
-            "The epoch was selected on test, as for the published figures, and the logits of each "
-            "image and its mirror image were averaged. Accuracy selected on test is optimistic: "
-            "compare it with published figures, not with the clean protocol."
+            f"The epoch was selected on test, as for the published figures{flips}. Accuracy "
+            "selected on test is optimistic: compare it with published figures, not with the clean "
+            "protocol."
         ),
         "untested": (
             "All choices, also the epoch, were made on the validation images by class-balanced "

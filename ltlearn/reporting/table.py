@@ -23,10 +23,11 @@ from ltlearn.utils.text import DASH, clean
 __all__ = ["PROTOCOL_TEXTS", "ResultRow", "ResultTable"]
 
 _CARVED = "validation images carved from the training set"
+_FLIPS = ", flip-averaged logits"
 # The description of each protocol, which stands below every table.
 PROTOCOL_TEXTS = {
     "clean": f"clean: chosen on {_CARVED}; test read once",
-    "paper": "paper: best epoch selected on test, flip-averaged logits",
+    "paper": f"paper: best epoch selected on test{_FLIPS}",
     # The clean protocol on data without a test set.
     "untested": (
         "clean, but there is no test set: the figures are measured on the validation images, on "
@@ -79,6 +80,8 @@ class ResultTable:
         note: A remark to print below the table.
         valid_from: The origin of the validation images, as in `SplitInfo`.
         stage1_seeds: The seeds of stage 1, if `seeds` are the seeds of the later stages.
+        averages_flips: For the paper protocol, whether the logits of each image and its mirror
+            image were averaged.
 
     Raises:
         UserError: If `protocol` or `few_rule` is not allowed, a row has no report, or a row has
@@ -104,6 +107,7 @@ class ResultTable:
     note: str = ""
     valid_from: str = "training images"
     stage1_seeds: Sequence[int] = ()
+    averages_flips: bool = True
     _values: list[dict] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -198,6 +202,7 @@ class ResultTable:
             "dataset": self.dataset,
             "protocol": self.protocol,
             "protocol_text": self.protocol_text,
+            "averages_flips": self.averages_flips,
             "split": self.split_name,
             "fingerprint": self.fingerprint,
             "few_rule": self.few_rule,
@@ -230,6 +235,7 @@ class ResultTable:
     def protocol_text(self) -> str:
         """Return the description of the protocol, from `PROTOCOL_TEXTS`."""
         text = PROTOCOL_TEXTS[self.protocol]
+        text = text if self.averages_flips else text.replace(_FLIPS, "")
         return text if self.is_carved else text.replace(_CARVED, "the set's validation images")
 
     @property

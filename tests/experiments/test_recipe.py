@@ -333,6 +333,19 @@ def test_protocols_settle_what_the_recipe_leaves_open():
     assert clean.stage2.views >= 1
     assert (paper.stage1.select, paper.stage2.select, paper.stage2.bn) == ("best", "best", "train")
     assert paper.stage2.views == 0
+    assert paper.averages_flips and not clean.averages_flips
+
+
+def test_a_recipe_of_authors_who_test_each_image_once_averages_no_mirror_images():
+    paper = load_recipe("cifar100_lt_w16", ["protocol=paper"])
+    assert not paper.averages_flips and not paper.settled().averages_flips
+    assert "ce" in {e.method for e in paper.published()}
+    # The published figures are without mirror images, so a run with them is held to none.
+    assert not load_recipe(
+        "cifar100_lt_w16", ["protocol=paper", "data.flip_average=true"]
+    ).published()
+    with pytest.raises(UserError, match=r"data\.flip_average.*protocol"):
+        load_recipe("cifar100_lt_w16", ["data.flip_average=true"]).settled()
 
 
 def test_values_that_do_not_go_together_are_refused():
