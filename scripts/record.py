@@ -117,9 +117,7 @@ def _row(row: Mapping[str, Any], published: Expected | None, stage1: str) -> Mea
     shown = {group: figure for group, figure in shown.items() if figure is not None}
     figure, to_stage1 = None, row.get("differences", {}).get(stage1)
     if published is not None:
-        figure = PublishedFigure(
-            accuracy=published.accuracy, tolerance=published.tolerance, source=published.source
-        )
+        figure = PublishedFigure(**published.model_dump(include=set(PublishedFigure.model_fields)))
     return MeasuredRow(
         method=row["method"],
         label=row["label"],
@@ -200,7 +198,9 @@ def _report(file: Path, result: MeasuredResult) -> None:
     print(f"{file}: {result.changes or 'the values of the recipe'}")
     for row in result.rows:
         figure, verdict = row.published, {None: "", True: "inside", False: "outside"}[row.passed]
-        published = "" if figure is None else f", published {figure.accuracy:g} ({verdict})"
+        ends = [] if figure is None else figure.ends
+        text = " to ".join(f"{end:g}" for end in ends)
+        published = f", published {text} ({verdict})" if ends else ""
         print(f"  {row.label}: {row.accuracy['all']:.2f}{published}")
 
 

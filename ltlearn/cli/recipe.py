@@ -110,7 +110,7 @@ def _check(name: str, path: Path, as_json: bool) -> None:
         protocol = checks[0].expected.protocol
         title = f"{name}: test accuracy in %, {protocol} protocol"
         render_rows(head, [c.row() for c in checks], title=title)
-        for source in dict.fromkeys(c.expected.source for c in checks):
+        for source in dict.fromkeys(s for c in checks for s in c.expected.sources):
             typer.echo(f"published: {source}")
         typer.echo(f"status of the recipe: {load_recipe(name).status}")
         if changes:

@@ -35,20 +35,20 @@ class Check:
 
     @property
     def difference(self) -> float:
-        """Return how many points the run is above the published figure."""
-        return self.measured - self.expected.accuracy
+        """Return how many points the run is above the published figures; negative below them."""
+        return self.expected.difference(self.measured)
 
     @property
     def passed(self) -> bool:
         """Return whether the difference is within the tolerance."""
-        return abs(self.difference) <= self.expected.tolerance + 1e-9
+        return self.expected.passes(self.measured)
 
     def row(self) -> list[str]:
         """Return method, group, published, measured, difference, tolerance, verdict."""
         return [
             METHODS[self.expected.method].label,
             self.expected.group,
-            f"{self.expected.accuracy:.2f}",
+            " to ".join(f"{end:.2f}" for end in self.expected.ends),
             f"{self.measured:.2f}",
             f"{self.difference:+.2f}",
             f"{self.expected.tolerance:g}",

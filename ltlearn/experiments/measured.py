@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from ltlearn.errors import UserError
-from ltlearn.experiments.sections import RecipeSection
+from ltlearn.experiments.sections import PublishedFigure, RecipeSection
 from ltlearn.names import FIGURES, PROTOCOLS, SHOTS
 from ltlearn.utils.text import validation_reason
 
@@ -20,26 +20,11 @@ __all__ = [
     "Hardware",
     "MeasuredResult",
     "MeasuredRow",
-    "PublishedFigure",
     "measured_results",
     "results_folder",
 ]
 
 FINGERPRINTS = ("train", "valid", "test", "order")
-
-
-class PublishedFigure(RecipeSection):
-    """The published figure that a measured one is compared with.
-
-    Args:
-        accuracy: Top-1 in %.
-        tolerance: Largest difference that passes, in points.
-        source: Where it was published.
-    """
-
-    accuracy: float
-    tolerance: float
-    source: str
 
 
 class MeasuredRow(RecipeSection):
@@ -70,8 +55,7 @@ class MeasuredRow(RecipeSection):
         """Return whether the figure is within the tolerance; None without a published one."""
         if self.published is None:
             return None
-        difference = abs(self.accuracy["all"] - self.published.accuracy)
-        return difference <= self.published.tolerance + 1e-9
+        return self.published.passes(self.accuracy["all"])
 
 
 class Hardware(RecipeSection):

@@ -79,7 +79,7 @@ def published_note(recipe: Recipe) -> str:
             return ""
     figures: dict[str, list[str]] = {}
     for e in expected:
-        source = f"{e.protocol} protocol; {e.source}"
+        source = f"{e.protocol} protocol; {'; '.join(e.sources)}"
         figures.setdefault(source, []).append(e.describe(label_of(e.method, recipe.named_stage1)))
     if not figures:
         return ""

@@ -203,15 +203,75 @@ class MethodSection(_WithOptions):
     weight_decay: float | None = Field(None, ge=0, le=1e6)
 
 
-class Expected(RecipeSection):
-    """A published figure."""
+_Percent = Annotated[float, Field(ge=0, le=100)]  # a top-1 accuracy
 
-    method: str
-    accuracy: Annotated[float, Field(ge=0, le=100)]  # top-1 in %
-    group: Literal[FIGURES] = "all"
-    protocol: Literal[PROTOCOLS]
+
+class AlsoPublished(RecipeSection):
+    """The accuracy that others published for the same method, network and training."""
+
+    accuracy: _Percent
+    source: str
+
+
+class PublishedFigure(RecipeSection):
+    """An accuracy that was published, once or several times.
+
+    Args:
+        accuracy: Top-1 in %.
+        tolerance: Largest difference that passes, in points.
+        source: Where it was published, and how it was measured.
+        also: The accuracies of others for the same method, network and training.
+    """
+
+    accuracy: _Percent
     tolerance: float = Field(gt=0)
     source: str
+    also: list[AlsoPublished] = []
+
+    @property
+    def each(self) -> list[tuple[float, str]]:
+        """Return each published accuracy with its source."""
+        return [(one.accuracy, one.source) for one in (self, *self.also)]
+
+    @property
+    def ends(self) -> list[float]:
+        """Return the lowest and the highest published accuracy; one number where they are equal."""
+        published = [accuracy for accuracy, _ in self.each]
+        return sorted({min(published), max(published)})
+
+    @property
+    def sources(self) -> list[str]:
+        """Return the sources; each begins with its accuracy where there are several."""
+        if not self.also:
+            return [self.source]
+        return [f"{accuracy:g} {source}" for accuracy, source in self.each]
+
+    def difference(self, measured: float) -> float:
+        """Return how many points an accuracy is above the highest published one.
+
+        It is negative below the lowest, and 0 between them.
+
+        Args:
+            measured: The accuracy in %.
+        """
+        low, high = self.ends[0], self.ends[-1]
+        return max(measured - high, 0.0) or min(measured - low, 0.0)
+
+    def passes(self, measured: float) -> bool:
+        """Return whether the difference is within the tolerance.
+
+        Args:
+            measured: The accuracy in %.
+        """
+        return abs(self.difference(measured)) <= self.tolerance + 1e-9
+
+
+class Expected(PublishedFigure):
+    """The published figure of a method of a recipe."""
+
+    method: str
+    group: Literal[FIGURES] = "all"
+    protocol: Literal[PROTOCOLS]
     when: dict[str, Any] = {}  # the values that it was measured with, where a recipe has several
 
     @property
@@ -225,7 +285,8 @@ class Expected(RecipeSection):
         Args:
             label: The label of the method.
         """
-        return f"{label}{'' if self.group == 'all' else f', {self.group}'} {self.accuracy:g}"
+        figures = " to ".join(f"{end:g}" for end in self.ends)
+        return f"{label}{'' if self.group == 'all' else f', {self.group}'} {figures}"
 
 
 class Variant(RecipeSection):

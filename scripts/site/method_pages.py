@@ -371,8 +371,9 @@ def _of_recipes(name: str, pretrained: bool) -> list[list[str]]:
             width = f", width {recipe.model.width}" if recipe.model.width else ""
             factor = figure.when.get("data.imbalance_factor")
             at = f" (factor {factor:g})" if factor is not None else ""
-            key = (data, code(recipe.model.arch) + width, escape(figure.source))
-            rows.setdefault(key, []).append(f"{percent(figure.accuracy)}{at}")
+            for accuracy, source in figure.each:
+                key = (data, code(recipe.model.arch) + width, escape(source))
+                rows.setdefault(key, []).append(f"{percent(accuracy)}{at}")
     return [
         [data, network, "<br>".join(figures), text]
         for (data, network, text), figures in rows.items()

@@ -201,12 +201,13 @@ def _published(recipe: Recipe) -> list[str]:
     """Return a table per source, with a column per imbalance factor."""
     tables: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for figure in recipe.expected:
-        rows = tables.setdefault((figure.protocol, figure.source), {})
         factor = figure.when.get("data.imbalance_factor")
         column = "top-1, %" if factor is None else f"factor {factor:g}"
         label = f"[{escape(METHODS[figure.method].label)}](../methods/{figure.method}.qmd)"
         label += "" if figure.group == "all" else f", {figure.group}"
-        rows.setdefault(label, {})[column] = figure.accuracy
+        for accuracy, source in figure.each:
+            rows = tables.setdefault((figure.protocol, source), {})
+            rows.setdefault(label, {})[column] = accuracy
     blocks = []
     for (protocol, source), rows in tables.items():
         columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))

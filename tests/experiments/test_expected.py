@@ -98,3 +98,30 @@ def test_the_command_exits_with_what_it_found(tmp_path):
     done = CliRunner().invoke(app, ["recipe", "cifar10_lt", "--check", str(bad.path), "--json"])
     assert done.exit_code == 1
     assert [c["passed"] for c in json.loads(done.output)["checks"]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "measured, difference, passed",
+    [
+        (36.0, -1.73, False),
+        (37.0, -0.73, True),
+        (38.4, 0.0, True),
+        (40.5, 1.4, True),
+        (41.0, 1.9, False),
+    ],
+)
+def test_a_figure_that_several_groups_published_is_a_range(tmp_path, measured, difference, passed):
+    run = finished(tmp_path, "cifar100_lt_w16", accuracy=[measured / 100])
+    [check] = check_run("cifar100_lt_w16", run)[0]
+    assert check.difference == pytest.approx(difference) and check.passed == passed
+    assert check.row()[2] == "37.73 to 39.10"
+    done = CliRunner().invoke(app, ["recipe", "cifar100_lt_w16", "--check", str(run.path)])
+    assert done.exit_code == 1 - passed
+    for source in ("37.73 BagofTricks", "38.32 LDAM-DRW", "39.1 RIDE"):
+        assert source in done.output
+
+
+def test_a_run_that_averages_mirror_images_is_not_held_to_figures_without(tmp_path):
+    run = finished(tmp_path, "cifar100_lt_w16", overrides=["data.flip_average=true"])
+    with pytest.raises(UserError, match=r"data\.flip_average = True"):
+        check_run("cifar100_lt_w16", run)
