@@ -1,0 +1,223 @@
+"""Which stage 2 under SAMN is good at its last epoch, on frozen features of long-tailed sets?
+
+    python benchmarks/samn_last_epoch.py extract FOLDER cifar100.npz --arch ARCH --weights FILE
+    python benchmarks/samn_last_epoch.py table cifar100.npz cifar10.npz --json table.json
+
+FOLDER has the folders train and test (or val), each with a folder per class, whose images are the
+first of each class at imbalance 10 or less. "table" cuts each set at the imbalance factors, trains
+a linear classifier as stage 1 for each seed, which also draws the validation images, and then every
+method on it with several seeds. It prints class-balanced accuracy on the test images, and the
+differences to two rivals with 95 % intervals over test images: SAMN as published at the epoch that
+is best *on the test images*, and logit adjustment with tau chosen on validation images.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from fastai.callback.core import Callback
+from PIL import Image
+
+from ltlearn import LTDataLoaders, lt_learner
+from ltlearn.compare import compare
+from ltlearn.data.counts import long_tail_counts
+from ltlearn.data.images import natural_key
+from ltlearn.data.splits import select_long_tail
+from ltlearn.methods import METHODS
+from ltlearn.metrics.paired import paired_difference
+from ltlearn.models.pretrained import create_lt_model
+
+RIVAL = "logit_adjustment"
+METHOD_NAMES = (
+    RIVAL, "prior_matching", "crt", "balanced_softmax", "samn", "samn_start", "samn_start_adjusted",
+    "samn_logit_adjusted", "samn_from_stage1", "samn_matched", "samn_class_balanced",
+    "samn_class_balanced_adjusted", "samn_smoothed_adjusted", "samn_small_lr",
+)  # fmt: skip
+BEST_ON_TEST = "samn, best on test"
+
+
+@dataclass
+class Rows:
+    """Which test images each method gets right, a row per run."""
+
+    targets: np.ndarray
+    classes: int
+    right: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def add(self, name: str, correct: np.ndarray) -> None:
+        """Add a run of a method."""
+        self.right.setdefault(name, []).append(np.asarray(correct, dtype=float))
+
+    def accuracy(self, name: str) -> float:
+        """Return the class-balanced accuracy in %, the mean over the runs."""
+        mean = np.mean(self.right[name], axis=0)
+        return 100 * float(np.mean([mean[self.targets == c].mean() for c in range(self.classes)]))
+
+    def difference(self, name: str, rival: str) -> dict[str, float | None]:
+        """Return the difference of two methods in points, with its interval."""
+        found = paired_difference(
+            np.stack(self.right[name]), np.stack(self.right[rival]), self.targets, self.classes
+        )
+        values = {"estimate": found.estimate, "low": found.low, "high": found.high}
+        return {k: None if v is None else round(100 * float(v), 2) for k, v in values.items()}
+
+
+class OnTest(Callback):
+    """Which test images each epoch gets right, the start included."""
+
+    order = 90
+
+    def __init__(self, features):
+        self.x, self.right = torch.from_numpy(np.asarray(features.views[0])).float(), []
+        self.targets = features.targets
+
+    def before_fit(self):
+        """Look at the start."""
+        self.look()
+
+    def after_epoch(self):
+        """Look at an epoch."""
+        self.look()
+
+    @torch.no_grad()
+    def look(self):
+        """Add which images are right."""
+        predicted = self.learn.model.head(self.x).argmax(1)
+        self.right.append((predicted == self.targets).numpy())
+
+
+def cut(x: np.ndarray, y: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first images of each class at an imbalance factor; the frequent class stays."""
+    present = np.bincount(y)
+    rank = np.argsort(np.argsort(-present, kind="stable"), kind="stable")
+    counts = long_tail_counts(int(present.max()), len(present), factor)
+    kept = select_long_tail(y, [int(counts[r]) for r in rank])
+    return x[kept], y[kept]
+
+
+def measure(name: str, factor: float, args) -> tuple[Rows, dict]:
+    """Train and test all methods on one set."""
+    with np.load(name) as file:
+        x, y, x_test, y_test = (file[key] for key in ("x", "y", "x_test", "y_test"))
+    x, y = cut(x, y, factor)
+    rows, methods = None, [m for m in METHOD_NAMES if m in METHODS]
+    for seed in range(args.stage1_seeds):
+        dls = LTDataLoaders.from_features(x, y, test=(x_test, y_test), seed=seed)
+        learn = lt_learner(dls)
+        learn.fit_stage1(method="probe", seed=seed)
+        found = compare(learn, methods, args.seeds, select="last", stage1_seed=seed)
+        rows = rows or Rows(np.asarray(found.targets), dls.c)
+        for outcome in found.outcomes:
+            rows.add(outcome.method, outcome.correct)
+        stage1 = {k: v.clone() for k, v in learn.model.state_dict().items()}
+        for again in range(args.seeds):
+            learn.model.load_state_dict(stage1)
+            seen = OnTest(learn.features("test"))
+            learn.retrain_classifier(method="samn", seed=again, select="last", cbs=seen)
+            balanced = [
+                np.mean([right[rows.targets == c].mean() for c in range(dls.c)])
+                for right in seen.right
+            ]
+            rows.add(BEST_ON_TEST, seen.right[int(np.argmax(balanced))])
+    return rows, {"images": len(y), "classes": rows.classes}
+
+
+def table(args) -> None:
+    """Print and write the table of all sets."""
+    sets = []
+    for path in args.files:
+        for factor in args.factors:
+            began = time.perf_counter()
+            rows, facts = measure(path, factor, args)
+            made = {"set": f"{Path(path).stem}, {factor:g}", **facts, "rows": []}
+            for name in rows.right:
+                row = {"method": name, "accuracy": round(rows.accuracy(name), 2)}
+                for key, rival in (("to_best", BEST_ON_TEST), ("to_adjusted", RIVAL)):
+                    if name != rival:
+                        row[key] = rows.difference(name, rival)
+                made["rows"].append(row)
+            sets.append(made)
+            print_set(made, time.perf_counter() - began)
+            if args.json:
+                text = {"stage1_seeds": args.stage1_seeds, "seeds": args.seeds, "sets": sets}
+                args.json.write_text(json.dumps(text, indent=1) + "\n")
+
+
+def print_set(made: dict, seconds: float) -> None:
+    """Print the table of a set."""
+    print(f"{made['set']}: {made['images']} images, {made['classes']} classes, {seconds:.0f} s")
+    for row in sorted(made["rows"], key=lambda row: -row["accuracy"]):
+        words = [
+            "" if d is None else f"{d['estimate']:+5.2f} [{d['low']:+.2f}, {d['high']:+.2f}]"
+            for d in (row.get("to_best"), row.get("to_adjusted"))
+        ]
+        print(
+            f"  {row['method']:30s} {row['accuracy']:6.2f}  {words[0]:24s} {words[1]}", flush=True
+        )
+
+
+def extract(args) -> None:
+    """Write the features of a folder's images, those of a class in natural order."""
+    torch.set_num_threads(args.threads)
+    model = create_lt_model(args.arch, num_classes=2, pretrained=args.weights).backbone.eval()
+    facts = timm.data.resolve_data_config({}, model=model)
+    mean, std = (torch.tensor(facts[key]).view(3, 1, 1) for key in ("mean", "std"))
+    classes = sorted(folder.name for folder in (args.folder / "train").iterdir())
+    made, test = {}, "test" if (args.folder / "test").is_dir() else "val"
+    for part, ending in (("train", ""), (test, "_test")):
+        files = [
+            (file, number)
+            for number, name in enumerate(classes)
+            for file in sorted(
+                (f for f in (args.folder / part / name).rglob("*") if f.is_file()),
+                key=lambda f: natural_key(f.name),
+            )
+        ]
+        found = []
+        for start in range(0, len(files), 64):
+            pixels = [read(file, args.size) for file, _ in files[start : start + 64]]
+            batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+            with torch.inference_mode():
+                found.append(model((batch - mean) / std))
+        made["x" + ending] = torch.cat(found).numpy()
+        made["y" + ending] = np.array([number for _, number in files])
+        print(f"{part}: {len(files)} images", flush=True)
+    np.savez(args.out, **made)
+
+
+def read(file: Path, size: int) -> np.ndarray:
+    """Return the pixels of an image, (size, size, 3)."""
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+
+
+def main() -> None:
+    """Run a command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("table")
+    one.add_argument("files", nargs="+")
+    one.add_argument("--factors", nargs="+", type=float, default=[10, 50, 100])
+    one.add_argument("--stage1-seeds", type=int, default=2)
+    one.add_argument("--seeds", type=int, default=2)
+    one.add_argument("--json", type=Path)
+    one.set_defaults(call=table)
+    two = commands.add_parser("extract")
+    two.add_argument("folder", type=Path)
+    two.add_argument("out", type=Path)
+    two.add_argument("--arch", default="tf_efficientnet_lite0")
+    two.add_argument("--weights", default=True, help="file of weights; else timm's own")
+    two.add_argument("--size", type=int, default=96)
+    two.add_argument("--threads", type=int, default=2)
+    two.set_defaults(call=extract)
+    args = parser.parse_args()
+    args.call(args)
+
+
+if __name__ == "__main__":
+    main()
