@@ -28,9 +28,10 @@ from ltlearn.compare import compare
 from ltlearn.data.counts import long_tail_counts
 from ltlearn.data.images import natural_key
 from ltlearn.data.splits import select_long_tail
-from ltlearn.methods import METHODS
 from ltlearn.metrics.paired import paired_difference
 from ltlearn.models.pretrained import create_lt_model
+from ltlearn.training.scaled_features import Scaling
+from ltlearn.training.stage2 import SQUARED_LENGTH
 
 RIVAL = "logit_adjustment"
 METHOD_NAMES = (
@@ -72,7 +73,10 @@ class OnTest(Callback):
 
     order = 90
 
-    def __init__(self, features):
+    def __init__(self, learn):
+        # After a probe, stage 2 sees scaled features.
+        scaling = Scaling.to_length(learn.features("train"), SQUARED_LENGTH)
+        features = scaling.apply(learn.features("test"))
         self.x, self.right = torch.from_numpy(np.asarray(features.views[0])).float(), []
         self.targets = features.targets
 
@@ -91,25 +95,39 @@ class OnTest(Callback):
         self.right.append((predicted == self.targets).numpy())
 
 
-def cut(x: np.ndarray, y: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first images of each class at an imbalance factor; the frequent class stays."""
+def cut(
+    x: np.ndarray, y: np.ndarray, factor: float, rest: bool
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return the first images of each class at an imbalance factor, and the next of each class.
+
+    With `rest`, a tenth of the images of the most frequent class are left over.
+    """
     present = np.bincount(y)
     rank = np.argsort(np.argsort(-present, kind="stable"), kind="stable")
-    counts = long_tail_counts(int(present.max()), len(present), factor)
-    kept = select_long_tail(y, [int(counts[r]) for r in rank])
-    return x[kept], y[kept]
+    n_max = int(present.max() * (0.9 if rest else 1))
+    counts = long_tail_counts(n_max, len(present), factor)
+    counts = [
+        min(int(counts[r]), int(0.9 * n)) if rest else int(counts[r])
+        for r, n in zip(rank, present, strict=True)
+    ]
+    kept = select_long_tail(y, counts)
+    most = max(int(present.max()) // 10, 50)
+    left = [np.flatnonzero(y == c)[n : n + most] for c, n in enumerate(counts)]
+    left = np.concatenate(left)
+    return (x[kept], y[kept]), (x[left], y[left])
 
 
 def measure(name: str, factor: float, args) -> tuple[Rows, dict]:
     """Train and test all methods on one set."""
     with np.load(name) as file:
         x, y, x_test, y_test = (file[key] for key in ("x", "y", "x_test", "y_test"))
-    x, y = cut(x, y, factor)
-    rows, methods = None, [m for m in METHOD_NAMES if m in METHODS]
+    (x, y), left = cut(x, y, factor, args.rest)
+    test = left if args.rest else (x_test, y_test)
+    rows, methods = None, list(dict.fromkeys([RIVAL, *args.methods]))
     for seed in range(args.stage1_seeds):
-        dls = LTDataLoaders.from_features(x, y, test=(x_test, y_test), seed=seed)
+        dls = LTDataLoaders.from_features(x, y, test=test, seed=seed)
         learn = lt_learner(dls)
-        learn.fit_stage1(method="probe", seed=seed)
+        learn.fit_stage1(method="probe")
         found = compare(learn, methods, args.seeds, select="last", stage1_seed=seed)
         rows = rows or Rows(np.asarray(found.targets), dls.c)
         for outcome in found.outcomes:
@@ -117,7 +135,7 @@ def measure(name: str, factor: float, args) -> tuple[Rows, dict]:
         stage1 = {k: v.clone() for k, v in learn.model.state_dict().items()}
         for again in range(args.seeds):
             learn.model.load_state_dict(stage1)
-            seen = OnTest(learn.features("test"))
+            seen = OnTest(learn)
             learn.retrain_classifier(method="samn", seed=again, select="last", cbs=seen)
             balanced = [
                 np.mean([right[rows.targets == c].mean() for c in range(dls.c)])
@@ -206,6 +224,8 @@ def main() -> None:
     one.add_argument("--stage1-seeds", type=int, default=2)
     one.add_argument("--seeds", type=int, default=2)
     one.add_argument("--json", type=Path)
+    one.add_argument("--rest", action="store_true", help="test on left-over training images")
+    one.add_argument("--methods", nargs="+", default=METHOD_NAMES)
     one.set_defaults(call=table)
     two = commands.add_parser("extract")
     two.add_argument("folder", type=Path)
