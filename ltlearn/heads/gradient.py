@@ -1,6 +1,5 @@
 """The gradients of a head over features in closed form: no autograd, no graph."""
 
-import importlib.util
 import logging
 from collections.abc import Callable
 from functools import cache
@@ -69,14 +68,12 @@ def closed_form_of(head: nn.Module, steps: int = 0) -> "LinearGradient | None":
 @cache
 def _kernel() -> ModuleType | None:
     """Return the compiled functions, or None if numba is not installed or not in use."""
-    if importlib.util.find_spec("numba") is None:
-        return None
     try:
         from numba import config
 
         from ltlearn.heads import samn_kernel
-    except ImportError as e:  # numba refuses a NumPy that it does not know
-        _log.info("SAMN trains without numba: %s", e)
+    except ImportError as e:  # also where numba refuses a NumPy that it does not know
+        _log.debug("SAMN trains without numba: %s", e)
         return None
     return None if config.DISABLE_JIT else samn_kernel
 
@@ -360,7 +357,7 @@ class CompiledSAMNGradient(SAMNGradient):
 
     def _reserve(self, order: np.ndarray) -> None:
         """Reserve memory for the functions, and views of the memory that they share with torch."""
-        # Looked up here: the functions are called by name in each step.
+        # Not imported with this module, because it needs numba and compiles.
         from ltlearn.heads import samn_kernel
 
         self._scale_logits = samn_kernel.scale_logits

@@ -89,9 +89,9 @@ def scale_logits(matrix, weight, logits, work, on_weight, on_bias, norm_scale):
         for c in range(len(weight)):
             q = np.float64(raw[c])
             u = _exp(-abs(q))
-            s = 1 / ((q if q > 0 else q - q) + _log_of_one_plus(u) + EPS)
+            s = 1 / ((q if q > 0 else 0.0) + _log_of_one_plus(u) + EPS)
             scale[c] = _exp(s)
-            slope[c] = -s * s * (_ONE if q > 0 else u) / (1 + u)
+            slope[c] = -s * s * (1.0 if q > 0 else u) / (1 + u)
     factor, square, shift = work[_FACTOR], work[_SQUARE], work[_SHIFT]
     scale_of_bias = work[2 * raws - 2 + _SCALE]
     for c in range(len(weight)):
