@@ -40,7 +40,7 @@ TENSORS = {
         "from ltlearn import CosineLinear, SAMNLinear, ScaledLinear, pava\n"
         "import ltlearn.heads.registry\n"
         "assert 'torch' in sys.modules",
-        ["fastai", "fastcore", "timm", "albumentations", "matplotlib", "pandas"],
+        ["fastai", "fastcore", "timm", "albumentations", "matplotlib", "pandas", "numba"],
     ),
     "corrections": (
         "import ltlearn.posthoc.choose, ltlearn.metrics.priors, ltlearn.metrics.paired",
@@ -69,7 +69,7 @@ TENSORS = {
         "assert not any('jit.script' in str(w.message) for w in seen), seen\n"
         "for name in ('lr_find', 'fit_one_cycle', 'fit_flat_cos'):\n"
         "    getattr(ltlearn.LTLearner, name)",
-        [],
+        ["numba"],
     ),
 }
 RUNNER = """if True:

@@ -1,6 +1,9 @@
 """The gradients of a head over features in closed form: no autograd, no graph."""
 
+import logging
 from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ from ltlearn.heads.scaled import ScaledLinear
 from ltlearn.isotonic.scipy_engine import MonotoneRows
 
 __all__ = [
+    "KERNEL_STEPS",
+    "CompiledSAMNGradient",
     "CosineGradient",
     "LinearGradient",
     "NormalizedGradient",
@@ -25,20 +30,27 @@ __all__ = [
     "closed_form_of",
 ]
 
+_log = logging.getLogger("ltlearn")
+
 _MAX_EXP = 80.0  # above it, exp overflows in float32, and softplus(q) is q
+# A step saves 0.05 ms. numba takes 0.4 s to import, and 1.4 s to compile where it has no cache.
+# The rule reads the fit alone, so that a fit has the same digits whatever else a process has run.
+KERNEL_STEPS = 20_000
 
 
-def closed_form_of(head: nn.Module) -> "LinearGradient | None":
+def closed_form_of(head: nn.Module, steps: int = 0) -> "LinearGradient | None":
     """Return the closed form of a head, or None if it has none.
 
     Args:
         head: A head over features, all of whose parameters are trained.
+        steps: Steps of the whole fit. From `KERNEL_STEPS` on, SAMN's part is compiled if numba is
+            installed, and equal up to rounding.
     """
     parameters = list(head.parameters())
     if not all(p.requires_grad and p.dtype is torch.float32 for p in parameters):
         return None
     if type(head) is NormalizedFeatureHead:
-        inner = closed_form_of(head.inner)
+        inner = closed_form_of(head.inner, steps)
         return None if inner is None else NormalizedGradient(head, inner)
     if type(head) is nn.Linear:
         return LinearGradient(head)
@@ -48,8 +60,21 @@ def closed_form_of(head: nn.Module) -> "LinearGradient | None":
         return CosineGradient(head)
     # On a device, NumPy's part would wait for it.
     if type(head) is SAMNLinear and head.project == "step" and head.weight.is_cpu:
-        return SAMNGradient(head)
+        use_kernel = steps >= KERNEL_STEPS and head.weight.is_contiguous() and _kernel()
+        return CompiledSAMNGradient(head) if use_kernel else SAMNGradient(head)
     return None
+
+
+@cache
+def _kernel() -> ModuleType | None:
+    """Return the compiled functions, or None if numba is not installed or not in use."""
+    try:
+        from ltlearn.heads import samn_kernel
+    except ImportError as e:  # also where numba refuses a NumPy that it does not know
+        _log.debug("SAMN trains without numba: %s", e)
+        return None
+    # NUMBA_DISABLE_JIT leaves Python functions, which would take a second for a step.
+    return samn_kernel if hasattr(samn_kernel.scale_logits, "signatures") else None
 
 
 class LinearGradient:
@@ -205,25 +230,29 @@ class SAMNGradient(LinearGradient):
         for vector, row in zip(self._vectors, matrix.unbind(), strict=True):
             vector.data = row
         self._momenta: list[tuple[Tensor, Tensor]] = []
-        order = head.rank_to_class.numpy()
-        raws, size = self._on_weight + self._on_bias, len(order)
-        self._monotone = MonotoneRows(order, raws, MIN_RAW)
-        # The raw norms are the last rows. NumPy is faster with a flat array than with a matrix.
-        start = (len(matrix) - raws) * size
-        rows = matrix.numpy()
-        self._q, self._bias_row = rows.reshape(-1)[start:], rows[0]
-        # Where the first and the last of these rows have their highest raw norm.
-        self._top, self._last_top = int(order[-1]), int(order[-1]) + (raws - 1) * size
         # Memory that each step writes to again. Without it, the heads of thousands of classes would
         # wait for the system to clear fresh pages.
         of_matrix, of_weight = torch.empty_like(matrix), torch.empty_like(self.weight)
         self._gradients, self.updated = [of_weight, of_matrix], [self.weight, matrix]
-        self._of_bias, of_rows = of_matrix[0], of_matrix.numpy()
+        self._transposed = self.weight.detach().t()
+        self._reserve(head.rank_to_class.numpy())
+
+    def _reserve(self, order: np.ndarray) -> None:
+        """Reserve memory for NumPy's part, and views of the memory that it shares with torch."""
+        of_weight, of_matrix = self._gradients
+        raws, size = self._on_weight + self._on_bias, len(order)
+        self._monotone = MonotoneRows(order, raws, MIN_RAW)
+        # The raw norms are the last rows. NumPy is faster with a flat array than with a matrix.
+        rows, of_rows = self.updated[1].numpy(), of_matrix.numpy()
+        start = (len(rows) - raws) * size
+        self._q, self._bias_row = rows.reshape(-1)[start:], rows[0]
+        # Where the first and the last of these rows have their highest raw norm.
+        self._top, self._last_top = int(order[-1]), int(order[-1]) + (raws - 1) * size
+        self._of_bias = of_matrix[0]
         self._of_bias_row, self._of_norms, self._of_shift = of_rows[0], of_rows[-raws], of_rows[-1]
         self._of_raws = of_rows.reshape(-1)[start:]
         self._rows, self._of_rows = self.weight.detach().numpy(), of_weight.numpy()
-        self._transposed = self.weight.detach().t()
-        work = matrix.new_empty(4, size)
+        work = of_matrix.new_empty(4, size)
         self._shift, self._factor, along, _ = work.unbind()
         self._along_column = along.unsqueeze(1)
         self._shift_row, self._factor_row, self._along, self._square = work.numpy()
@@ -320,3 +349,65 @@ class SAMNGradient(LinearGradient):
             vector.data = vector.data.clone()
         for own, row in self._momenta:
             own.copy_(row)
+
+
+class CompiledSAMNGradient(SAMNGradient):
+    """The same by `samn_kernel`: torch multiplies matrices, and three functions do the rest."""
+
+    def _reserve(self, order: np.ndarray) -> None:
+        """Reserve memory for the functions, and views of the memory that they share with torch."""
+        # Not imported with this module, because it needs numba and compiles.
+        from ltlearn.heads import samn_kernel
+
+        self._scale_logits = samn_kernel.scale_logits
+        self._fill_gradients = samn_kernel.fill_gradients
+        self._project_rows = samn_kernel.project_rows
+        self._parts = self._on_weight, self._on_bias
+        raws = self._raws = sum(self._parts)
+        self._order = np.ascontiguousarray(order)
+        self._rows, self._vector_rows = self.weight.detach().numpy(), self.updated[1].numpy()
+        self._of_rows, self._of_vector_rows = (of.numpy() for of in self._gradients)
+        self._work = np.empty((samn_kernel.WORK_ROWS, len(order)), np.float32)
+        self._ranked = np.empty((raws + 1, len(order)))
+        self._ends = np.empty(len(order) + 1, np.int64)
+        self._scale_of_norms = 1.0 if self._norm_scale is None else float(self._norm_scale)
+        self._logits: dict[int, tuple[Tensor, np.ndarray]] = {}
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, C); the next call writes to the same memory."""
+        if len(x) not in self._logits:
+            memory = self.weight.new_empty(len(x), len(self.weight))
+            self._logits[len(x)] = memory, memory.numpy()
+        logits, array = self._logits[len(x)]
+        torch.mm(x, self._transposed, out=logits)
+        self._scale_logits(
+            self._vector_rows, self._rows, array, self._work, *self._parts, self._scale_of_norms
+        )
+        return logits
+
+    def gradients(self, x: Tensor, grad: Tensor) -> list[Tensor]:
+        """Return the gradients of `updated`, once after each call of `logits`.
+
+        The next call writes to the same memory.
+
+        Args:
+            x: The features of the last call of `logits`.
+            grad: The gradient of the logits.
+        """
+        torch.mm(grad.t(), x, out=self._gradients[0])
+        self._fill_gradients(
+            grad.contiguous().numpy(), self._of_rows, self._of_vector_rows, self._rows,
+            self._work, *self._parts,
+        )  # fmt: skip
+        return self._gradients
+
+    def project_(self) -> None:
+        """Project the raw norms, as `SAMNLinear.project_` does.
+
+        Raises:
+            UserError: If a raw norm is not finite.
+        """
+        if not self._project_rows(
+            self._vector_rows, self._order, self._ranked, self._ends, self._raws, MIN_RAW
+        ):
+            raise UserError(DIVERGED)

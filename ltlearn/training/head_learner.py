@@ -125,7 +125,8 @@ class HeadLearner(QuietLearner):
 
     def _run_steps(self) -> None:
         update = fused_update_of(self.opt)
-        form = closed_form_of(self.model.head) if update is not None else None
+        steps = self.n_epoch * self.n_iter
+        form = closed_form_of(self.model.head, steps) if update is not None else None
         step = self._step_by_autograd if form is None else self._closed_step(form, update)
         readers = [cb for cb in self.cbs if cb.run and declared(cb, "uses_weights_alone")]
         of_each = [after_step_of(cb, form) for cb in readers]

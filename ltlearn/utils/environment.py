@@ -26,6 +26,8 @@ _PACKAGES = (
     "albumentations",
     "safetensors",
 )
+# Recorded where they are installed, because figures then differ in their last digits.
+_OPTIONAL = ("numba",)
 
 
 def environment_info() -> dict[str, Any]:
@@ -34,11 +36,12 @@ def environment_info() -> dict[str, Any]:
     This imports nothing heavy. Threads and GPU are known only if torch is loaded already.
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *_OPTIONAL):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = None
+            if package in _PACKAGES:
+                versions[package] = None
     torch = sys.modules.get("torch")
     device = _processor()
     if torch is not None and torch.cuda.is_available():

@@ -6,6 +6,8 @@ from fastai.callback.core import Callback
 from fastai.optimizer import Adam
 
 from ltlearn import SAMN, UserError
+from ltlearn.heads import gradient
+from ltlearn.heads.gradient import CompiledSAMNGradient
 from ltlearn.methods import METHODS
 from ltlearn.training.head_learner import HeadLearner
 from tests.callbacks.helpers import COUNTS, make_dls, make_lt_learner
@@ -72,6 +74,25 @@ def test_options_train_the_same_weights(kwargs, monkeypatch):
     slow, _ = trained(monkeypatch, [SAMN(), Listen()], **kwargs)
     assert silent == 3
     for key, value in slow.model.state_dict().items():
+        torch.testing.assert_close(fast.model.state_dict()[key], value, rtol=2e-5, atol=2e-6)
+
+
+def test_a_long_fit_takes_compiled_steps_that_train_the_same_weights(monkeypatch):
+    slow, _ = trained(monkeypatch, SAMN())
+    made = []
+    reserve = CompiledSAMNGradient._reserve
+    monkeypatch.setattr(
+        CompiledSAMNGradient, "_reserve", lambda *args: (made.append(1), reserve(*args))
+    )
+    monkeypatch.setattr(gradient, "KERNEL_STEPS", 24 + 1)  # a fit has 3 epochs of 8 steps
+    same, _ = trained(monkeypatch, SAMN())
+    assert not made
+    monkeypatch.setattr(gradient, "KERNEL_STEPS", 24)
+    fast, silent = trained(monkeypatch, SAMN())
+    assert (len(made), silent) == (3, 3)
+    assert fast.trajectory["loss"][1:] == pytest.approx(slow.trajectory["loss"][1:], rel=1e-5)
+    for key, value in slow.model.state_dict().items():
+        assert torch.equal(same.model.state_dict()[key], value)
         torch.testing.assert_close(fast.model.state_dict()[key], value, rtol=2e-5, atol=2e-6)
 
 

@@ -1,6 +1,7 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from ltlearn.utils import environment
@@ -24,3 +25,10 @@ def test_environment_info_can_be_written(tmp_path):
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
     monkeypatch.setattr(environment, "_PACKAGES", ("no-such-package-here",))
     assert environment_info()["versions"]["no-such-package-here"] is None
+
+
+def test_an_optional_package_is_named_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(environment, "_OPTIONAL", ("no-such-package-here", "pytest"))
+    versions = environment_info()["versions"]
+    assert versions["pytest"] == pytest.__version__
+    assert "no-such-package-here" not in versions
