@@ -6,7 +6,7 @@ import numpy as np
 
 from ltlearn.data.build import ImageParts
 from ltlearn.data.images import ImageSet
-from ltlearn.errors import UserError
+from ltlearn.errors import UserError, spell
 
 __all__ = ["as_pair", "check_targets", "list_arrays", "number_classes"]
 
@@ -94,9 +94,10 @@ def _array_set(part: str, images, targets) -> ImageSet:
     if images.ndim == 3:
         images = np.repeat(images[..., None], 3, axis=3)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+        hint = f"; features go to {spell('from_features')}" if images.ndim == 2 else ""
         raise UserError(
             f"{part} images must be uint8 of shape (N, H, W, 3) or (N, H, W), got {images.dtype} "
-            f"{images.shape}."
+            f"{images.shape}{hint}."
         )
     targets = check_targets(part, targets, len(images))
     return ImageSet(targets, images=np.ascontiguousarray(images))

@@ -95,7 +95,7 @@ class GivenFeatures(Features):
 
     transform = "none"
     tfms_name = ""  # names a user's transforms of images; there are none
-    targets: Tensor | None  # type: ignore[assignment]  # (N,); None for features without labels
+    targets: Tensor | None  # (N,); None for features without labels
     vocab: Sequence[str]  # class names
 
     def __len__(self) -> int:

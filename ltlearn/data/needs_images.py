@@ -41,7 +41,7 @@ def needs_images(method: _Method) -> _Method:
             )
         return method(self, *args, **kwargs)
 
-    return checked  # type: ignore[return-value]
+    return checked
 
 
 def check_arguments(owner, given: Mapping[str, Any]) -> None:

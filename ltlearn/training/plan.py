@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from fastai.callback.core import Callback
 
-from ltlearn.data.needs_images import check_arguments, has_features
 from ltlearn.errors import UserError, check_choice, check_number, check_whole, spell
 from ltlearn.methods import METHODS, Method, find_method, head_rate, is_built_in, usual_rate
 from ltlearn.names import (
@@ -23,8 +22,8 @@ from ltlearn.names import (
     STAGE2_SCHEDULES,
 )
 from ltlearn.training.checkpoint import Checkpoint
-from ltlearn.training.fit_callback import mixes_images
 from ltlearn.training.grad_checkpointing import GradCheckpointing
+from ltlearn.training.image_methods import check_for_features
 from ltlearn.training.loop import listed_callbacks
 from ltlearn.training.schedule import EpochSchedule
 from ltlearn.training.selection import default_select
@@ -303,7 +302,7 @@ def resolve_stage1(
         given_kinds = {type(cb) for cb in callbacks}
         own = [cb for cb in from_row["cbs"] if type(cb) not in given_kinds]
         callbacks = [*own, *callbacks]
-    _check_for_features(dls, given, callbacks)
+    check_for_features(dls, given, callbacks, row)
     resume = given.pop("resume")
     if resume:
         callbacks.append(Checkpoint(folder if resume is True else Path(resume), resume=True))
@@ -397,7 +396,7 @@ def resolve_stage2(given: Mapping[str, Any], dls) -> Stage2Plan | PosthocPlan:
         raise UserError(f"epochs is {first!r}, the name of a method; give {name}.")
     options = _check_options(given.pop("options"), method)
     row = None if method is None else find_method(method)
-    _check_for_features(dls, given, callbacks)
+    check_for_features(dls, given, callbacks, row)
     if given["view_seed"] is None:
         given["view_seed"] = given["seed"]
     if row is not None and row.kind == "post hoc":
@@ -420,17 +419,6 @@ def resolve_stage2(given: Mapping[str, Any], dls) -> Stage2Plan | PosthocPlan:
         weight_decay=values.pop("wd"), batch_size=values.pop("bs"), callbacks=tuple(callbacks),
         options=options, post=None if row is None else row.post, **values, **given,
     )  # fmt: skip
-
-
-def _check_for_features(dls, given: Mapping[str, Any], callbacks: list) -> None:
-    """Refuse what needs images if the data are features."""
-    check_arguments(dls, given)
-    mixing = [type(cb).__name__ for cb in callbacks if mixes_images(cb)]
-    if mixing and has_features(dls):
-        raise UserError(
-            f"{mixing[0]} mixes images, but the data are features; take "
-            f"{spell('method', PROBE)} or a loss."
-        )
 
 
 def _row_arguments(method: str, row: Method, options: Mapping[str, float]) -> dict[str, Any]:

@@ -94,6 +94,12 @@ def test_a_file_stays_on_disk_with_validation_features(tmp_path):
     assert dls.train.dataset.views[0] is mapped and dls.valid.dataset.views[0] is x
 
 
+def test_each_constructor_names_the_other():
+    x, y = rows()
+    with pytest.raises(UserError, match="float32 .*from_features"):
+        LTDataLoaders.from_arrays(x, y)
+
+
 def test_labels_that_are_names():
     x, y = rows()
     names = np.array(["owl", "10_cat", "2_dog", "auk"])
@@ -298,7 +304,9 @@ def test_a_device_trains_the_same_classifier():
         (lambda learn: learn.fit_stage1(1, method="glmc"), "GLMC .*features"),
         (lambda learn: learn.fit_stage1(1, method="mixup"), "MixUp .*features"),
         (lambda learn: learn.fit_stage1(1, cbs=GLMC()), "GLMC .*features"),
-        (lambda learn: learn.fit_stage1(1, method="lora"), "LoRA"),
+        (lambda learn: learn.fit_stage1(1, method="lora"), "LoRA .*features"),
+        (lambda learn: learn.fit_stage1(1, method="full"), "full .*features"),
+        (lambda learn: learn.fit_stage1(1, method="sade"), "SADE .*features"),
         (lambda learn: learn.fit_stage1(1, flip=True), "flip=True .*features"),
         (lambda learn: learn.fit_stage1(method="probe", views=2), "views=2 .*features"),
         (lambda learn: learn.retrain_classifier(1, views=2), "views=2 .*features"),
