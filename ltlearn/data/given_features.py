@@ -128,7 +128,7 @@ def further_features(items, with_labels: bool, like: GivenFeatures) -> GivenFeat
 def _as_rows(x, name: str, width: int | None = None) -> np.ndarray:
     """Return features as an array (N, D): float16 and float32 as given, others as float32.
 
-    A memory-mapped array stays on disk.
+    A memory-mapped array stays on disk, unless its rows are not contiguous.
 
     Args:
         x: The features.
@@ -159,6 +159,9 @@ def _as_rows(x, name: str, width: int | None = None) -> np.ndarray:
     if x.dtype not in (np.float16, np.float32):
         with np.errstate(over="ignore"):  # what does not fit is infinite, and reported below
             x = x.astype(np.float32)
+    if not x.flags.c_contiguous:
+        # Copies on a device are found again by address and shape, which `x[::2]` and `x[:n]` share.
+        x = np.ascontiguousarray(x)
     step = max(1, _CHUNK_BYTES // x[:1].nbytes)
     for first in range(0, len(x), step):
         finite = np.isfinite(x[first : first + step]).all(1)

@@ -94,6 +94,16 @@ def test_a_file_stays_on_disk_with_validation_features(tmp_path):
     assert dls.train.dataset.views[0] is mapped and dls.valid.dataset.views[0] is x
 
 
+def test_views_of_one_array_differ_on_a_device():
+    x, y = rows([8, 8])
+    with SimCuda():
+        dls = LTDataLoaders.from_features(
+            x[::2], y[::2], valid=(x[:8], [0, 1] * 4), bs=8, device="cuda"
+        )
+        shown = [next(iter(loader.new(shuffle=False)))[0].cpu() for loader in dls.loaders]
+    assert np.array_equal(shown[0], x[::2]) and np.array_equal(shown[1], x[:8])
+
+
 def test_each_constructor_names_the_other():
     x, y = rows()
     with pytest.raises(UserError, match="float32 .*from_features"):
