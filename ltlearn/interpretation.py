@@ -15,6 +15,7 @@ from fastai.learner import Learner
 from fastcore.basics import noop
 from torch import Tensor
 
+from ltlearn.data.needs_images import needs_images
 from ltlearn.errors import UserError, check_choice, check_whole
 from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.names import PARTS, SHOTS
@@ -267,6 +268,7 @@ class LTInterpretation(ClassificationInterpretation):
         every = self.dl.items
         return losses, index, [every[i] for i in index.tolist()]
 
+    @needs_images
     def plot_top_losses(
         self,
         k: Any,

@@ -19,7 +19,7 @@ from ltlearn.metrics.report import ShotReport, shot_report
 from ltlearn.models.backbone import LTModel
 from ltlearn.names import FEW_RULES
 from ltlearn.training.features import FeatureBank, Features
-from ltlearn.training.given import check_given, make_model
+from ltlearn.training.given import check_given, default_arch, make_model
 from ltlearn.training.history import head_norms
 from ltlearn.training.image_learner import ImageLearner, check_fastai_options
 from ltlearn.training.loop import LossScaling, listed_callbacks, sgd
@@ -417,7 +417,7 @@ class LTLearner(CleaningMixin, ExportMixin, InterpretMixin, ImageLearner):
 
 def lt_learner(
     dls: LTDataLoaders,
-    arch: str = "resnet50",
+    arch: str | None = None,
     pretrained: bool | str | Path = True,
     *,
     precision: str = "auto",
@@ -447,8 +447,8 @@ def lt_learner(
     """Make a learner from any timm model: a backbone with pooled features, and a linear head.
 
     Args:
-        dls: Long-tailed data.
-        arch: A name of `timm.list_models()`, or `resnet20/32/44/56_cifar`.
+        dls: Long-tailed data. Data of `LTDataLoaders.from_features` gets a head alone.
+        arch: A name of `timm.list_models()`, or `resnet20/32/44/56_cifar`. None: "resnet50".
         pretrained: True fetches timm's weights, a path loads a file of weights, False starts at
             random. Data without `stats=` is normalised as the file or timm's configuration states.
         precision: "auto", "fp32", "bf16" or "fp16".
@@ -483,7 +483,7 @@ def lt_learner(
     Example:
         >>> learn = lt_learner(dls, "resnet32_cifar", pretrained=False, width=64)
     """
-    cbs = listed_callbacks(cbs)
+    arch = default_arch(dls) if arch is None else arch
     for_learner = {
         "loss_func": loss_func, "opt_func": opt_func, "lr": lr, "splitter": splitter,
         "metrics": metrics, "path": path, "model_dir": model_dir, "wd": wd,

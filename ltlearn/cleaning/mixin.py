@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ltlearn.data.needs_images import needs_images
+
 if TYPE_CHECKING:
     from ltlearn.cleaning.issues import Issues
 
@@ -12,6 +14,7 @@ __all__ = ["CleaningMixin"]
 class CleaningMixin:
     """Gives a learner `find_issues`."""
 
+    @needs_images
     def find_issues(self, kinds: Sequence[str] | str | None = None, seed: int = 0) -> "Issues":
         """Find likely label errors, near-duplicates and images unlike their class, in all parts.
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ from ltlearn.utils.ranks import start
 __all__ = [
     "DEFAULT_SIZE",
     "ImageParts",
+    "LoaderMaker",
     "build_loaders",
     "check_parts",
     "leaks_text",
@@ -179,7 +180,12 @@ def size_by_tfms(options: LoadOptions, data: ImageSet) -> tuple[int, int] | None
     return ItemSteps(options.item_tfms).find_shape(data) if options.item_tfms is not None else None
 
 
-def build_loaders(cls: type[_Loaders], images: ImageParts, options: LoadOptions) -> _Loaders:
+def build_loaders(
+    cls: type[_Loaders],
+    images: ImageParts,
+    options: LoadOptions,
+    make_maker: "Callable[..., LoaderMaker] | None" = None,
+) -> _Loaders:
     """Build the loaders of images by part.
 
     Args:
@@ -187,11 +193,13 @@ def build_loaders(cls: type[_Loaders], images: ImageParts, options: LoadOptions)
         images: The images.
         options: How to load them, with `in_memory` decided. `size` matters for images on disk
             only.
+        make_maker: Returns what makes the loader of each part, for options, class names and the
+            training images. None: for images.
     """
     classes = images.classes
     shot_counts = count_classes(images.parts["train"].targets, len(classes))
     parts, split = _choose_validation(images, options, shot_counts)
-    maker = _LoaderMaker(options, classes, parts["train"])
+    maker = (make_maker or _LoaderMaker)(options, classes, parts["train"])
     loaders = [maker.make(part, parts[part]) for part in PARTS if part in parts]
     device = _device_of(options)
     # The path is not the folder of the images, because a learner saves into it, and the new folder
@@ -242,6 +250,19 @@ def _choose_validation(
         seed=options.seed,
         order=order,
     )
+
+
+class LoaderMaker(Protocol):
+    """What makes the loader of each part."""
+
+    normalize: NormalizeUint8 | None
+    stats: object
+
+    def make(self, part: str, data: ImageSet) -> LTDataLoader:
+        """Make the loader of a part."""
+
+    def find_size(self, loader: LTDataLoader) -> tuple[int, int]:
+        """Return the height and width of the images in a batch."""
 
 
 class _LoaderMaker:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ltlearn.data.device import OnDevice, asynchronous
 from ltlearn.data.draws import EpochDraws, draw_epoch
+from ltlearn.data.needs_images import needs_images
 from ltlearn.data.own_transforms import TypedBatch, seeded
 from ltlearn.data.samplers import SAMPLERS, InstanceSampler, make_sampler
 from ltlearn.data.transforms import mix_seed
@@ -379,8 +380,8 @@ class LTDataLoader(TfmdDL):
             index = [s % self.n for s in numbers]
             if at_once:
                 # The whole batch has one seed, so all its rows are drawn.
-                x, y = self.dataset.get_batch(index, self._seed_at(numbers[0]))
-                yield self._own_rows(x), y
+                x, *y = self.dataset.get_batch(index, self._seed_at(numbers[0]))
+                yield (self._own_rows(x), *y)
             else:
                 own = numbers[self.rows_of(len(numbers))]
                 x, *y = self.do_batch([self.do_item(s) for s in own])
@@ -408,6 +409,7 @@ class LTDataLoader(TfmdDL):
 
         return super().decode(b)
 
+    @needs_images
     def show_batch(self, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
         """Show images of a batch with their classes.
 

@@ -26,9 +26,10 @@ class LTDataLoaders(RowLoaders):
     """Training, validation and test loaders of an imbalanced image set.
 
     Create it with `from_path`, `from_folder`, `from_csv`, `from_df`, `from_json`, `from_hf`,
-    `from_webdataset`, `from_arrays` or `from_dataset`. Attributes: `class_counts` (training images
-    per class without the carved validation images), `shot_counts` (with them; they decide which
-    classes are many-, medium- and few-shot), `vocab` (class names), `c` (number of classes),
+    `from_webdataset`, `from_arrays` or `from_dataset`, or from features that you have already with
+    `from_features`. Attributes: `class_counts` (training images per class without the carved
+    validation images), `shot_counts` (with them; they decide which classes are many-, medium- and
+    few-shot), `vocab` (class names), `c` (number of classes),
     `split` (`SplitInfo`), `skipped` (unreadable images that were left out), `leaks` ("valid" and
     "test" to the number of their images that are also training images of the same class), `columns`
     (for a table, the column that each kind of value was read from), `bits` (how many bits 16-bit

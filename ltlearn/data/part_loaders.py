@@ -6,8 +6,11 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import listify
 from fasttransform import Pipeline
 
+from ltlearn.data.feature_rows import GivenFeatures
+from ltlearn.data.given_features import further_features
 from ltlearn.data.items import Item, ItemImages, LabelledItems, label_items, list_items
 from ltlearn.data.loader import LTDataLoader
+from ltlearn.data.needs_images import needs_images
 from ltlearn.data.own_transforms import BatchSteps
 from ltlearn.errors import UserError
 
@@ -36,7 +39,8 @@ class PartLoaders(DataLoaders):
 
         Args:
             test_items: One image or several: paths, PIL images, (H, W, 3) uint8 arrays, or the
-                items of a dataset of these loaders. Or a dataset, or a loader.
+                items of a dataset of these loaders. Or a dataset, or a loader. For loaders of
+                features: an array (N, D), or a row or several.
             rm_type_tfms: Without effect; fastai passes it.
             with_labels: Whether the items have labels: pairs of an image and a class name, or paths
                 in folders named after their classes.
@@ -51,6 +55,11 @@ class PartLoaders(DataLoaders):
         like = self.valid.dataset
         if isinstance(test_items, LTDataLoader):
             test_items = test_items.dataset
+        if isinstance(like, GivenFeatures):
+            kwargs.pop("num_workers", None)  # nothing is read or decoded
+            return self.valid.new(
+                further_features(test_items, with_labels, like), shuffle=False, **kwargs
+            )
         if hasattr(test_items, "get") and hasattr(test_items, "decode"):
             return self.valid.new(test_items, shuffle=False, **kwargs)
         if isinstance(test_items, LabelledItems):
@@ -65,6 +74,7 @@ class PartLoaders(DataLoaders):
         kwargs = {"num_workers": 0, "augment": augment is not None, **kwargs}
         return self.valid.new(ItemImages(items, targets, like, augment), shuffle=False, **kwargs)
 
+    @needs_images
     def add_tfms(self, tfms, event, loaders=None) -> None:
         """Add fastai's batch transforms to loaders.
 

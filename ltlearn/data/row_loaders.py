@@ -1,11 +1,12 @@
-"""`RowLoaders`: constructors for images that are not files of their own."""
+"""`RowLoaders`: constructors for images that are not files of their own, and for features."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
 
-from ltlearn.data.build import build_loaders, load_listed
+from ltlearn.data.build import build_loaders, check_parts, load_listed
+from ltlearn.data.given_features import FeatureMaker, list_features
 from ltlearn.data.options import LoadOptions, ReadOptions
 from ltlearn.data.part_loaders import PartLoaders
 from ltlearn.data.readers.hf import list_dataset
@@ -16,7 +17,64 @@ __all__ = ["RowLoaders"]
 
 
 class RowLoaders(PartLoaders):
-    """Loaders of images in the rows of a dataset, or in WebDataset shards."""
+    """Loaders of images in the rows of a dataset or in WebDataset shards, or of features."""
+
+    @classmethod
+    def from_features(
+        cls,
+        x,
+        y,
+        valid: tuple | None = None,
+        test: tuple | None = None,
+        classes: Sequence[str] | None = None,
+        valid_pct: float = 0.1,
+        protocol: str = "clean",
+        bs: int = 64,
+        seed: int = 0,
+        device=None,
+    ) -> Self:
+        """Use features that you have already, such as embeddings of CLIP or DINO.
+
+        `lt_learner(dls)` needs no architecture then: its backbone passes the features on, and
+        `fit_stage1(method="probe")` trains the classifier that all corrections begin with. The
+        features are used as they are, without normalisation. float16 and float32 are kept, float64
+        and bfloat16 become float32. A memory-mapped array stays on disk if `valid` is given;
+        carving copies both parts into memory.
+
+        Args:
+            x: The training features: an array, a tensor, or a memory-mapped array.
+            y: Their labels: class indices from 0, or class names.
+            valid: Validation (features, labels); None carves them off the training features.
+            test: Test (features, labels).
+            classes: Class names in the order of the indices. None: the indices, or the names in
+                `y`, in natural order.
+            valid_pct: Share of each class that is carved off, in (0, 1).
+            protocol: "clean", or "paper": keep all training features and choose epochs on the test
+                set.
+            bs: Rows per training batch, at least 1.
+            seed: Seed of the carved split and the order, in [0, 2**32).
+            device: Where batches go; None takes fastai's default.
+
+        Shape:
+            x is (N, D), float. y is (N,), integers or text.
+
+        Raises:
+            UserError: If shapes, types or labels do not fit, a feature is not finite, a validation
+                or test label is not among the training labels, or a value is outside its range.
+
+        Example:
+            >>> x = np.random.default_rng(0).normal(size=(60, 8)).astype("float32")
+            >>> dls = LTDataLoaders.from_features(x, ["cat"] * 50 + ["lynx"] * 10)
+            >>> dict(zip(dls.vocab, dls.class_counts.tolist()))
+            {'cat': 45, 'lynx': 9}
+        """
+        options = LoadOptions(
+            valid_pct=valid_pct, protocol=protocol, bs=bs, seed=seed, device=device
+        )
+        options.check()
+        parts = list_features(x, y, valid, test, classes)
+        check_parts(parts.parts, parts.classes, protocol, "the training set")
+        return build_loaders(cls, parts, options, FeatureMaker)
 
     @classmethod
     def from_hf(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from ltlearn.data.needs_images import needs_images
 from ltlearn.exporting.exported import Exported
 from ltlearn.exporting.source import source_of_learner
 from ltlearn.utils.ranks import by_first, check_one
@@ -14,6 +15,7 @@ class ExportMixin:
     """Exports of an `LTLearner`. Each loads what it wrote and compares the logits first."""
 
     @by_first
+    @needs_images
     def export_timm(
         self, folder: str | Path, label_descriptions: Mapping[str, str] | None = None
     ) -> Exported:
@@ -44,6 +46,7 @@ class ExportMixin:
         return export_timm_folder(source_of_learner(self), Path(folder), label_descriptions)
 
     @by_first
+    @needs_images
     def export_onnx(self, file: str | Path, normalize: bool = False) -> Exported:
         """Write one ONNX file with a free batch size, checked with onnxruntime.
 
@@ -70,6 +73,7 @@ class ExportMixin:
         return export_onnx_file(source_of_learner(self), Path(file), normalize)
 
     @by_first
+    @needs_images
     def export_torchscript(self, file: str | Path, normalize: bool = False) -> Exported:
         """Write a TorchScript file, which `torch.jit.load` loads without other packages.
 
@@ -92,6 +96,7 @@ class ExportMixin:
 
         return export_torchscript_file(source_of_learner(self), Path(file), normalize)
 
+    @needs_images
     def push_to_hub(
         self,
         repo: str,

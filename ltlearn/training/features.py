@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ltlearn.data.feature_rows import Features
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_choice, spell
 from ltlearn.models.backbone import evaluating
 from ltlearn.training.collectives import gather_rows
-from ltlearn.training.feature_rows import Features
 from ltlearn.utils import ranks
 from ltlearn.utils.locks import locked
 from ltlearn.utils.marks import tensor_mark

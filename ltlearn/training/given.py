@@ -7,26 +7,36 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltlearn.data.benchmarks.cifar import CIFAR_STATS
 from ltlearn.data.datasets import NormalizeUint8
 from ltlearn.data.images import natural_key
+from ltlearn.data.needs_images import has_features
 from ltlearn.defaults import IMAGENET_STATS
 from ltlearn.errors import UserError, spell
-from ltlearn.models.backbone import evaluating
+from ltlearn.models.backbone import LTModel, evaluating
 from ltlearn.models.kept_head import reorder_outputs
 from ltlearn.models.origin import Origin, match_outputs
 from ltlearn.models.pretrained import LoadedModel, load_lt_model
 
-__all__ = ["AsGiven", "check_given", "describe_origin", "describe_weights", "make_model"]
+__all__ = [
+    "AsGiven",
+    "check_given",
+    "default_arch",
+    "describe_origin",
+    "describe_weights",
+    "make_model",
+]
 
 _log = logging.getLogger("ltlearn")
+_IDENTITY = "identity"  # the architecture over features that the user has
 _IMAGES = 384  # images that the check looks at, as many of each class as possible
 _FIRST_IMAGES = 128  # images on which another normalisation is tried at first
 _MOST_CLASSES = 512
@@ -67,6 +77,15 @@ class AsGiven:
         )
 
 
+def default_arch(dls) -> str:
+    """Return the architecture if none is named: the identity for features, else ResNet-50.
+
+    Args:
+        dls: Long-tailed data.
+    """
+    return _IDENTITY if has_features(dls) else "resnet50"
+
+
 def make_model(
     dls, arch: str, pretrained, options: Mapping[str, Any], **model_kwargs
 ) -> LoadedModel:
@@ -85,6 +104,8 @@ def make_model(
     Raises:
         UserError: As `lt_learner` does.
     """
+    if has_features(dls):
+        return _over_features(dls, arch, pretrained, {**options, **model_kwargs})
     options = dict(options)
     classes = options.pop("classes")
     keeps = options["keep_head"]
@@ -102,6 +123,21 @@ def make_model(
     for line in describe_origin(origin):
         _log.info("%s", line)
     return LoadedModel(loaded.model, origin)
+
+
+def _over_features(dls, arch: str, pretrained, options: Mapping[str, Any]) -> LoadedModel:
+    """Return a model whose backbone passes on the features that the user has."""
+    given = {"arch": arch != _IDENTITY and arch}
+    given |= {"pretrained": isinstance(pretrained, str | Path) and pretrained, **options}
+    for name, value in given.items():
+        if value:
+            raise UserError(
+                f"{spell(name, value)} is for a network, but the data are features, which need "
+                "none; leave it out."
+            )
+    head = nn.Linear(dls.train.dataset.shape[0], dls.c)
+    # Features of images are from trained weights, or a classifier on them would be of no use.
+    return LoadedModel(LTModel(nn.Identity(), head), Origin(trained=True))
 
 
 def _normalise(dls, origin: Origin) -> Origin:

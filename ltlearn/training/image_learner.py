@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ltlearn.data.items import is_one_image, list_items
 from ltlearn.data.loaders import LTDataLoaders
+from ltlearn.data.needs_images import needs_images
 from ltlearn.errors import UserError, check_choice, check_number, check_whole
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.training.experts import ExpertsMixin
@@ -243,6 +244,7 @@ class ImageLearner(ExpertsMixin, RankedLearner):
         with with_class_counts(self.loss_func, self.dls.class_counts):
             return super().validate(ds_idx, dl, cbs)
 
+    @needs_images
     def show_results(self, ds_idx=1, dl=None, max_n=9, shuffle=True, **kwargs):
         """Show images with their classes and the predicted ones.
 
@@ -262,6 +264,7 @@ class ImageLearner(ExpertsMixin, RankedLearner):
             raise UserError("show_results needs labels; show images without them by show_batch.")
         super().show_results(ds_idx, dl, max_n, shuffle, **kwargs)
 
+    @needs_images
     def tta(
         self, ds_idx=1, dl=None, n=4, item_tfms=None, batch_tfms=None, beta=0.25, use_max=False
     ) -> tuple[Tensor, Tensor | None]:

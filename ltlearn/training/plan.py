@@ -23,6 +23,7 @@ from ltlearn.names import (
 )
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.grad_checkpointing import GradCheckpointing
+from ltlearn.training.image_methods import check_for_features
 from ltlearn.training.loop import listed_callbacks
 from ltlearn.training.schedule import EpochSchedule
 from ltlearn.training.selection import default_select
@@ -301,6 +302,7 @@ def resolve_stage1(
         given_kinds = {type(cb) for cb in callbacks}
         own = [cb for cb in from_row["cbs"] if type(cb) not in given_kinds]
         callbacks = [*own, *callbacks]
+    check_for_features(dls, given, callbacks, row)
     resume = given.pop("resume")
     if resume:
         callbacks.append(Checkpoint(folder if resume is True else Path(resume), resume=True))
@@ -394,6 +396,7 @@ def resolve_stage2(given: Mapping[str, Any], dls) -> Stage2Plan | PosthocPlan:
         raise UserError(f"epochs is {first!r}, the name of a method; give {name}.")
     options = _check_options(given.pop("options"), method)
     row = None if method is None else find_method(method)
+    check_for_features(dls, given, callbacks, row)
     if given["view_seed"] is None:
         given["view_seed"] = given["seed"]
     if row is not None and row.kind == "post hoc":

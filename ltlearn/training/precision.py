@@ -17,7 +17,7 @@ def resolve_precision(precision: str, device: torch.device, side: int) -> str:
     Args:
         precision: "auto" (bfloat16 if it is faster) or one of these.
         device: The device.
-        side: Longer side of the images in pixels.
+        side: Longer side of the images in pixels; 0 for features, which no backbone computes here.
 
     Raises:
         UserError: If the precision is unknown, or the device does not support it.
@@ -33,7 +33,10 @@ def resolve_precision(precision: str, device: torch.device, side: int) -> str:
 
 
 def _is_bf16_faster(device: torch.device, side: int) -> bool:
-    # On CUDA from sm_80; on a CPU with bf16 instructions, for images from 16 pixels.
+    # On CUDA from sm_80; on a CPU with bf16 instructions, for images from 16 pixels. A linear layer
+    # alone is fast anyway, and the user's features would be rounded.
+    if not side:
+        return False
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":

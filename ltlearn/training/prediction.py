@@ -9,7 +9,9 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 
 from ltlearn.data.datasets import ImagesInMemory
+from ltlearn.data.feature_rows import GivenFeatures
 from ltlearn.data.loader import LTDataLoader
+from ltlearn.data.needs_images import check_arguments
 from ltlearn.data.transforms import ImageTransform, OneOfFiveCrops
 from ltlearn.errors import UserError, spell
 from ltlearn.names import PARTS
@@ -70,6 +72,8 @@ def extract_features(learn: Learner, part: str, views: int = 0, seed: int = 0) -
         seed: Seed of the augmentation.
     """
     split, loader = learn.dls.split, _loader_of(learn.dls, part)
+    if isinstance(loader.dataset, GivenFeatures) and isinstance(learn.model.backbone, nn.Identity):
+        return loader.dataset
     data = f"{split.train} {split.valid} {split.test} {split.valid_from} {part}"
     if isinstance(loader.dataset, ImagesInMemory):
         # Small batches stay in the cache of a CPU: 64 images are a third faster than 256.
@@ -104,6 +108,7 @@ def predict_part(
     """
     if crops not in (1, OneOfFiveCrops.NUMBER):
         raise UserError(f"crops must be 1 or {OneOfFiveCrops.NUMBER}, got {crops!r}.")
+    check_arguments(learn, {"flip": flip, "crops": crops})
     if cached and not flip and crops == 1:
         features = extract_features(learn, part)
         loader = LTDataLoader(features, FEATURE_BATCH, device=learn.dls.device)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ltlearn.data.feature_rows import Features
 from ltlearn.posthoc.choose import iterate_blocks
 from ltlearn.posthoc.linear import new_linear
-from ltlearn.training.feature_rows import Features
 
 __all__ = ["ScaledFeatures", "Scaling"]
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 from fastai.learner import Learner
 
+from ltlearn.data.needs_images import has_features
 from ltlearn.training.compiled import compiled
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.fit_callback import declared
@@ -59,7 +60,8 @@ def run_stage1(learn: Learner, plan: StagePlan) -> None:
         counted = [cb for cb in plan.callbacks if hasattr(type(cb), "trained_parameters_")]
         record_stage(
             learn, plan, trajectory, plan.callbacks, began,
-            stage="stage 1", bn="train", on="images", head="kept",
+            stage="stage 1", bn="train", on="features" if has_features(learn) else "images",
+            head="kept",
             trained=f"{next(filter(None, parts), 'backbone')} + head",
             trained_parameters=counted[0].trained_parameters_ if counted else None,
             compiled=call.compiled is not None if plan.compile else None,

@@ -11,6 +11,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from torch import nn
 
+from ltlearn.data.feature_rows import Features
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.errors import UserError
 from ltlearn.heads.feature_scale import SCALABLE, for_longer_features
@@ -18,7 +19,6 @@ from ltlearn.heads.registry import kind_of
 from ltlearn.posthoc.linear import as_linear_layer
 from ltlearn.training.collectives import copy_from_first
 from ltlearn.training.evaluate import run_model
-from ltlearn.training.feature_rows import Features
 from ltlearn.training.finite import FiniteLoss
 from ltlearn.training.fit_callback import declared
 from ltlearn.training.head_learner import HeadLearner

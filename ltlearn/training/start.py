@@ -15,6 +15,7 @@ from typing import Any
 from fastai.learner import Learner
 from torch import Tensor, nn
 
+from ltlearn.data.needs_images import check_arguments
 from ltlearn.errors import UserError, check_choice, spell, spell_call
 from ltlearn.methods import METHODS, as_registered
 from ltlearn.names import STARTS
@@ -346,6 +347,7 @@ def correct_from(learn: Learner, method: Any, start: str, **values: Any) -> Corr
     Raises:
         UserError: If the method is not a post-hoc one, or the classifier cannot be corrected.
     """
+    check_arguments(learn, values)
     with as_registered(method) as name:
         plan = PosthocPlan(method=name, **values)
         with _begun(learn, start):

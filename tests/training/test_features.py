@@ -390,7 +390,7 @@ def test_a_large_file_of_features_does_not_stay_mapped(tmp_path, monkeypatch):
     array[:, 0] = np.arange(n) % 1000
     array.flush()
     del array
-    monkeypatch.setattr("ltlearn.training.feature_rows._LARGE_FILE", 1 << 20)
+    monkeypatch.setattr("ltlearn.data.feature_rows._LARGE_FILE", 1 << 20)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     features = Features([mapped], torch.zeros(n, dtype=torch.int64))
     before = _file_pages_mib()

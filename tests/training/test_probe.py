@@ -10,8 +10,8 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from ltlearn import Checkpoint, UserError
+from ltlearn.data.feature_rows import Features
 from ltlearn.methods import METHODS, Method, registered_method
-from ltlearn.training.feature_rows import Features
 from ltlearn.training.scaled_features import Scaling
 from tests.callbacks.helpers import COUNTS, make_dls, make_lt_learner
 from tests.device.simcuda import SimCuda

@@ -1,7 +1,8 @@
-"""`Features`: cached features as a dataset."""
+"""`Features`: features as a dataset, cached or given by the user."""
 
 import copy
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ltlearn.data.device import OnDevice, copies_on
+from ltlearn.data.items import LabelledItems, LazyImages
 from ltlearn.errors import UserError
 
-__all__ = ["Features"]
+__all__ = ["Features", "GivenFeatures"]
 
 _LARGE_FILE = 1 << 28  # bytes; from a larger file, rows are read instead of mapped
 
@@ -85,6 +87,45 @@ class Features(OnDevice):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         x, y = self.get_batch([i])
         return x[0], y[0]
+
+
+@dataclass
+class GivenFeatures(Features):
+    """Features that the user has, in place of images: one view, without augmentation."""
+
+    transform = "none"
+    tfms_name = ""  # names a user's transforms of images; there are none
+    targets: Tensor | None  # (N,); None for features without labels
+    vocab: Sequence[str]  # class names
+
+    def __len__(self) -> int:
+        return len(self.views[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the features of one image, (D,)."""
+        return self.views[0].shape[1:]
+
+    @property
+    def items(self) -> Sequence:
+        """Return the rows, with their labels if they have some."""
+        rows = LazyImages(self.views[0].__getitem__, len(self))
+        return rows if self.targets is None else LabelledItems(rows, self.targets, self.vocab)
+
+    def get_batch(self, index: list[int], seed: int | None = None) -> tuple[Tensor, ...]:
+        """Return features (B, D), float32, and targets (B,) if there are any."""
+        if self.targets is not None:
+            return super().get_batch(index, seed)
+        return (torch.from_numpy(_rows(self.views[0], np.asarray(index))).float(),)
+
+    def make_copy(self, device: torch.device) -> "Features | None":
+        """Return a copy whose features are on a CUDA device; None if they do not fit."""
+        return None if self.targets is None else super().make_copy(device)
+
+    def new_empty(self) -> "GivenFeatures":
+        """Return a copy without features, for `learn.export()`."""
+        none = torch.zeros(0, dtype=torch.int64)
+        return GivenFeatures([np.array(self.views[0][:0])], none, self.vocab)
 
 
 def _rows(view: np.ndarray, index: np.ndarray) -> np.ndarray:
