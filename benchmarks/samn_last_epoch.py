@@ -36,7 +36,7 @@ from ltlearn.training.stage2 import SQUARED_LENGTH
 RIVAL = "logit_adjustment"
 METHOD_NAMES = (
     RIVAL, "prior_matching", "crt", "balanced_softmax", "samn", "samn_start", "samn_start_adjusted",
-    "samn_logit_adjusted", "samn_from_stage1", "samn_matched", "samn_class_balanced",
+    "samn_logit_adjusted", "samn_from_stage1", "samn_class_balanced",
     "samn_class_balanced_adjusted", "samn_smoothed_adjusted", "samn_small_lr",
 )  # fmt: skip
 BEST_ON_TEST = "samn, best on test"
@@ -76,8 +76,8 @@ class OnTest(Callback):
     def __init__(self, learn):
         # After a probe, stage 2 sees scaled features.
         scaling = Scaling.to_length(learn.features("train"), SQUARED_LENGTH)
-        features = scaling.apply(learn.features("test"))
-        self.x, self.right = torch.from_numpy(np.asarray(features.views[0])).float(), []
+        features, self.right = learn.features("test"), []
+        self.x = scaling.scale_(torch.tensor(np.asarray(features.views[0])).float())
         self.targets = features.targets
 
     def before_fit(self):
@@ -208,6 +208,11 @@ def extract(args) -> None:
     np.savez(args.out, **made)
 
 
+def numbers(text: str) -> list[float]:
+    """Return numbers that commas separate."""
+    return [float(part) for part in text.split(",")]
+
+
 def read(file: Path, size: int) -> np.ndarray:
     """Return the pixels of an image, (size, size, 3)."""
     with Image.open(file) as image:
@@ -220,12 +225,12 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("table")
     one.add_argument("files", nargs="+")
-    one.add_argument("--factors", nargs="+", type=float, default=[10, 50, 100])
-    one.add_argument("--stage1-seeds", type=int, default=2)
-    one.add_argument("--seeds", type=int, default=2)
+    one.add_argument("--factors", type=numbers, default=[10, 50, 100], help="such as 10,100")
+    one.add_argument("--stage1-seeds", type=int, default=5)
+    one.add_argument("--seeds", type=int, default=1)
     one.add_argument("--json", type=Path)
     one.add_argument("--rest", action="store_true", help="test on left-over training images")
-    one.add_argument("--methods", nargs="+", default=METHOD_NAMES)
+    one.add_argument("--methods", type=lambda text: text.split(","), default=METHOD_NAMES)
     one.set_defaults(call=table)
     two = commands.add_parser("extract")
     two.add_argument("folder", type=Path)

@@ -360,12 +360,6 @@ BUILT_IN: dict[str, Method] = {
         _AS_SAMN.format("starts at the norms of stage 1, loss with tau 1"),
         loss=_loss("LogitAdjustedLoss"), callbacks=_callbacks("SAMN", SAMN={"start": "stage1"}),
     ),
-    "samn_matched": _stage2(
-        "SAMN, matched", f"{_SAMN}; {_LA}; {_SAERENS}",
-        _AS_SAMN.format("as `samn_from_stage1`, then prior matching on validation images"),
-        loss=_loss("LogitAdjustedLoss"), callbacks=_callbacks("SAMN", SAMN={"start": "stage1"}),
-        post="prior_matching",
-    ),
     "samn_class_balanced": _stage2(
         "SAMN, class-balanced", f"{_SAMN}; {_CRT}", _AS_SAMN.format("class-balanced sampler"),
         sampler="class_balanced", callbacks=_callbacks("SAMN"),
