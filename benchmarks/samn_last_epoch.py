@@ -164,7 +164,7 @@ def add_to(file: Path, made: dict, seeds: int) -> None:
     sets = json.loads(file.read_text())["sets"] if file.exists() else []
     sets = [one for one in sets if one["set"] != made["set"]]
     text = {
-        "command": "python benchmarks/samn_last_epoch.py table FILE --json results/last_epoch/frozen.json",
+        "command": "python benchmarks/samn_last_epoch.py table FILE",
         "seeds": seeds, "sets": [*sets, made],
     }  # fmt: skip
     file.write_text(json.dumps(text, indent=1) + "\n")
