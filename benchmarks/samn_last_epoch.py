@@ -35,9 +35,8 @@ from ltlearn.training.stage2 import SQUARED_LENGTH
 
 RIVAL = "logit_adjustment"
 METHOD_NAMES = (
-    RIVAL, "prior_matching", "crt", "balanced_softmax", "samn", "samn_start", "samn_start_adjusted",
-    "samn_logit_adjusted", "samn_from_stage1", "samn_class_balanced",
-    "samn_class_balanced_adjusted", "samn_smoothed_adjusted", "samn_small_lr",
+    RIVAL, "prior_matching", "crt", "balanced_softmax", "samn", "samn_start", "samn_logit_adjusted",
+    "samn_from_stage1", "samn_smoothed_adjusted",
 )  # fmt: skip
 BEST_ON_TEST = "samn, best on test"
 

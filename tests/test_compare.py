@@ -20,7 +20,7 @@ from ltlearn.metrics.report import shot_report
 from ltlearn.utils.run_folder import Run
 from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
 
-SOME = ["ce", "crt", "tau_norm", "samn", "samn_start_adjusted", "ncm"]
+SOME = ["ce", "crt", "tau_norm", "samn", "samn_smoothed_adjusted", "ncm"]
 
 
 def make():
@@ -44,7 +44,9 @@ def found(trained):
 def test_every_method_and_seed_has_an_outcome(found):
     runs = [(o.method, o.seed) for o in found.outcomes]
     expected = [("ce", 0), ("crt", 0), ("crt", 1), ("tau_norm", 0), ("samn", 0), ("samn", 1)]
-    assert sorted(runs) == sorted([*expected, ("samn_start_adjusted", 0), ("ncm", 0)])
+    assert sorted(runs) == sorted(
+        [*expected, *(("samn_smoothed_adjusted", seed) for seed in (0, 1)), ("ncm", 0)]
+    )
     assert found.methods == SOME
     for o in found.outcomes:
         assert o.correct.shape == (60,) and len(o.norms) == 3
@@ -54,7 +56,7 @@ def test_every_method_and_seed_has_an_outcome(found):
 
 def test_outcomes_are_those_of_the_learner_alone(trained, found):
     state = copy.deepcopy(trained.model.state_dict())
-    for method in ("crt", "samn_start_adjusted", "tau_norm"):
+    for method in ("crt", "samn_smoothed_adjusted", "tau_norm"):
         learn = make_lt_learner(trained.dls, seed=9)
         learn.model.load_state_dict(state)
         learn.retrain_classifier(

@@ -90,7 +90,7 @@ def _side_of(train: ImageSet) -> int | None:
 
 
 def _choose_method(inspection: Inspection, n_valid: int) -> tuple[str, str]:
-    """Choose a method by the README's results on five long-tailed datasets; return its reason."""
+    """Choose a method by the measurements on the page of results; return its reason."""
     factor, n_classes = inspection.imbalance_factor, len(inspection.classes)
     if factor < _BALANCED:
         return DEFAULT_STAGE1, f"an imbalance factor of {factor:.3g} needs no correction."
@@ -100,7 +100,7 @@ def _choose_method(inspection: Inspection, n_valid: int) -> tuple[str, str]:
             "images."
         )
     if n_valid < max(MIN_VALID_IMAGES, n_classes):
-        return "samn_start", (
+        return "samn_from_stage1", (
             f"it has no strength to choose, for which {n_valid:,} validation images are too few."
         )
     return "logit_adjustment", (

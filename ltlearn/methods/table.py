@@ -346,11 +346,6 @@ BUILT_IN: dict[str, Method] = {
         "SAMN's start", _SAMN, _AS_SAMN.format("no epoch"),
         callbacks=_callbacks("SAMN"), values={"epochs": 0},
     ),
-    "samn_start_adjusted": _stage2(
-        "SAMN's start, adjusted", f"{_SAMN}; {_LA}",
-        _AS_SAMN.format("no epoch, then logit adjustment, tau chosen on validation images"),
-        callbacks=_callbacks("SAMN"), values={"epochs": 0}, post="logit_adjustment",
-    ),
     "samn_logit_adjusted": _stage2(
         "SAMN, logit-adjusted loss", f"{_SAMN}; {_LA}", _AS_SAMN.format("loss with tau 1"),
         loss=_loss("LogitAdjustedLoss"), callbacks=_callbacks("SAMN"),
@@ -360,27 +355,12 @@ BUILT_IN: dict[str, Method] = {
         _AS_SAMN.format("starts at the norms of stage 1, loss with tau 1"),
         loss=_loss("LogitAdjustedLoss"), callbacks=_callbacks("SAMN", SAMN={"start": "stage1"}),
     ),
-    "samn_class_balanced": _stage2(
-        "SAMN, class-balanced", f"{_SAMN}; {_CRT}", _AS_SAMN.format("class-balanced sampler"),
-        sampler="class_balanced", callbacks=_callbacks("SAMN"),
-    ),
-    "samn_class_balanced_adjusted": _stage2(
-        "SAMN, class-balanced, adjusted", f"{_SAMN}; {_CRT}; {_LA}",
-        "own: 10 epochs, learning rate .025, class-balanced sampler, then logit adjustment, tau "
-        "chosen on validation images",
-        sampler="class_balanced", callbacks=_callbacks("SAMN"),
-        values={"epochs": 10, "lr": 0.025}, post="logit_adjustment",
-    ),
     "samn_smoothed_adjusted": _stage2(
         "SAMN, smoothed, adjusted", f"{_SAMN}; {_MISLAS}; {_LA}",
         "own: 10 epochs, learning rate .005, smoothing .3 to 0, then logit adjustment, tau chosen "
         "on validation images",
         loss=_las(0.3, 0.0), callbacks=_callbacks("SAMN"),
         values={"epochs": 10, "lr": 0.005}, post="logit_adjustment",
-    ),
-    "samn_small_lr": _stage2(
-        "SAMN, rate 5e-5", _SAMN, "learning rate 5e-5: the authors' code, GLMC variant",
-        callbacks=_callbacks("SAMN"), values={"lr": 5e-5},
     ),
     "glmc_samn": _stage2(
         "GLMC + SAMN", f"{_SAMN}; {_GLMC}",

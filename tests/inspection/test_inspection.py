@@ -405,10 +405,10 @@ def made_up(*counts, valid=None):
 def test_the_method_goes_by_imbalance_classes_and_validation_images():
     assert made_up(60, 50).advice.method == "ce"
     assert "retrain_classifier" not in made_up(60, 50).advice.code
-    assert made_up(60, 5).advice.method == "samn_start"  # 13 validation images
+    assert made_up(60, 5).advice.method == "samn_from_stage1"  # 13 validation images
     assert made_up(900, 90).advice.method == "logit_adjustment"
     assert made_up(90, 9, valid=(15, 15)).advice.method == "logit_adjustment"
-    assert made_up(90, 9, valid=(15, 14)).advice.method == "samn_start"
+    assert made_up(90, 9, valid=(15, 14)).advice.method == "samn_from_stage1"
     assert made_up(*[50] * 100, 2).advice.method == "balanced_softmax"
     for found in (made_up(60, 50), made_up(60, 5), made_up(900, 90), made_up(*[50] * 100, 2)):
         assert found.advice.method in METHODS
