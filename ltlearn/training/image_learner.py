@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from fastai.learner import Metric
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import to_device
 from fastcore.basics import listify, noop
 from torch import Tensor
 
@@ -100,6 +101,12 @@ class ImageLearner(ExpertsMixin, RankedLearner):
                 super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
         finally:
             self._resident_loop, self._reported = None, ""
+
+    def _set_device(self, b):
+        # fastai asks the first parameter, but a nearest mean over features has none.
+        if next(self.model.parameters(), None) is None:
+            return to_device(b, self.dls.device)
+        return super()._set_device(b)
 
     def all_batches(self):
         """Run over the batches of a loader."""
