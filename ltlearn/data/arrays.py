@@ -56,12 +56,13 @@ def number_classes(targets: Mapping[str, np.ndarray], classes: Sequence[str] | N
     for part, target in highest.items():
         if names is not None and target >= len(names):
             raise UserError(
-                f"{PART_LABELS[part]} targets go up to {target}, but there are {len(names)} classes."
+                f"{PART_LABELS[part]} targets go up to {target}, but there are {len(names)} "
+                "classes."
             )
         if target >= _MOST_CLASSES:
             raise UserError(
-                f"{PART_LABELS[part]} targets go up to {target}, more than {_MOST_CLASSES:,} classes; number "
-                "the classes that occur from 0."
+                f"{PART_LABELS[part]} targets go up to {target}, more than {_MOST_CLASSES:,} "
+                "classes; number the classes that occur from 0."
             )
     return [str(c) for c in range(max(highest.values()) + 1)] if names is None else names
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ltlearn.data.items import is_one_image, list_items
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.data.needs_images import needs_images
-from ltlearn.errors import UserError, check_choice, check_number, check_whole
+from ltlearn.errors import UserError, check_choice, check_number, check_whole, spell_call
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.training.experts import ExpertsMixin
 from ltlearn.training.plan import name_of
@@ -95,6 +95,11 @@ class ImageLearner(ExpertsMixin, RankedLearner):
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         """Train as fastai's `Learner.fit` does; a loss without class counts gets the data's."""
         check_choice("resident", self.resident, RESIDENT)
+        if next(self.model.parameters(), None) is None:
+            raise UserError(
+                f"a {type(self.model.head).__name__} over features has nothing to train; put the "
+                f"classifier of stage 1 back: {spell_call('use', name='stage1')}."
+            )
         self.loop_ran = "events"
         try:
             with with_class_counts(self.loss_func, getattr(self.dls, "class_counts", None)):

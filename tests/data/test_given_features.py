@@ -298,6 +298,8 @@ def test_a_head_without_parameters_predicts(probed):
     assert found.equal(targets) and len(probed.validate(2)) == 1
     assert probed.predict(x[0])[1] == logits[0].argmax()
     assert probed.interpret("test").confusion_matrix().sum() == len(x)
+    with pytest.raises(UserError, match="NearestClassMean .*stage1"):
+        probed.fit(1)
 
 
 def test_an_untrained_classifier_and_a_rate_for_images_are_warned_of(caplog):
@@ -325,7 +327,10 @@ def test_files_of_a_learner(probed, tmp_path):
         other = learner()
         other.path = tmp_path
         assert torch.equal(other.load("one").predict_batch(x)[1], wanted)
-        assert torch.equal(load_learner(tmp_path / "one.pkl").predict_batch(x)[1], wanted)
+        loaded = load_learner(tmp_path / "one.pkl")
+        assert torch.equal(loaded.predict_batch(x)[1], wanted)
+        with pytest.raises(UserError, match="exported .*dls"):
+            loaded.shot_report()
     finally:
         probed.path = before
 
