@@ -8,7 +8,6 @@ from ltlearn.data.build import ImageParts
 from ltlearn.data.class_names import check_class_names
 from ltlearn.data.images import ImageSet
 from ltlearn.errors import UserError, spell
-from ltlearn.names import PART_LABELS
 
 __all__ = ["as_pair", "check_targets", "list_arrays", "number_classes"]
 
@@ -56,13 +55,12 @@ def number_classes(targets: Mapping[str, np.ndarray], classes: Sequence[str] | N
     for part, target in highest.items():
         if names is not None and target >= len(names):
             raise UserError(
-                f"{PART_LABELS[part]} targets go up to {target}, but there are {len(names)} "
-                "classes."
+                f"{part} targets go up to {target}, but there are {len(names)} classes."
             )
         if target >= _MOST_CLASSES:
             raise UserError(
-                f"{PART_LABELS[part]} targets go up to {target}, more than {_MOST_CLASSES:,} "
-                "classes; number the classes that occur from 0."
+                f"{part} targets go up to {target}, more than {_MOST_CLASSES:,} classes; number "
+                "the classes that occur from 0."
             )
     return [str(c) for c in range(max(highest.values()) + 1)] if names is None else names
 

@@ -153,7 +153,7 @@ def with_value(value):
         ({"classes": ["a", "b", "c", "b"]}, "classes .*'b' 2"),
         ({"y": ["a"] * 80 + ["b"] * 8}, r"89 .*names.*\(88,\)"),
         ({"y": ["a"] * 80 + [np.nan] * 9}, "row 80 .*label is empty"),
-        ({"y": [0] * 88 + [2**40]}, "training .*1099511627776"),
+        ({"y": [0] * 88 + [2**40]}, "train .*1099511627776"),
         ({"x": rows()[0][:, 0]}, r"training features .*\(N, D\).*\(89,\)"),
         ({"x": rows()[0].astype(int)}, "training features .*int64"),
         ({"x": np.zeros((89, 4, 4, 3), np.uint8)}, "uint8.*from_arrays"),
