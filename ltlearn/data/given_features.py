@@ -107,7 +107,7 @@ def further_features(items, with_labels: bool, like: GivenFeatures) -> GivenFeat
 
     Args:
         items: An array (N, D) or (D,), a table, a list of rows, or a dataset of features. With
-            labels: pairs of a row and a label.
+            labels: pairs of a row and a label, or a pair (features, labels).
         with_labels: Whether the items have labels.
         like: The dataset whose columns and classes they must have.
 
@@ -115,8 +115,12 @@ def further_features(items, with_labels: bool, like: GivenFeatures) -> GivenFeat
         UserError: If there are none, shapes do not fit, or a label is no class.
     """
     if isinstance(items, GivenFeatures):
+        _as_rows(items.views[0][:1], "features", like.shape[0])
         return items
     targets = None
+    if with_labels and isinstance(items, tuple) and len(items) == 2 and np.ndim(items[0]) == 2:
+        x = _as_rows(items[0], "features", like.shape[0])
+        items = list(zip(x, _as_labels("test", items[1], len(x)).tolist(), strict=True))
     if with_labels:
         items, targets = label_items(list_items(items), like.vocab)
     elif not isinstance(items, np.ndarray | Tensor) and not hasattr(items, "columns"):

@@ -281,6 +281,11 @@ def test_comparison_and_prediction(probed):
     preds, targets = probed.get_preds(dl=labelled)
     torch.testing.assert_close(preds, probs)
     assert targets.tolist() == y.tolist()
+    pair = probed.dls.test_dl((x, y), with_labels=True)
+    assert probed.get_preds(dl=pair)[1].tolist() == y.tolist()
+    narrow = LTDataLoaders.from_features(x[:, :3], y, device="cpu")
+    with pytest.raises(UserError, match="3 columns.* 8"):
+        probed.dls.test_dl(narrow.valid_ds)
     shown = probed.interpret("test")
     assert len(shown.top_losses(3, items=True)[2]) == 3
     for bad, words in ((x[:, :3], "3 columns.* 8"), ("photo.jpg", "features"), (x[:0], "features")):
