@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ltlearn.data.build import ImageParts
+from ltlearn.data.class_names import check_class_names
 from ltlearn.data.images import ImageSet
 from ltlearn.errors import UserError, spell
 
 __all__ = ["as_pair", "check_targets", "list_arrays", "number_classes"]
+
+_MOST_CLASSES = 1_000_000  # a higher number is an identifier, not the number of a class
 
 
 def list_arrays(
@@ -45,17 +48,21 @@ def number_classes(targets: Mapping[str, np.ndarray], classes: Sequence[str] | N
         classes: Class names; None numbers the classes.
 
     Raises:
-        UserError: If an index is beyond the names.
+        UserError: If an index is beyond the names, or too large for a class, or names are alike.
     """
+    names = None if classes is None else check_class_names(classes)
     highest = {part: int(values.max()) for part, values in targets.items()}
-    if classes is None:
-        return [str(c) for c in range(max(highest.values()) + 1)]
     for part, target in highest.items():
-        if target >= len(classes):
+        if names is not None and target >= len(names):
             raise UserError(
-                f"{part} targets go up to {target}, but there are {len(classes)} classes."
+                f"{part} targets go up to {target}, but there are {len(names)} classes."
             )
-    return list(classes)
+        if target >= _MOST_CLASSES:
+            raise UserError(
+                f"{part} targets go up to {target}, more than {_MOST_CLASSES:,} classes; number "
+                "the classes that occur from 0."
+            )
+    return [str(c) for c in range(max(highest.values()) + 1)] if names is None else names
 
 
 def as_pair(part: str, given: object, names: str = "images, targets") -> tuple:

@@ -4,18 +4,43 @@ import logging
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ltlearn.errors import UserError
 from ltlearn.utils.text import clean
 
-__all__ = ["find_combined_labels", "find_similar_names", "similar_text", "warn_about_names"]
+__all__ = [
+    "check_class_names",
+    "find_combined_labels",
+    "find_similar_names",
+    "similar_text",
+    "warn_about_names",
+]
 
 _log = logging.getLogger("ltlearn")
 _MAX_NAMED = 5  # groups in a message
 # Signs that no ordinary name has; those that a few names have; those that many names have.
 _SEPARATORS = ("|;", ",", "/+& ")
 _LIST = re.compile(r"[\[({]\s*(.*?)\s*[\])}]", re.DOTALL)
+
+
+def check_class_names(classes: Sequence[str]) -> list[str]:
+    """Return the class names that a user gave, as text.
+
+    Args:
+        classes: The class names.
+
+    Raises:
+        UserError: If they are no list of names, or two are alike.
+    """
+    if isinstance(classes, str | Mapping) or not isinstance(classes, Iterable):
+        raise UserError(f"classes must be a list of class names, got {classes!r:.100}.")
+    names = [str(name) for name in classes]
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise UserError(f"classes has {name!r} {times} times; give each class a name of its own.")
+    return names
 
 
 def find_similar_names(classes: Sequence[str]) -> list[list[str]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ltlearn.data.arrays import as_pair, check_targets, number_classes
 from ltlearn.data.build import ImageParts
+from ltlearn.data.class_names import check_class_names
 from ltlearn.data.feature_rows import GivenFeatures
 from ltlearn.data.images import ImageSet
 from ltlearn.data.items import Item, label_items, list_items
@@ -105,8 +106,8 @@ def further_features(items, with_labels: bool, like: GivenFeatures) -> GivenFeat
     """Return further features as a dataset like another one.
 
     Args:
-        items: An array (N, D) or (D,), a list of rows, or a dataset of features. With labels: pairs
-            of a row and a label.
+        items: An array (N, D) or (D,), a table, a list of rows, or a dataset of features. With
+            labels: pairs of a row and a label, or a pair (features, labels).
         with_labels: Whether the items have labels.
         like: The dataset whose columns and classes they must have.
 
@@ -114,11 +115,15 @@ def further_features(items, with_labels: bool, like: GivenFeatures) -> GivenFeat
         UserError: If there are none, shapes do not fit, or a label is no class.
     """
     if isinstance(items, GivenFeatures):
+        _as_rows(items.views[0][:1], "features", like.shape[0])
         return items
     targets = None
+    if with_labels and isinstance(items, tuple) and len(items) == 2 and np.ndim(items[0]) == 2:
+        x = _as_rows(items[0], "features", like.shape[0])
+        items = list(zip(x, _as_labels("test", items[1], len(x)).tolist(), strict=True))
     if with_labels:
         items, targets = label_items(list_items(items), like.vocab)
-    elif not isinstance(items, np.ndarray | Tensor):
+    elif not isinstance(items, np.ndarray | Tensor) and not hasattr(items, "columns"):
         items = [item.image if isinstance(item, Item) else item for item in list_items(items)]
     if np.ndim(items) == 1 and len(items):
         items = np.asarray(items)[None]
@@ -144,7 +149,7 @@ def _as_rows(x, name: str, width: int | None = None) -> np.ndarray:
     try:
         # `asarray` makes a plain array of a memory-mapped one.
         x = x if isinstance(x, np.memmap) else np.asarray(x)
-    except ValueError as e:  # ragged lists
+    except (ValueError, TypeError, RuntimeError) as e:  # ragged lists, tensors with a gradient
         raise UserError(f"the {name} must be an array (N, D) of floats ({e}).") from None
     if x.ndim != 2 or not x.size or not np.issubdtype(x.dtype, np.floating):
         hint = f"; images go to {spell('from_arrays')}" if x.ndim in (3, 4) else ""
@@ -185,13 +190,7 @@ def _encode(
         labels: The labels, and how many there must be, by part.
         classes: Class names; None takes them from the labels.
     """
-    if isinstance(classes, str):
-        raise UserError(f"classes must be a list of class names, got {classes!r}.")
-    arrays = {}
-    for part, (given, n) in labels.items():
-        arrays[part] = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
-        if arrays[part].dtype.kind not in "OUS" or arrays[part].shape != (n,):
-            arrays[part] = check_targets(PART_LABELS[part], arrays[part], n)
+    arrays = {part: _as_labels(part, given, n) for part, (given, n) in labels.items()}
     if arrays["train"].dtype.kind in "OUS":
         targets, names = _encode_names(arrays, classes)
     else:
@@ -213,13 +212,33 @@ def _encode(
     return targets, names
 
 
+def _as_labels(part: str, given: object, n: int) -> np.ndarray:
+    """Return n labels as an array of integers or of text."""
+    try:
+        values = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+        if values.dtype.kind == "U" and isinstance(given, list | tuple):
+            values = np.asarray(given, dtype=object)  # NumPy would make text of a missing label
+    except ValueError:  # ragged lists
+        values = np.asarray(None)
+    if values.shape != (n,) or values.dtype.kind not in "iuOUS":
+        raise UserError(
+            f"{PART_LABELS[part]} targets must be {n} integers or names, got {values.dtype} "
+            f"{values.shape}."
+        )
+    if values.dtype.kind in "iu":
+        return check_targets(PART_LABELS[part], values, n)
+    # HDF5 keeps text as bytes.
+    plain = [v.decode(errors="replace") if isinstance(v, bytes) else v for v in values]
+    return np.array(plain, dtype=object)
+
+
 def _encode_names(
     arrays: Mapping[str, np.ndarray], classes: Sequence[str] | None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return class indices of labels that are text, and the class names."""
     import pandas as pd
 
-    names = None if classes is None else list(map(str, classes))
+    names = None if classes is None else check_class_names(classes)
     targets = {}
     for part, values in arrays.items():
         cells = pd.Series(values)

@@ -40,10 +40,10 @@ class PartLoaders(DataLoaders):
         Args:
             test_items: One image or several: paths, PIL images, (H, W, 3) uint8 arrays, or the
                 items of a dataset of these loaders. Or a dataset, or a loader. For loaders of
-                features: an array (N, D), or a row or several.
+                features: an array (N, D), a table, or a row or several.
             rm_type_tfms: Without effect; fastai passes it.
             with_labels: Whether the items have labels: pairs of an image and a class name, or paths
-                in folders named after their classes.
+                in folders named after their classes. For features: pairs, or (features, labels).
             augment: Dataset whose augmentation the images get, such as `train_ds`; None augments
                 none.
             **kwargs: Settings of the loader that change, such as `bs` or `num_workers`.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ltlearn.data.loader import LTDataLoader
+from ltlearn.errors import UserError
 from ltlearn.models.backbone import evaluating
 from ltlearn.training.collectives import gather_rows
 
@@ -34,6 +35,9 @@ def run_model(
 
     Returns:
         The kept values and the targets of all images; None for the targets of images without one.
+
+    Raises:
+        UserError: If the loader is empty.
     """
     # A head without parameters, such as the nearest class mean, has buffers.
     device = next(chain(model.parameters(), model.buffers())).device
@@ -50,4 +54,6 @@ def run_model(
                 out = gather_rows(out, len(rest[0]))
             logits.append(read(out))
             targets += rest
+    if not logits:
+        raise UserError("there is no data to evaluate; an exported learner has none: set its dls.")
     return torch.cat(logits), torch.cat(targets) if targets else None

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from fastai.learner import Metric
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import to_device
 from fastcore.basics import listify, noop
 from torch import Tensor
 
 from ltlearn.data.items import is_one_image, list_items
 from ltlearn.data.loaders import LTDataLoaders
 from ltlearn.data.needs_images import needs_images
-from ltlearn.errors import UserError, check_choice, check_number, check_whole
+from ltlearn.errors import UserError, check_choice, check_number, check_whole, spell_call
 from ltlearn.metrics.priors import correct_for_prior, prior_vector
 from ltlearn.training.experts import ExpertsMixin
 from ltlearn.training.plan import name_of
@@ -94,12 +95,23 @@ class ImageLearner(ExpertsMixin, RankedLearner):
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         """Train as fastai's `Learner.fit` does; a loss without class counts gets the data's."""
         check_choice("resident", self.resident, RESIDENT)
+        if next(self.model.parameters(), None) is None:
+            raise UserError(
+                f"a {type(self.model.head).__name__} over features has nothing to train; put the "
+                f"classifier of stage 1 back: {spell_call('use', name='stage1')}."
+            )
         self.loop_ran = "events"
         try:
             with with_class_counts(self.loss_func, getattr(self.dls, "class_counts", None)):
                 super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
         finally:
             self._resident_loop, self._reported = None, ""
+
+    def _set_device(self, b):
+        # fastai asks the first parameter, but a nearest mean over features has none.
+        if next(self.model.parameters(), None) is None:
+            return to_device(b, self.dls.device)
+        return super()._set_device(b)
 
     def all_batches(self):
         """Run over the batches of a loader."""

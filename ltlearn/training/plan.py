@@ -23,7 +23,7 @@ from ltlearn.names import (
 )
 from ltlearn.training.checkpoint import Checkpoint
 from ltlearn.training.grad_checkpointing import GradCheckpointing
-from ltlearn.training.image_methods import check_for_features
+from ltlearn.training.image_methods import check_for_features, warn_about_rate
 from ltlearn.training.loop import listed_callbacks
 from ltlearn.training.schedule import EpochSchedule
 from ltlearn.training.selection import default_select
@@ -330,6 +330,7 @@ def resolve_stage1(
             callbacks.insert(len(callbacks) - bool(resume), kind())
     if given["lr"] is None:
         given["lr"] = usual_rate(dls.train.bs, pretrained)
+        warn_about_rate(dls, given["lr"])
     wd = _STAGE1_WD if wd is None else wd
     return StagePlan(weight_decay=wd, callbacks=tuple(callbacks), **given, **shared)
 

@@ -56,13 +56,15 @@ def run_stage1(learn: Learner, plan: StagePlan) -> None:
             learn.fit(plan.epochs, plan.lr, plan.weight_decay, callbacks, reset_opt=True)
         keep_chosen_weights(learn, learn, trajectory)
         parts = [declared(cb, "trained_part", None) for cb in plan.callbacks]
+        has_backbone = next(learn.model.backbone.parameters(), None) is not None
+        trained = "backbone + head" if has_backbone else "head"
         # Read from the class: an instance passes unknown attributes on to the learner.
         counted = [cb for cb in plan.callbacks if hasattr(type(cb), "trained_parameters_")]
         record_stage(
             learn, plan, trajectory, plan.callbacks, began,
             stage="stage 1", bn="train", on="features" if has_features(learn) else "images",
             head="kept",
-            trained=f"{next(filter(None, parts), 'backbone')} + head",
+            trained=next((f"{part} + head" for part in parts if part), trained),
             trained_parameters=counted[0].trained_parameters_ if counted else None,
             compiled=call.compiled is not None if plan.compile else None,
             loop=learn.loop_without_events(), **plan.steps,

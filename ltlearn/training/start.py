@@ -20,6 +20,7 @@ from ltlearn.errors import UserError, check_choice, spell, spell_call
 from ltlearn.methods import METHODS, as_registered
 from ltlearn.names import STARTS
 from ltlearn.training.features import weights_fingerprint
+from ltlearn.training.image_methods import warn_without_stage1
 from ltlearn.training.plan import (
     PosthocPlan,
     ProbePlan,
@@ -158,6 +159,7 @@ def stage1_of(learn: Learner) -> Stage1State:
     """
     current, kept = weights_fingerprint(learn.model), learn.stage1_state
     if kept is None or current not in (kept.fingerprint, kept.result):
+        warn_without_stage1(learn)
         head = copy.deepcopy(learn.model.head)
         kept = Stage1State(head, list(learn.stages), learn.trajectory, current, current)
         learn.stage1_state = kept

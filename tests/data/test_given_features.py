@@ -1,6 +1,9 @@
 """Features that the user has: `LTDataLoaders.from_features` and a learner over them."""
 
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.learner import load_learner
@@ -76,6 +79,7 @@ def test_the_fingerprint_depends_on_features_and_labels():
         (lambda x: x.tolist(), np.float32),
         (lambda x: torch.tensor(x, requires_grad=True), np.float32),
         (lambda x: torch.tensor(x).bfloat16(), np.float32),
+        (lambda x: pd.DataFrame(x), np.float32),
     ],
 )
 def test_types_of_features(as_given, kept):
@@ -118,6 +122,8 @@ def test_labels_that_are_names():
     assert dls.shot_counts.tolist() == [6, 20, 3, 60]
     dls = LTDataLoaders.from_features(x, names[y], classes=names, device="cpu")
     assert dls.vocab == names.tolist() and dls.shot_counts.tolist() == COUNTS
+    for given in (names[y].astype("S"), names[y].astype("S").astype(object)):  # as HDF5 has them
+        assert LTDataLoaders.from_features(x, given, device="cpu").vocab[3] == "owl"
     dls = LTDataLoaders.from_features(x, y, classes=names, device="cpu")
     assert dls.vocab == names.tolist() and dls.shot_counts.tolist() == COUNTS
 
@@ -142,10 +148,17 @@ def with_value(value):
         ({"y": ["a"] * 80 + ["b"] * 9, "classes": ["a", "c"]}, "training.*'b'.*classes"),
         ({"classes": ["a"]}, "3.* 1 class"),
         ({"classes": "abcd"}, "classes .*'abcd'"),
+        ({"classes": 4}, "classes .* 4"),
+        ({"classes": dict(enumerate("abcd"))}, "classes .*0: 'a'"),
+        ({"classes": ["a", "b", "c", "b"]}, "classes .*'b' 2"),
+        ({"y": ["a"] * 80 + ["b"] * 8}, r"89 .*names.*\(88,\)"),
+        ({"y": ["a"] * 80 + [np.nan] * 9}, "row 80 .*label is empty"),
+        ({"y": [0] * 88 + [2**40]}, "train .*1099511627776"),
         ({"x": rows()[0][:, 0]}, r"training features .*\(N, D\).*\(89,\)"),
         ({"x": rows()[0].astype(int)}, "training features .*int64"),
         ({"x": np.zeros((89, 4, 4, 3), np.uint8)}, "uint8.*from_arrays"),
         ({"x": [[1.0, 2.0], [1.0]]}, "training features"),
+        ({"x": list(torch.zeros(89, 4, requires_grad=True))}, "training features .*grad"),
         ({"test": (rows()[0][:, :5], rows()[1])}, "test features have 5 .* 8"),
         ({"test": (rows()[0], rows()[1] + 1)}, "row 86 of the test.*'4'"),
         ({"valid": rows()[0]}, "valid .*pair .*ndarray"),
@@ -215,7 +228,7 @@ def test_weights_are_those_of_a_learner_of_images():
 def test_stage_1_with_events_trains_the_head():
     learn = learner()
     learn.fit_stage1(12, lr=0.1)
-    assert learn.stages[0]["on"] == "features"
+    assert (learn.stages[0]["on"], learn.stages[0]["trained"]) == ("features", "head")
     assert learn.shot_report("valid").balanced > 0.6
     learn.fit_stage1(2, method="ldam_drw_stage1")
     assert learn.predict_logits()[0].isfinite().all()
@@ -261,17 +274,51 @@ def test_comparison_and_prediction(probed):
     x, y = rows([5] * 4, 2)
     logits = probed.predict_logits("test")[0]
     names, probs = probed.predict_batch(x)
+    assert probed.predict_batch(pd.DataFrame(x))[0] == names
     torch.testing.assert_close(probs, logits.softmax(1))
     assert probed.predict(x[3])[0] == probed.predict(torch.tensor(x[3]))[0] == names[3]
     labelled = probed.dls.test_dl(list(zip(x, y, strict=True)), with_labels=True)
     preds, targets = probed.get_preds(dl=labelled)
     torch.testing.assert_close(preds, probs)
     assert targets.tolist() == y.tolist()
+    pair = probed.dls.test_dl((x, y), with_labels=True)
+    assert probed.get_preds(dl=pair)[1].tolist() == y.tolist()
+    narrow = LTDataLoaders.from_features(x[:, :3], y, device="cpu")
+    with pytest.raises(UserError, match="3 columns.* 8"):
+        probed.dls.test_dl(narrow.valid_ds)
     shown = probed.interpret("test")
     assert len(shown.top_losses(3, items=True)[2]) == 3
     for bad, words in ((x[:, :3], "3 columns.* 8"), ("photo.jpg", "features"), (x[:0], "features")):
         with pytest.raises(UserError, match=words):
             probed.predict_batch(bad)
+
+
+def test_a_head_without_parameters_predicts(probed):
+    probed.use("stage1")
+    probed.correct_classifier("ncm")
+    x, y = rows([5] * 4, 2)
+    logits, targets = probed.predict_logits("test")
+    preds, found = probed.get_preds(dl=probed.dls.test)
+    torch.testing.assert_close(preds, logits.softmax(1))
+    assert found.equal(targets) and len(probed.validate(2)) == 1
+    assert probed.predict(x[0])[1] == logits[0].argmax()
+    assert probed.interpret("test").confusion_matrix().sum() == len(x)
+    with pytest.raises(UserError, match="NearestClassMean .*stage1"):
+        probed.fit(1)
+
+
+def test_an_untrained_classifier_and_a_rate_for_images_are_warned_of(caplog):
+    learn = learner()
+    learn.correct_classifier("tau_norm", 0.5)
+    assert re.search("no stage 1 .*fit_stage1.*probe", caplog.text)
+    caplog.clear()
+    learn.fit_stage1(1)
+    assert re.search(r"learning rate 0\.0\d+ .*features.*probe", caplog.text)
+    caplog.clear()
+    learn.fit_stage1(1, 0.1)
+    learn.fit_stage1(method="probe")
+    learn.correct_classifier("tau_norm", 0.5)
+    assert not re.search("no stage 1|learning rate", caplog.text)
 
 
 def test_files_of_a_learner(probed, tmp_path):
@@ -285,7 +332,10 @@ def test_files_of_a_learner(probed, tmp_path):
         other = learner()
         other.path = tmp_path
         assert torch.equal(other.load("one").predict_batch(x)[1], wanted)
-        assert torch.equal(load_learner(tmp_path / "one.pkl").predict_batch(x)[1], wanted)
+        loaded = load_learner(tmp_path / "one.pkl")
+        assert torch.equal(loaded.predict_batch(x)[1], wanted)
+        with pytest.raises(UserError, match="exported .*dls"):
+            loaded.shot_report()
     finally:
         probed.path = before
 
@@ -320,6 +370,7 @@ def test_a_device_trains_the_same_classifier():
         (lambda learn: learn.fit_stage1(1, flip=True), "flip=True .*features"),
         (lambda learn: learn.fit_stage1(method="probe", views=2), "views=2 .*features"),
         (lambda learn: learn.retrain_classifier(1, views=2), "views=2 .*features"),
+        (lambda learn: learn.retrain_classifier(1, views=0), "views=0 .*features"),
         (lambda learn: learn.correct_classifier("ncm", views=2), "views=2 .*features"),
         (lambda learn: learn.compare_classifiers(["crt"], views=2), "views=2 .*features"),
         (lambda learn: learn.predict_logits(flip=True), "flip=True .*features"),
