@@ -7,7 +7,7 @@ from ltlearn.errors import UserError
 from ltlearn.experiments.compare_run import compare_run
 from ltlearn.experiments.manifest import FinishedStage, recorded_recipe
 from ltlearn.experiments.read_recipe import load_recipe
-from ltlearn.experiments.report_page import rewrite_pages
+from ltlearn.experiments.report_page import write_report_page
 from ltlearn.experiments.runner import run_recipe
 from ltlearn.experiments.stages import load_stage1
 from ltlearn.utils.run_folder import Run
@@ -47,8 +47,8 @@ def test_all_stages_test_each_image_once(run):
 
 
 def test_reports_name_no_mirror_images(run):
-    rewrite_pages(run, images=False)
-    for file in ("report.md", "report.html", "compare.md", "compare.html"):
+    write_report_page(run)
+    for file in ("report.md", "report.html", "compare.md"):
         text = (run.path / file).read_text(encoding="utf-8")
         assert "selected on test" in text, file
         assert "flip-averaged" not in text and "mirror image" not in text, file
@@ -61,3 +61,14 @@ def test_the_run_goes_on_with_the_same_evaluation_only(run):
     other = load_recipe("digits_lt", [*VALUES, "data.flip_average=true"])
     with pytest.raises(UserError, match=r"data\.flip_average = False, not True"):
         run_recipe(other, run, device="cpu")
+
+
+def test_a_run_of_an_earlier_version_goes_on_averaging(run, tmp_path):
+    """Earlier versions had no such key: the paper protocol always averaged."""
+    manifest = run.read_json("manifest.json")
+    del manifest["values"]["data"]["flip_average"]
+    older = Run(tmp_path / "run")
+    older.write_json("manifest.json", manifest)
+    with pytest.raises(UserError, match=r"data\.flip_average = True, not False"):
+        run_recipe(load_recipe("digits_lt", VALUES), older, device="cpu")
+    assert recorded_recipe(older).averages_flips
