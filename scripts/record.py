@@ -19,11 +19,10 @@ from ltlearn.experiments.measured import (
     Hardware,
     MeasuredResult,
     MeasuredRow,
-    PublishedFigure,
 )
 from ltlearn.experiments.read_recipe import load_recipe
 from ltlearn.experiments.recipe import Recipe
-from ltlearn.experiments.sections import Expected
+from ltlearn.experiments.sections import Expected, PublishedFigure
 from ltlearn.names import FIGURES
 from ltlearn.utils.run_folder import Run
 

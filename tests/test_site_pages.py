@@ -257,10 +257,11 @@ def test_the_number_of_trained_parameters(name):
 def test_published_figures_of_recipes_stand_on_the_pages_of_their_methods(staging):
     for recipe_name, recipe in method_facts.recipes().items():
         for figure in recipe.expected:
-            page = read(staging, f"methods/{figure.method}.qmd")
-            assert markup.percent(figure.accuracy) in page, (recipe_name, figure.method)
-            page = read(staging, f"recipes/{recipe_name}.qmd")
-            assert markup.percent(figure.accuracy) in page, (recipe_name, figure.method)
+            for page in (f"methods/{figure.method}.qmd", f"recipes/{recipe_name}.qmd"):
+                text = read(staging, page)
+                for accuracy, source in figure.each:
+                    assert markup.percent(accuracy) in text, (page, figure.method)
+                    assert markup.escape(source) in text, (page, figure.method)
 
 
 def test_results_are_of_recipes_and_hold_their_published_figures():

@@ -78,7 +78,8 @@ def check_run(name: str, run: Run) -> tuple[list[Check], list[str]]:
         raise UserError(
             f"{run.path} holds no finished run; finish it with {how_to_finish(recipe, run)}."
         )
-    ran, measured = recorded_recipe(run), _measured(manifest, run)
+    # Values that an earlier version did not record get their defaults.
+    ran, measured = recorded_recipe(run).settled(), _measured(manifest, run)
     # The values of the run decide which figures apply, such as its imbalance factor and width.
     applying = ran.model_copy(update={"expected": recipe.expected})
     checks = [

@@ -77,6 +77,10 @@ def published_note(recipe: Recipe) -> str:
         expected = recipe.published(changed)
         if len({e.what for e in expected}) < len(expected):
             return ""
+    # Which methods run changes no figure, and the protocol of the figures is no change to them.
+    same_protocol = all(e.protocol == recipe.protocol for e in expected)
+    alike = ("methods", "protocol") if same_protocol else ("methods",)
+    changed = [key for key in changed if key not in alike]
     figures: dict[str, list[str]] = {}
     for e in expected:
         source = f"{e.protocol} protocol; {'; '.join(e.sources)}"

@@ -138,8 +138,8 @@ def _check_probe(stage1: Stage1Section, paper: bool) -> None:
     name = f"stage1.method = {stage1.method!r}"
     if paper:
         raise UserError(
-            f"{name} trains on cached features, which is impossible because the paper protocol "
-            f"averages over mirrored images; give {spell('protocol', 'clean')}."
+            f"{name} trains on cached features, but the paper protocol trains on images, as "
+            f"published code does; give {spell('protocol', 'clean')}."
         )
     if stage1.trains != "all":
         raise UserError(
@@ -197,7 +197,7 @@ def settle_stage2(stage2: Stage2Section, paper: bool) -> None:
         stage2.views = 0 if paper or stage2.bn != "frozen" else 1
     if stage2.views and (paper or stage2.bn != "frozen"):
         why = (
-            "the paper protocol averages over mirrored images"
+            "the paper protocol trains on images, as published code does"
             if paper
             else f"stage2.bn is {stage2.bn!r}"
         )

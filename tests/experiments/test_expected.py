@@ -125,3 +125,12 @@ def test_a_run_that_averages_mirror_images_is_not_held_to_figures_without(tmp_pa
     run = finished(tmp_path, "cifar100_lt_w16", overrides=["data.flip_average=true"])
     with pytest.raises(UserError, match=r"data\.flip_average = True"):
         check_run("cifar100_lt_w16", run)
+
+
+def test_a_run_of_an_earlier_version_averaged_them(tmp_path):
+    run = finished(tmp_path, "cifar100_lt_w16")
+    manifest = run.read_json("manifest.json")
+    del manifest["values"]["data"]["flip_average"]
+    run.write_json("manifest.json", manifest)
+    with pytest.raises(UserError, match=r"data\.flip_average = True.*flip_average=False"):
+        check_run("cifar100_lt_w16", run)

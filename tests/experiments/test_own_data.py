@@ -342,7 +342,7 @@ def test_keys_of_own_data_are_refused_for_benchmarks():
 def test_a_recipe_file_may_be_of_own_data(photos, tmp_path):
     recipe = own_recipe(photos, ["samn"], {"model.arch": "resnet20_cifar"})
     again = Recipe.model_validate(recipe.settled().model_dump(mode="json"))
-    assert again.settled().data == recipe.data
+    assert again.settled().data == recipe.settled().data
 
 
 # ---------------------------------------------------------------- predict
