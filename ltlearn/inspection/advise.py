@@ -16,7 +16,6 @@ __all__ = ["advise"]
 _MIN_STEPS = 10  # per epoch; smaller sets get smaller batches
 _SMALL_BATCHES = (32, 16)
 _BALANCED = 2.0  # imbalance factor below which no method corrects the classifier
-_MANY_CLASSES = 100
 _VALID_PCT = 0.2  # default of `LTDataLoaders.from_folder`
 _LONG = 2.0  # hours of training on a CPU from which a linear probe comes first
 
@@ -94,11 +93,6 @@ def _choose_method(inspection: Inspection, n_valid: int) -> tuple[str, str]:
     factor, n_classes = inspection.imbalance_factor, len(inspection.classes)
     if factor < _BALANCED:
         return DEFAULT_STAGE1, f"an imbalance factor of {factor:.3g} needs no correction."
-    if n_classes >= _MANY_CLASSES:
-        return "balanced_softmax", (
-            "it was among the best on the 200 classes of Tiny-ImageNet-LT, and needs no validation "
-            "images."
-        )
     if n_valid < max(MIN_VALID_IMAGES, n_classes):
         return "samn_from_stage1", (
             f"it has no strength to choose, for which {n_valid:,} validation images are too few."

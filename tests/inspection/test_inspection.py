@@ -321,7 +321,7 @@ def test_two_thousand_classes(tmp_path):
     assert found.duplicates.conflict_images == 2_001 and found.duplicates.copies_within == 1
     text = str(found)
     assert "and 1,994 more" in text and len(text.splitlines()) < 50
-    assert found.advice.method == "balanced_softmax"
+    assert found.advice.method == "samn_from_stage1"
 
 
 def test_bars_are_longest_at_the_most_and_ranges_part_at_the_shot_groups():
@@ -409,7 +409,8 @@ def test_the_method_goes_by_imbalance_classes_and_validation_images():
     assert made_up(900, 90).advice.method == "logit_adjustment"
     assert made_up(90, 9, valid=(15, 15)).advice.method == "logit_adjustment"
     assert made_up(90, 9, valid=(15, 14)).advice.method == "samn_from_stage1"
-    assert made_up(*[50] * 100, 2).advice.method == "balanced_softmax"
+    assert made_up(*[50] * 100, 2).advice.method == "logit_adjustment"
+    assert made_up(*[5] * 100, 2).advice.method == "samn_from_stage1"
     for found in (made_up(60, 50), made_up(60, 5), made_up(900, 90), made_up(*[50] * 100, 2)):
         assert found.advice.method in METHODS
     batches = [made_up(n, 90).advice.batch_size for n in (60, 350, 900)]
