@@ -1,7 +1,7 @@
 """Which stage 2 under SAMN is good at its last epoch, on frozen features of long-tailed sets?
 
-    python benchmarks/samn_last_epoch.py extract FOLDER cifar100.npz --arch ARCH --weights FILE
-    python benchmarks/samn_last_epoch.py table cifar100.npz cifar10.npz --json table.json
+    python benchmarks/samn_last_epoch.py extract FOLDER CIFAR-100-LT.npz --weights FILE
+    python benchmarks/samn_last_epoch.py table CIFAR-100-LT.npz --json table.json
 
 FOLDER has the folders train and test (or val), each with a folder per class, whose images are the
 first of each class at imbalance 10 or less. "table" cuts each set at the imbalance factors, trains
@@ -146,7 +146,7 @@ def table(args) -> None:
         for factor in args.factors:
             began = time.perf_counter()
             rows, facts = measure(path, factor, args)
-            made = {"set": f"{Path(path).stem}, {factor:g}", **facts, "rows": []}
+            made = {"set": f"{Path(path).stem} {factor:g}", **facts, "rows": []}
             for name in rows.right:
                 row = {"method": name, "accuracy": round(rows.accuracy(name), 2)}
                 for key, rival in (("to_best", BEST_ON_TEST), ("to_adjusted", RIVAL)):
@@ -155,16 +155,16 @@ def table(args) -> None:
                 made["rows"].append(row)
             print_set(made, time.perf_counter() - began)
             if args.json:
-                add_to(args.json, made, args.stage1_seeds)
+                add_to(args.json, made, args)
 
 
-def add_to(file: Path, made: dict, seeds: int) -> None:
+def add_to(file: Path, made: dict, args) -> None:
     """Write the table of a set to the file, in place of an earlier one of the same set."""
     sets = json.loads(file.read_text())["sets"] if file.exists() else []
     sets = [one for one in sets if one["set"] != made["set"]]
     text = {
         "command": "python benchmarks/samn_last_epoch.py table FILE",
-        "seeds": seeds, "sets": [*sets, made],
+        "commit": args.commit, "seeds": args.stage1_seeds, "sets": [*sets, made],
     }  # fmt: skip
     file.write_text(json.dumps(text, indent=1) + "\n")
 
@@ -230,7 +230,8 @@ def main() -> None:
     one.add_argument("files", nargs="+")
     one.add_argument("--factors", type=numbers, default=[10, 50, 100], help="such as 10,100")
     one.add_argument("--stage1-seeds", type=int, default=5)
-    one.add_argument("--json", type=Path)
+    one.add_argument("--json", type=Path, help="file that the table of each set is added to")
+    one.add_argument("--commit", help="the commit of this code, for the file")
     one.add_argument("--rest", action="store_true", help="test on left-over training images")
     one.add_argument("--methods", type=lambda text: text.split(","), default=METHOD_NAMES)
     one.set_defaults(call=table)
