@@ -631,7 +631,7 @@ def test_methods_trained_together_have_the_outcomes_of_those_alone(trained, foun
     batched = compare(
         trained, SOME, 2, priors="uniform", run=run, notify=lines.append, batched="always"
     )
-    assert lines[0].startswith("5 trainings") and "cRT, seed 0" not in lines
+    assert lines[0].startswith("6 trainings") and "cRT, seed 0" not in lines
     for one, other in zip(batched.outcomes, found.outcomes, strict=True):
         assert (one.method, one.seed, one.selected) == (other.method, other.seed, other.selected)
         np.testing.assert_allclose(one.norms, other.norms, rtol=1e-5)
