@@ -173,13 +173,18 @@ def print_set(made: dict, seconds: float) -> None:
     """Print the table of a set."""
     print(f"{made['set']}: {made['images']} images, {made['classes']} classes, {seconds:.0f} s")
     for row in sorted(made["rows"], key=lambda row: -row["accuracy"]):
-        words = [
-            "" if d is None else f"{d['estimate']:+5.2f} [{d['low']:+.2f}, {d['high']:+.2f}]"
-            for d in (row.get("to_best"), row.get("to_adjusted"))
-        ]
+        to_best, to_adjusted = (describe(row.get(key)) for key in ("to_best", "to_adjusted"))
         print(
-            f"  {row['method']:30s} {row['accuracy']:6.2f}  {words[0]:24s} {words[1]}", flush=True
+            f"  {row['method']:30s} {row['accuracy']:6.2f}  {to_best:24s} {to_adjusted}", flush=True
         )
+
+
+def describe(difference: dict | None) -> str:
+    """Return a difference with its interval as text; too few test images have no interval."""
+    if difference is None:
+        return ""
+    estimate, low, high = (difference[key] for key in ("estimate", "low", "high"))
+    return f"{estimate:+5.2f} " + ("[–]" if low is None else f"[{low:+.2f}, {high:+.2f}]")
 
 
 def extract(args) -> None:
