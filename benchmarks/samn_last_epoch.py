@@ -2,13 +2,15 @@
 
     python benchmarks/samn_last_epoch.py extract FOLDER CIFAR-100-LT.npz --weights FILE
     python benchmarks/samn_last_epoch.py table CIFAR-100-LT.npz --json table.json
+    python benchmarks/samn_last_epoch.py plot CIFAR-10-LT.npz plot.png
 
 FOLDER has the folders train and test (or val), each with a folder per class, whose images are the
 first of each class at imbalance 10 or less. "table" cuts each set at the imbalance factors, trains
 a linear classifier as stage 1 for each seed, which also draws the validation images, and then every
-method on it. It prints class-balanced accuracy on the test images, and the
-differences to two rivals with 95 % intervals over test images: SAMN as published at the epoch that
-is best *on the test images*, and logit adjustment with tau chosen on validation images.
+method on it. It prints class-balanced accuracy on the test images, and the differences to two
+rivals with 95 % intervals over test images: SAMN as published at the epoch that is best *on the
+test images*, and logit adjustment with tau chosen on validation images. "plot" shows the accuracy
+of each class before and after SAMN from stage 1, with the first seed.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from ltlearn.data.images import natural_key
 from ltlearn.data.splits import select_long_tail
 from ltlearn.metrics.paired import paired_difference
 from ltlearn.models.pretrained import create_lt_model
+from ltlearn.plots import plot_per_class_accuracy
 from ltlearn.training.scaled_features import Scaling
 from ltlearn.training.stage2 import SQUARED_LENGTH
 
@@ -187,6 +190,22 @@ def describe(difference: dict | None) -> str:
     return f"{estimate:+5.2f} " + ("[–]" if low is None else f"[{low:+.2f}, {high:+.2f}]")
 
 
+def plot(args) -> None:
+    """Write the plot of the accuracy of each class before and after SAMN from stage 1."""
+    with np.load(args.file) as file:
+        x, y, x_test, y_test, classes = (file[k] for k in ("x", "y", "x_test", "y_test", "classes"))
+    (x, y), _ = cut(x, y, args.factor, rest=False)
+    dls = LTDataLoaders.from_features(x, y, test=(x_test, y_test), classes=classes.tolist(), seed=0)
+    learn = lt_learner(dls)
+    learn.fit_stage1(method="probe")
+    before = learn.shot_report("test")
+    learn.retrain_classifier(method="samn_from_stage1", select="last", seed=0)
+    after = learn.shot_report("test")
+    print(before, after, sep="\n")
+    figure = plot_per_class_accuracy(before.per_class, after.per_class, dls.class_counts, classes)
+    figure.savefig(args.out, dpi=150, bbox_inches="tight")
+
+
 def extract(args) -> None:
     """Write the features of a folder's images, those of a class in natural order."""
     torch.set_num_threads(args.threads)
@@ -194,7 +213,8 @@ def extract(args) -> None:
     facts = timm.data.resolve_data_config({}, model=model)
     mean, std = (torch.tensor(facts[key]).view(3, 1, 1) for key in ("mean", "std"))
     classes = sorted(folder.name for folder in (args.folder / "train").iterdir())
-    made, test = {}, "test" if (args.folder / "test").is_dir() else "val"
+    made: dict[str, np.ndarray] = {"classes": np.array(classes)}
+    test = "test" if (args.folder / "test").is_dir() else "val"
     for part, ending in (("train", ""), (test, "_test")):
         files = [
             (file, number)
@@ -240,6 +260,11 @@ def main() -> None:
     one.add_argument("--rest", action="store_true", help="test on left-over training images")
     one.add_argument("--methods", type=lambda text: text.split(","), default=METHOD_NAMES)
     one.set_defaults(call=table)
+    one = commands.add_parser("plot")
+    one.add_argument("file", type=Path)
+    one.add_argument("out", type=Path)
+    one.add_argument("--factor", type=float, default=100)
+    one.set_defaults(call=plot)
     two = commands.add_parser("extract")
     two.add_argument("folder", type=Path)
     two.add_argument("out", type=Path)
