@@ -44,6 +44,11 @@ METHOD_NAMES = (
 BEST_ON_TEST = "samn, best on test"
 
 
+def balanced(right: np.ndarray, targets: np.ndarray, classes: int) -> float:
+    """Return the mean over the classes of the share of images that are right."""
+    return float(np.mean([right[targets == c].mean() for c in range(classes)]))
+
+
 @dataclass
 class Rows:
     """Which test images each method gets right, a row per run."""
@@ -58,8 +63,7 @@ class Rows:
 
     def accuracy(self, name: str) -> float:
         """Return the class-balanced accuracy in %, the mean over the runs."""
-        mean = np.mean(self.right[name], axis=0)
-        return 100 * float(np.mean([mean[self.targets == c].mean() for c in range(self.classes)]))
+        return 100 * balanced(np.mean(self.right[name], axis=0), self.targets, self.classes)
 
     def difference(self, name: str, rival: str) -> dict[str, float | None]:
         """Return the difference of two methods in points, with its interval."""
@@ -136,10 +140,8 @@ def measure(name: str, factor: float, args) -> tuple[Rows, dict]:
             rows.add(outcome.method, outcome.correct)
         seen = OnTest(learn)
         learn.retrain_classifier(method="samn", seed=seed, select="last", cbs=seen)
-        balanced = [
-            np.mean([right[rows.targets == c].mean() for c in range(dls.c)]) for right in seen.right
-        ]
-        rows.add(BEST_ON_TEST, seen.right[int(np.argmax(balanced))])
+        best = max(seen.right, key=lambda right: balanced(right, rows.targets, dls.c))
+        rows.add(BEST_ON_TEST, best)
     return rows, {"images": len(y), "classes": rows.classes}
 
 

@@ -197,9 +197,7 @@ def _report(file: Path, result: MeasuredResult) -> None:
     print(f"{file}: {result.changes or 'the values of the recipe'}")
     for row in result.rows:
         figure, verdict = row.published, {None: "", True: "inside", False: "outside"}[row.passed]
-        ends = [] if figure is None else figure.ends
-        text = " to ".join(f"{end:g}" for end in ends)
-        published = f", published {text} ({verdict})" if ends else ""
+        published = "" if figure is None else f", published {figure.text} ({verdict})"
         print(f"  {row.label}: {row.accuracy['all']:.2f}{published}")
 
 

@@ -164,6 +164,7 @@ class Recipe(RecipeSection):
         paper = recipe.protocol == "paper"
         by_protocol = [key for key in _BY_PROTOCOL if recipe.value(key) is None]
         settle_data(recipe.data, paper)
+        recipe.data.flip_average = recipe.averages_flips
         settle_model(recipe.model)
         settle_stage1(recipe.stage1, paper)
         if paper and "last" in (recipe.stage1.select, recipe.stage2.select):

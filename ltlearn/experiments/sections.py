@@ -240,6 +240,11 @@ class PublishedFigure(RecipeSection):
         return sorted({min(published), max(published)})
 
     @property
+    def text(self) -> str:
+        """Return the accuracy as text, or the range where there are several."""
+        return " to ".join(f"{end:g}" for end in self.ends)
+
+    @property
     def sources(self) -> list[str]:
         """Return the sources; each begins with its accuracy where there are several."""
         if not self.also:
@@ -285,8 +290,7 @@ class Expected(PublishedFigure):
         Args:
             label: The label of the method.
         """
-        figures = " to ".join(f"{end:g}" for end in self.ends)
-        return f"{label}{'' if self.group == 'all' else f', {self.group}'} {figures}"
+        return f"{label}{'' if self.group == 'all' else f', {self.group}'} {self.text}"
 
 
 class Variant(RecipeSection):

@@ -23,7 +23,7 @@ _PARTS = ("n_max", "test_per_class", "max_classes")
 
 
 def settle_data(data: DataSection, paper: bool) -> None:
-    """Fill in how a set is cut, and whether the logits of mirror images are averaged.
+    """Fill in how a set is cut.
 
     Args:
         data: The section; it is changed.
@@ -33,7 +33,7 @@ def settle_data(data: DataSection, paper: bool) -> None:
         UserError: If a key does not apply to the dataset or the protocol.
     """
     _settle_statistics(data)
-    _settle_flips(data, paper)
+    _check_flips(data, paper)
     if data.dataset == "own":
         if data.source is None:
             raise UserError(
@@ -71,13 +71,12 @@ def _settle_statistics(data: DataSection) -> None:
     check_statistics(data.mean, data.std)
 
 
-def _settle_flips(data: DataSection, paper: bool) -> None:
+def _check_flips(data: DataSection, paper: bool) -> None:
     if data.flip_average and not paper:
         raise UserError(
             "data.flip_average applies to the paper protocol only; leave it out, or give "
             f"{spell('protocol', 'paper')}."
         )
-    data.flip_average = paper and data.flip_average is not False
 
 
 def _refuse(data: DataSection, key: str, what: str) -> None:

@@ -137,7 +137,7 @@ _BY_RULE = ". 0 for {} takes LIFT's rule by the number of classes"
 
 
 def _adapted(label: str, source: str, adapt: Callable[..., list], **options: float) -> Method:
-    """Return the row of a method that adapts a pre-trained trunk as LIFT does, all of it or a part.
+    """Return the row of a method that adapts a pre-trained backbone as LIFT does.
 
     `adapt` makes the callbacks that decide what trains, from the options.
     """
