@@ -129,9 +129,8 @@ class SharpnessAware(FitCallback):
         learn.loss = learn.loss_grad.clone()
         self._call("after_loss")
         self._call("before_backward")
-        learn.loss_grad.backward()
-        # On several devices, each rank has computed the gradients of its rows alone.
-        getattr(learn, "average_gradients", noop)()
+        # An LTLearner averages the gradients over several devices.
+        getattr(learn, "back_propagate", Tensor.backward)(learn.loss_grad)
 
     def _call(self, event: str) -> None:
         for cb, _ in self._callbacks:

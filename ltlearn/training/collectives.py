@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 from ltlearn.utils import ranks
 
-__all__ = ["average_gradients", "copy_from_first", "gather_rows"]
+__all__ = ["copy_from_first", "gather_rows"]
 
 _BUCKET = 1 << 26  # bytes that are exchanged at once
 _HALF = (torch.float16, torch.bfloat16)
@@ -17,7 +17,7 @@ def gather_rows(rows: Tensor, n: int) -> Tensor:
     """Return the whole batch, of which each rank has some rows.
 
     Gradients flow to the rows of this rank. They are multiplied by the number of ranks, so that
-    `average_gradients` leaves the gradient of the whole batch.
+    their mean over the ranks is the gradient of the whole batch.
 
     Args:
         rows: The rows `ranks.part_of(n)`, on the device of this rank.
@@ -51,16 +51,6 @@ class _Gather(torch.autograd.Function):
 
 
 @torch.no_grad()
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace the gradients by their means over the ranks, in place.
-
-    Args:
-        parameters: The parameters in one order on all ranks; those without a gradient stay so.
-    """
-    _in_buckets([p.grad for p in parameters if p.grad is not None], _average)
-
-
-@torch.no_grad()
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by those of the first rank, in place.
 
@@ -68,12 +58,6 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
         tensors: The tensors in one order on all ranks.
     """
     _in_buckets(list(tensors), lambda bucket: distributed.broadcast(bucket, 0))
-
-
-def _average(bucket: Tensor) -> None:
-    # gloo has no mean, so the sum is divided.
-    distributed.all_reduce(bucket)
-    bucket.div_(ranks.world())
 
 
 def _in_buckets(tensors: list[Tensor], exchange: Callable[[Tensor], object]) -> None:

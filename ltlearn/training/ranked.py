@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ltlearn.data.loader import LTDataLoader
-from ltlearn.training.collectives import average_gradients, copy_from_first, gather_rows
+from ltlearn.training.collectives import copy_from_first, gather_rows
 from ltlearn.training.fit_callback import declared
 from ltlearn.training.loop import QuietLearner
 from ltlearn.utils import ranks
@@ -23,17 +24,15 @@ class RankedLearner(QuietLearner):
 
     A rank runs the model on its rows of a batch. Then all ranks have the logits and targets of the
     whole batch, so that losses, metrics and callbacks see what they see in one process: a mean
-    over the batch is right for any loss, and each rank decides alike. After the backward pass the
-    gradients are averaged.
-
-    torch's `DistributedDataParallel` does not fit: it wraps the model, which callbacks and
-    checkpoints would see; it averages the losses of the parts, which is wrong if the parts or
-    their class weights differ; and it allows one forward pass per backward pass, where GLMC and
-    SAM take two. It averages gradients while the backward pass runs; here they follow it.
+    over the batch is right for any loss, and each rank decides alike. torch's
+    `DistributedDataParallel` averages the gradients while the backward pass runs. It wraps the
+    loss, not the model, so that callbacks and checkpoints see the model itself, and a step can run
+    the model more than once, as for GLMC.
     """
 
     _rows_of_batch: int | None = None  # rows of the batch, if this rank has a part of them
     _has_all_images = False
+    _parallel: "_Parallel | None" = None
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         """Train as fastai's `Learner.fit` does; on several ranks, together."""
@@ -43,7 +42,10 @@ class RankedLearner(QuietLearner):
         ranks.start()
         copy_from_first(self.model.state_dict().values())
         _share_generators()
-        super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+        try:
+            super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+        finally:
+            self._parallel = None
         copy_from_first(self.model.buffers())
 
     def all_batches(self):
@@ -79,10 +81,21 @@ class RankedLearner(QuietLearner):
         """
         return rows if self._rows_of_batch is None else gather_rows(rows, self._rows_of_batch)
 
-    def average_gradients(self) -> None:
-        """Average the gradients of a fit over the ranks."""
-        if self._is_shared():
-            average_gradients(p for group in self.opt.param_lists for p in group)
+    def back_propagate(self, loss: Tensor) -> None:
+        """Compute the gradients of a loss; in a fit, their means over the ranks.
+
+        Args:
+            loss: The loss of the whole batch, a scalar.
+        """
+        if not self._is_shared():
+            loss.backward()
+            return
+        # A step may leave out a part of the model, and a callback may freeze one.
+        reached = _parameters_of(loss)
+        trained = [p for group in self.opt.param_lists for p in group if p in reached]
+        if self._parallel is None or not self._parallel.is_of(trained):
+            self._parallel = _Parallel(trained)
+        self._parallel.back_propagate(loss)
 
     def _is_shared(self) -> bool:
         # `validate` and `get_preds` hold this lock outside a fit, where one rank may call them.
@@ -106,8 +119,50 @@ class RankedLearner(QuietLearner):
             self.xb = tuple(x[rows] for x in self.xb)
 
     def _backward(self):
-        super()._backward()
-        self.average_gradients()
+        self.back_propagate(self.loss_grad)
+
+
+class _Parallel:
+    """Parameters whose gradients torch's `DistributedDataParallel` averages over the ranks."""
+
+    def __init__(self, trained: list[nn.Parameter]):
+        self._trained = trained
+        # All ranks have equal parameters already.
+        self._averaged = DistributedDataParallel(_Held(trained), init_sync=False)
+
+    def is_of(self, parameters: list[nn.Parameter]) -> bool:
+        """Return whether these are the parameters."""
+        return list(map(id, parameters)) == list(map(id, self._trained))
+
+    def back_propagate(self, loss: Tensor) -> None:
+        """Compute the gradients of a loss, and average them."""
+        with ranks.lost_rank_to_user_error():
+            self._averaged(loss).backward()
+
+
+class _Held(nn.Module):
+    """A module that holds parameters and returns its input."""
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        super().__init__()
+        self.held = nn.ParameterList(parameters)
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return loss
+
+
+def _parameters_of(loss: Tensor) -> set[Tensor]:
+    """Return the parameters that a loss depends on. For a ResNet-50 it takes 0.1 ms."""
+    found, seen, left = set(), set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        left += [following for following, _ in node.next_functions]
+        if hasattr(node, "variable"):  # the end of the graph at a parameter
+            found.add(node.variable)
+    return found
 
 
 def _mixes_rows(cb: Callback) -> bool:

@@ -48,6 +48,8 @@ CALLBACKS = {
     "ema": lambda: [WeightAverage(0.9)],
     "accumulation": lambda: [GradientAccumulation(16)],
     "samn": lambda: [SAMN()],
+    "thawed": lambda: [Thaw()],
+    "left out": lambda: [LeaveOut()],
 }
 
 
@@ -66,6 +68,26 @@ class Batches(Callback):
         if self.learn.training:
             sums = self.learn.whole_batch(self.learn.xb[0].double().sum((1, 2, 3)))
             self.seen += [sums, self.learn.yb[0].double()]
+
+
+class Thaw(Callback):
+    """Train the first layer from the second epoch on."""
+
+    def before_epoch(self):
+        self.learn.model.backbone[0].requires_grad_(self.learn.epoch > 0)
+
+
+class LeaveOut(Callback):
+    """Leave the first layer out of every other step: its parameters have no gradient there."""
+
+    def before_batch(self):
+        self.learn.model.backbone[0].requires_grad_(True)
+        if self.learn.training and self.learn.iter % 2:
+            self.hook = self.learn.model.backbone[0].register_forward_hook(lambda *a: a[2].detach())
+
+    def after_pred(self):
+        if self.learn.training and self.learn.iter % 2:
+            self.hook.remove()
 
 
 class Staged(nn.Sequential):
