@@ -230,6 +230,12 @@ def _choose_validation(
     order = parts["train"].fingerprint(ordered=True) if by_order else None
     if options.protocol == "paper":
         # Published code trains on all training images and evaluates on the test set each epoch.
+        if "valid" in parts:
+            _log.info(
+                "%d validation images are not used: the paper protocol chooses epochs on the test "
+                "set",
+                len(parts["valid"]),
+            )
         parts = {"train": parts["train"], "valid": parts["test"], "test": parts["test"]}
         valid_from = "test set"
     elif "valid" in parts:

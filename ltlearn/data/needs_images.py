@@ -11,7 +11,7 @@ __all__ = ["check_arguments", "has_features", "needs_images"]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 # Arguments that concern images, with the values that ask for nothing.
-_ABOUT_IMAGES = {"views": (None, 1), "flip": (False,), "crops": (1,)}
+_ABOUT_IMAGES = {"views": (None, 1), "flip": (False,), "crops": (1,), "bn": ("frozen",)}
 
 
 def has_features(owner) -> bool:

@@ -371,6 +371,7 @@ def test_a_device_trains_the_same_classifier():
         (lambda learn: learn.fit_stage1(method="probe", views=2), "views=2 .*features"),
         (lambda learn: learn.retrain_classifier(1, views=2), "views=2 .*features"),
         (lambda learn: learn.retrain_classifier(1, views=0), "views=0 .*features"),
+        (lambda learn: learn.retrain_classifier(1, bn="train"), "bn=.train. .*features"),
         (lambda learn: learn.correct_classifier("ncm", views=2), "views=2 .*features"),
         (lambda learn: learn.compare_classifiers(["crt"], views=2), "views=2 .*features"),
         (lambda learn: learn.predict_logits(flip=True), "flip=True .*features"),

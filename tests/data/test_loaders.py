@@ -90,7 +90,8 @@ def test_a_folder_of_class_folders(folder):
 
 @pytest.mark.parametrize("name", ["valid", "val", "validation"])
 @pytest.mark.parametrize("train", ["train", "training"])
-def test_a_folder_of_parts(tmp_path, write_classes, name, train):
+def test_a_folder_of_parts(tmp_path, write_classes, caplog, name, train):
+    caplog.set_level(logging.INFO, "ltlearn")
     write_classes(tmp_path / train, COUNTS)
     write_classes(tmp_path / name, {"ant": 2, "cat": 3})
     write_classes(tmp_path / "test", {"ant": 1, "bee": 1, "cat": 5})
@@ -99,7 +100,9 @@ def test_a_folder_of_parts(tmp_path, write_classes, name, train):
     assert dls.valid.dataset.targets.tolist() == [0, 0, 2, 2, 2]
     assert dls.test.n == 7
     assert (dls.split.name, dls.split.valid_from) == ("folders", "validation set")
+    assert "not used" not in caplog.text
     paper = from_folder(tmp_path, protocol="paper")
+    assert "5 validation images are not used" in caplog.text
     assert paper.split.valid_from == "test set"
     assert paper.class_counts.tolist() == [20, 10, 4] and paper.valid.n == paper.test.n == 7
     assert same(batches(paper.valid), batches(paper.test))
