@@ -99,18 +99,22 @@ class RankedLearner(QuietLearner):
         Raises:
             UserError: If another rank has ended, or reentrant checkpoints hide parameters.
         """
-        # A step may leave out a part of the model, and a callback may freeze one.
-        reached = _parameters_of(loss) if self._is_shared() else set()
-        trained = [p for group in self.opt.param_lists for p in group if p in reached]
+        trained = self._trained_by(loss) if self._is_shared() else []
         if not trained:
             loss.backward()
             return
         if self._parallel is None or not self._parallel.is_of(trained):
             self._parallel = _Parallel(trained)
         with ranks.lost_rank_to_user_error():
-            # The traceback of an error in the backward pass does not keep the wrapper and its
-            # hooks, because no function of the wrapper is running.
+            # The backward pass runs in no method of the wrapper. Otherwise the traceback of an
+            # error would keep the wrapper alive, and its hooks would break the next fit.
             self._parallel.wrap(loss).backward()
+
+    def _trained_by(self, loss: Tensor) -> list[nn.Parameter]:
+        """Return the parameters of the optimiser that a loss depends on."""
+        # A step may leave out a part of the model, and a callback may freeze one.
+        reached = _parameters_of(loss)
+        return [p for group in self.opt.param_lists for p in group if p in reached]
 
     def _is_shared(self) -> bool:
         # `validate` and `get_preds` hold this lock outside a fit, where one rank may call them.
