@@ -17,6 +17,7 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.training import GradientAccumulation
 from PIL import Image
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ltlearn import (
     GLMC,
@@ -30,6 +31,7 @@ from ltlearn import (
 )
 from ltlearn.callbacks import BatchCutMix, BatchMixUp
 from ltlearn.data.samplers import SAMPLERS
+from ltlearn.errors import UserError
 from ltlearn.losses import ClassBalancedLoss
 from ltlearn.models.backbone import LTModel
 from ltlearn.training.checkpoint import Checkpoint
@@ -88,6 +90,31 @@ class LeaveOut(Callback):
     def after_pred(self):
         if self.learn.training and self.learn.iter % 2:
             self.hook.remove()
+
+
+class ExportEarly(Callback):
+    """Export the learner while it trains."""
+
+    def after_epoch(self):
+        self.learn.export("exported.pkl")
+
+
+class Checkpointed(nn.Conv2d):
+    """A layer in a reentrant checkpoint, which hides its parameters."""
+
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=True)
+
+
+class OwnLoss(nn.Module):
+    """A loss with a parameter that the optimiser does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits, targets):
+        return nn.functional.cross_entropy(self.scale * logits, targets)
 
 
 class Staged(nn.Sequential):
@@ -153,6 +180,7 @@ def results(folder):
         dls = make_dls(COUNTS, bs=8, valid=make_images([20, 10, 5], 8, 1))
         learn = make_vit_learner(dls, seed=int(os.environ.get("RANK", 0)))
         found[kind.__name__] = train(learn, cbs=kind())
+    found["vit"] = train(make_vit_learner(dls, seed=int(os.environ.get("RANK", 0))))
     for name in EXPERTS:
         found[name] = train(make_learner(), method=name)
     found["weighted"] = train(make_learner(), loss=ClassBalancedLoss(beta=0.9), flip=True)
@@ -169,8 +197,34 @@ def results(folder):
         found[f"files {workers}"] = train(make_learner(dls), 2, cbs=batches)
         found[f"files {workers}"]["batches"] = torch.cat(batches.seen)
     found["files glmc"] = train(make_learner(dls), 2, cbs=GLMC())
+    found["after an error"] = trained_after_an_error()
+    learn = make_learner()
+    learn.loss_func = OwnLoss()
+    learn.model.requires_grad_(False)
+    learn.fit(1, 0.05)
+    found["frozen"] = {"weights": weights_of(learn)}
     found |= retrained()
     return found
+
+
+def trained_after_an_error():
+    """Train after a fit that raised in a backward pass, while the error is still referred to."""
+    learn, passes = make_learner(), []
+
+    def fail(_):
+        passes.append(1)
+        if len(passes) == 3:
+            raise ValueError("in the backward pass")
+
+    hook = learn.model.backbone[0].weight.register_hook(fail)
+    try:
+        learn.fit(1, 0.05)
+    except ValueError as e:
+        error = e
+    hook.remove()
+    result = train(learn)
+    assert error.args == ("in the backward pass",)
+    return result
 
 
 def retrained():
@@ -225,10 +279,29 @@ def saved(folder):
     learn.load("saved")
 
 
+def exported(folder):
+    """Leave the file of a learner that was exported while it trained."""
+    learn = make_learner()
+    learn.path = folder
+    learn.fit(1, 0.05, cbs=ExportEarly())
+
+
+def refused():
+    """Return why a model with a reentrant checkpoint is not trained."""
+    learn = make_learner()
+    learn.model.backbone[2] = Checkpointed(8, 8, 3)
+    try:
+        learn.fit(1, 0.05)
+    except UserError as e:
+        return str(e)
+
+
 def main(folder):
     rank = int(os.environ["RANK"])
     saved(folder)
+    exported(folder)
     found = results(folder)
+    found["refused"] = refused()
     found["resumed by two"] = resumed(folder / "stopped by one")
     stopped(folder / "stopped by two")
     torch.save(found, folder / f"rank{rank}.pt")

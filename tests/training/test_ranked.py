@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastai.learner import load_learner
 
 from ltlearn.data.samplers import SAMPLERS
 from tests.training import ranked_program as program
@@ -22,9 +23,9 @@ LAUNCH = (
 )  # fmt: skip
 SAME_AS_ONE = [
     *(f"sampler {name}" for name in SAMPLERS), *program.CALLBACKS, *program.EXPERTS, "weighted",
-    "AdaptFormer", "LoRA", "smaller than the ranks", "files 0", "files 1", "files glmc", "features",
-    "probe",
-    "stage 2, 1 views", "stage 2, 0 views", "test", "resumed by one", "resumed by two",
+    "AdaptFormer", "LoRA", "vit", "after an error", "frozen", "smaller than the ranks", "files 0",
+    "files 1", "files glmc", "features", "probe", "stage 2, 1 views", "stage 2, 0 views", "test",
+    "resumed by one", "resumed by two",
 ]  # fmt: skip
 
 
@@ -82,6 +83,22 @@ def test_batch_normalisation_has_the_statistics_of_a_part_and_ranks_agree(ranked
     for key, value in first["norm"].items():
         assert torch.equal(value, second["norm"][key])
     assert (first["norm"]["weights"] - own["norm"]["weights"]).abs().max() > 1e-5
+
+
+def test_a_learner_that_is_exported_in_a_fit_loads_in_one_process(ranked):
+    learn = load_learner(ranked[0] / "exported.pkl")
+    name, _, _ = learn.predict(program.make_images(program.COUNTS, 8)[0][0])
+    assert name in learn.dls.vocab
+
+
+def test_a_model_that_hides_its_parameters_is_refused(ranked):
+    for found in ranked[1]:
+        assert re.search(r"use_reentrant=True.* 2 devices", found["refused"])
+
+
+def test_torch_warns_of_no_strides(ranked):
+    """Those of a class token differ in a dimension of size 1."""
+    assert "strides" not in ranked[3].stderr
 
 
 def test_the_command_prints_and_writes_once(ranked):
