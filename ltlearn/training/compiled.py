@@ -125,8 +125,8 @@ class FrozenCall(_Attempt):
 
         # torch keeps compiled code with the code of `forward`, constants included: it would use the
         # weights of an earlier extraction, and free none. An exported module has code of its own.
-        plain = copy.deepcopy(self.module).to(memory_format=torch.channels_last)
-        frozen = torch.compile(torch.export.export(plain, (x,)).module(), dynamic=False)
+        plain = torch.export.export(copy.deepcopy(self.module), (x,)).module()
+        frozen = torch.compile(plain, dynamic=False)
         # As an option of `torch.compile`, `freezing` has no effect: it is read before options are.
         with config.patch(freezing=True):
             out = frozen(x)
