@@ -103,8 +103,8 @@ class FrozenCall(_Attempt):
     size run without compilation, so there is one compilation. If torch cannot compile the module, a
     warning is logged, and all batches run without.
 
-    The compiled module is a copy, which lives as long as this object. So the module keeps its
-    tensors, their order in memory and its attributes, and may be trained afterwards.
+    The compiled module is a copy, so the module keeps its tensors and attributes, and may train
+    afterwards. Until the process ends, inductor keeps the last constants of a network in memory.
 
     Args:
         module: The module, in evaluation mode.

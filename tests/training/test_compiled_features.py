@@ -117,6 +117,18 @@ def test_the_backbone_is_as_before_and_trains(dl, compiler):
     assert same_state(state_of(backbone), after)
 
 
+def test_each_of_many_extractions_is_compiled(compiler):
+    """torch compiles the code of one function 8 times, and then no more."""
+    backbone, dl = small_backbone(), make_dls([6, 1, 1]).train
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for _ in range(3):
+            with torch.no_grad():
+                backbone[0].weight.mul_(1.1)
+            got = features(backbone, dl, True)
+    np.testing.assert_allclose(got, features(backbone, dl, False), rtol=1e-5, atol=1e-6)
+    assert compiler.graphs == 3
+
+
 def test_autocast_applies(dl, compiler):
     def bf16():
         return torch.autocast("cpu", dtype=torch.bfloat16)
@@ -155,9 +167,7 @@ class Uncopied(nn.Sequential):
 
 
 @pytest.mark.parametrize("what", ["backend", "torch.compile", "copy"])
-def test_where_torch_cannot_compile_they_are_the_eager_ones(
-    what, dl, compiler, caplog, monkeypatch
-):
+def test_where_torch_cannot_compile_the_backbone_runs(what, dl, compiler, caplog, monkeypatch):
     backbone, reason = small_backbone(), "no C++ compiler"
     if what == "backend":
         compiler.error = RuntimeError(f"{reason}\nat all")
