@@ -1,18 +1,63 @@
-"""Training through torch.compile, for the length of a fit."""
+"""A backbone through torch.compile, for the length of a fit or of an extraction of features."""
 
+import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CompiledCall", "compiled"]
+__all__ = ["CompiledCall", "FrozenCall", "compiled"]
 
 _log = logging.getLogger("ltlearn")
 
 
-class CompiledCall:
+class _Attempt:
+    """A compiled function, until torch cannot compile or run it.
+
+    Args:
+        task: What the backbone does without compilation from then on, for the warning.
+    """
+
+    def __init__(self, task: str):
+        self.task = task
+        self.compiled: Callable[[Tensor], Tensor] | None = None
+
+    def run(self, x: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the result of the compiled function, or of the plain one.
+
+        Args:
+            x: The batch.
+            plain: Runs the batch without compilation.
+        """
+        if self.compiled is not None:
+            try:
+                return self.compiled(x)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as e:
+                self.give_up(e)
+        return plain(x)
+
+    def give_up(self, e: Exception) -> None:
+        """Log one warning with the reason, and compile nothing from now on.
+
+        Args:
+            e: The error of torch.
+        """
+        self.compiled = None
+        # torch wraps the error of its backend, and begins with "backend='inductor' raised:".
+        e = getattr(e, "inner_exception", e)
+        lines = [line.strip().rstrip(".:") for line in str(e).splitlines()]
+        _log.warning(
+            "torch.compile cannot compile the backbone, so it %s without compilation (%s)",
+            self.task,
+            next(filter(None, lines), type(e).__name__),
+        )
+
+
+class CompiledCall(_Attempt):
     """The call of a module, compiled while the module trains.
 
     If torch cannot compile the forward pass, a warning is logged, and the module runs eagerly from
@@ -23,11 +68,12 @@ class CompiledCall:
     """
 
     def __init__(self, module: nn.Module):
-        self.module, self.compiled = module, None
+        super().__init__("is trained")
+        self.module = module
         try:
             self.compiled = torch.compile(module.forward)
         except Exception as e:
-            self._give_up(e)
+            self.give_up(e)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the module on a batch, compiled in training."""
@@ -39,13 +85,7 @@ class CompiledCall:
         plain_forward = self.module.forward
 
         def forward(x: Tensor) -> Tensor:
-            try:
-                return self.compiled(x)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as e:
-                self._give_up(e)
-            return plain_forward(x)
+            return self.run(x, plain_forward)
 
         self.module.forward = forward
         try:
@@ -55,15 +95,43 @@ class CompiledCall:
             if own_forward is not None:
                 self.module.forward = own_forward
 
-    def _give_up(self, e: Exception) -> None:
-        self.compiled = None
-        # torch wraps the error of its backend, and begins with "backend='inductor' raised:".
-        e = getattr(e, "inner_exception", e)
-        lines = [line.strip().rstrip(".:") for line in str(e).splitlines()]
-        _log.warning(
-            "torch.compile cannot compile the backbone, so it is trained without compilation (%s)",
-            next(filter(None, lines), type(e).__name__),
-        )
+
+class FrozenCall(_Attempt):
+    """A module in evaluation mode, compiled with its weights as constants.
+
+    inductor then folds batch normalisation into the weights of convolutions. Batches of another
+    size run without compilation, so there is one compilation. If torch cannot compile the module, a
+    warning is logged, and all batches run without.
+
+    The compiled module is a copy, so the module keeps its tensors and attributes, and may train
+    afterwards. Until the process ends, inductor keeps the last constants of a network in memory.
+
+    Args:
+        module: The module, in evaluation mode.
+        size: Rows of the batches that are worth a compilation.
+    """
+
+    def __init__(self, module: nn.Module, size: int):
+        super().__init__("computes features")
+        self.module, self.size = module, size
+        self.compiled = self._compile
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the module on a batch, without gradients."""
+        return self.run(x, self.module) if len(x) == self.size else self.module(x)
+
+    def _compile(self, x: Tensor) -> Tensor:
+        from torch._inductor import config
+
+        # torch keeps compiled code with the code of `forward`, constants included: it would use the
+        # weights of an earlier extraction, and free none. An exported module has code of its own.
+        plain = torch.export.export(copy.deepcopy(self.module), (x,)).module()
+        frozen = torch.compile(plain, dynamic=False)
+        # As an option of `torch.compile`, `freezing` has no effect: it is read before options are.
+        with config.patch(freezing=True):
+            out = frozen(x)
+        self.compiled = frozen
+        return out
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def extract_features(learn: Learner, part: str, views: int = 0, seed: int = 0) -
         if loader.n * max(views, 1) * width > MAX_BANK_BYTES:
             path = load_settings().cache_path / "features"
             _log.warning("these features would take over 1 GiB of memory: they go to %s", path)
-            learn.bank = FeatureBank(path, learn.bank.dtype)
+            learn.bank = FeatureBank(path, learn.bank.dtype, learn.bank.compile)
     with oom_to_user_error(loader.bs):
         return learn.bank.features(
             learn.model.backbone, loader, data, views, seed, learn.autocast_or_none()
