@@ -77,6 +77,10 @@ def compare_run(
     options = {"views": recipe.settled().stage2.views or 1, "select": select}
     if recipe.protocol == "paper":
         options = {"views": 0, "bn": "train", "flip": recipe.averages_flips, "select": "best"}
+        notify(
+            "each method trains on the images, because the run has the paper protocol; "
+            f"{spell('methods')} names fewer methods"
+        )
     before = EarlierTable.read(run)
     earlier = {} if before is None else before.runs
     priors = list(dict.fromkeys([*(before.priors if before is not None else ()), *priors]))

@@ -98,8 +98,10 @@ def test_the_paper_protocol_and_a_comparison(copy, tmp_path):
     manifest = run.read_json("manifest.json")
     assert manifest["validation_images"] == manifest["test_images"] == 3 * 4
     assert manifest["training_images"] == sum(COUNTS["inat2018"])
-    found = compare_run(run, ["ce", "tau_norm"])
+    lines = []
+    found = compare_run(run, ["ce", "tau_norm"], notify=lines.append)
     assert found.methods == ["ce", "tau_norm"]
+    assert any("trains on the images" in line for line in lines)
 
 
 def test_the_sets_are_read_as_published(copy):
