@@ -50,10 +50,19 @@ def results_of_run(run: Run, commit: str) -> list[MeasuredResult]:
     if ran.data.dataset == "own":
         raise UserError(f"{run.path} is a run of own images; only runs of recipes are recorded.")
     facts = _facts(manifest, ran, commit)
-    tables = {"run": manifest.results}
+    results = [_result("run", manifest.results, ran, facts)]
+    for row in results[0].rows:
+        row.by_epoch = _by_epoch(run, results[0].seeds[0], row.method)
     if (run.path / COMPARE_FILE).is_file():
-        tables["comparison"] = run.read_json(COMPARE_FILE, sealed=None)
-    return [_result(kind, table, ran, facts) for kind, table in tables.items()]
+        table = run.read_json(COMPARE_FILE, sealed=None)
+        results.append(_result("comparison", table, ran, facts))
+    return results
+
+
+def _by_epoch(run: Run, seed: int, method: str) -> list[float]:
+    """Return the accuracies that the log of a stage 2 has; none for other methods."""
+    rows = run.read_csv(f"logs/seed{seed}-{method}.csv")
+    return [round(100 * float(row["balanced"]), 2) for row in rows]
 
 
 def _facts(manifest: Manifest, ran: Recipe, commit: str) -> dict[str, Any]:

@@ -38,6 +38,8 @@ class MeasuredRow(RecipeSection):
             classes is left out.
         deviation: Standard deviations over the seeds, in points; empty with one seed.
         published: The published figure of all images under the same protocol and values.
+        by_epoch: Class-balanced accuracy in % before stage 2 and after each of its epochs, of the
+            first seed, on the images that choose the epoch. Empty without a stage 2 of epochs.
         to_stage1: Difference to stage 1 in class-balanced accuracy, in points: estimate, low end
             and high end of the 95 % interval. None in a run.
     """
@@ -48,6 +50,7 @@ class MeasuredRow(RecipeSection):
     accuracy: dict[Literal[FIGURES], float]
     deviation: dict[Literal[FIGURES], float] = {}
     published: PublishedFigure | None = None
+    by_epoch: list[float] = []
     to_stage1: tuple[float, float | None, float | None] | None = None
 
     @property

@@ -47,6 +47,18 @@ def test_a_result_has_the_figures_of_its_run_and_all_that_decides_them(tmp_path,
     assert result.describe().startswith("ce 43.4, lws ")
 
 
+def test_a_result_has_each_epoch_of_a_stage_2(tmp_path):
+    run = Path(shutil.copytree(RUN, tmp_path / "run"))
+    (run / "logs").mkdir()
+    text = "epoch,loss,all,balanced,evaluated_on\n0,,0.3,0.25,test\n1,1.5,0.4,0.35125,test\n"
+    (run / "logs" / "seed0-samn.csv").write_text(text)
+    (run / "logs" / "seed0-stage1.csv").write_text(text)
+    (result,) = record.results_of_run(Run(run), COMMIT)
+    assert result.row("samn").by_epoch == [25.0, 35.12]
+    assert not any(row.by_epoch for row in result.rows if row.method != "samn")
+    assert MeasuredResult.model_validate_json(result.to_json()) == result
+
+
 def test_a_comparison_is_a_result_of_its_own(tmp_path):
     run = Path(shutil.copytree(RUN, tmp_path / "run"))
     row = json.loads(json.dumps(MANIFEST["results"]["rows"][0]))
