@@ -207,6 +207,7 @@ class FeatureBank:
             with evaluating(backbone), torch.inference_mode(), loader.cut_by_rank():
                 for i, (x, *_) in enumerate(loader if done < dl.n else ()):
                     out = run(x.to(device, non_blocking=True))
+                    _check_pooled(out)
                     rows = self._rows(gather_rows(out, min(dl.bs, dl.n - done)), done)
                     store.write(rows, done, dl.n)
                     done += len(rows)
@@ -220,10 +221,6 @@ class FeatureBank:
             line.close()
 
     def _rows(self, out: Tensor, start: int) -> np.ndarray:
-        if out.ndim != 2:
-            raise UserError(
-                f"the backbone must return pooled features (N, D), got shape {tuple(out.shape)}."
-            )
         rows = out.float().cpu().numpy()
         limit = np.finfo(self.dtype).max
         bad = np.flatnonzero(~(np.abs(rows) <= limit).all(1))
@@ -446,6 +443,13 @@ def _rows_here(n: int) -> int:
     """Return how many rows of a batch this rank computes."""
     part = ranks.part_of(n)
     return part.stop - part.start
+
+
+def _check_pooled(out) -> None:
+    is_tensor = isinstance(out, Tensor)
+    if not (is_tensor and out.ndim == 2):
+        got = f"shape {tuple(out.shape)}" if is_tensor else f"type {type(out).__name__}"
+        raise UserError(f"the backbone must return pooled features (N, D), got {got}.")
 
 
 def _report_wait(holder: str) -> None:
