@@ -78,11 +78,12 @@ class FeatureBank:
         dtype: Type of the stored features, "float16" or "float32". Features above 65,504 need
             float32.
         compile: Whether `torch.compile` runs the backbone, with batch normalisation folded into
-            convolutions. A compilation takes 6 to 30 s of a CPU in each call of `features`, and it
-            pays from 500 to 7,000 images of 224 pixels, or 30,000 of 32: networks with batch
-            normalisation then run 1.2 to 1.6 times as fast, and those without 1.0 to 1.15 times
-            (`python benchmarks/extraction.py`, one thread). Features change by rounding, so they
-            have a key of their own. What torch cannot compile runs as without, with a warning.
+            convolutions. Each call of `features` that computes some first compiles for 6 to 30 s.
+            Networks with batch normalisation then run 1.2 to 1.6 times as fast, others 1.0 to 1.15
+            times. So it pays from 500 to 7,000 images of 224 pixels, or from 30,000 of 32
+            (`python benchmarks/extraction.py`, one thread). Features differ by rounding from those
+            without compilation, so they have a key of their own. If torch cannot compile the
+            backbone, a warning is logged, and the backbone runs without compilation.
 
     Raises:
         UserError: If `dtype` is unknown, or the folder cannot be written.
