@@ -43,10 +43,10 @@ def compare(
 ) -> None:
     """Compare all ways to correct the classifier of a run.
 
-    All methods get the same features of the backbone. After a run by the paper protocol they train
-    on the images as published code does, which takes as long as so many second stages. A further
-    comparison adds its rows to the table. `ltlearn predict RUN IMAGE --method NAME` uses one of its
-    classifiers.
+    All methods get the same features of the backbone. After a run by the paper protocol, each
+    method that trains does so on the images, as published code does; it takes as long as a whole
+    stage 2. A further comparison adds its rows to the table.
+    `ltlearn predict RUN IMAGE --method NAME` uses one of its classifiers.
     """
     from ltlearn.methods import find_methods
     from ltlearn.utils.settings import load_settings

@@ -78,8 +78,8 @@ def compare_run(
     if recipe.protocol == "paper":
         options = {"views": 0, "bn": "train", "flip": recipe.averages_flips, "select": "best"}
         notify(
-            "each method trains on the images, because the run has the paper protocol; "
-            f"{spell('methods')} names fewer methods"
+            "the run has the paper protocol, so each method that trains does so on the images, not "
+            f"on cached features; choose fewer methods with {spell('methods')} to save time"
         )
     before = EarlierTable.read(run)
     earlier = {} if before is None else before.runs

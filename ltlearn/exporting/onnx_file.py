@@ -1,10 +1,6 @@
 """Write a model as an ONNX file, and check it with onnxruntime."""
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +14,7 @@ from ltlearn.exporting.source import ExportSource
 from ltlearn.utils.atomic import replaced_file
 from ltlearn.utils.extras import check_packages
 from ltlearn.utils.system_errors import reason_of
+from ltlearn.utils.torch_output import torch_silenced
 
 __all__ = ["INPUT", "METADATA_KEY", "OUTPUT", "export_onnx_file", "import_onnxruntime"]
 
@@ -81,7 +78,7 @@ def _graph(portable: PortableModel, source: ExportSource, normalize: bool) -> by
 
     example = torch.zeros(2, 3, *source.preprocessing.size)
     try:
-        with _quiet():
+        with torch_silenced():
             program = torch.onnx.export(
                 portable,
                 (example,),
@@ -105,20 +102,6 @@ def _graph(portable: PortableModel, source: ExportSource, normalize: bool) -> by
     props = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
     onnx.helper.set_model_props(proto, {**props, "ltlearn_version": facts.version})
     return proto.SerializeToString()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the exporter's warnings about its own parts inside the block."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(before)
 
 
 def _code(file: Path, source: ExportSource, normalize: bool) -> str:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ltlearn.utils.torch_output import torch_silenced
+
 __all__ = ["CompiledCall", "FrozenCall", "compiled"]
 
 _log = logging.getLogger("ltlearn")
@@ -123,12 +125,13 @@ class FrozenCall(_Attempt):
     def _compile(self, x: Tensor) -> Tensor:
         from torch._inductor import config
 
-        # torch keeps compiled code with the code of `forward`, constants included: it would use the
-        # weights of an earlier extraction, and free none. An exported module has code of its own.
-        plain = torch.export.export(copy.deepcopy(self.module), (x,)).module()
-        frozen = torch.compile(plain, dynamic=False)
         # As an option of `torch.compile`, `freezing` has no effect: it is read before options are.
-        with config.patch(freezing=True):
+        with torch_silenced(), config.patch(freezing=True):
+            # torch keeps compiled code, with its constants, beside the code of `forward`. A second
+            # extraction would get the weights of the first one. An exported module has a `forward`
+            # of its own.
+            plain = torch.export.export(copy.deepcopy(self.module), (x,)).module()
+            frozen = torch.compile(plain, dynamic=False)
             out = frozen(x)
         self.compiled = frozen
         return out

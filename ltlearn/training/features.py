@@ -78,11 +78,12 @@ class FeatureBank:
         dtype: Type of the stored features, "float16" or "float32". Features above 65,504 need
             float32.
         compile: Whether `torch.compile` runs the backbone, with batch normalisation folded into
-            convolutions. A compilation takes 6 to 30 s of a CPU in each call of `features`, and it
-            pays from 500 to 7,000 images of 224 pixels, or 30,000 of 32: networks with batch
-            normalisation then run 1.2 to 1.6 times as fast, and those without 1.0 to 1.15 times
-            (`python benchmarks/extraction.py`, one thread). Features change by rounding, so they
-            have a key of their own. What torch cannot compile runs as without, with a warning.
+            convolutions. Each call of `features` that computes some first compiles for 6 to 30 s.
+            Networks with batch normalisation then run 1.2 to 1.6 times as fast, others 1.0 to 1.15
+            times. So it pays from 500 to 7,000 images of 224 pixels, or from 30,000 of 32
+            (`python benchmarks/extraction.py`, one thread). Features differ by rounding from those
+            without compilation, so they have a key of their own. If torch cannot compile the
+            backbone, a warning is logged, and the backbone runs without compilation.
 
     Raises:
         UserError: If `dtype` is unknown, or the folder cannot be written.
@@ -207,6 +208,7 @@ class FeatureBank:
             with evaluating(backbone), torch.inference_mode(), loader.cut_by_rank():
                 for i, (x, *_) in enumerate(loader if done < dl.n else ()):
                     out = run(x.to(device, non_blocking=True))
+                    _check_pooled(out)
                     rows = self._rows(gather_rows(out, min(dl.bs, dl.n - done)), done)
                     store.write(rows, done, dl.n)
                     done += len(rows)
@@ -220,10 +222,6 @@ class FeatureBank:
             line.close()
 
     def _rows(self, out: Tensor, start: int) -> np.ndarray:
-        if out.ndim != 2:
-            raise UserError(
-                f"the backbone must return pooled features (N, D), got shape {tuple(out.shape)}."
-            )
         rows = out.float().cpu().numpy()
         limit = np.finfo(self.dtype).max
         bad = np.flatnonzero(~(np.abs(rows) <= limit).all(1))
@@ -446,6 +444,13 @@ def _rows_here(n: int) -> int:
     """Return how many rows of a batch this rank computes."""
     part = ranks.part_of(n)
     return part.stop - part.start
+
+
+def _check_pooled(out) -> None:
+    is_tensor = isinstance(out, Tensor)
+    if not (is_tensor and out.ndim == 2):
+        got = f"shape {tuple(out.shape)}" if is_tensor else f"type {type(out).__name__}"
+        raise UserError(f"the backbone must return pooled features (N, D), got {got}.")
 
 
 def _report_wait(holder: str) -> None:

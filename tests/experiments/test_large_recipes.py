@@ -101,7 +101,7 @@ def test_the_paper_protocol_and_a_comparison(copy, tmp_path):
     lines = []
     found = compare_run(run, ["ce", "tau_norm"], notify=lines.append)
     assert found.methods == ["ce", "tau_norm"]
-    assert any("trains on the images" in line for line in lines)
+    assert any("paper protocol" in line and "on the images" in line for line in lines)
 
 
 def test_the_sets_are_read_as_published(copy):

@@ -186,6 +186,21 @@ def test_where_torch_cannot_compile_the_backbone_runs(what, dl, compiler, caplog
     assert "\n" not in warning and not compiler.sizes
 
 
+class Branched(nn.Module):
+    """A network that torch cannot export, because its layers depend on its values."""
+
+    def forward(self, x):
+        x = x.mean((2, 3))
+        return 2 * x if x.sum() > 0 else x
+
+
+def test_torch_prints_no_graph_of_a_network_that_it_cannot_export(dl, compiler, caplog, capfd):
+    features(Branched(), dl, True)
+    (warning,) = warnings_of(caplog)
+    assert "data-dependent" in warning and not compiler.graphs
+    assert "forward" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), KeyboardInterrupt()])
 def test_what_is_no_failure_of_the_compiler_is_raised(error, dl, compiler):
     backbone = small_backbone()

@@ -327,11 +327,18 @@ def test_an_error_of_the_backbone_is_not_taken_for_one_of_the_disk(dl, tmp_path)
         FeatureBank(tmp_path).features(Counting(fail_at=1, error=OSError("of the image")), dl, "d")
 
 
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
 def test_other_errors(dl):
     with pytest.raises(UserError, match="dtype must be .*, got 'int8'"):
         FeatureBank(dtype="int8")
     with pytest.raises(UserError, match=r"pooled features \(N, D\), got shape \(8, 3, 8, 8\)"):
         FeatureBank().features(nn.Identity(), dl, "data")
+    with pytest.raises(UserError, match=r"pooled features \(N, D\), got type tuple"):
+        FeatureBank().features(Pair(), dl, "data")
 
 
 def test_features_are_a_dataset():
