@@ -6,6 +6,7 @@ from pathlib import Path
 from ltlearn.experiments.measured import MeasuredResult
 from ltlearn.experiments.read_recipe import recipe_folder
 from ltlearn.experiments.recipe import Recipe
+from ltlearn.experiments.sections import Expected
 from ltlearn.methods import METHODS
 from scripts.site.markup import (
     REPOSITORY,
@@ -46,7 +47,7 @@ def short_table() -> str:
     """Return the best published figure beside ours, for the recipes that have one of the two."""
     rows: dict[bool, list[list[str]]] = {False: [], True: []}
     for name, recipe in recipes().items():
-        figures = [_best_published(recipe), _ours(name)]
+        figures = [_published_best(recipe), _ours(name)]
         if any(figure != "–" for figure in figures):
             network = f"<small>{escape(_network(recipe))}</small>"
             rows[recipe.is_pretrained].append([f"{_linked(name)}<br>{network}", *figures])
@@ -74,30 +75,41 @@ def _network(recipe: Recipe) -> str:
     return f"{recipe.model.arch}{width}, {recipe.stage1.epochs} epochs"
 
 
-def _best_published(recipe: Recipe) -> str:
-    """Return the best figure of all images under the recipe's own values."""
+def _best_published(recipe: Recipe) -> Expected | None:
+    """Return the best figure of all images under the recipe's own values; None without any."""
     figures = [f for f in recipe.published() if f.group == "all"]
-    if not figures:
+    return max(figures, key=lambda figure: figure.ends[-1], default=None)
+
+
+def _published_best(recipe: Recipe) -> str:
+    """Return the best published figure as text."""
+    best = _best_published(recipe)
+    if best is None:
         return "–"
-    best = max(figures, key=lambda figure: figure.accuracy)
-    return f"{_figure(best.method, best.accuracy)} ({best.protocol})"
+    return f"{_figure(best.method, ' to '.join(map(percent, best.ends)))} ({best.protocol})"
 
 
-def _figure(method: str, accuracy: float) -> str:
+def _figure(method: str, accuracy: str) -> str:
     """Return label and figure; no line breaks between them."""
-    return f"{escape(METHODS[method].label)} {percent(accuracy)}".replace(" ", "&nbsp;")
+    return f"{escape(METHODS[method].label)} {accuracy}".replace(" ", "&nbsp;")
 
 
 def _ours(name: str) -> str:
-    """Return the best figure measured here; what differs from the recipe in brackets."""
-    shown = []
+    """Return what was measured here for the method of the best published figure, and the best.
+
+    What differs from the recipe stands in brackets.
+    """
+    shown, published = [], _best_published(recipes()[name])
     for run in _runs(name):
         best = max(run.rows, key=lambda row: row.accuracy["all"])
+        same = None if published is None else run.row(published.method)
+        rows = [best] if same in (None, best) else [same, best]
+        figures = [_figure(row.method, percent(row.accuracy["all"])) for row in rows]
         factor = recipes()[name].data.imbalance_factor
         other = run.imbalance_factor not in (None, factor)
         changes = [f"factor {run.imbalance_factor:g}"] * other + run.changed
         about = escape(", ".join([run.protocol, *changes]))
-        shown.append(f"{_figure(best.method, best.accuracy['all'])} ({about})")
+        shown.append(f"{', '.join(figures)} ({about})")
     return "<br>".join(shown) or "–"
 
 
@@ -117,7 +129,7 @@ def _overview() -> str:
             [
                 f"{_linked(name, '')}<br>{escape(data)}",
                 ", ".join(labels),
-                _best_published(recipe),
+                _published_best(recipe),
                 ours,
             ]
         )
@@ -131,8 +143,9 @@ def _overview() -> str:
         fence("\n".join(calls), "bash"),
         "The table has the best published figure under a recipe's own values, top-1 in %. *paper* "
         "selects epochs on the test set, as the published code does; *clean* selects on validation "
-        "images. Figures of the two do not compare, and neither do networks of different width. A "
-        "figure measured here with other values than the recipe's names them.",
+        "images. Figures of the two do not compare, and neither do networks of different width. "
+        "Measured here are the same method and, if another one was better, that one. A figure "
+        "measured with other values than the recipe's names them.",
         *_by_start(["Recipe", "Methods", "Published", "Measured here"], rows),
     )
 
