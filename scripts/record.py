@@ -13,7 +13,13 @@ from typing import Any
 from ltlearn.errors import UserError
 from ltlearn.experiments.compared import COMPARE_FILE
 from ltlearn.experiments.expected import changed_values
-from ltlearn.experiments.manifest import Manifest, how_to_finish, read_manifest, recorded_recipe
+from ltlearn.experiments.manifest import (
+    Manifest,
+    how_to_finish,
+    read_manifest,
+    recorded_recipe,
+    stage_name,
+)
 from ltlearn.experiments.measured import (
     FINGERPRINTS,
     Hardware,
@@ -61,7 +67,7 @@ def results_of_run(run: Run, commit: str) -> list[MeasuredResult]:
 
 def _by_epoch(run: Run, seed: int, method: str) -> list[float]:
     """Return the accuracies that the log of a stage 2 has; none for other methods."""
-    rows = run.read_csv(f"logs/seed{seed}-{method}.csv")
+    rows = run.read_csv(f"logs/{Path(stage_name(seed, method)).name}.csv")
     return [round(100 * float(row["balanced"]), 2) for row in rows]
 
 

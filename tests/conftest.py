@@ -17,6 +17,7 @@ import socket
 import pytest
 
 from tests.browser import browser, open_page  # noqa: F401 (fixtures)
+from tests.compiler import compiler  # noqa: F401 (fixture)
 
 
 def _is_local(host) -> bool:

@@ -739,33 +739,6 @@ def test_a_checkpoint_keeps_accumulated_gradients(callback, opt_func, tmp_path):
 # ------------------------------------------------ torch.compile
 
 
-class Backend:
-    """In the place of torch's compiler, which takes a minute: runs what it is given, and counts."""
-
-    def __init__(self, error=None, after=0):
-        self.graphs, self.runs, self.error, self.after = 0, 0, error, after
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        if self.error is not None and self.graphs > self.after:
-            raise self.error
-
-        def run(*args):
-            self.runs += 1
-            return graph(*args)
-
-        return run
-
-
-@pytest.fixture
-def backend(monkeypatch):
-    torch._dynamo.reset()
-    made = Backend()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=made))
-    yield made
-    torch._dynamo.reset()
-
-
 def small_learner(**kwargs):
     """52 images in batches of 8, so that the last batch has 4; a model that is traced quickly."""
     learn = make_lt_learner(make_dls([36, 12, 4]), **kwargs)
@@ -792,23 +765,23 @@ def is_plain(learn):
     return not own and not any("_orig_mod" in k for k in learn.model.state_dict())
 
 
-def test_a_compiled_fit_is_an_eager_one(backend, caplog):
+def test_a_compiled_fit_is_an_eager_one(compiler, caplog):
     learn = trained(compile=True)
     n = len(learn.dls.train)
     # The last batch is smaller: a second graph, for sizes that change, and no third.
-    assert backend.graphs == 2
-    assert backend.runs == 2 * n, "each step"
+    assert compiler.graphs == 2
+    assert len(compiler.inputs) == 2 * n, "each step"
     assert same(learn.model.state_dict(), trained().model.state_dict())
     assert is_plain(learn) and "ltlearn" not in {r.name for r in caplog.records if r.levelno > 20}
     assert learn.stages[-1]["compiled"] is True and "compiled" not in trained().stages[-1]
-    runs = backend.runs
+    runs = len(compiler.inputs)
     learn.predict_logits(cached=False)
     learn.retrain_classifier(1, 0.05, views=0)
     learn.fit(1, 0.05)
-    assert backend.runs == runs
+    assert len(compiler.inputs) == runs
 
 
-def test_copies_keys_and_hooks_in_a_compiled_fit(backend, tmp_path):
+def test_copies_keys_and_hooks_in_a_compiled_fit(compiler, tmp_path):
     class Look(Callback):
         def before_fit(self):
             self.hook = self.learn.model.backbone.register_forward_hook(lambda *_: seen.append(1))
@@ -837,7 +810,7 @@ def test_copies_keys_and_hooks_in_a_compiled_fit(backend, tmp_path):
     assert same(again.model.state_dict(), learn.model.state_dict())
 
 
-def test_a_compiled_checkpoint_goes_on(backend, tmp_path):
+def test_a_compiled_checkpoint_goes_on(compiler, tmp_path):
     def train(learn, cbs):
         learn.fit_stage1(EPOCHS, 0.05, compile=True, cbs=cbs)
 
@@ -845,17 +818,17 @@ def test_a_compiled_checkpoint_goes_on(backend, tmp_path):
 
 
 @pytest.mark.parametrize("callback", [GLMC, SharpnessAware])
-def test_callbacks_that_run_the_backbone_again(callback, backend):
+def test_callbacks_that_run_the_backbone_again(callback, compiler):
     one, two = trained(cbs=callback()), trained(cbs=callback(), compile=True)
     assert same(one.model.state_dict(), two.model.state_dict())
-    assert backend.runs >= 4 * len(two.dls.train)
+    assert len(compiler.inputs) >= 4 * len(two.dls.train)
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_where_compilation_fails_the_fit_is_the_eager_one(after, backend, caplog):
+def test_where_compilation_fails_the_fit_is_the_eager_one(after, compiler, caplog):
     """At the first batch, and at the first smaller one."""
     expected = trained()
-    backend.error, backend.after = RuntimeError("no C++ compiler\nat all"), after
+    compiler.error, compiler.after = RuntimeError("no C++ compiler\nat all"), after
     learn = trained(compile=True)
     assert same(learn.model.state_dict(), expected.model.state_dict())
     assert learn.trajectory["loss"] == expected.trajectory["loss"]
@@ -880,7 +853,7 @@ def test_without_torch_compile(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, CancelFitException, ValueError("no")])
-def test_a_compiled_fit_that_ends_early_leaves_a_plain_backbone(error, backend):
+def test_a_compiled_fit_that_ends_early_leaves_a_plain_backbone(error, compiler):
     learn = small_learner()
     patched = learn.model.backbone.forward
     learn.model.backbone.forward = patched

@@ -1,6 +1,6 @@
 """Tensors that the ranks of a training exchange."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, distributed
@@ -54,15 +54,12 @@ class _Gather(torch.autograd.Function):
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by those of the first rank, in place.
 
+    Several are exchanged at once, because each exchange has a latency.
+
     Args:
         tensors: The tensors in one order on all ranks.
     """
-    _in_buckets(list(tensors), lambda bucket: distributed.broadcast(bucket, 0))
-
-
-def _in_buckets(tensors: list[Tensor], exchange: Callable[[Tensor], object]) -> None:
-    """Exchange tensors several at once, because each exchange has a latency."""
-    bucket, size = [], 0
+    tensors, bucket, size = list(tensors), [], 0
     for i, tensor in enumerate(tensors):
         bucket.append(tensor)
         size += tensor.nbytes
@@ -70,7 +67,7 @@ def _in_buckets(tensors: list[Tensor], exchange: Callable[[Tensor], object]) -> 
         if following is None or size >= _BUCKET or _kind(following) != _kind(tensor):
             flat = torch.cat([t.detach().reshape(-1) for t in bucket])
             with ranks.lost_rank_to_user_error():
-                exchange(flat)
+                distributed.broadcast(flat, 0)
             parts = flat.split([t.numel() for t in bucket])
             for t, part in zip(bucket, parts, strict=True):
                 t.copy_(part.view(t.shape))

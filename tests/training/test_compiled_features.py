@@ -1,8 +1,6 @@
 """Features of a backbone that torch compiles equal those of the backbone, which stays as it was."""
 
-import copy
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,34 +9,6 @@ from torch import nn
 
 from ltlearn import FeatureBank
 from tests.callbacks.helpers import make_dls, make_lt_learner
-
-
-class Compiler:
-    """In the place of inductor: keeps the weights as constants, and counts graphs and batches."""
-
-    def __init__(self):
-        self.graphs, self.sizes, self.error = 0, [], None
-
-    def __call__(self, graph, inputs):
-        if self.error is not None:
-            raise self.error
-        self.graphs += 1
-        frozen = copy.deepcopy(graph)
-
-        def run(*args):
-            self.sizes.append(len(args[-1]))
-            return frozen(*args)
-
-        return run
-
-
-@pytest.fixture
-def compiler(monkeypatch):
-    torch._dynamo.reset()
-    made = Compiler()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=made))
-    yield made
-    torch._dynamo.reset()
 
 
 @pytest.fixture
