@@ -30,6 +30,7 @@ from ltlearn.experiments.read_recipe import load_recipe
 from ltlearn.experiments.recipe import Recipe
 from ltlearn.experiments.sections import Expected, PublishedFigure
 from ltlearn.names import FIGURES
+from ltlearn.reporting.table import LAST_EPOCH
 from ltlearn.utils.run_folder import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +69,8 @@ def results_of_run(run: Run, commit: str) -> list[MeasuredResult]:
 def _by_epoch(run: Run, seed: int, method: str) -> list[float]:
     """Return the accuracies that the log of a stage 2 has; none for other methods."""
     rows = run.read_csv(f"logs/{Path(stage_name(seed, method)).name}.csv")
-    return [round(100 * float(row["balanced"]), 2) for row in rows]
+    # A correction has one entry.
+    return [round(100 * float(row["balanced"]), 2) for row in rows] if len(rows) > 1 else []
 
 
 def _facts(manifest: Manifest, ran: Recipe, commit: str) -> dict[str, Any]:
@@ -130,6 +132,7 @@ def _row(row: Mapping[str, Any], published: Expected | None, stage1: str) -> Mea
     shown = {g: row["summary"].get(g) for g in FIGURES}
     shown = {group: figure for group, figure in shown.items() if figure is not None}
     figure, to_stage1 = None, row.get("differences", {}).get(stage1)
+    last = row["summary"].get(LAST_EPOCH)
     if published is not None:
         figure = PublishedFigure(**published.model_dump(include=set(PublishedFigure.model_fields)))
     return MeasuredRow(
@@ -139,6 +142,7 @@ def _row(row: Mapping[str, Any], published: Expected | None, stage1: str) -> Mea
         accuracy={group: round(100 * f["mean"], 3) for group, f in shown.items()},
         deviation={g: round(100 * f["sd"], 3) for g, f in shown.items() if f["sd"] is not None},
         published=figure,
+        last_epoch=None if last is None else round(100 * last["mean"], 3),
         to_stage1=None if to_stage1 is None else tuple(_points(to_stage1)),
     )
 

@@ -40,6 +40,8 @@ class MeasuredRow(RecipeSection):
         published: The published figure of all images under the same protocol and values.
         by_epoch: Class-balanced accuracy in % before stage 2 and after each of its epochs, of the
             first seed, on the images that choose the epoch. Empty without a stage 2 of epochs.
+        last_epoch: Accuracy on all images after the last epoch in %, the mean over the seeds. None
+            where no epoch was selected on the test images.
         to_stage1: Difference to stage 1 in class-balanced accuracy, in points: estimate, low end
             and high end of the 95 % interval. None in a run.
     """
@@ -51,6 +53,7 @@ class MeasuredRow(RecipeSection):
     deviation: dict[Literal[FIGURES], float] = {}
     published: PublishedFigure | None = None
     by_epoch: list[float] = []
+    last_epoch: float | None = None
     to_stage1: tuple[float, float | None, float | None] | None = None
 
     @property

@@ -23,6 +23,7 @@ from ltlearn.reporting.page import (
     PageTable,
     Text,
 )
+from ltlearn.reporting.table import LAST_EPOCH
 from ltlearn.reporting.text import as_sentence, mean_sd_text
 from ltlearn.utils.text import DASH, percent_text
 
@@ -49,6 +50,7 @@ _GROUP_HINTS = {
     "few": "Mean of the accuracies of the few-shot classes.",
     "balanced": "Mean of the accuracies of all classes.",
 }
+_LAST_EPOCH_HINT = "Share of all images that are right after the last epoch, without a selection."
 _ECE_HINT = "Expected calibration error: the mean gap between confidence and accuracy, in 15 bins."
 
 
@@ -181,6 +183,8 @@ def result_table(
         Column("ECE", hint=_ECE_HINT),
         Column("NLL", hint="Mean negative log-likelihood of the true class, in nats."),
     ]
+    has_last = any(r["summary"].get(LAST_EPOCH) for r in rows)
+    columns += [Column("last epoch", hint=_LAST_EPOCH_HINT)] if has_last else []
     hint = "Difference in balanced accuracy in points, with a 95 % interval where there is one."
     columns += [Column(heading, hint=hint) for heading in differences]
     columns += [Column("seconds", hint="Training time, the mean over seeds.")]
@@ -189,6 +193,7 @@ def result_table(
         summary = row["summary"]
         line = [Cell(row["label"]), *(_mean_cell(summary, name) for name in names)]
         line += [_mean_cell(summary, "ece"), _mean_cell(summary, "nll", percent=False)]
+        line += [_mean_cell(summary, LAST_EPOCH)] if has_last else []
         for of_method in differences.values():
             difference = of_method.get(row["method"])
             line.append(Cell(DASH) if difference is None else difference.cell())

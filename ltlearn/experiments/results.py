@@ -43,7 +43,9 @@ def make_table(recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult]
         reports = [r.reports[name] for r in results]
         selected = "; ".join(dict.fromkeys(r.selected[name] for r in results))
         seconds = sum(r.seconds[name] for r in results) / len(results)
-        rows.append(ResultRow(name, labels[name], reports, selected, seconds))
+        last = [_last_epoch(recipe, name, r) for r in results]
+        last = [] if None in last else last
+        rows.append(ResultRow(name, labels[name], reports, selected, seconds, last_epoch=last))
     split = dls.split
     name = (split.name, split.profile, f"imbalance factor {split.imbalance_factor:g}")
     seen = SEEN_WARNING if may_have_seen(recipe, dls) else ""
@@ -60,6 +62,20 @@ def make_table(recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult]
         valid_from=split.valid_from,
         averages_flips=recipe.averages_flips,
     )
+
+
+def _last_epoch(recipe: Recipe, name: str, result: SeedResult) -> float | None:
+    """Return the accuracy after the last epoch; None where no epoch was selected on the test set.
+
+    A correction after the training belongs to the kept epoch alone, so there is none either.
+    """
+    stage = result.stages[recipe.methods.index(name)]
+    trajectory = result.trajectories[name]
+    if recipe.protocol != "paper" or METHODS[name].kind == "post hoc" or stage.get("then"):
+        return None
+    if trajectory.chosen == trajectory.epoch[-1]:
+        return result.reports[name].all
+    return trajectory.all[-1]
 
 
 def published_note(recipe: Recipe) -> str:

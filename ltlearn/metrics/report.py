@@ -38,7 +38,7 @@ from ltlearn.utils.text import DASH, percent_text
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["FEW_IMAGES", "GroupSize", "ShotReport", "shot_report", "mean_and_sd"]
+__all__ = ["FEW_IMAGES", "GroupSize", "ShotReport", "mean_and_sd", "mean_and_sd_of", "shot_report"]
 
 _log = logging.getLogger("ltlearn")
 _MAX_CLASSES = 20  # that a notebook shows
@@ -403,9 +403,18 @@ def mean_and_sd(
         if any(v is None for v in values):
             result[name] = None
         else:
-            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            result[name] = (float(np.mean(values)), sd)
+            result[name] = mean_and_sd_of(values)
     return result
+
+
+def mean_and_sd_of(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and the standard deviation of a sample; no deviation of a single value.
+
+    Args:
+        values: At least one number.
+    """
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return float(np.mean(values)), sd
 
 
 def _group_size(images: np.ndarray) -> GroupSize:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from ltlearn.errors import UserError, check_choice
-from ltlearn.metrics.report import ShotReport, mean_and_sd
+from ltlearn.metrics.report import ShotReport, mean_and_sd, mean_and_sd_of
 from ltlearn.metrics.shots import shot_thresholds_text
 from ltlearn.names import FEW_RULES, SHOTS, tested_images
 from ltlearn.reporting.scores import ScoreTable, group_score_table
@@ -20,7 +20,7 @@ from ltlearn.utils.html import html_paragraph, html_table
 from ltlearn.utils.terminal import fitting_blocks, one_line, print_block
 from ltlearn.utils.text import DASH, clean
 
-__all__ = ["PROTOCOL_TEXTS", "ResultRow", "ResultTable"]
+__all__ = ["LAST_EPOCH", "PROTOCOL_TEXTS", "ResultRow", "ResultTable"]
 
 _CARVED = "validation images carved from the training set"
 _FLIPS = ", flip-averaged logits"
@@ -34,6 +34,8 @@ PROTOCOL_TEXTS = {
         "which the choices were made, so they are optimistic"
     ),
 }
+# The name of the accuracy after the last epoch, in `ResultTable.to_dict`.
+LAST_EPOCH = "last_epoch"
 _MIN_LABEL = 12  # the smallest width of the column of methods, in characters
 # Field of ShotReport -> heading; all in %.
 _COLUMNS = {
@@ -55,6 +57,8 @@ class ResultRow:
         selected: Which weights were tested, such as "last epoch" or "epoch 7 on validation".
         seconds: Training time, the mean over seeds; None if unknown.
         extra: More columns, heading to cell; all rows of a table have the same headings.
+        last_epoch: Accuracy on all images after the last epoch, from 0 to 1, of each seed. Empty
+            where no epoch was selected on the tested images.
     """
 
     method: str
@@ -63,6 +67,7 @@ class ResultRow:
     selected: str
     seconds: float | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    last_epoch: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -124,6 +129,9 @@ class ResultTable:
                     f"few {self.few_rule}."
                 )
         self._values = [mean_and_sd(row.reports) for row in self.rows]
+        for row, values in zip(self.rows, self._values, strict=True):
+            if row.last_epoch:
+                values[LAST_EPOCH] = mean_and_sd_of(row.last_epoch)
 
     def render(
         self,
@@ -162,7 +170,12 @@ class ResultTable:
         It has two more columns than `to_text`: the tested weights, and the time.
         """
         timed = any(row.seconds is not None for row in self.rows)
-        head = ["method", *(f"{h} %" for h in _COLUMNS.values()), *self._extra_heads(), "tested"]
+        head = [
+            "method",
+            *(f"{h} %" for h in self._columns().values()),
+            *self._extra_heads(),
+            "tested",
+        ]
         align = ["---", *["---:"] * (len(head) - 2), "---"]
         lines = [[*line, row.selected] for row, line in zip(self.rows, self._lines(), strict=True)]
         if timed:
@@ -265,12 +278,21 @@ class ResultTable:
     def _lines(self) -> list[list[str]]:
         """Return the cells of each row, the method first."""
         return [
-            [_label(row), *(_mean_sd(values[name]) for name in _COLUMNS), *row.extra.values()]
+            [
+                _label(row),
+                *(_mean_sd(values.get(name)) for name in self._columns()),
+                *row.extra.values(),
+            ]
             for row, values in zip(self.rows, self._values, strict=True)
         ]
 
     def _heads(self) -> list[str]:
-        return ["method", *_COLUMNS.values(), *self._extra_heads()]
+        return ["method", *self._columns().values(), *self._extra_heads()]
+
+    def _columns(self) -> dict[str, str]:
+        """Return the heading of each figure, by name."""
+        has_last = any(row.last_epoch for row in self.rows)
+        return _COLUMNS | ({LAST_EPOCH: "last epoch"} if has_last else {})
 
     def _extra_heads(self) -> list[str]:
         return list(self.rows[0].extra) if self.rows else []
@@ -307,6 +329,8 @@ class ResultTable:
             lines.append(_seeds_text("of later stages", self.seeds))
         else:
             lines.append(_seeds_text("", self.seeds))
+        if any(row.last_epoch for row in self.rows):
+            lines.append("last epoch: accuracy on all images after it, without a selection on test")
         if len(counts) > 1:
             # Some rows are not a mean over all seeds, so list the number of runs.
             runs = "; ".join(f"{_label(row)} {len(row.reports)}" for row in self.rows)

@@ -11,6 +11,7 @@ from ltlearn.experiments.report_page import write_report_page
 from ltlearn.experiments.runner import run_recipe
 from ltlearn.experiments.stages import load_stage1
 from ltlearn.utils.run_folder import Run
+from scripts import record
 
 VALUES = [
     "protocol=paper", "model.width=4", "stage1.epochs=2", "stage2.epochs=2", "seeds=1",
@@ -44,6 +45,25 @@ def test_all_stages_test_each_image_once(run):
             assert record.trajectory[group][chosen] == figure
     for method, row in rows.items():
         assert compared[method]["reports"][0]["all"] == row["reports"][0]["all"], method
+
+
+def test_the_last_epoch_stands_beside_the_selected_one(run):
+    rows = {
+        row["method"]: row["summary"] for row in run.read_json("manifest.json")["results"]["rows"]
+    }
+    (of_seed,) = run.read_json("trajectories.json")
+    for method in ("ce", "crt"):
+        last = rows[method]["last_epoch"]
+        assert last == {"mean": pytest.approx(of_seed[method]["all"][-1], abs=1e-6), "sd": None}
+    assert rows["ce"]["last_epoch"]["mean"] < rows["ce"]["all"]["mean"], "epoch 1 of 2 is kept"
+    assert "last_epoch" not in rows["tau_norm"], "a correction has no epochs"
+    write_report_page(run)
+    for file in ("report.md", "report.html"):
+        assert "last epoch" in (run.path / file).read_text(encoding="utf-8"), file
+    (result, _) = record.results_of_run(run, "0123abc")
+    percent = 100 * rows["crt"]["last_epoch"]["mean"]
+    assert result.row("crt").last_epoch == pytest.approx(percent, abs=1e-3)
+    assert result.row("tau_norm").last_epoch is None
 
 
 def test_reports_name_no_mirror_images(run):

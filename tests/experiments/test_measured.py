@@ -53,6 +53,7 @@ def test_a_result_has_each_epoch_of_a_stage_2(tmp_path):
     text = "epoch,loss,all,balanced,evaluated_on\n0,,0.3,0.25,test\n1,1.5,0.4,0.35125,test\n"
     (run / "logs" / "seed0-samn.csv").write_text(text)
     (run / "logs" / "seed0-stage1.csv").write_text(text)
+    (run / "logs" / "seed0-lws.csv").write_text(text[: text.index("1,1.5")])
     (result,) = record.results_of_run(Run(run), COMMIT)
     assert result.row("samn").by_epoch == [25.0, 35.12]
     assert not any(row.by_epoch for row in result.rows if row.method != "samn")

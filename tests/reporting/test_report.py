@@ -59,6 +59,20 @@ def make_trajectory(epochs=4, chosen=2, select_on="validation", few=True):
     }
 
 
+def test_a_table_has_a_column_for_the_last_epoch_where_an_epoch_was_selected_on_test():
+    rows = make_table(seeds=(0, 1), protocol="paper").rows
+    rows[0].last_epoch = [0.25, 0.35]
+    table = make_table(seeds=(0, 1), protocol="paper", rows=rows)
+    head, first, second = markdown_tables(table.to_markdown())[0][0], *table.to_dict()["rows"]
+    assert head[-3:] == ["last epoch %", "tested", "seconds"]
+    assert first["summary"]["last_epoch"] == {"mean": 0.3, "sd": pytest.approx(0.0707, abs=1e-4)}
+    assert "last_epoch" not in second["summary"]
+    lines = rendered(table, plain=True).splitlines()
+    assert lines[1].endswith("ECE  last epoch") and lines[2].endswith("30.0 ± 7.1")
+    assert lines[3].endswith("–") and any(line.startswith("last epoch: ") for line in lines)
+    assert "last epoch %" not in make_table().to_markdown()
+
+
 def rendered(table, **options):
     file = options.pop("file", None) or io.StringIO()
     table.render(file=file, **options)
