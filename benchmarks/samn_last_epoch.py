@@ -2,15 +2,20 @@
 
     python benchmarks/samn_last_epoch.py extract FOLDER CIFAR-100-LT.npz --weights FILE
     python benchmarks/samn_last_epoch.py table CIFAR-100-LT.npz --json table.json
+    python benchmarks/samn_last_epoch.py extract FOLDER CE.npz --run RUN
+    python benchmarks/samn_last_epoch.py table CE.npz --factors 100 --json table.json
     python benchmarks/samn_last_epoch.py plot CIFAR-10-LT.npz plot.png
 
 FOLDER has the folders train and test (or val), each with a folder per class, whose images are the
 first of each class at imbalance 10 or less. "table" cuts each set at the imbalance factors, trains
 a linear classifier as stage 1 for each seed, which also draws the validation images, and then every
-method on it. It prints class-balanced accuracy on the test images, and the differences to two
+method on it. "table" prints class-balanced accuracy on the test images, and the differences to two
 rivals with 95 % intervals over test images: SAMN as published at the epoch that is best *on the
-test images*, and logit adjustment with tau chosen on validation images. "plot" shows the accuracy
-of each class before and after SAMN from stage 1, with the first seed.
+test images*, and logit adjustment with tau chosen on validation images. After "extract --run",
+network and classifier are the stage 1 of a run on the first images of each class. The seeds are
+then those of stage 2, and the validation images are the next 50 images of each class, which the
+network has never seen. "plot" shows the accuracy of each class before and after SAMN from
+stage 1, with the first seed.
 """
 
 import argparse
@@ -30,11 +35,14 @@ from ltlearn.compare import compare
 from ltlearn.data.counts import long_tail_counts
 from ltlearn.data.images import natural_key
 from ltlearn.data.splits import select_long_tail
+from ltlearn.experiments.manifest import recorded_recipe
+from ltlearn.experiments.stages import load_stage1
 from ltlearn.metrics.paired import paired_difference
 from ltlearn.models.pretrained import create_lt_model
 from ltlearn.plots import plot_per_class_accuracy
 from ltlearn.training.scaled_features import Scaling
 from ltlearn.training.stage2 import SQUARED_LENGTH
+from ltlearn.utils.run_folder import Run
 
 RIVAL = "logit_adjustment"
 METHOD_NAMES = (
@@ -79,11 +87,12 @@ class OnTest(Callback):
 
     order = 90
 
-    def __init__(self, learn):
-        # After a probe, stage 2 sees scaled features.
-        scaling = Scaling.to_length(learn.features("train"), SQUARED_LENGTH)
+    def __init__(self, learn, scaled):
         features, self.right = learn.features("test"), []
-        self.x = scaling.scale_(torch.tensor(np.asarray(features.views[0])).float())
+        self.x = torch.tensor(np.asarray(features.views[0])).float()
+        if scaled:  # as stage 2 sees the features after a probe
+            scaling = Scaling.to_length(learn.features("train"), SQUARED_LENGTH)
+            self.x = scaling.scale_(self.x)
         self.targets = features.targets
 
     def before_fit(self):
@@ -127,18 +136,23 @@ def measure(name: str, factor: float, args) -> tuple[Rows, dict]:
     """Train and test all methods on one set."""
     with np.load(name) as file:
         x, y, x_test, y_test = (file[key] for key in ("x", "y", "x_test", "y_test"))
+        given = [torch.tensor(file[key]) for key in ("weight", "bias") if key in file]
     (x, y), left = cut(x, y, factor, args.rest)
     test = left if args.rest else (x_test, y_test)
     rows, methods = None, list(dict.fromkeys([RIVAL, *args.methods]))
     for seed in range(args.stage1_seeds):
-        dls = LTDataLoaders.from_features(x, y, test=test, seed=seed)
+        valid = left if given else None
+        dls = LTDataLoaders.from_features(x, y, valid=valid, test=test, seed=seed)
         learn = lt_learner(dls)
-        learn.fit_stage1(method="probe")
+        if given:
+            learn.model.head.load_state_dict(dict(zip(("weight", "bias"), given, strict=True)))
+        else:
+            learn.fit_stage1(method="probe")
         found = compare(learn, methods, select="last", stage1_seed=seed, first_seed=seed)
         rows = rows or Rows(np.asarray(found.targets), dls.c)
         for outcome in found.outcomes:
             rows.add(outcome.method, outcome.correct)
-        seen = OnTest(learn)
+        seen = OnTest(learn, scaled=not given)
         learn.retrain_classifier(method="samn", seed=seed, select="last", cbs=seen)
         best = max(seen.right, key=lambda right: balanced(right, rows.targets, dls.c))
         rows.add(BEST_ON_TEST, best)
@@ -211,11 +225,19 @@ def plot(args) -> None:
 def extract(args) -> None:
     """Write the features of a folder's images, those of a class in natural order."""
     torch.set_num_threads(args.threads)
-    model = create_lt_model(args.arch, num_classes=2, pretrained=args.weights).backbone.eval()
-    facts = timm.data.resolve_data_config({}, model=model)
-    mean, std = (torch.tensor(facts[key]).view(3, 1, 1) for key in ("mean", "std"))
     classes = sorted(folder.name for folder in (args.folder / "train").iterdir())
     made: dict[str, np.ndarray] = {"classes": np.array(classes)}
+    if args.run:
+        run = Run(args.run)
+        learn = load_stage1(recorded_recipe(run), run, seed=0, device="cpu")
+        model, head = learn.model.backbone.eval(), learn.model.head
+        made |= {key: value.numpy() for key, value in head.state_dict().items()}
+        facts = {"mean": learn.origin.mean, "std": learn.origin.std}
+        args.size = learn.dls.size
+    else:
+        model = create_lt_model(args.arch, num_classes=2, pretrained=args.weights).backbone.eval()
+        facts = timm.data.resolve_data_config({}, model=model)
+    mean, std = (torch.tensor(facts[key]).view(3, 1, 1) for key in ("mean", "std"))
     test = "test" if (args.folder / "test").is_dir() else "val"
     for part, ending in (("train", ""), (test, "_test")):
         files = [
@@ -231,7 +253,7 @@ def extract(args) -> None:
             pixels = [read(file, args.size) for file, _ in files[start : start + 64]]
             batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
             with torch.inference_mode():
-                found.append(model((batch - mean) / std))
+                found.append(model((batch - mean) / std).float())
         made["x" + ending] = torch.cat(found).numpy()
         made["y" + ending] = np.array([number for _, number in files])
         print(f"{part}: {len(files)} images", flush=True)
@@ -270,6 +292,7 @@ def main() -> None:
     two = commands.add_parser("extract")
     two.add_argument("folder", type=Path)
     two.add_argument("out", type=Path)
+    two.add_argument("--run", type=Path, help="finished run: its stage 1 is network and classifier")
     two.add_argument("--arch", default="tf_efficientnet_lite0")
     two.add_argument("--weights", default=True, help="file of weights; else timm's own")
     two.add_argument("--size", type=int, default=96)
