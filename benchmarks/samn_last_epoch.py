@@ -233,7 +233,7 @@ def extract(args) -> None:
         model, head = learn.model.backbone.eval(), learn.model.head
         made |= {key: value.numpy() for key, value in head.state_dict().items()}
         facts = {"mean": learn.origin.mean, "std": learn.origin.std}
-        args.size = learn.dls.size
+        args.size = learn.dls.size[0]
     else:
         model = create_lt_model(args.arch, num_classes=2, pretrained=args.weights).backbone.eval()
         facts = timm.data.resolve_data_config({}, model=model)
