@@ -25,7 +25,7 @@ PARTS = ("train", "test")
 ARCH = "tf_efficientnet_lite0"
 # The probe itself, and what is made from it.
 METHODS = (
-    "probe", "logit_adjustment", "prior_matching", "crt", "balanced_softmax", "samn_start", "samn",
+    "probe", "logit_adjustment", "prior_matching", "crt", "balanced_softmax", "samn",
     "samn_from_stage1", "ncm",
 )  # fmt: skip
 

@@ -46,7 +46,7 @@ from ltlearn.utils.run_folder import Run
 
 RIVAL = "logit_adjustment"
 METHOD_NAMES = (
-    RIVAL, "prior_matching", "crt", "balanced_softmax", "samn", "samn_start", "samn_logit_adjusted",
+    RIVAL, "prior_matching", "crt", "balanced_softmax", "samn", "samn_logit_adjusted",
     "samn_from_stage1", "samn_smoothed_adjusted",
 )  # fmt: skip
 BEST_ON_TEST = "samn, best on test"

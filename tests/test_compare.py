@@ -462,7 +462,7 @@ def test_mistakes():
 
 def test_no_file_is_written_without_a_run(found, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    make().compare_classifiers(["ce", "samn_start"])
+    make().compare_classifiers(["ce", "samn"])
     assert list(Path().iterdir()) == []
 
 
@@ -517,10 +517,10 @@ def test_a_classifier_of_another_stage_1_cannot_be_used():
     learn = make()
     with pytest.raises(UserError, match="'crt'.*compare_classifiers"):
         learn.use("crt")
-    learn.compare_classifiers(["samn_start"])
+    learn.compare_classifiers(["samn"])
     learn.fit(1, 0.05)
-    with pytest.raises(UserError, match="samn_start.*another stage 1"):
-        learn.use("samn_start")
+    with pytest.raises(UserError, match="samn.*another stage 1"):
+        learn.use("samn")
 
 
 def test_batch_statistics_are_used_with_their_classifier():
@@ -609,7 +609,7 @@ def test_candidates_that_are_refused(method, words):
 def test_without_a_test_part_the_validation_images_are_tested():
     learn = make_lt_learner(make_dls(valid=make_images([15, 15, 15], seed=1), test=None))
     learn.fit_stage1(1, 0.05)
-    found = learn.compare_classifiers(["ce", "samn_start"])
+    found = learn.compare_classifiers(["ce", "samn"])
     assert found.about.protocol == "untested" and len(found.targets) == 45
     text = found.table().to_text()
     assert "validation accuracy" in text and "no test set" in text and "test images" not in text

@@ -342,10 +342,6 @@ BUILT_IN: dict[str, Method] = {
         "SLAS + SAMN", _SAMN, f"smoothing .01 to 0 (CIFAR-100; .3 to .1 on CIFAR-10). {_SAMN_FROM}",
         loss=_las(0.01, 0.0), callbacks=_callbacks("SAMN"), loss_options=_smoothing(0.01, 0.0),
     ),
-    "samn_start": _stage2(
-        "SAMN's start", _SAMN, _AS_SAMN.format("no epoch"),
-        callbacks=_callbacks("SAMN"), values={"epochs": 0},
-    ),
     "samn_logit_adjusted": _stage2(
         "SAMN, logit-adjusted loss", f"{_SAMN}; {_LA}", _AS_SAMN.format("loss with tau 1"),
         loss=_loss("LogitAdjustedLoss"), callbacks=_callbacks("SAMN"),

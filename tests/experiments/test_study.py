@@ -31,7 +31,7 @@ from ltlearn.utils.run_folder import Run
 from tests.callbacks.helpers import make_dls, make_images, make_lt_learner
 from tests.helpers import TINY, ltlearn
 
-FEW = "ce,tau_norm,crt,samn_start"
+FEW = "ce,tau_norm,crt,samn_from_stage1"
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +123,8 @@ def test_a_further_comparison_joins_the_table(joined, tmp_path):
     first = json.loads((tmp_path / "run/compare.json").read_text())
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/compare").iterdir()}
     found = compare_run(Run(tmp_path / "run"), "ncm,ce", priors="uniform")
-    assert found.methods == ["ce", "crt", "tau_norm", "ncm", "samn_start"]
-    assert [len(found.of(m)) for m in found.methods] == [1, 2, 1, 1, 1]
+    assert found.methods == ["ce", "crt", "tau_norm", "ncm", "samn_from_stage1"]
+    assert [len(found.of(m)) for m in found.methods] == [1, 2, 1, 1, 2]
     assert {p: p.stat().st_mtime_ns for p in files} == files, "no earlier classifier is made again"
     record = json.loads((tmp_path / "run/compare.json").read_text())
     reports = {row["method"]: row["reports"] for row in record["rows"]}
@@ -141,7 +141,7 @@ def test_a_table_that_cannot_be_joined_is_kept(joined, tmp_path, caplog):
     before = (tmp_path / "run/compare.json").read_text()
     found = compare_run(Run(tmp_path / "run"), "crt", select="last")
     assert found.methods == ["ce", "crt"]
-    assert "tau_norm, crt, samn_start" in caplog.text and "select='best'" in caplog.text
+    assert "tau_norm, crt, samn_from_stage1" in caplog.text and "select='best'" in caplog.text
     assert json.loads((tmp_path / "run/compare-1.json").read_text()) == json.loads(before)
     page = (tmp_path / "run/compare-1.md").read_text()
     assert "| tau-norm |" in page and "plots/" not in page
@@ -174,7 +174,7 @@ def test_a_classifier_of_the_comparison_gives_the_logits_of_the_comparison(joine
     rows = {r["method"]: r for r in json.loads((joined / "compare.json").read_text())["rows"]}
     data = learn.dls.test.dataset
     pixels = data.get_batch(range(len(data)))[0]
-    for method in ("ce", "tau_norm", "crt", "samn_start"):
+    for method in ("ce", "tau_norm", "crt", "samn_from_stage1"):
         predictor = Predictor(joined, method, target_prior="train")
         plain = Predictor(joined, method).logits(pixels)
         report = shot_report(plain, data.targets, learn.dls.shot_counts)
@@ -397,7 +397,9 @@ def test_a_damaged_feature_cache_is_made_anew(run, tmp_path):
 def test_the_paper_protocol_is_named(tmp_path):
     done = ltlearn(*TINY, "--protocol", "paper", "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = ltlearn("compare", tmp_path / "run", "--methods", "ce,samn_start,crt", cwd=tmp_path)
+    done = ltlearn(
+        "compare", tmp_path / "run", "--methods", "ce,samn_from_stage1,crt", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert (
         "selected on test" in done.stdout and "batch normalisation in training mode" in done.stdout
