@@ -13,8 +13,8 @@ method on it. "table" prints class-balanced accuracy on the test images, and the
 rivals with 95 % intervals over test images: SAMN as published at the epoch that is best *on the
 test images*, and logit adjustment with tau chosen on validation images. After "extract --run",
 network and classifier are the stage 1 of a run on the first images of each class. The seeds are
-then those of stage 2, and the validation images are the next 50 images of each class, which the
-network has never seen. "plot" shows the accuracy of each class before and after SAMN from
+then those of stage 2, and the validation images are the next images of each class, 50 at most,
+which the network has never seen. "plot" shows the accuracy of each class before and after SAMN from
 stage 1, with the first seed.
 """
 

@@ -50,7 +50,10 @@ _GROUP_HINTS = {
     "few": "Mean of the accuracies of the few-shot classes.",
     "balanced": "Mean of the accuracies of all classes.",
 }
-_LAST_EPOCH_HINT = "Share of all images that are right after the last epoch, without a selection."
+_LAST_EPOCH_HINT = (
+    "Share of all images that are right after the last epoch. Stage 2 starts from the kept epoch "
+    "of stage 1."
+)
 _ECE_HINT = "Expected calibration error: the mean gap between confidence and accuracy, in 15 bins."
 
 
@@ -200,7 +203,7 @@ def result_table(
         seconds = row.get("seconds")
         line += [number_cell(seconds, None if seconds is None else f"{seconds:,.1f}")]
         cells.append(line)
-    for i in range(1, len(names) + 1):
+    for i in [*range(1, len(names) + 1), *([len(names) + 3] if has_last else [])]:
         mark_best(cells, i)
     for i in (len(names) + 1, len(names) + 2):
         mark_best(cells, i, lowest=True)

@@ -67,11 +67,13 @@ def make_table(recipe: Recipe, dls: LTDataLoaders, results: Sequence[SeedResult]
 def _last_epoch(recipe: Recipe, name: str, result: SeedResult) -> float | None:
     """Return the accuracy after the last epoch; None where no epoch was selected on the test set.
 
-    A correction after the training belongs to the kept epoch alone, so there is none either.
+    None too where a correction follows the training: it belongs to the kept epoch alone.
     """
     stage = result.stages[recipe.methods.index(name)]
     trajectory = result.trajectories[name]
     if recipe.protocol != "paper" or METHODS[name].kind == "post hoc" or stage.get("then"):
+        return None
+    if not trajectory.epoch:  # stage 1 is a model as given
         return None
     if trajectory.chosen == trajectory.epoch[-1]:
         return result.reports[name].all

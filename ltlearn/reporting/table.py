@@ -329,8 +329,11 @@ class ResultTable:
             lines.append(_seeds_text("of later stages", self.seeds))
         else:
             lines.append(_seeds_text("", self.seeds))
-        if any(row.last_epoch for row in self.rows):
-            lines.append("last epoch: accuracy on all images after it, without a selection on test")
+        if LAST_EPOCH in self._columns():
+            lines.append(
+                "last epoch: accuracy on all images after the last epoch; stage 2 starts from the "
+                "kept epoch of stage 1"
+            )
         if len(counts) > 1:
             # Some rows are not a mean over all seeds, so list the number of runs.
             runs = "; ".join(f"{_label(row)} {len(row.reports)}" for row in self.rows)

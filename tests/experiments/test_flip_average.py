@@ -6,6 +6,7 @@ import pytest
 from ltlearn.errors import UserError
 from ltlearn.experiments.compare_run import compare_run
 from ltlearn.experiments.manifest import FinishedStage, recorded_recipe
+from ltlearn.experiments.page_tables import result_table
 from ltlearn.experiments.read_recipe import load_recipe
 from ltlearn.experiments.report_page import write_report_page
 from ltlearn.experiments.runner import run_recipe
@@ -64,6 +65,22 @@ def test_the_last_epoch_stands_beside_the_selected_one(run):
     percent = 100 * rows["crt"]["last_epoch"]["mean"]
     assert result.row("crt").last_epoch == pytest.approx(percent, abs=1e-3)
     assert result.row("tau_norm").last_epoch is None
+
+
+def test_the_page_marks_the_best_last_epoch(run):
+    table = result_table(run.read_json("manifest.json")["results"], {})
+    column = [c.label for c in table.columns].index("last epoch")
+    known = [row[column] for row in table.rows if row[column].value is not None]
+    best = max(cell.value for cell in known)
+    assert len({cell.value for cell in known}) == 2
+    assert [cell.is_best for cell in known] == [cell.value == best for cell in known]
+
+
+def test_a_stage_1_as_given_has_no_last_epoch(tmp_path):
+    values = [*VALUES, "stage1.epochs=0", "methods=['ce','crt']"]
+    done = run_recipe(load_recipe("digits_lt", values), Run(tmp_path / "run"), device="cpu")
+    ce, crt = (row["summary"] for row in done.manifest.results["rows"])
+    assert "last_epoch" not in ce and crt["last_epoch"]["mean"] <= crt["all"]["mean"]
 
 
 def test_reports_name_no_mirror_images(run):
