@@ -136,7 +136,7 @@ def measure(name: str, factor: float, args) -> tuple[Rows, dict]:
     """Train and test all methods on one set."""
     with np.load(name) as file:
         x, y, x_test, y_test = (file[key] for key in ("x", "y", "x_test", "y_test"))
-        given = [torch.tensor(file[key]) for key in ("weight", "bias") if key in file]
+        given = {key: torch.tensor(file[key]) for key in ("weight", "bias") if key in file}
     (x, y), left = cut(x, y, factor, args.rest)
     test = left if args.rest else (x_test, y_test)
     rows, methods = None, list(dict.fromkeys([RIVAL, *args.methods]))
@@ -145,7 +145,7 @@ def measure(name: str, factor: float, args) -> tuple[Rows, dict]:
         dls = LTDataLoaders.from_features(x, y, valid=valid, test=test, seed=seed)
         learn = lt_learner(dls)
         if given:
-            learn.model.head.load_state_dict(dict(zip(("weight", "bias"), given, strict=True)))
+            learn.model.head.load_state_dict(given)
         else:
             learn.fit_stage1(method="probe")
         found = compare(learn, methods, select="last", stage1_seed=seed, first_seed=seed)

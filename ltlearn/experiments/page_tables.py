@@ -43,17 +43,17 @@ __all__ = [
     "use_section",
 ]
 
-_GROUP_HINTS = {
+_ACCURACY_HINTS = {
     "all": "Share of all images that are classified correctly.",
     "many": "Mean of the accuracies of the many-shot classes.",
     "medium": "Mean of the accuracies of the medium-shot classes.",
     "few": "Mean of the accuracies of the few-shot classes.",
     "balanced": "Mean of the accuracies of all classes.",
+    LAST_EPOCH: (
+        "Share of all images that are right after the last epoch. Stage 2 starts from the kept "
+        "epoch of stage 1."
+    ),
 }
-_LAST_EPOCH_HINT = (
-    "Share of all images that are right after the last epoch. Stage 2 starts from the kept epoch "
-    "of stage 1."
-)
 _ECE_HINT = "Expected calibration error: the mean gap between confidence and accuracy, in 15 bins."
 
 
@@ -180,14 +180,12 @@ def result_table(
         differences: Heading to the difference of each method in balanced accuracy.
     """
     rows, columns = results["rows"], [Column("method", False)]
-    names = [n for n in ("all", *SHOTS, "balanced") if any(r["summary"].get(n) for r in rows)]
-    columns += [Column(name, hint=_GROUP_HINTS[name]) for name in names]
+    names = [name for name in _ACCURACY_HINTS if any(r["summary"].get(name) for r in rows)]
+    columns += [Column(name.replace("_", " "), hint=_ACCURACY_HINTS[name]) for name in names]
     columns += [
         Column("ECE", hint=_ECE_HINT),
         Column("NLL", hint="Mean negative log-likelihood of the true class, in nats."),
     ]
-    has_last = any(r["summary"].get(LAST_EPOCH) for r in rows)
-    columns += [Column("last epoch", hint=_LAST_EPOCH_HINT)] if has_last else []
     hint = "Difference in balanced accuracy in points, with a 95 % interval where there is one."
     columns += [Column(heading, hint=hint) for heading in differences]
     columns += [Column("seconds", hint="Training time, the mean over seeds.")]
@@ -196,14 +194,13 @@ def result_table(
         summary = row["summary"]
         line = [Cell(row["label"]), *(_mean_cell(summary, name) for name in names)]
         line += [_mean_cell(summary, "ece"), _mean_cell(summary, "nll", percent=False)]
-        line += [_mean_cell(summary, LAST_EPOCH)] if has_last else []
         for of_method in differences.values():
             difference = of_method.get(row["method"])
             line.append(Cell(DASH) if difference is None else difference.cell())
         seconds = row.get("seconds")
         line += [number_cell(seconds, None if seconds is None else f"{seconds:,.1f}")]
         cells.append(line)
-    for i in [*range(1, len(names) + 1), *([len(names) + 3] if has_last else [])]:
+    for i in range(1, len(names) + 1):
         mark_best(cells, i)
     for i in (len(names) + 1, len(names) + 2):
         mark_best(cells, i, lowest=True)
