@@ -137,6 +137,12 @@ class MeasuredResult(RecipeSection):
         return f"{self.recipe}-{self.stage1}{factor}-{self.protocol}{compared}"
 
     @property
+    def set_name(self) -> str:
+        """Return the dataset with its imbalance factor."""
+        factor = "" if self.imbalance_factor is None else f" {self.imbalance_factor:g}"
+        return f"{self.dataset}{factor}"
+
+    @property
     def accuracies(self) -> dict[str, float]:
         """Return the accuracy on all images in %, by method."""
         return {row.method: row.accuracy["all"] for row in self.rows}

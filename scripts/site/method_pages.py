@@ -428,7 +428,7 @@ def _overview(facts: dict[str, MethodFacts]) -> list[str]:
     """Return the table of all methods, which a click on a heading sorts, and its explanation."""
     # More columns need a wider page.
     sets = [r for r in measured() if (r.kind, r.protocol) == ("comparison", "clean")][:2]
-    head = ["Method", "Kind", "Epochs", "Trains", *map(_set_name, sets)]
+    head = ["Method", "Kind", "Epochs", "Trains", *(result.set_name for result in sets)]
     rows = []
     for name, row in METHODS.items():
         epochs = {**_DEFAULTS, **row.values}["epochs"] if row.kind == "stage 2" else ""
@@ -450,11 +450,6 @@ def _overview(facts: dict[str, MethodFacts]) -> list[str]:
     shown = table([inline(cell) for cell in head], rows, "llrl" + "r" * len(sets))
     script = fence(f"{_SORT_STYLE}\n{_SORT}", "{=html}")
     return [note, f"::: {{.sortable}}\n\n{shown}\n\n:::", script]
-
-
-def _set_name(result: MeasuredResult) -> str:
-    factor = "" if result.imbalance_factor is None else f" {result.imbalance_factor:g}"
-    return f"{result.dataset}{factor}"
 
 
 def evidence() -> str:
@@ -481,5 +476,5 @@ def evidence() -> str:
         for name in order
     ]
     head = ["method", "gain", "smallest gain", "sets", "chooses on validation"]
-    names = ", ".join(map(_set_name, sets))
+    names = ", ".join(result.set_name for result in sets)
     return f"{table(head, rows, 'lrrrl')}\n\nSets: {names}."
