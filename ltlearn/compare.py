@@ -86,7 +86,8 @@ def compare(
         flip: Whether logits are averaged over mirror images; with `views=0`.
         stage1_seed: Seed of stage 1, for the record.
         first_seed: The first seed of each method, at least 0. The augmented views have it, too.
-        arguments: Arguments of `retrain_classifier` that replace those of the table, by method.
+        arguments: Arguments of `retrain_classifier` or `correct_classifier` that replace those of
+            the table, by method.
         run: Folder that keeps trained classifiers, so that a later call trains new methods only.
         earlier: Seeds by method of an earlier comparison. Those that `run` keeps are tested, too.
         notify: Called with a line of text at each method.
@@ -375,7 +376,7 @@ class _Study:
         if row.kind == "stage 2":
             trajectory = learn.retrain_classifier(**{**self._request(method, seed), **own})
         elif row.kind == "post hoc":
-            learn.correct_classifier(method, views=max(1, views), seed=self.first_seed)
+            learn.correct_classifier(method, views=max(1, views), seed=self.first_seed, **own)
         stages = [dict(record) for record in learn.stages[len(self.stages) :]]
         seconds = sum(stage["seconds"] for stage in stages)
         return self._as_trained(method, seed, stages, trajectory, seconds)

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ltlearn.errors import UserError, check_choice, spell
+from ltlearn.errors import UserError, check_choice, check_number, spell
 from ltlearn.experiments.recipe import COMMAND_LINE, Recipe
 from ltlearn.experiments.sections import SECTIONS, Expected, MethodSection, Variant
-from ltlearn.methods import METHODS, find_method, find_methods, stage1_methods
+from ltlearn.methods import METHODS, Method, find_method, find_methods, stage1_methods
 from ltlearn.utils.system_errors import unreadable
 from ltlearn.utils.text import short_repr, validation_reason
 
@@ -231,17 +231,29 @@ def _check_stage1_options(recipe: Recipe, where: str) -> None:
 
 def _check_method_options(recipe: Recipe, name: str, where: str) -> None:
     section, row = recipe.method[name], find_method(name)
-    if section.model_dump(exclude_none=True) and row.kind != "stage 2":
+    given, allowed = section.model_dump(exclude_none=True), _method_keys(row)
+    if given and not allowed:
         raise UserError(
-            f"{where}: {name} trains no classifier, so [method.{name}] has no meaning; leave it "
-            "out."
+            f"{where}: {name} has no values that a recipe can set, so [method.{name}] has no "
+            "meaning; leave it out."
         )
-    for key, value in section.options().items():
-        if key not in row.options:
-            allowed = [*MethodSection.model_fields, *row.options]
+    for key, value in given.items():
+        if key not in allowed:
             raise UserError(f"{where}: {_unknown_key(f'method.{name}.{key}', allowed)}")
-        converted = _convert_option(f"{where}: method.{name}.{key}", value, row.options[key])
-        section.set_option(key, converted)
+        if key in row.recipe_options:
+            label = f"{where}: method.{name}.{key}"
+            converted = _convert_option(label, value, row.recipe_options[key])
+            if row.kind == "post hoc":
+                check_number(label, converted, 0)
+            section.set_option(key, converted)
+
+
+def _method_keys(row: Method) -> list[str]:
+    """Return the keys that the table [method.NAME] can have."""
+    if row.kind == "stage 1":
+        return []
+    trained = MethodSection.model_fields if row.kind == "stage 2" else ()
+    return [*trained, *row.recipe_options]
 
 
 def _convert_option(name: str, value: Any, default: Any) -> Any:
@@ -263,6 +275,8 @@ def _check_when(when: dict[str, Any], file: str) -> None:
         field = Recipe.model_fields.get(section)
         inside = [*getattr(field.annotation, "model_fields", ())] if field else []
         inside += _stage1_options() if section == "stage1" else ()
+        if section == "method":
+            inside = [f"{m}.{k}" for m, row in METHODS.items() for k in _method_keys(row)]
         if field is None or (name not in inside if name else inside):
             raise UserError(f"{file}: `when` names {key}, which is no key of a recipe.")
 

@@ -133,25 +133,28 @@ class Recipe(RecipeSection):
         return self.method[name].options() if name in self.method else {}
 
     def arguments_of(self, name: str) -> dict[str, Any]:
-        """Return the arguments of `retrain_classifier` for a method, beside its name.
+        """Return the arguments that train a method, or correct with it, beside its name.
 
+        They are those of `retrain_classifier`, and of `correct_classifier` for a post-hoc method.
         `[method.NAME]` comes first, then stage 2 of the command line, then the table of methods,
         then `[stage2]`.
 
         Args:
             name: The method.
         """
+        options, row = self.options_of(name), METHODS[name]
+        if row.kind == "post hoc":
+            return {"value": options[row.strength]} if options else {}
         values = {short: getattr(self.stage2, key) for key, short in _ARGUMENTS.items()}
         given = {
             short
             for key, short in _ARGUMENTS.items()
             if self.provenance.get(f"stage2.{key}") == COMMAND_LINE
         }
-        values |= {k: v for k, v in METHODS[name].values.items() if k not in given}
+        values |= {k: v for k, v in row.values.items() if k not in given}
         if name in self.method:
             own = {short: getattr(self.method[name], key) for key, short in _ARGUMENTS.items()}
             values |= {k: v for k, v in own.items() if v is not None}
-        options = self.options_of(name)
         return values | ({"options": options} if options else {})
 
     def settled(self) -> "Recipe":

@@ -194,7 +194,8 @@ class Stage2Section(_Stage):
 class MethodSection(_WithOptions):
     """The values of one method. None: the value in the table of methods.
 
-    Further keys are options of the method.
+    Further keys are options of the method. A post-hoc method has its strength alone, such as tau;
+    without it, the strength is chosen on validation images.
     """
 
     epochs: int | None = Field(None, ge=0, le=_MAX_EPOCHS)

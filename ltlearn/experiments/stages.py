@@ -321,7 +321,7 @@ def _run_method(recipe: Recipe, folder: StageFolder, learn: LTLearner, name: str
     label = label_of(name, recipe.named_stage1)
     file = stage_name(folder.seed, name)
     if method.kind == "post hoc":
-        correct = partial(_correct, learn, name, folder.seed)
+        correct = partial(_correct, learn, name, folder.seed, recipe.arguments_of(name))
         return _load_or_train(folder, file, learn, label, correct)
     values = recipe.arguments_of(name)
     if recipe.is_smoke:
@@ -345,9 +345,11 @@ def _run_method(recipe: Recipe, folder: StageFolder, learn: LTLearner, name: str
     return _load_or_train(folder, file, learn, title, train)
 
 
-def _correct(learn: LTLearner, method: str, seed: int, cbs=None) -> TrajectoryRecord:
+def _correct(
+    learn: LTLearner, method: str, seed: int, values: dict[str, Any], cbs=None
+) -> TrajectoryRecord:
     """Correct the classifier without training; return the trajectory, of one entry."""
-    learn.correct_classifier(method, seed=seed)
+    learn.correct_classifier(method, seed=seed, **values)
     return learn.trajectory
 
 

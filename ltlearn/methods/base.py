@@ -213,6 +213,13 @@ class Method:
         return MappingProxyType({**self.loss_options, **self.callback_options, **words})
 
     @property
+    def recipe_options(self) -> Mapping[str, float]:
+        """Return the options that a recipe can set: those of the method, or its strength."""
+        if self.choose is None:
+            return self.options
+        return MappingProxyType({self.strength: self.published_value})
+
+    @property
     def draws(self) -> bool:
         """Return whether the outcome after stage 1 depends on the seed."""
         return self.kind == "stage 2" and (self.values.get("epochs") != 0 or self.reset)

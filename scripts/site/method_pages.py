@@ -283,7 +283,8 @@ def _values(name: str, row: Method) -> list[str]:
         rows.append(
             [
                 f"strength {code(row.strength)}",
-                f"chosen on validation images; with too few of them {row.published_value:g}",
+                f"chosen on validation images; with too few of them {row.published_value:g}. "
+                f"`method.{name}.{row.strength}` of a recipe sets it",
             ]
         )
     if row.post is not None:

@@ -169,7 +169,11 @@ def test_a_method_has_values_of_its_own(tmp_path):
         ("method.samn.speed=1", r"method\.samn\.speed.*epochs, lr"),
         ("method.samn.lr=0", r"method\.samn\.lr=0"),
         ("method.zzz.lr=1", "no method 'zzz'"),
-        ("method.tau_norm.lr=1", r"tau_norm.*method\.tau_norm"),
+        ("method.tau_norm.lr=1", r"unknown key method\.tau_norm\.lr; allowed are tau"),
+        ("method.tau_norm.tau=-1", r"method\.tau_norm\.tau.*at least 0.*-1"),
+        ("method.tau_norm.tau=high", r"method\.tau_norm\.tau.*'high'"),
+        ("method.ncm.tau=1", r"ncm has no values.*\[method\.ncm\]"),
+        ("method.ce.lr=1", r"ce has no values.*\[method\.ce\]"),
         ("method.samn.head_smoothing=0.1", r"method\.samn\.head_smoothing.*epochs, lr"),
         ("method.mislas.head_smoothing=high", r"method\.mislas\.head_smoothing.*'high'"),
         ("method.samn=1", r"method\.samn=1"),
@@ -270,6 +274,31 @@ def test_every_option_of_a_method_may_stand_in_a_recipe():
             recipe = load_recipe("digits_lt", given)
             assert recipe.value(f"{section}.{key}") == value
             assert type(recipe.value(f"{section}.{key}")) is type(default)
+
+
+def test_a_recipe_sets_the_strength_of_a_post_hoc_method(tmp_path):
+    sets = ["methods=['ce','tau_norm','logit_adjustment']", "method.tau_norm.tau=1"]
+    recipe = load_recipe("digits_lt", sets)
+    assert recipe.arguments_of("tau_norm") == {"value": 1.0}
+    assert recipe.arguments_of("logit_adjustment") == {}
+    stages = run_recipe(recipe.smoke(), Run(tmp_path), device="cpu").manifest.stages
+    corrections = {stage["method"]: stage for stage in stages}
+    assert (corrections["tau_norm"]["value"], corrections["tau_norm"]["chosen_on"]) == (
+        1.0,
+        "not chosen",
+    )
+    assert corrections["logit_adjustment"]["chosen_on"] == "validation"
+
+
+@pytest.mark.parametrize("name", ["cifar10_lt_w16", "cifar100_lt_w16"])
+def test_tau_norm_with_tau_1_has_a_published_figure(name):
+    def published(*sets):
+        recipe = load_recipe(name, ["protocol=paper", *sets])
+        return [figure for figure in recipe.published() if figure.method == "tau_norm"]
+
+    assert published() == []
+    assert len(published("method.tau_norm.tau=1")) == 1
+    assert len(published("method.tau_norm.tau=1", "data.imbalance_factor=50")) == 1
 
 
 def test_variants_depend_on_the_meaning_of_a_value():

@@ -68,9 +68,11 @@ def joined(run, compared):
 
 def test_compare_takes_the_recipe_s_values_of_a_method(tmp_path):
     own = ["--set", "method.samn.lr=0.5", "--set", "method.samn.epochs=1"]
+    own += ["--set", "method.tau_norm.tau=0.35"]
     done = ltlearn(*TINY, *own, "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = compare_run(Run(tmp_path / "run"), "ce,samn")
+    found = compare_run(Run(tmp_path / "run"), "ce,samn,tau_norm")
+    assert found.of("tau_norm")[0].stages[0]["value"] == 0.35
     stage = found.of("samn")[0].stages[0]
     assert (stage["lr"], stage["epochs"]) == (0.5, 1)
 
