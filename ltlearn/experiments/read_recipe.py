@@ -233,10 +233,7 @@ def _check_method_options(recipe: Recipe, name: str, where: str) -> None:
     section, row = recipe.method[name], find_method(name)
     given, allowed = section.model_dump(exclude_none=True), _method_keys(row)
     if given and not allowed:
-        raise UserError(
-            f"{where}: {name} has no values that a recipe can set, so [method.{name}] has no "
-            "meaning; leave it out."
-        )
+        raise UserError(f"{where}: {name} takes no values from [method.{name}]; leave it out.")
     for key, value in given.items():
         if key not in allowed:
             raise UserError(f"{where}: {_unknown_key(f'method.{name}.{key}', allowed)}")

@@ -284,7 +284,7 @@ def _values(name: str, row: Method) -> list[str]:
             [
                 f"strength {code(row.strength)}",
                 f"chosen on validation images; with too few of them {row.published_value:g}. "
-                f"A recipe sets it with `method.{name}.{row.strength}`",
+                f"A recipe sets it with {code(f'method.{name}.{row.strength}')}",
             ]
         )
     if row.post is not None:
