@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from ltlearn.errors import UserError
+from ltlearn.heads.linear import in_full_precision
 from ltlearn.heads.registry import head_from_state, is_head, is_trainable
 from ltlearn.models.experts import fit_experts_to_state
 
@@ -31,6 +33,9 @@ class LTModel(nn.Module):
     adapters (`AdaptFormer`, `LoRA`) or with experts (`ExpertBackbone`); it then replaces its head,
     or adds and removes adapters and experts.
 
+    In evaluation the head computes in float32, also under autocast: in bfloat16 the two largest
+    logits of an image are often equal, and the more frequent class would win.
+
     Args:
         backbone: Maps images to (N, D) features.
         head: Maps features to (N, C) logits.
@@ -51,7 +56,11 @@ class LTModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify a batch."""
-        return self.head(self.backbone(x))
+        features, kind = self.backbone(x), x.device.type
+        if self.training or not torch.is_autocast_enabled(kind):
+            return self.head(features)
+        with torch.autocast(kind, enabled=False):
+            return self.head(in_full_precision(features))
 
 
 def _fit_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:
