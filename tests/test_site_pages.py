@@ -316,7 +316,8 @@ def test_results_stand_on_the_pages_of_methods_and_recipes(recorded, tmp_path):
         tmp_path, "recipes/_recipes_table.md"
     )
     evidence = read(tmp_path, "guide/_evidence.md")
-    assert "[cRT](../methods/crt.qmd) | +2.1 | +2.1 | 1 | –" in evidence
+    assert "[cRT](../methods/crt.qmd) | +2.1 | +2.1 | 1 | epoch" in evidence
+    assert "after CE" in evidence
     recorded.clear()
     assert "No comparison" in method_pages.evidence()
 

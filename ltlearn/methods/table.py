@@ -251,7 +251,8 @@ BUILT_IN: dict[str, Method] = {
     ),
     "tau_norm": _post_hoc(
         "tau-norm", _CRT,
-        "tau chosen on validation images from 0, .1, ..., 2; bias kept: BagofTricks-LT",
+        "tau chosen on validation images from 0, .1, ..., 2: the authors' code; bias kept: "
+        "BagofTricks-LT, with tau 1",
         apply=_posthoc("apply_tau_norm"), choose=_posthoc("choose_tau_norm"),
     ),
     "tau_norm_no_bias": _post_hoc(
@@ -265,7 +266,8 @@ BUILT_IN: dict[str, Method] = {
         apply=_posthoc("apply_nearest_mean"), uses_features_only=True,
     ),
     "logit_adjustment": _post_hoc(
-        "logit adjustment", _LA, "tau chosen on validation images from 0, .1, ..., 2",
+        "logit adjustment", _LA,
+        "own: tau chosen on validation images from 0, .1, ..., 2; the authors take 1",
         apply=_posthoc("apply_logit_adjustment"), choose=_posthoc("choose_logit_adjustment"),
     ),
     "prior_matching": _post_hoc(

@@ -10,6 +10,7 @@ from ltlearn.methods import (
     METHODS,
     Method,
     find_method,
+    label_of,
     usual_stage2,
 )
 from scripts.site.api_pages import Links
@@ -444,8 +445,9 @@ def _overview(facts: dict[str, MethodFacts]) -> list[str]:
         "features, epochs are those of stage 2."
     )
     if sets:
+        stages = " and ".join(dict.fromkeys(label_of(result.stage1) for result in sets))
         note += (
-            " Accuracies are top-1 in % under the clean protocol; "
+            f" Accuracies are top-1 in % under the clean protocol, after {stages}; "
             "[the results](../results/accuracy.ipynb) have all sets and the commands."
         )
     shown = table([inline(cell) for cell in head], rows, "llrl" + "r" * len(sets))
@@ -472,10 +474,22 @@ def evidence() -> str:
             f"{sum(gains[name]) / len(gains[name]):+.1f}",
             f"{min(gains[name]):+.1f}",
             str(len(gains[name])),
-            METHODS[name].strength if METHODS[name].choose is not None else "–",
+            _chosen(name),
         ]
         for name in order
     ]
-    head = ["method", "gain", "smallest gain", "sets", "chooses on validation"]
-    names = ", ".join(result.set_name for result in sets)
+    head = ["method", "gain", "smallest gain", "sets", "chosen on validation"]
+    names = ", ".join(f"{result.set_name} after {label_of(result.stage1)}" for result in sets)
     return f"{table(head, rows, 'lrrrl')}\n\nSets: {names}."
+
+
+def _chosen(name: str) -> str:
+    """Return what validation images choose for a method."""
+    method = METHODS[name]
+    chosen = ["epoch"] if method.kind == "stage 2" else []
+    if method.uses_validation:
+        chosen.append("shifts")
+    for part in (method, METHODS[method.post] if method.post else None):
+        if part is not None and part.choose is not None:
+            chosen.append(part.strength)
+    return ", ".join(chosen) or "–"
