@@ -46,7 +46,7 @@ _SORT_STYLE = """<style>
 .sortable button::after { content: " \\2195"; opacity: .5; }
 .sortable [aria-sort="ascending"] button::after { content: " \\2191"; opacity: 1; }
 .sortable [aria-sort="descending"] button::after { content: " \\2193"; opacity: 1; }
-.sortable td:not(:first-child) { white-space: nowrap; }
+.sortable td:not(:first-child):not(:nth-child(4)) { white-space: nowrap; }
 </style>"""
 # Headings become buttons, so that the keyboard sorts as well.
 _SORT = """<script>
@@ -438,7 +438,7 @@ def _overview(facts: dict[str, MethodFacts]) -> list[str]:
         trains = facts[name].trains.split(":")[0].split(",")[0].removesuffix(" numbers")
         trains = "all weights" if trains.startswith("all") else trains
         found = [result.row(name) for result in sets]
-        figures = ["" if row is None else percent(row.accuracy["all"]) for row in found]
+        figures = ["" if row is None else f"{row.accuracy['all']:.2f}" for row in found]
         rows.append([_linked(name), facts[name].group, str(epochs), trains, *figures])
     note = (
         "A click on a heading sorts the table. C is the number of classes, D the number of "
