@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,10 @@ class LTModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify a batch."""
-        features, kind = self.backbone(x), x.device.type
+        features = self.backbone(x)
+        # torch.fx traces with an x that has no device, so the head's tensors name it.
+        first = next(chain(self.head.parameters(), self.head.buffers()), None)
+        kind = "cpu" if first is None else first.device.type
         if self.training or not torch.is_autocast_enabled(kind):
             return self.head(features)
         with torch.autocast(kind, enabled=False):

@@ -51,3 +51,8 @@ def test_logits_of_an_evaluation_are_those_of_the_features_in_float32(head):
 def test_without_autocast_the_dtype_is_that_of_the_model():
     model = LTModel(nn.Identity(), close_head()).to(torch.bfloat16).eval()
     assert model(torch.ones(1, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_the_model_can_be_traced_in_evaluation_mode():
+    model, x = LTModel(nn.Linear(6, 2), close_head()).eval(), torch.randn(4, 6)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
