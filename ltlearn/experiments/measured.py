@@ -104,7 +104,7 @@ class MeasuredResult(RecipeSection):
         commit: The commit of the code that ran.
         hardware: The machine.
         versions: Versions of ltlearn, torch and Python.
-        training_seconds: Seconds of training, all stages and seeds together; None is not known.
+        training_seconds: Seconds of training, all stages and seeds together; None: not recorded.
     """
 
     kind: Literal["run", "comparison"]

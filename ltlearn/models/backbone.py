@@ -15,6 +15,7 @@ from ltlearn.models.experts import fit_experts_to_state
 __all__ = [
     "HEAD_NAMES",
     "LTModel",
+    "device_of",
     "evaluating",
     "find_head",
     "fit_adapters_to_shapes",
@@ -58,13 +59,24 @@ class LTModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Classify a batch."""
         features = self.backbone(x)
-        # torch.fx traces with an x that has no device, so the head's tensors name it.
-        first = next(chain(self.head.parameters(), self.head.buffers()), None)
-        kind = "cpu" if first is None else first.device.type
-        if self.training or not torch.is_autocast_enabled(kind):
+        if self.training:
+            return self.head(features)
+        # Not x.device: the x that torch.fx traces with has none.
+        kind = device_of(self.head).type
+        if not torch.is_autocast_enabled(kind):
             return self.head(features)
         with torch.autocast(kind, enabled=False):
             return self.head(in_full_precision(features))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's first tensor; the CPU if it has none.
+
+    Args:
+        module: The module. One without parameters, such as the nearest class mean, has buffers.
+    """
+    first = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _fit_to_state(module: LTModel, state: dict, prefix: str, *_) -> None:

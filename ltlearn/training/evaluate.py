@@ -1,14 +1,13 @@
 """Run a model in evaluation mode over a loader."""
 
 from contextlib import nullcontext
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from ltlearn.data.loader import LTDataLoader
 from ltlearn.errors import UserError
-from ltlearn.models.backbone import evaluating
+from ltlearn.models.backbone import device_of, evaluating
 from ltlearn.training.collectives import gather_rows
 
 __all__ = ["run_model"]
@@ -39,9 +38,7 @@ def run_model(
     Raises:
         UserError: If the loader is empty.
     """
-    # A head without parameters, such as the nearest class mean, has buffers.
-    device = next(chain(model.parameters(), model.buffers())).device
-    logits, targets = [], []
+    device, logits, targets = device_of(model), [], []
     together = together and isinstance(dl, LTDataLoader)
     with evaluating(model), dl.cut_by_rank() if together else nullcontext():
         for x, *rest in dl:

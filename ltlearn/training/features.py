@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ltlearn.data.feature_rows import Features
 from ltlearn.data.transforms import mix_seed
 from ltlearn.errors import UserError, check_choice, spell
-from ltlearn.models.backbone import evaluating
+from ltlearn.models.backbone import device_of, evaluating
 from ltlearn.training.collectives import gather_rows
 from ltlearn.training.compiled import FrozenCall
 from ltlearn.training.feature_names import is_plain, normalize_name, transform_name
@@ -203,7 +203,7 @@ class FeatureBank:
             loader.set_epoch(view or 0)
         line = ProgressLine("computing features", dl.n)
         line.advance(done)
-        device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+        device = device_of(backbone)
         try:
             with evaluating(backbone), torch.inference_mode(), loader.cut_by_rank():
                 for i, (x, *_) in enumerate(loader if done < dl.n else ()):
